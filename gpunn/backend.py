@@ -1,0 +1,317 @@
+"""Where arrays are born: the choice of library and device, made once, at the edges.
+
+Inside, arrays carry their backend, and nothing asks which one it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpunn._typing import Array, Namespace
+from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ENVIRONMENT_VARIABLE = "GPUNN_BACKEND"
+KNOWN = ("auto", "numpy", "cupy", "cupy:<device index>", "array-api-strict")
+_INSTALL_CUPY = 'pip install "gpunn[cuda12x]" (or "gpunn[cuda13x]", to match the driver)'
+_NAMESPACES = {
+    "numpy": "array_api_compat.numpy",
+    "cupy": "array_api_compat.cupy",
+    "array-api-strict": "array_api_strict",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library of arrays and one of its devices; made by `get_backend`.
+
+    Attributes
+    ----------
+    library : {"numpy", "cupy", "array-api-strict"}
+        Whose arrays.
+    index : int
+        Which device; 0 where the library has only one.
+    """
+
+    library: str
+    index: int = 0
+
+    @property
+    def xp(self) -> Namespace:
+        """The functions of the Array API standard, in this library."""
+        return importlib.import_module(_NAMESPACES[self.library])
+
+    @property
+    def device(self) -> Any:
+        """The device, as this library names it."""
+        if self.library == "cupy":
+            return importlib.import_module("cupy").cuda.Device(self.index)
+        if self.library == "array-api-strict":
+            return self.xp.Device(f"device{self.index}" if self.index else "CPU_DEVICE")
+        return "cpu"
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Return a context in which this backend's device is the library's current one."""
+        scope: AbstractContextManager[Any] = self.device if self.library == "cupy" else nullcontext()
+        return scope
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """Return `x` as an array of this backend, copied only if that is needed.
+
+        Parameters
+        ----------
+        x : array of any library, or anything that `numpy.asarray` takes
+            The values. An array on a GPU reaches another GPU without a trip through the host.
+        dtype : str or dtype of the standard, optional
+            Defaults to the dtype of `x`.
+        """
+        xp = self.xp
+        if isinstance(dtype, str):
+            dtype = getattr(xp, dtype)
+        if self.library == "cupy":
+            with self.scope():
+                x = _to_cupy(x, self.index)
+                return x if dtype is None else x.astype(dtype, copy=False)
+        if backend_of(x) != self:
+            x = to_numpy(x)
+            if self.library == "array-api-strict":
+                x = xp.asarray(x, device=self.device)
+        return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
+
+    def free_bytes(self) -> int | None:
+        """Return how much memory the device has left, in bytes, or None where that is not known."""
+        if self.library == "cupy":
+            cupy = importlib.import_module("cupy")
+            with self.scope():
+                unused = cupy.get_default_memory_pool().free_bytes()
+                return int(cupy.cuda.runtime.memGetInfo()[0]) + int(unused)
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        """Return the name that `get_backend` takes."""
+        return self.library if self.library == "numpy" else f"{self.library}:{self.index}"
+
+
+def get_backend(name: str | Backend | None = None) -> Backend:
+    """Return the backend of that name.
+
+    Parameters
+    ----------
+    name : str, Backend or None, default None
+        ``"numpy"``; ``"cupy"`` (CuPy's current device) or ``"cupy:1"`` (that device);
+        ``"array-api-strict"`` or ``"array-api-strict:1"``, for tests; ``"auto"``, which is the
+        environment variable ``GPUNN_BACKEND`` if set, else CuPy if it works, else NumPy. None is
+        what `use` has set, else ``GPUNN_BACKEND``, else NumPy.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If that backend cannot work here; the message says why, and what mends it.
+    SettingError
+        If there is no backend of that name.
+    """
+    if isinstance(name, Backend):
+        return name
+    if name is None:
+        chosen = _block_backend.get() or _process_backend[0]
+        return chosen or get_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "numpy")
+    if not isinstance(name, str):
+        raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
+    if name == "auto":
+        wanted = os.environ.get(ENVIRONMENT_VARIABLE)
+        return get_backend(wanted) if wanted and wanted != "auto" else _automatic()
+    library, _, index = name.partition(":")
+    if library not in _NAMESPACES or (index and not index.isdecimal()) or name.endswith(":"):
+        raise SettingError(f"unknown backend {name!r}; known are {', '.join(KNOWN)}")
+    if library == "cupy":
+        return Backend("cupy", _cupy_device(int(index) if index else None))
+    if library == "array-api-strict":
+        _require("array_api_strict", "pip install array-api-strict")
+        return Backend(library, int(index or 0))
+    if index not in ("", "0"):
+        raise BackendUnavailableError(f"backend {name!r}: NumPy has one device; say 'numpy'")
+    return Backend("numpy")
+
+
+class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
+    """Set the backend for those who do not name one: for a block, or for the process.
+
+    Parameters
+    ----------
+    backend : str or Backend
+        As for `get_backend`.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> with gn.use(backend="numpy"):
+    ...     layer = gn.Dense(2, 1)
+
+    Called without ``with``, it holds for the process; within ``with``, for the block alone and
+    for the thread or task that runs it.
+    """
+
+    def __init__(self, backend: str | Backend) -> None:
+        self.backend = get_backend(backend)
+        self._before = _process_backend[0]
+        self._token: Token[Backend | None] | None = None
+        _process_backend[0] = self.backend
+
+    def __enter__(self) -> Backend:
+        """Narrow the choice to the block."""
+        _process_backend[0] = self._before
+        self._token = _block_backend.set(self.backend)
+        return self.backend
+
+    def __exit__(self, *exception: object) -> None:
+        """Return to what was set before."""
+        if self._token is not None:
+            _block_backend.reset(self._token)
+
+
+_process_backend: list[Backend | None] = [None]
+_block_backend: ContextVar[Backend | None] = ContextVar("gpunn_backend", default=None)
+
+
+def backend_of(x: Any) -> Backend | None:
+    """Return the backend of an array, or None if it is no array of a known library."""
+    if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
+        return Backend("numpy")
+    library = type(x).__module__.partition(".")[0]
+    if library == "cupy":
+        return Backend("cupy", int(x.device.id))
+    if library == "array_api_strict":
+        name = str(x.device)
+        digits = "".join(character for character in name if character.isdecimal())
+        return Backend("array-api-strict", int(digits or 0))
+    return None
+
+
+def scope_of(x: Any) -> AbstractContextManager[Any]:
+    """Return a context in which the device of `x` is its library's current one."""
+    if type(x).__module__.startswith("cupy"):
+        device: AbstractContextManager[Any] = x.device
+        return device
+    return _NO_SCOPE
+
+
+_NO_SCOPE: AbstractContextManager[Any] = nullcontext()
+
+
+def copy_of(x: Array) -> Array:
+    """Return a copy of an array, where the array is."""
+    backend = backend_of(x)
+    if backend is None:
+        raise DTypeError(f"expected an array of a known library, got {type(x).__name__}")
+    with backend.scope():
+        return backend.xp.asarray(x, copy=True)
+
+
+def to_numpy(x: Any) -> NDArray[Any]:
+    """Return any array, of any library and device, as a NumPy array.
+
+    A NumPy array is returned as it is; others are copied where their memory cannot be shared.
+    """
+    backend = backend_of(x)
+    if backend is None:
+        return _foreign_to_numpy(x)
+    if backend.library == "cupy":
+        with backend.scope():
+            on_host: NDArray[Any] = x.get()
+            return on_host
+    if backend.library == "array-api-strict":
+        return np.asarray(x.to_device(backend.xp.Device("CPU_DEVICE")))
+    return np.asarray(x)
+
+
+def _foreign_to_numpy(x: Any) -> NDArray[Any]:
+    if hasattr(x, "detach"):  # a torch tensor that requires a gradient refuses to be read
+        x = x.detach()
+    if hasattr(x, "__cuda_array_interface__"):
+        return to_numpy(importlib.import_module("cupy").asarray(x))
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        return np.from_dlpack(x)
+    return np.asarray(x)
+
+
+def _to_cupy(x: Any, index: int) -> Array:
+    """Return `x` on CuPy's current device, whose index is given."""
+    cupy = importlib.import_module("cupy")
+    if isinstance(x, cupy.ndarray):
+        return x if x.device.id == index else cupy.array(x)
+    if hasattr(x, "__cuda_array_interface__"):
+        return cupy.asarray(x)
+    return cupy.asarray(to_numpy(x))
+
+
+def _require(module: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise BackendUnavailableError(
+                f"{module} is installed but cannot be imported ({error}); reinstall it: {remedy}"
+            ) from error
+        raise BackendUnavailableError(f"{module} is not installed: {remedy}") from error
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{module} is installed but cannot be imported ({error}); reinstall it: {remedy}"
+        ) from error
+
+
+def _cupy_device(index: int | None) -> int:
+    """Return the index of a device that CuPy can use; None asks for its current one."""
+    cupy = _require("cupy", _INSTALL_CUPY)
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        no_device = getattr(runtime, "cudaErrorNoDevice", 100)
+        if getattr(error, "status", None) == no_device:
+            count = 0
+        else:
+            raise BackendUnavailableError(
+                f"CuPy is installed, but there is no working NVIDIA driver for it ({error}): "
+                "install or update the driver until `nvidia-smi` lists the GPU"
+            ) from error
+    if count == 0:
+        raise BackendUnavailableError(
+            "CuPy is installed, but there is no CUDA device: check that `nvidia-smi` lists a GPU "
+            "and that the environment variable CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    if index is None:
+        return int(cupy.cuda.Device().id)
+    if index >= count:
+        devices = "cupy:0" if count == 1 else f"cupy:0 to cupy:{count - 1}"
+        raise BackendUnavailableError(
+            f"there is no device cupy:{index}; this machine has {devices}"
+        )
+    return index
+
+
+@lru_cache(maxsize=1)
+def _automatic() -> Backend:
+    """Return CuPy's backend if it works, else NumPy's; say once which, and why."""
+    import logging  # noqa: PLC0415 (a tenth of the time that importing gpunn may take)
+
+    log = logging.getLogger("gpunn")
+    try:
+        backend = get_backend("cupy")
+    except BackendUnavailableError as error:
+        log.info("backend 'auto' is numpy, since %s", error)
+        return Backend("numpy")
+    log.info("backend 'auto' is %s, since CuPy and a device work", backend)
+    return backend

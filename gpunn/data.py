@@ -1,0 +1,332 @@
+"""Minibatches: arrays in, batches on a device out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from gpunn._typing import RNG, Array
+from gpunn.backend import Backend, backend_of, get_backend, to_numpy
+from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
+from gpunn.init import as_generator
+from gpunn.kernels import kernels
+
+#: "auto" takes at most this share of the memory that is free.
+_SHARE_OF_MEMORY = 0.5
+
+
+class Batch(NamedTuple):
+    """One minibatch, on the device; unpacks as ``x, y, sample_weight``.
+
+    Attributes
+    ----------
+    x : array
+        (N, ...).
+    y : array or None
+        (N, ...); None if the loader has no targets.
+    sample_weight : array or None
+        (N,); None for equal weights.
+    """
+
+    x: Array
+    y: Array | None = None
+    sample_weight: Array | None = None
+
+
+class Loader:
+    """Shuffled minibatches of arrays, on a device.
+
+    Iterating over a loader is one epoch. The order is drawn on the host, so one seed gives the same
+    batches on every backend. The arrays that come out may be views of the loader's own: read them,
+    do not write to them.
+
+    Parameters
+    ----------
+    x : array
+        Features (N, ...), of any library, or what `numpy.asarray` takes: NumPy, CuPy, memmap,
+        DLPack, pandas, lists.
+    y : array, optional
+        Targets (N, ...). Integers and booleans stay what they are (class labels); floats get
+        `dtype`.
+    batch_size : int or None, default 32
+        From 1 to N. None is the full batch.
+    sample_weight : array, optional
+        (N,), not negative.
+    backend : str, Backend or None, default None
+        Where the batches go. None is where `x` is, if that is a GPU; else what `gpunn.use` has
+        set, else NumPy.
+    shuffle : bool, default True
+        Whether each epoch has a new order.
+    drop_last : bool, default False
+        Whether to leave out a last batch of fewer than `batch_size` samples.
+    dtype : {"float32", "float64", None}, default "float32"
+        What features (and float targets and weights) are converted to, on the device. None keeps
+        what is stored.
+    transform : function, optional
+        Applied to the `x` of each batch, on the device, after the conversion.
+    resident : bool or "auto", default "auto"
+        Whether the data are brought to the device once, converted, and batches are gathered there;
+        else each batch is gathered on the host, sent as it is stored, and converted on the device.
+        "auto" does so unless `x` is a memmap or would take more than half of the free memory.
+    check_finite : bool, default False
+        Whether to look for NaN and infinity first.
+    rng : None, int or numpy.random.Generator, default None
+        The seed of the order.
+
+    Attributes
+    ----------
+    backend : Backend
+        Where the batches go.
+    resident : bool
+        Whether the data are on the device.
+    stored : Batch
+        The whole data set, where it is stored.
+    n_samples : int
+        The number of samples.
+
+    Raises
+    ------
+    DataError
+        If the data are empty, of unequal lengths, or not finite where that is checked.
+    DTypeError
+        If an array does not hold real numbers.
+    SettingError
+        If `batch_size` or another setting is outside of its interval.
+
+    Examples
+    --------
+    >>> import numpy as np, gpunn as gn
+    >>> loader = gn.Loader(np.zeros((10, 3)), np.zeros(10, dtype=int), batch_size=4, rng=0)
+    >>> [batch.x.shape for batch in loader]
+    [(4, 3), (4, 3), (2, 3)]
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = 32,
+        sample_weight: Any = None,
+        backend: str | Backend | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        dtype: str | None = "float32",
+        transform: Callable[[Array], Array] | None = None,
+        resident: bool | Literal["auto"] = "auto",
+        check_finite: bool = False,
+        rng: RNG = None,
+    ) -> None:
+        if dtype not in ("float32", "float64", None):
+            raise SettingError(f"Loader: dtype must be 'float32', 'float64' or None, got {dtype!r}")
+        if resident not in (True, False, "auto"):
+            raise SettingError(f"Loader: resident must be True, False or 'auto', got {resident!r}")
+        if transform is not None and not callable(transform):
+            raise SettingError(f"Loader: transform must be a function, got {transform!r}")
+        self.stored = Batch(
+            _as_array("x", x),
+            None if y is None else _as_array("y", y),
+            None if sample_weight is None else _as_array("sample_weight", sample_weight),
+        )
+        #: The targets where and as they were given, for checks that need not wait for a device.
+        self.targets = self.stored.y
+        self.n_samples = _check_lengths(self.stored)
+        _check_weight(self.stored.sample_weight)
+        if check_finite:
+            check_finite_data(self.stored)
+        self.batch_size = _check_batch_size(batch_size, self.n_samples)
+        self.shuffle = bool(shuffle)
+        self.drop_last = bool(drop_last)
+        self.dtype = dtype
+        self.transform = transform
+        self.backend = _choose_backend(backend, self.stored.x)
+        self._rng = as_generator(rng)
+        self.resident = self._fits() if resident == "auto" else bool(resident)
+        if self.resident:
+            with self.backend.scope():
+                self.stored = self._bring(self.stored)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        whole, rest = divmod(self.n_samples, self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        order = self._rng.permutation(self.n_samples) if self.shuffle else None
+        yield from self._batches(order, len(self) * self.batch_size)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield all samples in their own order, whatever the settings; draws nothing from `rng`."""
+        yield from self._batches(None, self.n_samples)
+
+    def first_row(self) -> Batch:
+        """Return the first sample as a batch of one."""
+        return next(self._batches(None, 1))
+
+    def _batches(self, order: Any, stop: int) -> Iterator[Batch]:
+        """Yield the rows before `stop`, in that order, or in their own for None."""
+        if self.resident and order is not None:
+            order = self.backend.asarray(order)  # once an epoch
+        fetch = self._gather if self.resident else self._stream
+        for start in range(0, stop, self.batch_size):
+            rows = slice(start, min(start + self.batch_size, stop, self.n_samples))
+            with self.backend.scope():
+                batch = fetch(rows, order)
+                if self.transform is not None:
+                    batch = batch._replace(x=self._transformed(batch.x))
+            yield batch
+
+    def _gather(self, rows: slice, order: Array | None) -> Batch:
+        """Take rows of data that are on the device."""
+        if order is None:
+            return Batch(*(None if part is None else part[rows, ...] for part in self.stored))
+        gather, indices = kernels(self.stored.x).gather, order[rows]
+        return Batch(*(None if part is None else gather(part, indices) for part in self.stored))
+
+    def _stream(self, rows: slice, order: Any) -> Batch:
+        """Take rows where the data are stored, send them as they are, convert them there."""
+        return self._bring(Batch(*(_take(part, rows, order) for part in self.stored)))
+
+    def _bring(self, batch: Batch) -> Batch:
+        """Return arrays on the device, in the dtypes that batches have."""
+        x, y, weight = batch
+        bring = self.backend.asarray
+        return Batch(
+            bring(x, self.dtype),
+            None if y is None else bring(y, self._target_dtype(y)),
+            None if weight is None else bring(weight, self.dtype),
+        )
+
+    def _target_dtype(self, y: Array) -> str | None:
+        """Return what targets are converted to: labels to the integers that every device has."""
+        if _is_floating(y):
+            return self.dtype
+        return None if str(y.dtype).endswith("bool") else "int64"
+
+    def _fits(self) -> bool:
+        """Return whether the data should be on the device all the time."""
+        if isinstance(self.stored.x, np.memmap):
+            return False
+        itemsize = 8 if self.dtype == "float64" else 4
+        wanted = sum(math.prod(p.shape) * itemsize for p in self.stored if p is not None)
+        free = self.backend.free_bytes()
+        return free is None or wanted <= _SHARE_OF_MEMORY * free
+
+    def _transformed(self, x: Array) -> Array:
+        assert self.transform is not None  # noqa: S101
+        result = self.transform(x)
+        if backend_of(result) != self.backend or result.shape[:1] != x.shape[:1]:
+            raise ShapeError(
+                f"Loader: transform must return an array on {self.backend} with {x.shape[0]} rows, "
+                f"got {type(result).__name__} of shape {getattr(result, 'shape', None)}"
+            )
+        return result
+
+    def __repr__(self) -> str:
+        """Return the sizes, and where the batches go."""
+        return (
+            f"Loader({self.n_samples} samples, batch_size={self.batch_size}, "
+            f"backend={str(self.backend)!r}, {'resident' if self.resident else 'streamed'})"
+        )
+
+
+def _take(part: Any, rows: slice, order: Any) -> Any:
+    """Return rows of an array, wherever it is."""
+    if part is None:
+        return None
+    if isinstance(part, np.ndarray):
+        part = np.asarray(part)  # a memmap looks every index up in Python
+        return part[rows] if order is None else part[order[rows]]
+    place = backend_of(part)
+    assert place is not None  # noqa: S101
+    with place.scope():
+        if order is None:
+            return part[rows, ...]
+        return kernels(part).gather(part, place.asarray(order[rows]))
+
+
+def _as_array(name: str, x: Any) -> Any:
+    """Return `x` as an array of real numbers with a first axis, where it is."""
+    if backend_of(x) is None:
+        try:
+            x = to_numpy(x)
+        except (TypeError, ValueError) as error:
+            raise DTypeError(f"Loader: {name} cannot be read as an array: {error}") from error
+    if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
+        raise DTypeError(
+            f"Loader: {name} must hold real numbers, got {x.dtype}; encode or convert it first "
+            "(a sparse matrix: x.toarray())"
+        )
+    if x.ndim == 0:
+        raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")
+    return x
+
+
+def _check_lengths(stored: Batch) -> int:
+    """Return the number of samples, if all agree on one that is not 0."""
+    n = int(stored.x.shape[0])
+    for name, part in stored._asdict().items():
+        if part is not None and part.shape[0] != n:
+            raise DataError(f"Loader: x has {n} samples and {name} has {part.shape[0]}")
+    if n == 0:
+        raise DataError(f"Loader: x is empty, of shape {tuple(stored.x.shape)}")
+    return n
+
+
+def _check_weight(weight: Any) -> None:
+    if weight is None:
+        return
+    if weight.ndim != 1:
+        raise ShapeError(f"Loader: sample_weight must be (N,), got {tuple(weight.shape)}")
+    lowest = float(to_numpy(weight).min())
+    if not lowest >= 0:
+        raise DataError(f"Loader: sample_weight must not be negative or NaN, got {lowest:g}")
+
+
+def check_finite_data(batch: Batch) -> None:
+    """Check that the arrays hold neither NaN nor infinity.
+
+    Raises
+    ------
+    DataError
+        Naming the array, how many there are, and the first sample that has one.
+    """
+    for name, part in batch._asdict().items():
+        if part is None or not _is_floating(part):
+            continue
+        bad = ~np.isfinite(to_numpy(part))
+        if bad.any():
+            first = int(np.argwhere(bad)[0][0])
+            raise DataError(
+                f"Loader: {name} has {int(bad.sum())} values that are NaN or infinite, the first "
+                f"in sample {first}; drop or impute them"
+            )
+
+
+def _check_batch_size(batch_size: int | None, n_samples: int) -> int:
+    if batch_size is None:
+        return n_samples
+    if not hasattr(batch_size, "__index__") or isinstance(batch_size, bool):
+        raise SettingError(f"Loader: batch_size must be a whole number or None, got {batch_size!r}")
+    if not 1 <= batch_size <= n_samples:
+        raise SettingError(
+            f"Loader: batch_size must be from 1 to the number of samples, {n_samples}; got "
+            f"{batch_size} (None is the full batch)"
+        )
+    return int(batch_size)
+
+
+def _choose_backend(backend: str | Backend | None, x: Any) -> Backend:
+    home = backend_of(x)
+    if backend is None and home is not None and home.library != "numpy":
+        return home
+    return get_backend(backend)
+
+
+def _is_floating(x: Array) -> bool:
+    place = backend_of(x)
+    return place is not None and bool(place.xp.isdtype(x.dtype, "real floating"))

@@ -1,0 +1,55 @@
+"""The errors that gpunn raises on purpose; every one is a `GpunnError`.
+
+Each also derives from the built-in class that a caller would expect (a wrong shape is a
+`ValueError`), so code that knows nothing of gpunn can still catch it.
+"""
+
+from __future__ import annotations
+
+
+class GpunnError(Exception):
+    """Base of every error that gpunn raises on purpose."""
+
+
+class ShapeError(GpunnError, ValueError):
+    """An array has the wrong number of axes or the wrong lengths."""
+
+
+class DTypeError(GpunnError, TypeError):
+    """An array has the wrong kind or width of number."""
+
+
+class DataError(GpunnError, ValueError):
+    """The data are unusable: empty, of unequal lengths, or not finite."""
+
+
+class LabelError(GpunnError, ValueError):
+    """A class label or a target value lies outside of what the loss is defined for."""
+
+
+class SettingError(GpunnError, ValueError):
+    """A setting is unknown or outside of its interval."""
+
+
+class DeviceError(GpunnError, RuntimeError):
+    """Arrays that must meet live in different places."""
+
+
+class BackendUnavailableError(GpunnError, RuntimeError):
+    """A backend was asked for that cannot work here; the message says why and what mends it."""
+
+
+class TapeError(GpunnError, RuntimeError):
+    """A backward pass does not match the forward pass that was recorded."""
+
+
+class DivergenceError(GpunnError, ArithmeticError):
+    """Training reached a loss that is not finite."""
+
+
+class GradientError(GpunnError, AssertionError):
+    """A backward pass disagrees with finite differences."""
+
+
+class FileError(GpunnError, ValueError):
+    """A file of weights does not fit the model, or is no such file."""

@@ -1,0 +1,86 @@
+"""What training leaves behind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class History:
+    """One number an epoch for each quantity that was followed, and why training ended.
+
+    ``history["loss"]`` is a list with an entry an epoch; so are ``"validation_loss"``, each metric
+    by its name and as ``"validation_<name>"``, ``"learning_rate"``, ``"elapsed_s"`` (seconds of
+    training in the epoch, without validation) and ``"samples_per_s"``.
+
+    Attributes
+    ----------
+    columns : dict of str to list of float
+        All of them.
+    stopped : str
+        Why training ended.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[float]] = {}
+        self.stopped = ""
+
+    def append(self, record: dict[str, float]) -> None:
+        """Add an epoch."""
+        for name, value in record.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def __getitem__(self, name: str) -> list[float]:
+        """Return a column."""
+        if name not in self.columns:
+            raise KeyError(f"no column {name!r}; there are {', '.join(self.columns) or 'none yet'}")
+        return self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a column."""
+        return name in self.columns
+
+    def __len__(self) -> int:
+        """Return the number of epochs."""
+        return len(self.columns.get("loss", ()))
+
+    @property
+    def loss(self) -> list[float]:
+        """The training loss, an entry an epoch."""
+        return self.columns.get("loss", [])
+
+    @property
+    def monitored(self) -> str:
+        """The loss that counts: ``"validation_loss"`` if there is one, else ``"loss"``."""
+        return "validation_loss" if "validation_loss" in self.columns else "loss"
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, of the lowest monitored loss; 0 before the first."""
+        values = [v if math.isfinite(v) else math.inf for v in self.columns.get(self.monitored, [])]
+        return 1 + values.index(min(values)) if values else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and strings, ready for JSON or a data frame."""
+        columns = {name: list(values) for name, values in self.columns.items()}
+        return {"epoch": list(range(1, len(self) + 1)), **columns, "stopped": self.stopped}
+
+    def __repr__(self) -> str:
+        """Return a table of the first, the best and the last epochs."""
+        if not len(self):
+            return f"History(0 epochs; {self.stopped or 'not started'})"
+        elapsed = math.fsum(self["elapsed_s"])
+        names = [n for n in self.columns if n not in ("elapsed_s", "samples_per_s")]
+        shown = sorted({1, 2, self.best_epoch, len(self) - 1, len(self)} - {0})
+        lines = [f"History({len(self)} epochs in {elapsed:.3g} s; {self.stopped or 'running'})"]
+        widths = {name: max(len(name), 9) for name in names}
+        lines.append("  epoch  " + "  ".join(f"{name:>{widths[name]}}" for name in names))
+        before = 0
+        for epoch in (e for e in shown if e <= len(self)):
+            if epoch > before + 1:
+                lines.append("    ...")
+            cells = (f"{self[name][epoch - 1]:{widths[name]}.4g}" for name in names)
+            best = "  best" if epoch == self.best_epoch else ""
+            lines.append(f"  {epoch:5}  " + "  ".join(cells) + best)
+            before = epoch
+        return "\n".join(lines)

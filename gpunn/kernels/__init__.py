@@ -1,0 +1,35 @@
+"""The inner loops: a closed set of functions on arrays, found by the type of an array.
+
+Each is written once in the standard (`generic`), readable, as the reference. A library's own
+module overrides those for which a benchmark shows a gain, and nothing else. No layer knows
+which one it got.
+"""
+
+from __future__ import annotations
+
+from gpunn._typing import Array
+from gpunn.backend import backend_of
+from gpunn.errors import DTypeError
+from gpunn.kernels.generic import Kernels
+
+__all__ = ["Kernels", "kernels"]
+
+_BY_TYPE: dict[type, Kernels] = {}
+
+
+def kernels(x: Array) -> Kernels:
+    """Return the kernels for arrays of the type of `x`: one look-up, after the first."""
+    try:
+        return _BY_TYPE[type(x)]
+    except KeyError:
+        return _BY_TYPE.setdefault(type(x), _make(x))
+
+
+def _make(x: Array) -> Kernels:
+    backend = backend_of(x)
+    if backend is None:
+        raise DTypeError(
+            f"expected an array of NumPy, CuPy or array-api-strict, got {type(x).__name__}; "
+            "numpy.asarray(x) makes one of a list"
+        )
+    return Kernels(backend.xp)

@@ -1,0 +1,209 @@
+"""Every kernel, in the functions of the Array API standard: the reference for all overrides.
+
+Names: N samples (the first axis, always), K classes, P features. `grad` is the gradient of the
+cost J with respect to an output. An argument marked as *owned* may be overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from array_api_compat import device
+
+from gpunn._typing import Array, Namespace
+
+
+class Formula(Protocol):
+    """An activation function and its gradient, in the functions of the standard."""
+
+    saves_output: bool
+
+    def function(self, xp: Namespace, x: Array) -> Array:
+        """Return h = f(x)."""
+
+    def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
+        """Return dJ/dx, from dJ/dh and either h or x, whichever `saves_output` says."""
+
+
+class Kernels:
+    """The kernels over one library's namespace `xp`."""
+
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
+
+    # Layers
+
+    def bias_activation(
+        self, z: Array, bias: Array | None, formula: Formula
+    ) -> tuple[Array, Array]:
+        """Return h = f(z + bias), and what the gradient of f needs: h or z + bias.
+
+        `z` (N, P) is owned; `bias` is (P,) or None.
+        """
+        if bias is not None:
+            z += bias
+        h = formula.function(self.xp, z)
+        return h, (h if formula.saves_output else z)
+
+    def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
+        """Return dJ/dx of h = f(x)."""
+        return formula.gradient(self.xp, grad, saved)
+
+    def column_sums(self, x: Array) -> Array:
+        """Return the sums over the first axis: the gradient of a bias."""
+        return self.xp.sum(x, axis=0)
+
+    def dropout_mask(self, x: Array, key: int, rate: float) -> Array:
+        """Return a mask like `x`: 0 with probability `rate`, else 1 / (1 - rate).
+
+        Entry i of the flattened mask depends on `key` and i alone, in integer arithmetic, so it
+        is the same on every backend.
+        """
+        xp = self.xp
+        bits = splitmix64(xp, key, math.prod(x.shape), device(x))
+        kept = xp.astype((bits >> 32) >= round(rate * 2**32), x.dtype)
+        kept *= 1.0 / (1.0 - rate)
+        return xp.reshape(kept, x.shape)
+
+    # Losses: each returns the loss of each sample times its scale (N,), and the gradient of
+    # their sum. `scale` is a number, or an array (N,); it carries the mean's 1/N and the weights.
+
+    def one_hot(self, labels: Array, like: Array) -> Array:
+        """Return labels (N,) as rows of zeros with a one, in the shape and dtype of `like` (N, K).
+
+        The row of a label outside of [0, K) is NaN, so that it cannot pass for a number.
+        """
+        xp = self.xp
+        classes = xp.arange(like.shape[1], dtype=labels.dtype, device=device(like))
+        onehot = xp.astype(labels[:, None] == classes[None, :], like.dtype)
+        valid = (labels >= 0) & (labels < like.shape[1])
+        return xp.where(valid[:, None], onehot, math.nan)
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return scale * -log softmax(logits)[label] and scale * (softmax(logits) - onehot).
+
+        `logits` (N, K); `labels` (N,), integers in [0, K); outside of it both results are NaN.
+        """
+        return self.softmax_cross_entropy_soft(logits, self.one_hot(labels, logits), scale)
+
+    def softmax_cross_entropy_soft(
+        self, logits: Array, targets: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return scale * -sum_k t_k log softmax(logits)_k, and its gradient.
+
+        `logits` and `targets` (N, K). The targets need not sum to one: the gradient is
+        scale * (softmax(logits) * sum_k t_k - t).
+        """
+        xp = self.xp
+        shifted = logits - xp.max(logits, axis=1, keepdims=True)
+        exponentials = xp.exp(shifted)
+        total = xp.sum(exponentials, axis=1, keepdims=True)
+        mass = xp.sum(targets, axis=1, keepdims=True)
+        losses = mass[:, 0] * xp.log(total[:, 0]) - xp.sum(targets * shifted, axis=1)
+        grad = exponentials * (mass / total)
+        grad -= targets
+        return scale * losses, _by_sample(scale) * grad
+
+    def sigmoid_binary_cross_entropy(
+        self, logits: Array, target: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return scale * sum over outputs of log(1 + e^z) - y z, and scale * (sigmoid(z) - y).
+
+        `logits` and `target` (N, P). In the form max(z, 0) - y z + log(1 + e^-|z|) nothing
+        overflows.
+        """
+        xp = self.xp
+        small = xp.exp(-xp.abs(logits))
+        positive = xp.maximum(logits, 0.0)
+        losses = positive - target * logits + xp.log1p(small)
+        grad = xp.exp(logits - positive) / (1.0 + small)
+        grad -= target
+        return scale * xp.sum(losses, axis=1), _by_sample(scale) * grad
+
+    def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return scale * 1/2 sum over outputs of (prediction - target)^2, and its gradient."""
+        error = prediction - target
+        losses = 0.5 * self.xp.sum(error * error, axis=1)
+        return scale * losses, _by_sample(scale) * error
+
+    # Optimizers
+
+    def gradient_norm(self, grads: list[Array]) -> Array:
+        """Return the Euclidean norm of all gradients taken together, 0-d, on the device."""
+        xp = self.xp
+        return xp.sqrt(sum(xp.sum(grad * grad) for grad in grads))
+
+    def sgd(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        velocities: list[Array],
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update `values` (and `velocities`, if there is momentum) in place; `grads` are owned.
+
+        g is the gradient, clipped to +-clip_value, then scaled so that the norm of all is at most
+        clip_norm, plus decay * value. Without momentum, value -= learning_rate * g. With it,
+        velocity = momentum * velocity - learning_rate * g, and value += velocity, or with
+        Nesterov's look-ahead value += momentum * velocity - learning_rate * g.
+        """
+        xp = self.xp
+        if clip_value is not None:
+            grads = [xp.clip(grad, -clip_value, clip_value) for grad in grads]
+        if clip_norm is not None:
+            # 1 where the norm is below clip_norm; it stays on the device, so nothing waits for it.
+            shrink = clip_norm / xp.maximum(self.gradient_norm(grads), clip_norm)
+            grads = [grad * shrink for grad in grads]
+        for i, (value, grad, decay) in enumerate(zip(values, grads, decays, strict=True)):
+            if decay:
+                grad += decay * value
+            grad *= -learning_rate
+            if not momentum:
+                value += grad
+                continue
+            velocity = velocities[i]
+            velocity *= momentum
+            velocity += grad
+            value += momentum * velocity + grad if nesterov else velocity
+
+    # Data
+
+    def gather(self, x: Array, indices: Array) -> Array:
+        """Return the rows of `x` at `indices` (N,), which must be in range, as a new array."""
+        return self.xp.take(x, indices, axis=0)
+
+
+def _by_sample(scale: Any) -> Any:
+    """Return `scale` in a shape that multiplies each sample of an array (N, P)."""
+    return scale[:, None] if hasattr(scale, "shape") and scale.shape else scale
+
+
+def splitmix64(xp: Namespace, key: int, size: int, on: Any) -> Array:
+    """Return `size` pseudo-random 64-bit integers; entry i depends on `key` and i alone.
+
+    SplitMix64 is a counter that advances by an odd constant, followed by a mixing function of
+    two multiplications and three shifts, modulo 2^64. A counter can be evaluated anywhere, in
+    any order: on a GPU by one thread an entry.
+
+    References
+    ----------
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    z = xp.arange(1, size + 1, dtype=xp.uint64, device=on)
+    z *= 0x9E3779B97F4A7C15
+    z += key
+    z ^= z >> 30
+    z *= 0xBF58476D1CE4E5B9
+    z ^= z >> 27
+    z *= 0x94D049BB133111EB
+    z ^= z >> 31
+    return z

@@ -1,0 +1,192 @@
+"""What a layer is: a forward pass, the backward pass that mirrors it, and named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar
+
+from gpunn._typing import Array, Shape
+from gpunn.backend import Backend, backend_of, get_backend, scope_of
+from gpunn.errors import DeviceError, DTypeError
+from gpunn.parameter import Buffer, Parameter
+from gpunn.tape import Tape
+
+_Held = TypeVar("_Held", Parameter, Buffer)
+_Self = TypeVar("_Self", bound="Layer")
+
+
+class Layer:
+    """A differentiable function with parameters; the base of every layer and network.
+
+    A subclass defines `forward` and `backward` and keeps its `Parameter`, `Buffer` and `Layer`
+    objects as plain attributes, alone or in lists, tuples and dicts; they are found by walking
+    ``vars(layer)``. Three rules hold:
+
+    - with a tape, `forward` pushes once what `backward` pops;
+    - a layer never writes to an array that it was given;
+    - the first axis is the batch, of any length.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> class Scale(gn.Layer):
+    ...     def __init__(self, factor):
+    ...         self.factor = gn.Parameter(factor)
+    ...
+    ...     def forward(self, x, tape=None):
+    ...         if tape is not None:
+    ...             tape.push(self, x)
+    ...         return x * self.factor.value
+    ...
+    ...     def backward(self, grad, tape):
+    ...         (x,) = tape.pop(self)
+    ...         self.factor.add_grad((grad * x).sum(axis=0))
+    ...         return grad * self.factor.value
+    """
+
+    #: Whether the layer holds parameters of its own. A class that never does says False, so that
+    #: no gradient is computed for it alone.
+    has_parameters: ClassVar[bool] = True
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return the layer's output for a batch `x`; save on the tape what `backward` needs.
+
+        Unlike a call of the layer, it takes its input on trust but for what is cheap to check.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, tape)")
+
+    def backward(self, grad: Array, tape: Tape) -> Array | None:
+        """Return dJ/dx from `grad` = dJ/dy; add to the gradients of the layer's parameters.
+
+        None stands for a gradient that nobody below needs; see `Tape.wants_grad`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
+
+    def __call__(self, x: Array, tape: Tape | None = None) -> Array:
+        """Check `x`, then run `forward` on the device of `x`.
+
+        Raises
+        ------
+        DTypeError
+            If `x` is no array, or holds no floating-point numbers.
+        DeviceError
+            If `x` and the layer's parameters are in different places.
+        """
+        place = backend_of(x)
+        if place is None:
+            raise DTypeError(
+                f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
+            )
+        if not place.xp.isdtype(x.dtype, "real floating"):
+            raise DTypeError(
+                f"{self!r}: expected floating-point x, got {x.dtype}; "
+                'convert it, e.g. x.astype("float32")'
+            )
+        home = self.backend
+        if home is not None and home != place:
+            raise DeviceError(
+                f"{self!r} is on {home} and x on {place}; move one of them: "
+                f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
+            )
+        with scope_of(x):
+            return self.forward(x, tape)
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """Return the trainable arrays by dotted name (``layers.0.weight``), each once."""
+        return dict(_walk(self, Parameter))
+
+    def named_buffers(self) -> dict[str, Buffer]:
+        """Return the arrays that are saved and not trained, by dotted name, each once."""
+        return dict(_walk(self, Buffer))
+
+    def parameters(self) -> list[Parameter]:
+        """Return the trainable arrays, each once; what an optimizer is built on."""
+        return list(self.named_parameters().values())
+
+    def buffers(self) -> list[Buffer]:
+        """Return the arrays that are saved and not trained, each once."""
+        return list(self.named_buffers().values())
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend of the parameters; None for a layer without any.
+
+        Raises
+        ------
+        DeviceError
+            If they are in different places.
+        """
+        places: dict[Backend | None, str] = {}
+        held = {**self.named_parameters(), **self.named_buffers()}
+        for name, item in held.items():
+            places.setdefault(backend_of(item.value), name)
+        if len(places) > 1:
+            where = ", ".join(f"{name} on {place}" for place, name in places.items())
+            raise DeviceError(f"{self!r}: its parameters are in different places: {where}")
+        return next(iter(places), None)
+
+    def to(
+        self: _Self, backend: str | Backend | None = None, *, dtype: str | None = None
+    ) -> _Self:
+        """Move the parameters and buffers, in place; return the layer itself.
+
+        Parameters
+        ----------
+        backend : str, Backend or None
+            Where to, as for `get_backend`. Values arrive bit for bit. None stays where it is.
+        dtype : {"float32", "float64", "float16"}, optional
+            Convert floating-point values to it.
+
+        An optimizer keeps arrays beside the parameters: build it after the move.
+        """
+        target = None if backend is None else get_backend(backend)
+        for item in (*self.parameters(), *self.buffers()):
+            place = target or backend_of(item.value) or get_backend()
+            floating = place.xp.isdtype(place.asarray(item.value).dtype, "real floating")
+            item.move(place, dtype if floating else None)
+        return self
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of one sample's output, from that of one sample's input."""
+        first = next(iter(self.parameters()), None)
+        place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
+        dtype = first.value.dtype if first is not None else place.xp.float32
+        with place.scope():
+            x = place.xp.zeros((1, *input_shape), dtype=dtype, device=place.device)
+            return tuple(self.forward(x).shape[1:])
+
+    def summary(self, input_shape: Shape | int | None = None) -> str:
+        """Return a table of the layers, their output shapes and parameter counts; see `summary`."""
+        from gpunn.summary import summarize  # noqa: PLC0415 (a table few programs ask for)
+
+        return summarize(self, input_shape)
+
+    def __repr__(self) -> str:
+        """Return the layer as it would be written."""
+        return f"{type(self).__name__}()"
+
+
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a layer, or the items of a list, tuple or dict, by name."""
+    if isinstance(value, Layer):
+        yield from vars(value).items()
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(i), item) for i, item in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((str(key), item) for key, item in value.items())
+
+
+def _walk(
+    value: Any, kind: type[_Held], prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, _Held]]:
+    """Yield what is of that kind below `value`, by dotted name, in the order of attributes."""
+    seen = set() if seen is None else seen
+    for name, item in children(value):
+        if id(item) in seen:
+            continue
+        if isinstance(item, kind):
+            seen.add(id(item))
+            yield prefix + name, item
+        elif isinstance(item, (Layer, list, tuple, dict)):
+            seen.add(id(item))
+            yield from _walk(item, kind, f"{prefix}{name}.", seen)

@@ -1,0 +1,1 @@
+"""The layers: formulas with their gradients."""

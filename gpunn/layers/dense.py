@@ -1,0 +1,160 @@
+"""The layer of neurons."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from gpunn._typing import RNG, Array
+from gpunn.backend import Backend, backend_of, get_backend
+from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
+from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
+from gpunn.kernels import kernels
+from gpunn.layer import Layer
+from gpunn.layers.activation import ACTIVATIONS, Activation, Identity, get_activation
+from gpunn.parameter import Parameter
+from gpunn.tape import Tape
+
+_RECTIFIERS = ("relu", "leaky_relu", "elu", "silu", "gelu", "gelu_tanh", "softplus")
+_HE_ACTIVATIONS = tuple(ACTIVATIONS[name] for name in _RECTIFIERS)
+
+
+class Dense(Layer):
+    r"""A fully connected layer of neurons, h = f(W x + b).
+
+    For a batch, one sample a row, that is :math:`H = f(X W + 1 b^T)`. With
+    :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`
+    that f makes of :math:`\partial J / \partial H`, the backward pass is
+
+    .. math:: \partial J/\partial W = X^T G, \quad \partial J/\partial b = G^T 1,
+              \quad \partial J/\partial X = G W^T.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Number of inputs and of neurons, at least 1.
+    activation : str, Activation or None, default None
+        f, by name (``"relu"``, ``"tanh"``, ...; see `ACTIVATIONS`) or as an object; None is the
+        identity.
+    bias : bool, default True
+        Whether there is a b.
+    init : str, function or None, default None
+        How the weights are drawn (see `gpunn.init`); None is ``"he_normal"`` before rectifiers and
+        ``"glorot_uniform"`` otherwise. Biases start at zero.
+    rng : None, int or numpy.random.Generator, default None
+        The seed. One seed gives the same weights on every backend.
+    dtype : {"float32", "float64"}, default "float32"
+        Of the parameters, and so of the input.
+    backend : str, Backend or None, default None
+        Where the parameters live; None is what `gpunn.use` has set, else NumPy.
+
+    Attributes
+    ----------
+    weight : Parameter
+        W, of shape (in_features, out_features), so that no product needs a copy.
+    bias : Parameter or None
+        b, of shape (out_features,); weight decay leaves it out.
+
+    Raises
+    ------
+    ShapeError, DTypeError, DeviceError
+        By `forward`, where `x` does not fit.
+
+    Notes
+    -----
+    *Shapes*: x (N, in_features), h (N, out_features); N may be 0.
+    *Saves*: x and either h or z (whichever f's gradient needs): N (in_features + out_features)
+    elements.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str | Activation | None = None,
+        *,
+        bias: bool = True,
+        init: str | Initializer | None = None,
+        rng: RNG = None,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+    ) -> None:
+        self.in_features = _count("in_features", in_features)
+        self.out_features = _count("out_features", out_features)
+        self.activation = get_activation(activation)
+        if init is None:
+            init = he_normal if isinstance(self.activation, _HE_ACTIVATIONS) else glorot_uniform
+        place = get_backend(backend)
+        drawn = get_initializer(init)(as_generator(rng), self.in_features, self.out_features)
+        if drawn.shape != (self.in_features, self.out_features):
+            raise ShapeError(
+                f"{self!r}: init must return shape {(self.in_features, self.out_features)}, "
+                f"got {drawn.shape}"
+            )
+        if dtype not in ("float32", "float64"):
+            raise SettingError(f"{self!r}: dtype must be 'float32' or 'float64', got {dtype!r}")
+        self.weight = Parameter(place.asarray(drawn, dtype))
+        self.bias = Parameter(place.asarray(0.0 * drawn[0], dtype), decay=False) if bias else None
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return f(x W + b)."""
+        weight = self.weight.value
+        if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
+            self._refuse(x)
+        if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
+            self._refuse(x)
+        bias = None if self.bias is None else self.bias.value
+        h, saved = kernels(weight).bias_activation(x @ weight, bias, self.activation)
+        if tape is not None:
+            tape.push(self, x, saved)
+        return h
+
+    def backward(self, grad: Array, tape: Tape) -> Array | None:
+        """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's."""
+        x, saved = tape.pop(self)
+        k = kernels(grad)
+        grad = k.activation_backward(grad, saved, self.activation)
+        self.weight.add_grad(x.T @ grad)
+        if self.bias is not None:
+            self.bias.add_grad(k.column_sums(grad))
+        return grad @ self.weight.value.T if tape.wants_grad else None
+
+    def _refuse(self, x: Array) -> NoReturn:
+        """Raise the error that says what is wrong with `x`."""
+        place, home = backend_of(x), backend_of(self.weight.value)
+        if place is None:
+            raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
+        if place != home:
+            raise DeviceError(
+                f"{self!r} is on {home} and x on {place}; move one of them: "
+                f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
+            )
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            advice = "; flatten it first" if x.ndim > 2 else ""
+            raise ShapeError(
+                f"{self!r}: expected x of shape (N, {self.in_features}), "
+                f"got {tuple(x.shape)}{advice}"
+            )
+        wanted = str(self.weight.value.dtype).rpartition(".")[2]
+        raise DTypeError(
+            f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x, e.g. "
+            f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model, model.to(dtype=...)'
+        )
+
+    def __repr__(self) -> str:
+        """Return the layer as it would be written."""
+        shown = "" if isinstance(self.activation, Identity) else f", activation={_name(self.activation)}"
+        return f"Dense({self.in_features}, {self.out_features}{shown})"
+
+
+def _name(activation: Activation) -> str:
+    """Return the activation by its name where it has one and default settings."""
+    for name, kind in ACTIVATIONS.items():
+        if type(activation) is kind and vars(activation) == vars(kind()):
+            return repr(name)
+    return repr(activation)
+
+
+def _count(name: str, value: int) -> int:
+    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
+        raise SettingError(f"Dense: {name} must be a whole number above 0, got {value!r}")
+    return int(value)

@@ -1,0 +1,206 @@
+r"""What a loss is: a number for each sample, their mean, and its gradient.
+
+A loss :math:`L(\hat y, y)` is of one sample; the cost is the mean over the samples,
+:math:`J(\theta) = \frac1N \sum_i L_i`, or with weights :math:`\sum_i w_i L_i / \sum_i w_i`.
+Where a sample has several outputs, L is the sum over them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from gpunn._typing import Array, Shape
+from gpunn.backend import backend_of, scope_of
+from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
+from gpunn.kernels import kernels
+from gpunn.tape import Tape
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Loss:
+    r"""The base of the losses: weights, reduction, checks and the tape.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum", "none"}, default "mean"
+        J is :math:`\sum w_i L_i / \sum w_i`, :math:`\sum w_i L_i`, or the N values
+        :math:`w_i L_i`. The mean of no samples, or of samples whose weights are all zero, is 0.
+
+    Notes
+    -----
+    *Saves*: dJ/d prediction, computed in the same pass as the loss.
+    """
+
+    has_parameters: ClassVar[bool] = False
+    #: Whether `forward` applies the last activation itself.
+    from_logits: bool = False
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        if reduction not in ("mean", "sum", "none"):
+            raise SettingError(
+                f"{type(self).__name__}: unknown reduction {reduction!r}; "
+                "known are 'mean', 'sum' and 'none'"
+            )
+        self.reduction = reduction
+
+    def per_sample(
+        self, prediction: Array, target: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return scale * L (N,), and the gradient of its sum, of the shape of `prediction`.
+
+        What a subclass defines. `scale` is a number or an array (N,).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample")
+
+    def match(self, prediction: Array, target: Array) -> Array:
+        """Return the target in the shape and dtype that `per_sample` takes; no value is read.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            If that cannot be.
+        """
+        if target.shape != prediction.shape:
+            if prediction.shape != (*target.shape, 1):
+                raise ShapeError(
+                    f"{self!r}: expected a target of shape {tuple(prediction.shape)}, as the "
+                    f"prediction has, got {tuple(target.shape)}"
+                )
+            target = target[:, None]
+        if target.dtype == prediction.dtype:
+            return target
+        return kernels(prediction).xp.astype(target, prediction.dtype)
+
+    def mass(self, target: Array, like: Array) -> Array | None:  # noqa: ARG002
+        """Return what each sample counts for in the mean (N,), or None if all count for 1."""
+        return None
+
+    def forward(
+        self,
+        prediction: Array,
+        target: Array,
+        tape: Tape | None = None,
+        sample_weight: Array | None = None,
+    ) -> Array:
+        """Return J, 0-d and still on the device; or (N,) values for reduction "none"."""
+        if type(prediction) is not type(target):
+            _same_library(self, prediction, target)
+        if prediction.ndim != 2:
+            raise ShapeError(
+                f"{self!r}: expected a prediction of shape (N, outputs), "
+                f"got {tuple(prediction.shape)}"
+            )
+        target = self.match(prediction, target)
+        if sample_weight is not None:
+            self._check_weight(prediction, sample_weight)
+        scale = self._scale(prediction, target, sample_weight)
+        losses, grad = self.per_sample(prediction, target, scale)
+        if tape is not None:
+            tape.push(self, grad)
+        return losses if self.reduction == "none" else kernels(losses).xp.sum(losses)
+
+    def backward(self, tape: Tape, grad: Array | None = None) -> Array:
+        """Return dJ/d prediction.
+
+        Parameters
+        ----------
+        tape : Tape
+            The one that `forward` wrote on.
+        grad : array, optional
+            The gradient of something further with respect to J: 0-d, or (N,) for reduction
+            "none". One by default.
+        """
+        (saved,) = tape.pop(self)
+        if grad is None:
+            return saved
+        return saved * (grad[:, None] if grad.ndim else grad)
+
+    def __call__(
+        self,
+        prediction: Array,
+        target: Array,
+        tape: Tape | None = None,
+        sample_weight: Array | None = None,
+    ) -> Array:
+        """Check the target's values, then run `forward` on the device of `prediction`.
+
+        On a device the check waits for the values; `forward`, which training runs, does not check.
+        """
+        for name, x in (("prediction", prediction), ("target", target)):
+            if backend_of(x) is None:
+                raise DTypeError(f"{self!r}: expected an array as {name}, got {type(x).__name__}")
+        _same_library(self, prediction, target)
+        with scope_of(prediction):
+            self.check_target(target, tuple(prediction.shape[1:]))
+            return self.forward(prediction, target, tape, sample_weight)
+
+    def check_target(self, target: Any, output_shape: Shape) -> None:
+        """Check a whole data set's targets: kind, shape and values; wherever they are.
+
+        Parameters
+        ----------
+        target : array
+            (N, ...), before it goes to a device.
+        output_shape : tuple of int
+            The shape of the model's output for one sample.
+
+        Raises
+        ------
+        ShapeError, DTypeError, LabelError
+            If this loss is not defined for such targets.
+        """
+        shape = tuple(target.shape[1:])
+        if shape != output_shape and (shape, output_shape) != ((), (1,)):
+            wanted = "(N,) or (N, 1)" if output_shape == (1,) else f"(N, {output_shape[0]})"
+            raise ShapeError(
+                f"{self!r}: expected a target of shape {wanted}, as the model puts it out, "
+                f"got {tuple(target.shape)}"
+            )
+
+    def probabilities(self, prediction: Array) -> Array:
+        """Return what the prediction means: here, itself."""
+        return prediction
+
+    def _scale(self, prediction: Array, target: Array, weight: Array | None) -> Any:
+        """Return what multiplies each L: a number, a 0-d array or an array (N,)."""
+        if self.reduction != "mean":
+            return 1.0 if weight is None else weight
+        total = self.total_weight(prediction, target, weight)
+        if total is None:
+            return 1.0 / max(1, prediction.shape[0])
+        xp = kernels(prediction).xp
+        total = total + xp.astype(total == 0, total.dtype)  # no weight at all: 0 / 1, not 0 / 0
+        return (1.0 if weight is None else weight) / total
+
+    def total_weight(self, prediction: Array, target: Array, weight: Array | None) -> Array | None:
+        """Return what the mean divides by (0-d, on the device), or None for the number of samples."""
+        mass = self.mass(target, prediction)
+        counted = weight if mass is None else mass if weight is None else weight * mass
+        return None if counted is None else kernels(counted).xp.sum(counted)
+
+    def _check_weight(self, prediction: Array, weight: Array) -> None:
+        if tuple(weight.shape) != (prediction.shape[0],):
+            raise ShapeError(
+                f"{self!r}: expected sample_weight of shape ({prediction.shape[0]},), "
+                f"got {tuple(weight.shape)}"
+            )
+        if weight.dtype != prediction.dtype:
+            raise DTypeError(
+                f"{self!r}: sample_weight is {weight.dtype} and the prediction {prediction.dtype}; "
+                "they must be alike (a Loader converts both)"
+            )
+
+    def __repr__(self) -> str:
+        """Return the loss as it would be written."""
+        shown = "" if self.reduction == "mean" else f"reduction={self.reduction!r}"
+        return f"{type(self).__name__}({shown})"
+
+
+def _same_library(loss: Loss, prediction: Array, target: Array) -> None:
+    here, there = backend_of(prediction), backend_of(target)
+    if here != there:
+        raise DeviceError(
+            f"{loss!r}: the prediction is on {here} and the target on {there}; "
+            f"move one of them: gn.get_backend({str(here)!r}).asarray(target)"
+        )

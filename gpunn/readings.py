@@ -1,0 +1,97 @@
+"""The loss and the metrics of an epoch: kept on the device, and read once at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.backend import to_numpy
+from gpunn.kernels import kernels
+from gpunn.loss import Loss
+from gpunn.metrics import Metric
+
+#: After so many batches their scalars are put into one array, so that a long epoch stays small.
+_FOLD = 1024
+
+
+class _Column:
+    """One small array a batch, of the same shape each time."""
+
+    def __init__(self) -> None:
+        self._folded: list[Array] = []
+        self._loose: list[Array] = []
+
+    def append(self, x: Array) -> None:
+        self._loose.append(x)
+        if len(self._loose) >= _FOLD:
+            self._fold()
+
+    def read(self) -> list[Any]:
+        """Return all as Python numbers (or lists of them): the one time the device is waited for."""
+        self._fold()
+        return [row for block in self._folded for row in to_numpy(block).tolist()]
+
+    def _fold(self) -> None:
+        if self._loose:
+            self._folded.append(_stack(self._loose))
+            self._loose = []
+
+
+class Readings:
+    """Collects what each batch gives, and makes the epoch's numbers of it.
+
+    Parameters
+    ----------
+    loss : Loss
+        Whose values are collected.
+    metrics : sequence of Metric
+        What else to measure.
+    """
+
+    def __init__(self, loss: Loss, metrics: Sequence[Metric]) -> None:
+        self.loss = loss
+        self.metrics = metrics
+        self.counts: list[int] = []
+        self._costs = _Column()
+        self._weights = _Column()
+        self._statistics: list[list[_Column]] = [[] for _ in metrics]
+
+    def add(self, cost: Array, prediction: Array, y: Array, sample_weight: Array | None) -> None:
+        """Take a batch: its cost, and what the metrics make of its prediction."""
+        self.counts.append(prediction.shape[0])
+        self._costs.append(cost)
+        total = self.loss.total_weight(prediction, y, sample_weight)
+        if total is not None:
+            self._weights.append(total)
+        for metric, columns in zip(self.metrics, self._statistics, strict=True):
+            values = metric.measure(prediction, y)
+            columns.extend(_Column() for _ in range(len(values) - len(columns)))
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+
+    def read(self) -> dict[str, float]:
+        """Return the epoch's loss and metrics, as numbers."""
+        costs, weights = self._costs.read(), self._weights.read() or self.counts
+        if self.loss.reduction == "sum":
+            loss = math.fsum(costs)
+        else:
+            total = math.fsum(weights)
+            loss = _weighted_sum(costs, weights) / (total or 1.0)
+        numbers = {"loss": loss}
+        for metric, columns in zip(self.metrics, self._statistics, strict=True):
+            rows = list(zip(*(column.read() for column in columns), strict=True))
+            numbers[metric.name] = metric.combine(rows, self.counts)
+        return numbers
+
+
+def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
+    # fsum refuses inf - inf, and a cost that overflowed is still to be reported as not finite.
+    terms = [value * weight for value, weight in zip(values, weights, strict=True)]
+    return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan
+
+
+def _stack(arrays: list[Array]) -> Array:
+    """Return the arrays as one, with a new first axis."""
+    return kernels(arrays[0]).xp.stack(arrays)

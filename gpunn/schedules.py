@@ -1,0 +1,236 @@
+"""Learning rates that change: functions of the number of updates made so far.
+
+The unit is the update (step), the optimizer's own count. For epochs, multiply by the loader's
+length: ``Cosine(0.1, steps=30 * len(loader))``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from gpunn.errors import SettingError
+
+#: A function from the number of updates made so far to the learning rate of the next one.
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class Constant:
+    """alpha(t) = alpha.
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = _positive(type(self).__name__, "learning_rate", learning_rate)
+
+    def __call__(self, step: int) -> float:  # noqa: ARG002
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate
+
+    def __repr__(self) -> str:
+        """Return the schedule as it would be written."""
+        given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__name__}({given})"
+
+
+class StepDecay(Constant):
+    """alpha(t) = alpha * factor^floor(t / every).
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    every : int
+        Number of updates between drops, at least 1.
+    factor : float, default 0.1
+        In (0, 1].
+    """
+
+    def __init__(self, learning_rate: float, *, every: int, factor: float = 0.1) -> None:
+        super().__init__(learning_rate)
+        self.every = _steps(type(self).__name__, "every", every)
+        self.factor = _fraction(type(self).__name__, "factor", factor)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate * float(self.factor ** (step // self.every))
+
+
+class ExponentialDecay(Constant):
+    """alpha(t) = alpha * factor^(t / steps).
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    factor : float
+        What `steps` updates multiply the learning rate by, in (0, 1].
+    steps : int, default 1
+        At least 1.
+    """
+
+    def __init__(self, learning_rate: float, *, factor: float, steps: int = 1) -> None:
+        super().__init__(learning_rate)
+        self.factor = _fraction(type(self).__name__, "factor", factor)
+        self.steps = _steps(type(self).__name__, "steps", steps)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate * float(self.factor ** (step / self.steps))
+
+
+class Cosine(Constant):
+    r"""Half a cosine from alpha down to `final`, which then stays.
+
+    .. math:: \alpha(t) = f + \frac{\alpha - f}{2} (1 + \cos(\pi \min(t / T, 1)))
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    steps : int
+        T, the number of updates until `final` is reached, at least 1.
+    final : float, default 0.0
+        f, in [0, alpha].
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
+    """
+
+    def __init__(self, learning_rate: float, *, steps: int, final: float = 0.0) -> None:
+        super().__init__(learning_rate)
+        self.steps = _steps(type(self).__name__, "steps", steps)
+        if not 0 <= final <= learning_rate:
+            raise SettingError(f"Cosine: final must be in [0, {learning_rate}], got {final!r}")
+        self.final = float(final)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        way = min(step / self.steps, 1.0)
+        return self.final + 0.5 * (self.learning_rate - self.final) * (1.0 + math.cos(math.pi * way))
+
+
+class WarmUp:
+    """Rise in a straight line over the first updates, then follow another schedule.
+
+    alpha(t) = after(0) (t + 1) / steps for t < steps, then after(t - steps).
+
+    Parameters
+    ----------
+    steps : int
+        Number of updates until the full learning rate, at least 1.
+    after : float or schedule
+        What follows.
+
+    References
+    ----------
+    Goyal et al., "Accurate, large minibatch SGD", arXiv:1706.02677, 2017.
+    """
+
+    def __init__(self, steps: int, after: float | Schedule) -> None:
+        self.steps = _steps("WarmUp", "steps", steps)
+        self.after = as_schedule(after)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        if step < self.steps:
+            return self.after(0) * (step + 1) / self.steps
+        return self.after(step - self.steps)
+
+    def observe(self, loss: float) -> None:
+        """Pass an epoch's loss on, in case what follows waits for one."""
+        observe(self.after, loss)
+
+    def __repr__(self) -> str:
+        """Return the schedule as it would be written."""
+        return f"WarmUp({self.steps}, {self.after!r})"
+
+
+class ReduceOnPlateau(Constant):
+    """Multiply the learning rate by `factor` when the loss has stopped falling.
+
+    The trainer reports, once an epoch, the validation loss if there is one, else the training
+    loss; by hand, call `observe`.
+
+    Parameters
+    ----------
+    learning_rate : float
+        The first one, above 0.
+    factor : float, default 0.5
+        In (0, 1).
+    patience : int, default 5
+        Number of epochs without an improvement until the drop, at least 1.
+    tolerance : float, default 1e-4
+        By how much a loss must be below the best one to count as an improvement, at least 0.
+    minimum : float, default 0.0
+        The learning rate never falls below it.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        *,
+        factor: float = 0.5,
+        patience: int = 5,
+        tolerance: float = 1e-4,
+        minimum: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate)
+        self.factor = _fraction("ReduceOnPlateau", "factor", factor)
+        self.patience = _steps("ReduceOnPlateau", "patience", patience)
+        if not 0 <= tolerance < math.inf:
+            raise SettingError(f"ReduceOnPlateau: tolerance must be at least 0, got {tolerance!r}")
+        if not 0 <= minimum <= learning_rate:
+            raise SettingError(
+                f"ReduceOnPlateau: minimum must be in [0, {learning_rate}], got {minimum!r}"
+            )
+        self.tolerance = float(tolerance)
+        self.minimum = float(minimum)
+        self._best = math.inf
+        self._waited = 0
+
+    def observe(self, loss: float) -> None:
+        """Take an epoch's loss into account."""
+        if loss < self._best - self.tolerance:
+            self._best, self._waited = loss, 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            self.learning_rate = max(self.learning_rate * self.factor, self.minimum)
+            self._waited = 0
+
+
+def observe(schedule: Schedule, loss: float) -> None:
+    """Tell a schedule an epoch's loss, if it wants to know."""
+    listen = getattr(schedule, "observe", None)
+    if listen is not None:
+        listen(loss)
+
+
+def as_schedule(learning_rate: float | Schedule) -> Schedule:
+    """Return a schedule as it is, and a number as a constant one."""
+    return learning_rate if callable(learning_rate) else Constant(learning_rate)
+
+
+def _positive(who: str, name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise SettingError(f"{who}: {name} must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def _fraction(who: str, name: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise SettingError(f"{who}: {name} must be in (0, 1], got {value!r}")
+    return float(value)
+
+
+def _steps(who: str, name: str, value: int) -> int:
+    if not hasattr(value, "__index__") or value < 1:
+        raise SettingError(f"{who}: {name} must be a whole number above 0, got {value!r}")
+    return int(value)

@@ -1,0 +1,83 @@
+"""What a forward pass leaves for the backward pass to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn._typing import RNG
+from gpunn.errors import TapeError
+from gpunn.init import as_generator
+
+
+class Tape:
+    """The record of one forward pass, read backwards by the backward pass.
+
+    Each layer pushes what its gradient needs, once a forward pass; `backward` pops it, last in
+    first out, so memory is given back while the pass goes on. The tape checks the owner of each
+    entry: a wrong order is an error and never a wrong number. A forward pass without a tape
+    (``tape=None``) is inference and stores nothing.
+
+    Parameters
+    ----------
+    training : bool, default True
+        Whether layers behave as in training (dropout drops).
+    rng : None, int or numpy.random.Generator, default None
+        Where random layers draw their seeds. Made only when a layer asks for it.
+    input_grad : bool, default True
+        Whether the gradient with respect to the network's input is wanted. Training does not
+        want it, which saves the first layer a product.
+    """
+
+    def __init__(self, *, training: bool = True, rng: RNG = None, input_grad: bool = True) -> None:
+        self.training = training
+        self.input_grad = input_grad
+        self._rng = rng
+        self._entries: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def push(self, owner: Any, *saved: Any) -> None:
+        """Save what `owner` needs for its backward pass."""
+        self._entries.append((owner, saved))
+
+    def pop(self, owner: Any) -> tuple[Any, ...]:
+        """Return what `owner` saved last.
+
+        Raises
+        ------
+        TapeError
+            If nothing was saved, or the last to save was another layer.
+        """
+        if not self._entries:
+            raise TapeError(
+                f"{owner!r}: backward has nothing to read; run forward with this tape first, "
+                "and backward only once for each forward"
+            )
+        who, saved = self._entries.pop()
+        if who is not owner:
+            self._entries.append((who, saved))
+            raise TapeError(
+                f"{owner!r}: backward ran out of order; the tape expects {who!r}, "
+                "since layers go backward in the reverse order of forward"
+            )
+        return saved
+
+    @property
+    def wants_grad(self) -> bool:
+        """Whether anything below the entry just popped needs its output's gradient.
+
+        A layer whose input gradient costs much asks this first and returns None in its place,
+        if not: below it are no parameters, and the input's own gradient was not asked for.
+        """
+        return self.input_grad or any(owner.has_parameters for owner, _ in self._entries)
+
+    def draw_key(self) -> int:
+        """Draw the 64-bit key of one random mask, on the host."""
+        self._rng = as_generator(self._rng)
+        return int(self._rng.integers(2**64, dtype="uint64"))
+
+    def __len__(self) -> int:
+        """Return the number of entries not yet read."""
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        """Return the owners of the entries, the first to push first."""
+        return f"Tape({', '.join(repr(owner) for owner, _ in self._entries)})"

@@ -1,0 +1,368 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from gpunn._typing import RNG, Array
+from gpunn.backend import scope_of
+from gpunn.data import Loader
+from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
+from gpunn.history import History
+from gpunn.init import as_generator
+from gpunn.kernels import kernels
+from gpunn.layer import Layer
+from gpunn.layers.activation import Activation, LogSoftmax, Sigmoid, Softmax
+from gpunn.layers.compose import Sequential
+from gpunn.layers.dense import Dense
+from gpunn.loss import Loss
+from gpunn.metrics import Metric, get_metric
+from gpunn.optim import Optimizer
+from gpunn.readings import Readings
+from gpunn.schedules import observe
+from gpunn.stopping import BestWeights, EarlyStopping
+from gpunn.tape import Tape
+
+#: Called after each epoch with the trainer and the history so far; returning True ends training.
+Callback: TypeAlias = "Callable[[Trainer, History], object]"
+
+#: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
+Data: TypeAlias = "Loader | Sequence[Any]"
+
+
+def train_step(
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None = None,
+    *,
+    rng: RNG = None,
+) -> tuple[Array, Array]:
+    """Learn from one batch: the whole of backpropagation.
+
+    Forward; the loss; its gradient; backward; the update of the parameters. Nothing here waits
+    for a device.
+
+    Parameters
+    ----------
+    model : Layer
+        Updated in place.
+    loss : Loss
+        J.
+    optimizer : Optimizer
+        Built on the model's parameters.
+    x, y : array
+        The batch, on the model's device.
+    sample_weight : array, optional
+        (N,).
+    rng : None, int or numpy.random.Generator
+        For dropout.
+
+    Returns
+    -------
+    cost : array
+        J before the update, 0-d, still on the device; `float` waits for it.
+    prediction : array
+        The model's output before the update.
+    """
+    with scope_of(x):
+        tape = Tape(rng=rng, input_grad=False)
+        prediction = model.forward(x, tape)
+        cost = loss.forward(prediction, y, tape, sample_weight)
+        model.backward(loss.backward(tape), tape)
+        optimizer.step()
+    return cost, prediction
+
+
+class Trainer:
+    """A plain loop around `train_step`: epochs, validation, early stopping, history.
+
+    Parameters
+    ----------
+    model : Layer
+        What to train.
+    loss : Loss
+        With reduction "mean" or "sum".
+    optimizer : Optimizer
+        Built on ``model.parameters()``, after ``model.to(...)``.
+    metrics : sequence of str or Metric, optional
+        Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
+        ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
+    rng : None, int or numpy.random.Generator, default None
+        The seed of dropout's masks.
+
+    Raises
+    ------
+    SettingError
+        If the parts do not belong together, such as a model that ends in softmax with a loss that
+        applies it, too.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        metrics: Sequence[str | Metric] = (),
+        rng: RNG = None,
+    ) -> None:
+        for name, part, kind in (
+            ("model", model, Layer),
+            ("loss", loss, Loss),
+            ("optimizer", optimizer, Optimizer),
+        ):
+            if not isinstance(part, kind):
+                raise SettingError(
+                    f"Trainer: {name} must be a {kind.__name__}, got {type(part).__name__}"
+                )
+        if isinstance(metrics, str):
+            raise SettingError(f"Trainer: metrics must be a list, such as [{metrics!r}]")
+        if loss.reduction == "none":
+            raise SettingError("Trainer: the loss must reduce to one number; reduction is 'none'")
+        trained = {id(parameter) for parameter in optimizer.parameters}
+        if not trained <= {id(parameter) for parameter in model.parameters()}:
+            raise SettingError(
+                "Trainer: the optimizer holds parameters that are not the model's; "
+                "build it on model.parameters()"
+            )
+        _check_head(model, loss)
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.metrics = [get_metric(metric) for metric in metrics]
+        self._rng = as_generator(rng)
+
+    def fit(
+        self,
+        loader: Loader,
+        epochs: int,
+        *,
+        validation: Data | None = None,
+        early_stopping: EarlyStopping | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool | None = None,
+    ) -> History:
+        """Train for a number of epochs, or until early stopping or a callback ends it.
+
+        Parameters
+        ----------
+        loader : Loader
+            The training data; each epoch iterates over it once.
+        epochs : int
+            At most so many passes over the data, at least 1.
+        validation : Loader or (x, y) or (x, y, sample_weight), optional
+            Evaluated after each epoch.
+        early_stopping : EarlyStopping, optional
+            When to stop, and whether to go back to the best weights.
+        callbacks : iterable of functions
+            Each is called after each epoch as ``callback(trainer, history)``; training ends when one
+            returns True.
+        progress : bool or None, default None
+            Whether to show a progress bar; None does so if the output is a terminal.
+
+        Returns
+        -------
+        History
+            Also after Ctrl-C, which ends training and is not raised again.
+
+        Raises
+        ------
+        DivergenceError
+            If an epoch's loss is not finite. The model then has the weights of its best epoch, and
+            the error's `history` is the history so far.
+        DeviceError, DTypeError, ShapeError, LabelError, DataError
+            Before the first epoch, where model, loss and data do not fit together.
+        """
+        if not hasattr(epochs, "__index__") or epochs < 1:
+            raise SettingError(f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}")
+        if not isinstance(loader, Loader):
+            raise SettingError(
+                f"Trainer.fit: expected a Loader, got {type(loader).__name__}; "
+                "make one with gn.Loader(x, y, batch_size=32)"
+            )
+        self._check(loader)
+        validation = None if validation is None else self._as_loader(validation)
+        callbacks = tuple(callbacks)
+        history, best = History(), BestWeights(self.model)
+        self.optimizer.clear()
+        bar = _progress_bar(epochs * len(loader), progress)
+        try:
+            while len(history) < epochs and not history.stopped:
+                with loader.backend.scope():
+                    self._epoch(loader, validation, history, bar)
+                self._check_finite(history, best)
+                best.offer(len(history), history[history.monitored][-1])
+                observe(self.optimizer.schedule, history[history.monitored][-1])
+                history.stopped = self._reason(history, early_stopping, callbacks)
+            history.stopped = history.stopped or f"all {epochs} epochs run"
+        except KeyboardInterrupt:
+            history.stopped = f"interrupted in epoch {len(history) + 1}"
+            self.optimizer.clear()
+        finally:
+            bar.close()
+        if early_stopping is not None and early_stopping.restore_best:
+            best.restore()
+        return history
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """Return the loss and the metrics over all of the data, by name.
+
+        Parameters
+        ----------
+        data : Loader or (x, y) or (x, y, sample_weight)
+            A loader is read in order and to its end, whatever its settings.
+        """
+        return self._evaluate(self._as_loader(data))
+
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
+        """Return the model's outputs for all of `x`, as one array on the model's device.
+
+        Parameters
+        ----------
+        x : array or Loader
+            (N, ...). Arrays are moved and converted as a `Loader` does.
+        batch_size : int, default 1024
+            How many samples at a time.
+        """
+        loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
+        outputs = [self.model(batch.x) for batch in loader.in_order()]
+        with loader.backend.scope():
+            return kernels(outputs[0]).xp.concat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
+        """Return the probabilities that the loss reads from the model's outputs.
+
+        With `SoftmaxCrossEntropy` softmax(outputs), with `BinaryCrossEntropy` sigmoid(outputs);
+        the outputs themselves where they are probabilities already, or the loss knows of none.
+        """
+        outputs = self.predict(x, batch_size=batch_size)
+        with scope_of(outputs):
+            return self.loss.probabilities(outputs)
+
+    def _epoch(
+        self, loader: Loader, validation: Loader | None, history: History, bar: Any
+    ) -> None:
+        """Train for an epoch, then validate; append both to the history."""
+        rate = self.optimizer.learning_rate
+        readings = Readings(self.loss, self.metrics)
+        start = time.perf_counter()
+        for batch in loader:
+            cost, prediction = train_step(
+                self.model, self.loss, self.optimizer, *batch, rng=self._rng
+            )
+            readings.add(cost, prediction, batch.y, batch.sample_weight)
+            bar.update()
+        record = readings.read()
+        elapsed = time.perf_counter() - start
+        if validation is not None:
+            numbers = self._evaluate(validation)
+            record |= {f"validation_{name}": value for name, value in numbers.items()}
+        samples = sum(readings.counts)
+        record |= {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": samples / elapsed}
+        history.append(record)
+        bar.set_postfix(loss=f"{record[history.monitored]:.4g}")
+
+    def _evaluate(self, loader: Loader) -> dict[str, float]:
+        self._check(loader)
+        readings = Readings(self.loss, self.metrics)
+        with loader.backend.scope():
+            for batch in loader.in_order():
+                prediction = self.model.forward(batch.x)
+                cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)
+                readings.add(cost, prediction, batch.y, batch.sample_weight)
+            return readings.read()
+
+    def _as_loader(self, data: Data) -> Loader:
+        if isinstance(data, Loader):
+            return data
+        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+            raise SettingError(
+                f"Trainer: expected a Loader, (x, y) or (x, y, sample_weight), "
+                f"got {type(data).__name__}"
+            )
+        x, y, *weight = data
+        return self._loader(x, y, sample_weight=weight[0] if weight else None)
+
+    def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
+        """Return a loader over all of the data in order, in the model's place and dtype."""
+        first = next(iter(self.model.parameters()), None)
+        dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
+        loader = Loader(
+            x, y, batch_size=None, shuffle=False, backend=self.model.backend, dtype=dtype, **settings
+        )
+        loader.batch_size = min(batch_size, loader.n_samples)
+        return loader
+
+    def _check(self, loader: Loader) -> None:
+        """Check, on one sample and all targets, that model, loss, optimizer and data fit together."""
+        self.optimizer.check_places()
+        home = self.model.backend
+        if home is not None and home != loader.backend:
+            raise DeviceError(
+                f"Trainer: the model is on {home} and the loader's batches on {loader.backend}; "
+                f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
+                "before building the optimizer"
+            )
+        if loader.targets is None:
+            raise DataError("Trainer: the loader has no targets; say Loader(x, y)")
+        output = self.model(loader.first_row().x)
+        self.loss.check_target(loader.targets, tuple(output.shape[1:]))
+
+    def _check_finite(self, history: History, best: BestWeights) -> None:
+        loss = history[history.monitored][-1]
+        if math.isfinite(loss) and math.isfinite(history.loss[-1]):
+            return
+        best.restore()
+        whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
+        history.stopped = f"the loss was not finite in epoch {len(history)}"
+        error = DivergenceError(
+            f"Trainer: the loss is {loss} in epoch {len(history)} (learning rate "
+            f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
+            "Try a lower learning rate, clip_norm=1.0, standardised features, or "
+            "Loader(..., check_finite=True) to look for NaN in the data"
+        )
+        error.history = history  # type: ignore[attr-defined]
+        raise error
+
+    def _reason(
+        self,
+        history: History,
+        early_stopping: EarlyStopping | None,
+        callbacks: Sequence[Callback],
+    ) -> str:
+        """Return why to stop after this epoch, or an empty string."""
+        asked = [callback for callback in callbacks if callback(self, history) is True]
+        if asked:
+            return f"{getattr(asked[0], '__name__', repr(asked[0]))} asked for it"
+        return (early_stopping.reason(history) if early_stopping is not None else None) or ""
+
+    def __repr__(self) -> str:
+        """Return the parts."""
+        return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
+
+
+def _check_head(model: Layer, loss: Loss) -> None:
+    """Refuse a loss that would apply the last activation a second time, or miss it."""
+    last: Layer = model
+    while isinstance(last, Sequential) and len(last):
+        last = last[-1]
+    activation = last.activation if isinstance(last, Dense) else last
+    if isinstance(activation, (Sigmoid, Softmax, LogSoftmax)) and loss.from_logits:
+        raise SettingError(
+            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
+            "applies it, too; leave the last activation off (recommended), or use the loss of "
+            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
+        )
+
+
+def _progress_bar(total: int, progress: bool | None) -> Any:
+    from tqdm import tqdm  # noqa: PLC0415 (not needed to import gpunn)
+
+    disable = None if progress is None else not progress
+    return tqdm(total=total, disable=disable, unit="batch", leave=False)

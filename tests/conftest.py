@@ -1,0 +1,80 @@
+"""The backends that every test of arrays runs on, and the rule for tests that need a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpunn as gn
+
+BACKENDS = [
+    "numpy",
+    "numpy-readonly",
+    "array-api-strict:1",
+    pytest.param("cupy", marks=pytest.mark.gpu),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend, and how tests make inputs there."""
+
+    backend: gn.Backend
+    readonly: bool = False
+
+    def array(self, x: Any, dtype: str | None = None) -> Any:
+        """Return a copy of `x` there, which nobody may write to if the place is read-only."""
+        x = np.array(x, dtype=dtype)
+        if self.readonly:
+            x.setflags(write=False)
+        return self.backend.asarray(x)
+
+    def __str__(self) -> str:
+        """Return the name that `get_backend` takes."""
+        return str(self.backend)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu",
+        action="store_true",
+        help="a test marked gpu that is skipped counts as failed",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Turn a skip of a test marked gpu into a failure, where a GPU is required."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") and item.config.getoption("require_gpu"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but --require-gpu was given: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(params=BACKENDS)
+def place(request: pytest.FixtureRequest) -> Place:
+    """Return each backend in turn; a law that holds on all of them is a law."""
+    return get_place(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start every test from the same default."""
+    monkeypatch.delenv("GPUNN_BACKEND", raising=False)
+    with gn.use(backend="numpy"):
+        yield
+
+
+def get_place(name: str) -> Place:
+    """Return the place of that name, or skip the test where there is none."""
+    if name == "numpy-readonly":
+        return Place(gn.get_backend("numpy"), readonly=True)
+    try:
+        return Place(gn.get_backend(name))
+    except gn.errors.BackendUnavailableError as error:
+        pytest.skip(str(error))
