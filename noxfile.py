@@ -1,0 +1,109 @@
+"""What can be run here: `python -m nox -s demo`, or any other session that `--list` shows.
+
+Each session makes its own virtual environment and installs what it needs; `-R` reuses the last
+one, as it is. What comes after `--` is handed on to the session's program.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = []  # without -s, nox lists them
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+EXTRAS = ("cuda12x", "cuda13x")
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+TEST = nox.project.dependency_groups(PYPROJECT, "test")
+LINT = nox.project.dependency_groups(PYPROJECT, "lint")
+TYPES = nox.project.dependency_groups(PYPROJECT, "types")
+
+
+def oldest() -> str | None:
+    """Return the oldest supported Python that starts here; None is the one that runs nox."""
+    for version in PYTHONS:
+        name = f"python{version}"
+        # On the path is not enough: version managers put names there that start nothing.
+        if shutil.which(name) and subprocess.run([name, "-V"], capture_output=True).returncode == 0:
+            return version
+    return None
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a network on handwritten digits."""
+    session.install(".[examples]")
+    session.run("python", "examples/digits.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on the Python that runs nox."""
+    session.install("-e", ".", *TEST)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests_all(session: nox.Session) -> None:
+    """Run the tests on each supported Python."""
+    tests(session)
+
+
+@nox.session(python=oldest())
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest supported versions of what gpunn needs."""
+    pins = [wanted.replace(">=", "==") for wanted in PYPROJECT["project"]["dependencies"]]
+    session.install("-e", ".", *pins, *TEST)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+# A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
+@nox.session(venv_params=["--system-site-packages"])
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a GPU: `-- cuda13x`, or with the CuPy that is installed."""
+    arguments = list(session.posargs)
+    extra = f"[{arguments.pop(0)}]" if arguments and arguments[0] in EXTRAS else ""
+    session.install("-e", f".{extra}", *TEST)
+    session.run("python", "-m", "pytest", "-m", "gpu", "--require-gpu", "tests", *arguments)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*LINT)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.install(".", *TYPES)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run each example; each asserts its result."""
+    session.install(".[examples]")
+    programs = sorted(Path("examples").resolve().glob("*.py"))
+    with session.chdir(session.create_tmp()):  # for the files they write
+        for program in programs:
+            session.run("python", str(program), *(session.posargs or ["--backend", "numpy"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; `-- bench/step_time.py --help`: one, with arguments."""
+    session.install(".[sklearn]")
+    if session.posargs:
+        session.run("python", *session.posargs)
+        return
+    for program in sorted(Path("bench").glob("*.py")):
+        if program.name != "timing.py":  # what they share
+            session.run("python", str(program))
