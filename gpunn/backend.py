@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Array, Namespace
-from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
+from gpunn.errors import BackendUnavailableError, DeviceError, DTypeError, SettingError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,12 +57,14 @@ class Backend:
         if self.library == "cupy":
             return importlib.import_module("cupy").cuda.Device(self.index)
         if self.library == "array-api-strict":
-            return self.xp.Device(f"device{self.index}" if self.index else "CPU_DEVICE")
+            return self.xp.Device(_strict_name(self.index))
         return "cpu"
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return a context in which this backend's device is the library's current one."""
-        scope: AbstractContextManager[Any] = self.device if self.library == "cupy" else nullcontext()
+        scope: AbstractContextManager[Any] = (
+            self.device if self.library == "cupy" else nullcontext()
+        )
         return scope
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
@@ -77,15 +79,17 @@ class Backend:
         """
         xp = self.xp
         if isinstance(dtype, str):
+            if not hasattr(xp, dtype):
+                raise SettingError(f"unknown dtype {dtype!r}; say 'float32', for example")
             dtype = getattr(xp, dtype)
         if self.library == "cupy":
             with self.scope():
                 x = _to_cupy(x, self.index)
                 return x if dtype is None else x.astype(dtype, copy=False)
-        if backend_of(x) != self:
-            x = to_numpy(x)
-            if self.library == "array-api-strict":
-                x = xp.asarray(x, device=self.device)
+        if self.library == "numpy":
+            x = _plain(to_numpy(x))
+        elif backend_of(x) != self:
+            x = xp.asarray(_plain(to_numpy(x)), device=self.device)
         return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
 
     def free_bytes(self) -> int | None:
@@ -126,7 +130,7 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if isinstance(name, Backend):
         return name
     if name is None:
-        chosen = _block_backend.get() or _process_backend[0]
+        chosen = _block_backend.get() or (_process_uses[-1].backend if _process_uses else None)
         return chosen or get_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "numpy")
     if not isinstance(name, str):
         raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
@@ -139,8 +143,7 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if library == "cupy":
         return Backend("cupy", _cupy_device(int(index) if index else None))
     if library == "array-api-strict":
-        _require("array_api_strict", "pip install array-api-strict")
-        return Backend(library, int(index or 0))
+        return Backend(library, _strict_device(int(index or 0)))
     if index not in ("", "0"):
         raise BackendUnavailableError(f"backend {name!r}: NumPy has one device; say 'numpy'")
     return Backend("numpy")
@@ -166,23 +169,24 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
 
     def __init__(self, backend: str | Backend) -> None:
         self.backend = get_backend(backend)
-        self._before = _process_backend[0]
-        self._token: Token[Backend | None] | None = None
-        _process_backend[0] = self.backend
+        self._tokens: list[Token[Backend | None]] = []
+        _process_uses.append(self)
 
     def __enter__(self) -> Backend:
         """Narrow the choice to the block."""
-        _process_backend[0] = self._before
-        self._token = _block_backend.set(self.backend)
+        if self in _process_uses:  # not when a block is entered a second time
+            _process_uses.remove(self)
+        self._tokens.append(_block_backend.set(self.backend))
         return self.backend
 
     def __exit__(self, *exception: object) -> None:
         """Return to what was set before."""
-        if self._token is not None:
-            _block_backend.reset(self._token)
+        _block_backend.reset(self._tokens.pop())
 
 
-_process_backend: list[Backend | None] = [None]
+#: Those that no block has narrowed; the last one holds. Each removes itself, not what it found
+#: before it, since threads may enter their blocks at the same time.
+_process_uses: list[use] = []
 _block_backend: ContextVar[Backend | None] = ContextVar("gpunn_backend", default=None)
 
 
@@ -209,6 +213,14 @@ def scope_of(x: Any) -> AbstractContextManager[Any]:
 
 
 _NO_SCOPE: AbstractContextManager[Any] = nullcontext()
+
+
+def apart(speaker: str, home: Backend | None, place: Backend | None) -> DeviceError:
+    """Return the error for an x that is not where the speaker is."""
+    return DeviceError(
+        f"{speaker} is on {home} and x on {place}; move one of them: "
+        f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
+    )
 
 
 def copy_of(x: Array) -> Array:
@@ -244,7 +256,11 @@ def _foreign_to_numpy(x: Any) -> NDArray[Any]:
         return to_numpy(importlib.import_module("cupy").asarray(x))
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
-    return np.asarray(x)
+    array = np.asarray(x)
+    if array.dtype == object and array.ndim == 0:
+        hint = "; the array of a Parameter is its .value" if hasattr(x, "value") else ""
+        raise DTypeError(f"expected an array, got {type(x).__name__}{hint}")
+    return array
 
 
 def _to_cupy(x: Any, index: int) -> Array:
@@ -257,19 +273,35 @@ def _to_cupy(x: Any, index: int) -> Array:
     return cupy.asarray(to_numpy(x))
 
 
+def _plain(x: NDArray[Any]) -> NDArray[Any]:
+    """Return an `ndarray` and no subclass or scalar, in the machine's byte order."""
+    x = np.asarray(x)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
 def _require(module: str, remedy: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise BackendUnavailableError(
-                f"{module} is installed but cannot be imported ({error}); reinstall it: {remedy}"
-            ) from error
-        raise BackendUnavailableError(f"{module} is not installed: {remedy}") from error
-    except ImportError as error:
+    except Exception as error:  # a broken installation may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise BackendUnavailableError(f"{module} is not installed: {remedy}") from error
         raise BackendUnavailableError(
             f"{module} is installed but cannot be imported ({error}); reinstall it: {remedy}"
         ) from error
+
+
+def _strict_device(index: int) -> int:
+    """Return the index of a device that array-api-strict has."""
+    strict = _require("array_api_strict", "pip install array-api-strict")
+    try:
+        strict.Device(_strict_name(index))
+    except ValueError as error:
+        raise BackendUnavailableError(f"no device array-api-strict:{index}: {error}") from error
+    return index
+
+
+def _strict_name(index: int) -> str:
+    return f"device{index}" if index else "CPU_DEVICE"
 
 
 def _cupy_device(index: int | None) -> int:
@@ -311,7 +343,9 @@ def _automatic() -> Backend:
     try:
         backend = get_backend("cupy")
     except BackendUnavailableError as error:
-        log.info("backend 'auto' is numpy, since %s", error)
+        # Who has installed CuPy wants to know that it is of no use.
+        say = log.info if "is not installed" in str(error) else log.warning
+        say("backend 'auto' is numpy, since %s", error)
         return Backend("numpy")
     log.info("backend 'auto' is %s, since CuPy and a device work", backend)
     return backend

@@ -211,8 +211,13 @@ class Loader:
         """Return whether the data should be on the device all the time."""
         if isinstance(self.stored.x, np.memmap):
             return False
-        itemsize = 8 if self.dtype == "float64" else 4
-        wanted = sum(math.prod(p.shape) * itemsize for p in self.stored if p is not None)
+        y = self.stored.y
+        dtypes = (self.dtype, None if y is None else self._target_dtype(y), self.dtype)
+        wanted = sum(
+            math.prod(part.shape) * np.dtype(dtype or str(part.dtype).rpartition(".")[2]).itemsize
+            for part, dtype in zip(self.stored, dtypes, strict=True)
+            if part is not None
+        )
         free = self.backend.free_bytes()
         return free is None or wanted <= _SHARE_OF_MEMORY * free
 
@@ -252,14 +257,19 @@ def _take(part: Any, rows: slice, order: Any) -> Any:
 def _as_array(name: str, x: Any) -> Any:
     """Return `x` as an array of real numbers with a first axis, where it is."""
     if backend_of(x) is None:
+        if hasattr(x, "toarray"):
+            raise DTypeError(f"Loader: {name} is sparse; make it dense first, {name}.toarray()")
         try:
             x = to_numpy(x)
         except (TypeError, ValueError) as error:
             raise DTypeError(f"Loader: {name} cannot be read as an array: {error}") from error
-    if isinstance(x, np.ndarray) and x.dtype.kind not in "fiub":
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"Loader: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
+    kinds = ("bool", "integral", "real floating")
+    place = backend_of(x)
+    if place is None or not place.xp.isdtype(x.dtype, kinds):
         raise DTypeError(
-            f"Loader: {name} must hold real numbers, got {x.dtype}; encode or convert it first "
-            "(a sparse matrix: x.toarray())"
+            f"Loader: {name} must hold real numbers, got {x.dtype}; encode or convert it first"
         )
     if x.ndim == 0:
         raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")

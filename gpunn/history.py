@@ -11,7 +11,13 @@ class History:
 
     ``history["loss"]`` is a list with an entry an epoch; so are ``"validation_loss"``, each metric
     by its name and as ``"validation_<name>"``, ``"learning_rate"``, ``"elapsed_s"`` (seconds of
-    training in the epoch, without validation) and ``"samples_per_s"``.
+    training in the epoch, without validation) and ``"samples_per_s"``. With weight decay,
+    ``"cost"`` is the training loss plus the penalty at the epoch's end.
+
+    Parameters
+    ----------
+    monitor : str, optional
+        The column that tells the best epoch, the lower the better.
 
     Attributes
     ----------
@@ -21,14 +27,20 @@ class History:
         Why training ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: str | None = None) -> None:
+        self._monitor = monitor
         self.columns: dict[str, list[float]] = {}
         self.stopped = ""
 
     def append(self, record: dict[str, float]) -> None:
-        """Add an epoch."""
+        """Add an epoch's numbers; a callback may add columns of its own."""
         for name, value in record.items():
             self.columns.setdefault(name, []).append(value)
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The numbers of the last epoch, by name."""
+        return {name: values[-1] for name, values in self.columns.items()}
 
     def __getitem__(self, name: str) -> list[float]:
         """Return a column."""
@@ -51,12 +63,18 @@ class History:
 
     @property
     def monitored(self) -> str:
-        """The loss that counts: ``"validation_loss"`` if there is one, else ``"loss"``."""
-        return "validation_loss" if "validation_loss" in self.columns else "loss"
+        """The column that tells the best epoch.
+
+        The one that was asked for, else ``"validation_loss"`` if there is one, else ``"cost"`` if
+        there is a penalty, else ``"loss"``.
+        """
+        if self._monitor is not None:
+            return self._monitor
+        return next((name for name in ("validation_loss", "cost") if name in self.columns), "loss")
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, counted from 1, of the lowest monitored loss; 0 before the first."""
+        """The epoch, counted from 1, of the lowest monitored value; 0 before the first."""
         values = [v if math.isfinite(v) else math.inf for v in self.columns.get(self.monitored, [])]
         return 1 + values.index(min(values)) if values else 0
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
-from gpunn.backend import Backend, backend_of, get_backend, scope_of
-from gpunn.errors import DeviceError, DTypeError
+from gpunn.backend import Backend, apart, backend_of, get_backend, scope_of
+from gpunn.errors import DeviceError, DTypeError, SettingError
 from gpunn.parameter import Buffer, Parameter
 from gpunn.tape import Tape
 
@@ -84,10 +84,7 @@ class Layer:
             )
         home = self.backend
         if home is not None and home != place:
-            raise DeviceError(
-                f"{self!r} is on {home} and x on {place}; move one of them: "
-                f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
-            )
+            raise apart(repr(self), home, place)
         with scope_of(x):
             return self.forward(x, tape)
 
@@ -125,25 +122,26 @@ class Layer:
             raise DeviceError(f"{self!r}: its parameters are in different places: {where}")
         return next(iter(places), None)
 
-    def to(
-        self: _Self, backend: str | Backend | None = None, *, dtype: str | None = None
-    ) -> _Self:
+    def to(self: _Self, backend: str | Backend | None = None, *, dtype: str | None = None) -> _Self:
         """Move the parameters and buffers, in place; return the layer itself.
 
         Parameters
         ----------
         backend : str, Backend or None
             Where to, as for `get_backend`. Values arrive bit for bit. None stays where it is.
-        dtype : {"float32", "float64", "float16"}, optional
+        dtype : {"float32", "float64"}, optional
             Convert floating-point values to it.
 
         An optimizer keeps arrays beside the parameters: build it after the move.
         """
+        if dtype not in (None, "float32", "float64"):
+            raise SettingError(f"{self!r}: dtype must be 'float32' or 'float64', got {dtype!r}")
         target = None if backend is None else get_backend(backend)
         for item in (*self.parameters(), *self.buffers()):
-            place = target or backend_of(item.value) or get_backend()
-            floating = place.xp.isdtype(place.asarray(item.value).dtype, "real floating")
-            item.move(place, dtype if floating else None)
+            home = backend_of(item.value)
+            assert home is not None  # noqa: S101 (parameters hold arrays)
+            floating = home.xp.isdtype(item.value.dtype, "real floating")
+            item.move(target or home, dtype if floating else None)
         return self
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -54,8 +54,8 @@ def logistic_regression(
     >>> model, loss
     (Dense(30, 1), BinaryCrossEntropy())
     """
-    if not hasattr(n_classes, "__index__") or n_classes < 2:  # noqa: PLR2004
+    if not hasattr(n_classes, "__index__") or n_classes < 2:
         raise SettingError(f"logistic_regression: n_classes must be at least 2, got {n_classes!r}")
-    binary = n_classes == 2  # noqa: PLR2004
+    binary = n_classes == 2
     model = Dense(n_features, 1 if binary else n_classes, rng=rng, dtype=dtype, backend=backend)
     return model, BinaryCrossEntropy() if binary else SoftmaxCrossEntropy()

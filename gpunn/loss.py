@@ -44,9 +44,7 @@ class Loss:
             )
         self.reduction = reduction
 
-    def per_sample(
-        self, prediction: Array, target: Array, scale: Any
-    ) -> tuple[Array, Array]:
+    def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * L (N,), and the gradient of its sum, of the shape of `prediction`.
 
         What a subclass defines. `scale` is a number or an array (N,).
@@ -87,10 +85,7 @@ class Loss:
         if type(prediction) is not type(target):
             _same_library(self, prediction, target)
         if prediction.ndim != 2:
-            raise ShapeError(
-                f"{self!r}: expected a prediction of shape (N, outputs), "
-                f"got {tuple(prediction.shape)}"
-            )
+            self._check_outputs(tuple(prediction.shape[1:]))
         target = self.match(prediction, target)
         if sample_weight is not None:
             self._check_weight(prediction, sample_weight)
@@ -127,10 +122,13 @@ class Loss:
 
         On a device the check waits for the values; `forward`, which training runs, does not check.
         """
-        for name, x in (("prediction", prediction), ("target", target)):
+        given = {"prediction": prediction, "target": target}
+        if sample_weight is not None:
+            given["sample_weight"] = sample_weight
+        for name, x in given.items():
             if backend_of(x) is None:
                 raise DTypeError(f"{self!r}: expected an array as {name}, got {type(x).__name__}")
-        _same_library(self, prediction, target)
+            _same_library(self, prediction, x, name)
         with scope_of(prediction):
             self.check_target(target, tuple(prediction.shape[1:]))
             return self.forward(prediction, target, tape, sample_weight)
@@ -150,6 +148,7 @@ class Loss:
         ShapeError, DTypeError, LabelError
             If this loss is not defined for such targets.
         """
+        self._check_outputs(output_shape)
         shape = tuple(target.shape[1:])
         if shape != output_shape and (shape, output_shape) != ((), (1,)):
             wanted = "(N,) or (N, 1)" if output_shape == (1,) else f"(N, {output_shape[0]})"
@@ -174,10 +173,18 @@ class Loss:
         return (1.0 if weight is None else weight) / total
 
     def total_weight(self, prediction: Array, target: Array, weight: Array | None) -> Array | None:
-        """Return what the mean divides by (0-d, on the device), or None for the number of samples."""
+        """Return what the mean divides by, 0-d and on the device; None is the number of samples."""
         mass = self.mass(target, prediction)
         counted = weight if mass is None else mass if weight is None else weight * mass
         return None if counted is None else kernels(counted).xp.sum(counted)
+
+    def _check_outputs(self, output_shape: Shape) -> None:
+        if len(output_shape) != 1:
+            shape = str(("N", *output_shape)).replace("'", "")
+            raise ShapeError(
+                f"{self!r}: expected a prediction of shape (N, outputs), got {shape}; "
+                "flatten it first, or add an axis"
+            )
 
     def _check_weight(self, prediction: Array, weight: Array) -> None:
         if tuple(weight.shape) != (prediction.shape[0],):
@@ -197,10 +204,10 @@ class Loss:
         return f"{type(self).__name__}({shown})"
 
 
-def _same_library(loss: Loss, prediction: Array, target: Array) -> None:
-    here, there = backend_of(prediction), backend_of(target)
+def _same_library(loss: Loss, prediction: Array, other: Array, name: str = "target") -> None:
+    here, there = backend_of(prediction), backend_of(other)
     if here != there:
         raise DeviceError(
-            f"{loss!r}: the prediction is on {here} and the target on {there}; "
-            f"move one of them: gn.get_backend({str(here)!r}).asarray(target)"
+            f"{loss!r}: the prediction is on {here} and the {name} on {there}; "
+            f"move one of them: gn.get_backend({str(here)!r}).asarray({name})"
         )

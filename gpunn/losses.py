@@ -49,7 +49,8 @@ class CrossEntropy(Loss):
         See `Loss`.
     class_weight : sequence of K floats, optional
         c_k, which multiplies the term of class k. In the mean a sample counts for
-        :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch), so that J stays an average.
+        :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch for labels; for soft targets it divides by N),
+        so that J stays an average.
     label_smoothing : float, default 0.0
         e in [0, 1]: y becomes (1 - e) y + e / K.
 
@@ -101,7 +102,9 @@ class CrossEntropy(Loss):
                 f"shape {tuple(prediction.shape)}, got {tuple(target.shape)}"
             )
         if target.ndim == 2:
-            return target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
+            return (
+                target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
+            )
         if not xp.isdtype(target.dtype, "integral"):
             raise DTypeError(_not_integers(repr(self), target))
         return target
@@ -111,10 +114,15 @@ class CrossEntropy(Loss):
         if self.class_weight is None:
             return None
         k, c = kernels(like), self._class_weight(like)
-        return k.gather(c, target) if target.ndim == 1 else k.xp.sum(target * c, axis=1)
+        if target.ndim == 2:
+            return k.xp.sum(target * c, axis=1)
+        # A label out of range makes its loss NaN; here it only must not be an error.
+        labels = k.xp.astype(target, k.xp.int64, copy=False)
+        return k.gather(c, k.xp.clip(labels, 0, like.shape[1] - 1))
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check that labels are integers in [0, K), or that soft targets are not negative."""
+        self._check_outputs(output_shape)
         classes = output_shape[0]
         if self.class_weight is not None and len(self.class_weight) != classes:
             raise SettingError(
@@ -192,7 +200,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
 
     def probabilities(self, prediction: Array) -> Array:
         """Return softmax(z)."""
-        return Softmax().forward(prediction)
+        return Softmax()(prediction)
 
 
 class BinaryCrossEntropy(Loss):
@@ -244,7 +252,7 @@ class BinaryCrossEntropy(Loss):
 
     def probabilities(self, prediction: Array) -> Array:
         """Return h."""
-        return Sigmoid().forward(prediction) if self.from_logits else prediction
+        return Sigmoid()(prediction) if self.from_logits else prediction
 
     def __repr__(self) -> str:
         """Return the loss as it would be written."""

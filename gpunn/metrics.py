@@ -47,6 +47,11 @@ class Accuracy(Metric):
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the share in this batch."""
+        if prediction.shape[1] == 1:
+            raise ShapeError(
+                "Accuracy: the model has one output, not one a class; "
+                "say 'binary_accuracy' for yes and no"
+            )
         xp = kernels(prediction).xp
         hits = xp.argmax(prediction, axis=1) == _labels(xp, prediction, target)
         return (_mean(xp, hits, prediction),)
@@ -73,12 +78,17 @@ class TopK(Metric):
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the share in this batch."""
+        if self.k >= prediction.shape[1]:
+            raise ShapeError(
+                f"TopK({self.k}): of {prediction.shape[1]} classes it is always 1; take a smaller k"
+            )
         k = kernels(prediction)
         xp = k.xp
         onehot = k.one_hot(_labels(xp, prediction, target), prediction)
         own = xp.sum(prediction * onehot, axis=1, keepdims=True)
-        above = xp.sum(xp.astype(prediction > own, prediction.dtype), axis=1)
-        return (_mean(xp, above < self.k, prediction),)
+        # Counted from below, since NaN is above nothing, and must not be a hit.
+        reached = xp.sum(xp.astype(prediction <= own, prediction.dtype), axis=1)
+        return (_mean(xp, reached > prediction.shape[1] - self.k, prediction),)
 
     def __repr__(self) -> str:
         """Return the metric as it would be written."""
@@ -91,7 +101,8 @@ class BinaryAccuracy(Metric):
     Parameters
     ----------
     threshold : float, default 0.0
-        The output above which the answer is yes: 0 for logits, 0.5 for probabilities.
+        The output above which the answer is yes: 0 for logits, 0.5 for probabilities. A trainer
+        that is given the name ``"binary_accuracy"`` takes the one that suits its loss.
     """
 
     def __init__(self, threshold: float = 0.0) -> None:
@@ -100,8 +111,8 @@ class BinaryAccuracy(Metric):
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the share in this batch."""
         xp = kernels(prediction).xp
-        target = xp.astype(xp.reshape(target, prediction.shape), prediction.dtype)
-        return (_mean(xp, (prediction > self.threshold) == (target > 0.5), prediction),)  # noqa: PLR2004
+        target = _alike(xp, self, prediction, target)
+        return (_mean(xp, (prediction > self.threshold) == (target > 0.5), prediction),)
 
     def __repr__(self) -> str:
         """Return the metric as it would be written."""
@@ -119,7 +130,7 @@ class MAE(Metric):
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the mean in this batch."""
         xp = kernels(prediction).xp
-        target = xp.astype(xp.reshape(target, prediction.shape), prediction.dtype)
+        target = _alike(xp, self, prediction, target)
         return (xp.mean(xp.abs(prediction - target)),)
 
 
@@ -138,13 +149,13 @@ class R2(Metric):
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return, by output, the mean of y, its mean square about that, and that of the error."""
         xp = kernels(prediction).xp
-        target = xp.astype(xp.reshape(target, prediction.shape), prediction.dtype)
+        target = _alike(xp, self, prediction, target)
         mean = xp.mean(target, axis=0)
         deviation, error = target - mean, target - prediction
         return mean, xp.mean(deviation * deviation, axis=0), xp.mean(error * error, axis=0)
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
-        """Return R^2: the spread about the whole mean, from the spreads about the batches' means."""
+        """Return R^2, from each batch's mean and the spread about it."""
         outputs = range(len(statistics[0][0]))
         return math.fsum(self._of_output(statistics, counts, p) for p in outputs) / len(outputs)
 
@@ -193,6 +204,16 @@ def _labels(xp: Any, prediction: Array, target: Array) -> Array:
             f"got {tuple(target.shape)}"
         )
     return xp.argmax(target, axis=1)
+
+
+def _alike(xp: Any, metric: Metric, prediction: Array, target: Array) -> Array:
+    """Return the target in the prediction's shape and dtype; (N,) stands for (N, 1)."""
+    if prediction.shape not in (target.shape, (*target.shape, 1)):
+        raise ShapeError(
+            f"{metric!r}: expected a target of shape {tuple(prediction.shape)}, "
+            f"as the prediction has, got {tuple(target.shape)}"
+        )
+    return xp.astype(xp.reshape(target, prediction.shape), prediction.dtype)
 
 
 def _mean(xp: Any, hits: Array, like: Array) -> Array:

@@ -10,7 +10,7 @@ from gpunn.backend import backend_of, scope_of
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
 from gpunn.parameter import Parameter
-from gpunn.schedules import Schedule, as_schedule
+from gpunn.schedules import Constant, Schedule, as_schedule
 
 
 class Optimizer:
@@ -27,8 +27,10 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Parameter], learning_rate: float | Schedule) -> None:
-        self.parameters = list(parameters)
         name = type(self).__name__
+        if hasattr(parameters, "parameters"):
+            raise SettingError(f"{name}: got a model; pass its parameters, model.parameters()")
+        self.parameters = list(parameters)
         for i, parameter in enumerate(self.parameters):
             if not isinstance(parameter, Parameter):
                 raise SettingError(
@@ -64,6 +66,10 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
         self.steps += 1
+
+    def penalty(self) -> Array | None:
+        """Return what weight decay adds to the cost, 0-d on the device; None without any."""
+        return None
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -119,8 +125,8 @@ class SGD(Optimizer):
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty :math:`\frac\lambda2 \|W\|^2`, whose gradient
         :math:`\lambda W` is added to g before momentum (coupled, as in PyTorch's and
-        scikit-learn's SGD; not AdamW's form). Biases are left out (`Parameter.decay`). The loss
-        that training reports does not contain the penalty.
+        scikit-learn's SGD; not AdamW's form). Biases are left out (`Parameter.decay`). A
+        history's ``"loss"`` does not contain the penalty, its ``"cost"`` does.
     clip_norm : float, optional
         Above 0. The norm stays on the device.
     clip_value : float, optional
@@ -163,10 +169,19 @@ class SGD(Optimizer):
         self.momentum = float(momentum)
         self.nesterov = bool(nesterov)
         self.weight_decay = float(weight_decay)
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
+        self.clip_norm = None if clip_norm is None else float(clip_norm)
+        self.clip_value = None if clip_value is None else float(clip_value)
         self._decays = [self.weight_decay if p.decay else 0.0 for p in self.parameters]
         self._velocities: list[Array] = [_zeros_like(p.value) for p in self.parameters if momentum]
+
+    def penalty(self) -> Array | None:
+        r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
+        values = [p.value for p in self.parameters if p.decay]
+        if not self.weight_decay or not values:
+            return None
+        with scope_of(values[0]):
+            xp = kernels(values[0]).xp
+            return 0.5 * self.weight_decay * sum(xp.sum(value * value) for value in values)
 
     def _update(self, held: list[int]) -> None:
         parameters = [self.parameters[i] for i in held]
@@ -185,8 +200,8 @@ class SGD(Optimizer):
 
     def __repr__(self) -> str:
         """Return the optimizer's settings."""
-        rate = getattr(self.schedule, "learning_rate", None)
-        shown = {"learning_rate": rate if rate is not None else self.schedule}
+        constant = type(self.schedule) is Constant
+        shown = {"learning_rate": self.learning_rate if constant else self.schedule}
         defaults = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
         defaults |= {"clip_norm": None, "clip_value": None}  # type: ignore[dict-item]
         shown |= {k: getattr(self, k) for k, d in defaults.items() if getattr(self, k) != d}

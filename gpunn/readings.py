@@ -29,7 +29,7 @@ class _Column:
             self._fold()
 
     def read(self) -> list[Any]:
-        """Return all as Python numbers (or lists of them): the one time the device is waited for."""
+        """Return all as Python numbers, or lists of them; this waits for the device."""
         self._fold()
         return [row for block in self._folded for row in to_numpy(block).tolist()]
 

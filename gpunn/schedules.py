@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import TypeAlias
 
 from gpunn.errors import SettingError
@@ -34,7 +35,9 @@ class Constant:
 
     def __repr__(self) -> str:
         """Return the schedule as it would be written."""
-        given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_")
+        given = ", ".join(
+            f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_"
+        )
         return f"{type(self).__name__}({given})"
 
 
@@ -113,7 +116,9 @@ class Cosine(Constant):
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
         way = min(step / self.steps, 1.0)
-        return self.final + 0.5 * (self.learning_rate - self.final) * (1.0 + math.cos(math.pi * way))
+        return self.final + 0.5 * (self.learning_rate - self.final) * (
+            1.0 + math.cos(math.pi * way)
+        )
 
 
 class WarmUp:
@@ -219,7 +224,7 @@ def as_schedule(learning_rate: float | Schedule) -> Schedule:
 
 
 def _positive(who: str, name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not isinstance(value, Real) or not 0 < value < math.inf:
         raise SettingError(f"{who}: {name} must be a number above 0, got {value!r}")
     return float(value)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpunn.backend import backend_of, scope_of, to_numpy
-from gpunn.errors import FileError
+from gpunn.errors import FileError, SettingError
 from gpunn.layer import Layer
+from gpunn.parameter import Buffer, Parameter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +36,8 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     """Write a model's parameters and buffers to a file, by dotted name.
 
     The file is written beside the target and then renamed, so that a failure on the way leaves an
-    older file as it was. It holds arrays and no code, and no layers either: `load` wants a model
-    of the same structure.
+    older file as it was; its permissions stay. It holds arrays and no code, and no layers either:
+    `load` wants a model of the same structure.
 
     Parameters
     ----------
@@ -46,26 +47,26 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
         On any backend; the file does not depend on it.
     """
     # Not needed to import gpunn, and slow to import.
-    import tempfile  # noqa: PLC0415
     from pathlib import Path  # noqa: PLC0415
 
     from safetensors.numpy import save as to_bytes  # noqa: PLC0415
 
-    # safetensors writes the memory as it lies: C order and native byte order must be seen to.
-    arrays = {name: np.array(to_numpy(x), order="C") for name, x in _values(model).items()}
+    # safetensors writes the memory as it lies: C order must be seen to.
+    held = _held(model)
+    arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
     content = to_bytes(arrays, metadata={"format": "gpunn", "version": "1"})
     target = Path(path)
-    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    beside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
+            if target.exists():
+                beside.chmod(target.stat().st_mode & 0o777)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the permissions that `open` would have.
-        os.chmod(beside, 0o666 & ~_umask())  # noqa: PTH101
         os.replace(beside, target)  # noqa: PTH105
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -91,22 +92,26 @@ def load(path: str | os.PathLike[str], model: Layer, strict: bool = True) -> Loa
     ------
     FileNotFoundError
         If there is no such file.
+    SettingError
+        If `model` is no layer.
     FileError
         If it is no safetensors file, or does not fit the model; all that does not fit is listed.
     """
+    held = _held(model)
+    wanted = {name: item.value for name, item in held.items()}
     found = _read(path)
-    wanted = _values(model)
     report = LoadReport(
         missing=[name for name in wanted if name not in found],
         unexpected=[name for name in found if name not in wanted],
     )
     common = [name for name in wanted if name in found]
-    problems = [
+    misshapen = [
         f"misshapen: {name} is {found[name].shape} in the file and "
         f"{tuple(wanted[name].shape)} in the model"
         for name in common
         if found[name].shape != tuple(wanted[name].shape)
     ]
+    problems = list(misshapen)
     if strict:
         problems += [f"missing in the file: {name}" for name in report.missing]
         problems += [f"unexpected in the file: {name}" for name in report.unexpected]
@@ -118,18 +123,21 @@ def load(path: str | os.PathLike[str], model: Layer, strict: bool = True) -> Loa
         ]
     if problems:
         listed = "\n  ".join(problems)
-        advice = "; strict=False loads what fits" if strict else ""
+        advice = "; strict=False loads what fits" if strict and not misshapen else ""
         raise FileError(
             f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
         )
-    _write(wanted, {name: found[name] for name in common})
+    _write(held, {name: found[name] for name in common})
     return report
 
 
-def _values(model: Layer) -> dict[str, Any]:
-    """Return the arrays of a model by dotted name."""
-    held = {**model.named_parameters(), **model.named_buffers()}
-    return {name: item.value for name, item in held.items()}
+def _held(model: Layer) -> dict[str, Parameter | Buffer]:
+    """Return the parameters and buffers of a model by dotted name."""
+    if not isinstance(model, Layer):
+        raise SettingError(
+            f"save and load take a path and then a model, got {type(model).__name__} as the model"
+        )
+    return {**model.named_parameters(), **model.named_buffers()}
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -141,28 +149,30 @@ def _read(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     content = Path(path).read_bytes()
     try:
         arrays: dict[str, NDArray[Any]] = from_bytes(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise FileError(
+            f"load: {path} holds numbers of type {error}, which NumPy does not have; "
+            "convert the file to F32 first"
+        ) from error
+    except (SafetensorError, ValueError, TypeError) as error:
         raise FileError(f"load: {path} is no safetensors file, or is damaged: {error}") from error
     return arrays
 
 
-def _write(targets: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays over the model's, in place; all that may fail comes before the first write."""
     moved = {}
     for name, array in arrays.items():
-        place = backend_of(targets[name])
+        place = backend_of(held[name].value)
         assert place is not None  # noqa: S101 (the values of a layer are arrays)
-        moved[name] = place.asarray(array, targets[name].dtype)
+        moved[name] = place.asarray(array, held[name].value.dtype)
     for name, array in moved.items():
+        if isinstance(held[name].value, np.generic):  # what NumPy makes of sums of 0-d arrays
+            held[name].value = array.copy()
+            continue
         with scope_of(array):
-            targets[name][...] = array
+            held[name].value[...] = array
 
 
 def _dtype(x: Any) -> str:
     return str(x.dtype).rpartition(".")[2]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

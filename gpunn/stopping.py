@@ -24,9 +24,9 @@ class EarlyStopping:
         At least 1.
     tolerance : float, default 1e-4
         At least 0, in units of the loss.
-    monitor : {None, "validation_loss", "loss"}, default None
-        None is the validation loss if there is one, else the training loss. Any other column of
-        the history that falls as training goes well will do, too.
+    monitor : str, optional
+        A column of the history that falls as training goes well. By default the validation loss
+        if there is one, else the training loss with the penalty of weight decay.
     restore_best : bool, default True
         Whether to end with the weights of the best epoch rather than of the last.
     """
@@ -49,7 +49,7 @@ class EarlyStopping:
 
     def reason(self, history: History) -> str | None:
         """Return why to stop now, or None to go on."""
-        name = self.monitor or history.monitored
+        name = history.monitored
         if name not in history:
             raise SettingError(
                 f"EarlyStopping: there is no {name!r} to monitor; "

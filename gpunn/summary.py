@@ -33,20 +33,22 @@ def summarize(model: Layer, input_shape: Shape | int | None = None) -> str:
     total = sum(math.prod(p.value.shape) for p in model.parameters())
     size = sum(math.prod(p.value.shape) * _itemsize(p.value) for p in model.parameters())
     buffers = sum(math.prod(b.value.shape) for b in model.buffers())
-    lines.append(f"{total:,} parameters, {size:,} bytes" + (f"; {buffers:,} in buffers" if buffers else ""))
+    lines.append(
+        f"{total:,} parameters, {size:,} bytes" + (f"; {buffers:,} in buffers" if buffers else "")
+    )
     return "\n".join(lines)
 
 
-def _rows(
-    layer: Layer, shape: Shape | None, indent: str
-) -> Iterator[tuple[str, str, str, str]]:
+def _rows(layer: Layer, shape: Shape | None, indent: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield the table's rows for a layer that takes samples of that shape."""
     if isinstance(layer, Sequential):
         for inner in layer:
             yield from _rows(inner, shape, indent)
             shape = None if shape is None else inner.output_shape(shape)
         return
-    within = [item for _, item in children(layer) if isinstance(item, Layer) and item.has_parameters]
+    within = [
+        item for _, item in children(layer) if isinstance(item, Layer) and item.has_parameters
+    ]
     name = type(layer).__name__ if within else repr(layer)
     output = "" if shape is None else str(("N", *layer.output_shape(shape))).replace("'", "")
     own = [] if within else [p.value for p in layer.parameters()]

@@ -15,11 +15,11 @@ from gpunn.history import History
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
-from gpunn.layers.activation import Activation, LogSoftmax, Sigmoid, Softmax
+from gpunn.layers.activation import LogSoftmax, Sigmoid, Softmax
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
-from gpunn.metrics import Metric, get_metric
+from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
@@ -33,7 +33,7 @@ Callback: TypeAlias = "Callable[[Trainer, History], object]"
 Data: TypeAlias = "Loader | Sequence[Any]"
 
 
-def train_step(
+def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     model: Layer,
     loss: Loss,
     optimizer: Optimizer,
@@ -135,7 +135,7 @@ class Trainer:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.metrics = [get_metric(metric) for metric in metrics]
+        self.metrics = [_resolve(metric, loss) for metric in metrics]
         self._rng = as_generator(rng)
 
     def fit(
@@ -161,8 +161,8 @@ class Trainer:
         early_stopping : EarlyStopping, optional
             When to stop, and whether to go back to the best weights.
         callbacks : iterable of functions
-            Each is called after each epoch as ``callback(trainer, history)``; training ends when one
-            returns True.
+            Each is called after each epoch as ``callback(trainer, history)``; training ends when
+            one returns True.
         progress : bool or None, default None
             Whether to show a progress bar; None does so if the output is a terminal.
 
@@ -179,27 +179,30 @@ class Trainer:
         DeviceError, DTypeError, ShapeError, LabelError, DataError
             Before the first epoch, where model, loss and data do not fit together.
         """
-        if not hasattr(epochs, "__index__") or epochs < 1:
-            raise SettingError(f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}")
         if not isinstance(loader, Loader):
             raise SettingError(
                 f"Trainer.fit: expected a Loader, got {type(loader).__name__}; "
                 "make one with gn.Loader(x, y, batch_size=32)"
             )
+        if not hasattr(epochs, "__index__") or epochs < 1:
+            raise SettingError(
+                f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}"
+            )
         self._check(loader)
         validation = None if validation is None else self._as_loader(validation)
         callbacks = tuple(callbacks)
-        history, best = History(), BestWeights(self.model)
+        history = History(early_stopping.monitor if early_stopping is not None else None)
+        best = BestWeights(self.model)
         self.optimizer.clear()
-        bar = _progress_bar(epochs * len(loader), progress)
+        bar = _progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
                 with loader.backend.scope():
                     self._epoch(loader, validation, history, bar)
                 self._check_finite(history, best)
+                history.stopped = self._reason(history, early_stopping, callbacks)
                 best.offer(len(history), history[history.monitored][-1])
                 observe(self.optimizer.schedule, history[history.monitored][-1])
-                history.stopped = self._reason(history, early_stopping, callbacks)
             history.stopped = history.stopped or f"all {epochs} epochs run"
         except KeyboardInterrupt:
             history.stopped = f"interrupted in epoch {len(history) + 1}"
@@ -221,7 +224,9 @@ class Trainer:
         return self._evaluate(self._as_loader(data))
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
-        """Return the model's outputs for all of `x`, as one array on the model's device.
+        """Return the model's outputs for all of `x`, as one array (N, outputs) on its device.
+
+        One output a sample makes (N, 1): take ``[:, 0]`` before comparing it with a target (N,).
 
         Parameters
         ----------
@@ -245,9 +250,7 @@ class Trainer:
         with scope_of(outputs):
             return self.loss.probabilities(outputs)
 
-    def _epoch(
-        self, loader: Loader, validation: Loader | None, history: History, bar: Any
-    ) -> None:
+    def _epoch(self, loader: Loader, validation: Loader | None, history: History, bar: Any) -> None:
         """Train for an epoch, then validate; append both to the history."""
         rate = self.optimizer.learning_rate
         readings = Readings(self.loss, self.metrics)
@@ -259,6 +262,9 @@ class Trainer:
             readings.add(cost, prediction, batch.y, batch.sample_weight)
             bar.update()
         record = readings.read()
+        penalty = self.optimizer.penalty()
+        if penalty is not None:
+            record["cost"] = record["loss"] + float(penalty)
         elapsed = time.perf_counter() - start
         if validation is not None:
             numbers = self._evaluate(validation)
@@ -266,7 +272,7 @@ class Trainer:
         samples = sum(readings.counts)
         record |= {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": samples / elapsed}
         history.append(record)
-        bar.set_postfix(loss=f"{record[history.monitored]:.4g}")
+        bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         self._check(loader)
@@ -282,9 +288,9 @@ class Trainer:
         if isinstance(data, Loader):
             return data
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+            got = f"{len(data)} items" if isinstance(data, (tuple, list)) else type(data).__name__
             raise SettingError(
-                f"Trainer: expected a Loader, (x, y) or (x, y, sample_weight), "
-                f"got {type(data).__name__}"
+                f"Trainer: expected a Loader, (x, y) or (x, y, sample_weight), got {got}"
             )
         x, y, *weight = data
         return self._loader(x, y, sample_weight=weight[0] if weight else None)
@@ -294,13 +300,19 @@ class Trainer:
         first = next(iter(self.model.parameters()), None)
         dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
         loader = Loader(
-            x, y, batch_size=None, shuffle=False, backend=self.model.backend, dtype=dtype, **settings
+            x,
+            y,
+            batch_size=None,
+            shuffle=False,
+            backend=self.model.backend,
+            dtype=dtype,
+            **settings,
         )
         loader.batch_size = min(batch_size, loader.n_samples)
         return loader
 
     def _check(self, loader: Loader) -> None:
-        """Check, on one sample and all targets, that model, loss, optimizer and data fit together."""
+        """Check, on one sample and all targets, that the parts fit together."""
         self.optimizer.check_places()
         home = self.model.backend
         if home is not None and home != loader.backend:
@@ -311,18 +323,22 @@ class Trainer:
             )
         if loader.targets is None:
             raise DataError("Trainer: the loader has no targets; say Loader(x, y)")
-        output = self.model(loader.first_row().x)
+        first = loader.first_row()
+        output = self.model(first.x)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
+        with scope_of(output):
+            for metric in self.metrics:
+                metric.measure(output, first.y)
 
     def _check_finite(self, history: History, best: BestWeights) -> None:
-        loss = history[history.monitored][-1]
-        if math.isfinite(loss) and math.isfinite(history.loss[-1]):
+        losses = [history.last[n] for n in ("loss", "validation_loss") if n in history]
+        if all(map(math.isfinite, losses)):
             return
         best.restore()
         whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
         history.stopped = f"the loss was not finite in epoch {len(history)}"
         error = DivergenceError(
-            f"Trainer: the loss is {loss} in epoch {len(history)} (learning rate "
+            f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
             f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
             "Try a lower learning rate, clip_norm=1.0, standardised features, or "
             "Loader(..., check_finite=True) to look for NaN in the data"
@@ -361,8 +377,15 @@ def _check_head(model: Layer, loss: Loss) -> None:
         )
 
 
-def _progress_bar(total: int, progress: bool | None) -> Any:
+def _resolve(metric: str | Metric, loss: Loss) -> Metric:
+    """Return the metric; of a name whose meaning depends on the loss, the one that suits it."""
+    if metric == "binary_accuracy":
+        return BinaryAccuracy(0.0 if loss.from_logits else 0.5)
+    return get_metric(metric)
+
+
+def _progress_bar(total: int, *, show: bool | None) -> Any:
     from tqdm import tqdm  # noqa: PLC0415 (not needed to import gpunn)
 
-    disable = None if progress is None else not progress
+    disable = None if show is None else not show
     return tqdm(total=total, disable=disable, unit="batch", leave=False)

@@ -126,9 +126,7 @@ class TestLayers:
             grads.append([p.grad for p in layer.parameters()])
         assert all(same(a, b) for a, b in zip(*grads, strict=True))
 
-    def test_inference_stores_nothing_and_agrees(
-        self, place: Place, layer_case: LayerCase
-    ) -> None:
+    def test_inference_stores_nothing_and_agrees(self, place: Place, layer_case: LayerCase) -> None:
         layer = layer_case.make("float32").to(place.backend)
         x = place.array(layer_case.x(), "float32")
         tape = gn.Tape(training=False)

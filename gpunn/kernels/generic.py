@@ -75,7 +75,8 @@ class Kernels:
         The row of a label outside of [0, K) is NaN, so that it cannot pass for a number.
         """
         xp = self.xp
-        classes = xp.arange(like.shape[1], dtype=labels.dtype, device=device(like))
+        labels = xp.astype(labels, xp.int64, copy=False)  # int8 cannot count to K = 200
+        classes = xp.arange(like.shape[1], dtype=xp.int64, device=device(like))
         onehot = xp.astype(labels[:, None] == classes[None, :], like.dtype)
         valid = (labels >= 0) & (labels < like.shape[1])
         return xp.where(valid[:, None], onehot, math.nan)
@@ -163,17 +164,18 @@ class Kernels:
             # 1 where the norm is below clip_norm; it stays on the device, so nothing waits for it.
             shrink = clip_norm / xp.maximum(self.gradient_norm(grads), clip_norm)
             grads = [grad * shrink for grad in grads]
-        for i, (value, grad, decay) in enumerate(zip(values, grads, decays, strict=True)):
+        for value, grad, decay, velocity in zip(
+            values, grads, decays, velocities or [None] * len(values), strict=True
+        ):
+            step = grad
             if decay:
-                grad += decay * value
-            grad *= -learning_rate
-            if not momentum:
-                value += grad
-                continue
-            velocity = velocities[i]
-            velocity *= momentum
-            velocity += grad
-            value += momentum * velocity + grad if nesterov else velocity
+                step += decay * value
+            step *= -learning_rate
+            if velocity is not None:
+                velocity *= momentum
+                velocity += step
+                step = momentum * velocity + step if nesterov else velocity
+            value += step
 
     # Data
 

@@ -70,7 +70,9 @@ class Sequential(Layer):
 
 
 class Residual(Layer):
-    """A layer and a way past it, y = x + f(x), which lets a gradient pass f by: dJ/dx = grad + f's own input gradient.
+    """A layer and a way past it, y = x + f(x).
+
+    The gradient can pass f by: dJ/dx is grad, plus what f's own backward makes of it.
 
     Parameters
     ----------

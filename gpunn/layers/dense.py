@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, backend_of, get_backend
-from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
+from gpunn.backend import Backend, apart, backend_of, get_backend
+from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
@@ -41,7 +41,8 @@ class Dense(Layer):
         How the weights are drawn (see `gpunn.init`); None is ``"he_normal"`` before rectifiers and
         ``"glorot_uniform"`` otherwise. Biases start at zero.
     rng : None, int or numpy.random.Generator, default None
-        The seed. One seed gives the same weights on every backend.
+        The seed. One seed gives the same weights on every backend. Give each layer a seed of its
+        own, or all of them one Generator: layers of one shape and seed start out alike.
     dtype : {"float32", "float64"}, default "float32"
         Of the parameters, and so of the input.
     backend : str, Backend or None, default None
@@ -93,7 +94,8 @@ class Dense(Layer):
         if dtype not in ("float32", "float64"):
             raise SettingError(f"{self!r}: dtype must be 'float32' or 'float64', got {dtype!r}")
         self.weight = Parameter(place.asarray(drawn, dtype))
-        self.bias = Parameter(place.asarray(0.0 * drawn[0], dtype), decay=False) if bias else None
+        zeros = place.asarray([0.0] * self.out_features, dtype)
+        self.bias = Parameter(zeros, decay=False) if bias else None
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return f(x W + b)."""
@@ -124,10 +126,7 @@ class Dense(Layer):
         if place is None:
             raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
         if place != home:
-            raise DeviceError(
-                f"{self!r} is on {home} and x on {place}; move one of them: "
-                f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
-            )
+            raise apart(repr(self), home, place)
         if x.ndim != 2 or x.shape[1] != self.in_features:
             advice = "; flatten it first" if x.ndim > 2 else ""
             raise ShapeError(
@@ -136,13 +135,18 @@ class Dense(Layer):
             )
         wanted = str(self.weight.value.dtype).rpartition(".")[2]
         raise DTypeError(
-            f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x, e.g. "
-            f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model, model.to(dtype=...)'
+            f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x with "
+            f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model with '
+            "model.to(dtype=...)"
         )
 
     def __repr__(self) -> str:
         """Return the layer as it would be written."""
-        shown = "" if isinstance(self.activation, Identity) else f", activation={_name(self.activation)}"
+        shown = (
+            ""
+            if isinstance(self.activation, Identity)
+            else f", activation={_name(self.activation)}"
+        )
         return f"Dense({self.in_features}, {self.out_features}{shown})"
 
 

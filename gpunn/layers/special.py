@@ -64,7 +64,7 @@ def erf(xp: Namespace, x: Array) -> Array:
     z = xp.abs(x)
     t = 1.0 / (1.0 + 0.5 * z)
     u2 = 4.0 * t - 2.0
-    newer, older = 0.0 * z, 0.0 * z
+    newer, older = 0.0 * t, 0.0 * t
     for coefficient in reversed(terms[1:]):
         newer, older = u2 * newer - older + coefficient, newer
     series = 0.5 * u2 * newer - older + terms[0]
