@@ -1,0 +1,319 @@
+"""Files of weights: what they hold, what they refuse, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import gpunn as gn
+from gpunn.errors import FileError, SettingError
+from tests.conftest import Place, get_place
+
+SHARED = HealthCheck.function_scoped_fixture  # a folder may serve all examples
+SPECIAL = b"\x01\0\xa0\x7f\0\0\xc0\xff\0\0\0\x80\x01\0\0\0"  # two NaNs, -0 and a subnormal
+
+
+class Counted(gn.Layer):
+    """A layer with state that is not trained, of several kinds."""
+
+    def __init__(self, inner: gn.Layer, start: int = 0) -> None:
+        self.inner = inner
+        self.mean = gn.Buffer(np.full((2, 3), float(start)))
+        self.seen = gn.Buffer(np.asarray(start))
+        self.extra = {"mask": [gn.Buffer(np.asarray([bool(start), False]))]}
+
+
+class Held(gn.Layer):
+    """Parameters by name."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update({name: gn.Parameter(x) for name, x in values.items()})
+
+
+def make(seed: int = 0, backend: gn.Backend | str = "numpy") -> gn.Sequential:
+    """Return a model with nested layers, shared ones and buffers."""
+    shared = gn.Dense(3, 3, "tanh", rng=seed)
+    deep = Counted(gn.Residual(gn.Dense(3, 3, bias=False, dtype="float64", rng=seed)), seed)
+    return gn.Sequential(shared, deep, shared, gn.ReLU()).to(backend)
+
+
+NAMES = {
+    "layers.0.weight", "layers.0.bias", "layers.1.inner.layer.weight",
+    "layers.1.mean", "layers.1.seen", "layers.1.extra.mask.0",
+}  # fmt: skip
+
+
+def bits(model: gn.Layer) -> dict[str, Any]:
+    """Return all that a file should hold of a model."""
+    held = {**model.named_parameters(), **model.named_buffers()}
+    arrays = {name: gn.to_numpy(item.value) for name, item in held.items()}
+    return {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in arrays.items()}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+class TestContent:
+    def test_any_reader_finds_the_arrays_by_dotted_name(self, place: Place, path: Path) -> None:
+        model = make(backend=place.backend)
+        gn.save(path, model)
+        arrays = load_file(path)
+        assert set(arrays) == NAMES  # what is shared is there once
+        found = {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in arrays.items()}
+        assert found == bits(model)
+        with safe_open(path, "np") as file:
+            assert file.metadata() == {"format": "gpunn 1"}
+
+    def test_a_file_does_not_depend_on_the_backend(self, place: Place, tmp_path: Path) -> None:
+        files = [tmp_path / "here", tmp_path / "there"]
+        gn.save(files[0], make())
+        gn.save(str(files[1]), make(backend=place.backend))
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            np.arange(6.0).reshape(2, 3).T,
+            np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            np.arange(10.0)[::-2],
+            np.broadcast_to(np.float32(2.0), (2, 2)),
+            np.arange(3, dtype=">f4"),
+            np.zeros((0, 3)),
+            np.asarray(1.0),
+            np.float32(1.5),
+        ],
+    )
+    def test_how_the_memory_lies_does_not_matter(self, path: Path, value: Any) -> None:
+        gn.save(path, Held(value=value))
+        fresh = Held(value=np.ones(value.shape, value.dtype.newbyteorder("=")))
+        gn.load(path, fresh)
+        assert np.array_equal(fresh.value.value, value)
+        assert load_file(path)["value"].shape == value.shape
+
+    def test_a_scalar_is_loaded_and_can_be_counted_on(self, path: Path) -> None:
+        gn.save(path, make(7))
+        model = make(0)
+        model[1].seen.value = model[1].seen.value + 1  # NumPy makes a scalar of it
+        gn.load(path, model)
+        assert bits(model) == bits(make(7))
+        model[1].seen.value += 1
+        assert int(model[1].seen.value) == 8
+
+
+class TestLoad:
+    @pytest.mark.parametrize(
+        "other", ["numpy", "array-api-strict:2", pytest.param("cupy", marks=pytest.mark.gpu)]
+    )
+    def test_a_file_from_elsewhere_gives_the_same_bits(
+        self, place: Place, path: Path, other: str
+    ) -> None:
+        saved, fresh = make(3, get_place(other).backend), make(0, place.backend)
+        for item in saved.layers[0].parameters():
+            item.value[...] = saved.backend.asarray(np.frombuffer(SPECIAL[:4], "float32")[0])
+        arrays = {name: item.value for name, item in fresh.named_parameters().items()}
+        gn.save(path, saved)
+        assert gn.load(path, fresh) == ([], [])
+        assert bits(fresh) == bits(saved)
+        assert fresh.backend == place.backend
+        for name, item in fresh.named_parameters().items():
+            assert item.value is arrays[name]  # in place: optimizers hold the arrays
+
+    def test_every_bit_of_a_float_arrives(self, place: Place, path: Path) -> None:
+        saved = Held(value=np.frombuffer(SPECIAL, "float32"))
+        fresh = Held(value=place.backend.asarray(np.zeros(4, "float32")))
+        gn.save(path, saved)
+        gn.load(path, fresh)
+        assert gn.to_numpy(fresh.value.value).tobytes() == SPECIAL
+
+    @pytest.mark.gpu
+    def test_a_gpu_need_not_be_the_current_one(self, path: Path) -> None:
+        cupy = pytest.importorskip("cupy")
+        last = f"cupy:{cupy.cuda.runtime.getDeviceCount() - 1}"
+        saved, fresh = make(3, last), make(0, last)
+        gn.save(path, saved)
+        gn.load(path, fresh)
+        assert bits(fresh) == bits(make(3))
+        assert str(fresh.backend) == last
+
+    def test_not_strict_loads_what_both_have(self, place: Place, path: Path) -> None:
+        where = place.backend.asarray
+        gn.save(path, Held(both=np.asarray([0.1, 2.0]), more=np.ones(3)))
+        model = Held(both=where(np.zeros(2, "float32")), less=where(np.ones(1)))
+        with pytest.raises(FileError, match="strict=False loads what fits"):
+            gn.load(path, model)
+        report = gn.load(path, model, strict=False)
+        assert report == gn.LoadReport(missing=["less"], unexpected=["more"])
+        assert bits(model)["both"] == ("float32", (2,), np.asarray([0.1, 2.0], "float32").tobytes())
+        assert gn.to_numpy(model.less.value).tolist() == [1.0]
+
+    def test_one_error_lists_all_that_does_not_fit(self, place: Place, path: Path) -> None:
+        model = make(1, place.backend)
+        before = bits(model)
+        gn.save(path, model)
+        arrays = load_file(path)
+        arrays["surplus"] = arrays.pop("layers.0.bias")
+        arrays["layers.1.mean"] = arrays["layers.1.mean"].T.copy()
+        arrays["layers.1.seen"] = arrays["layers.1.seen"].astype("float32")
+        inner = "layers.1.inner.layer.weight"
+        arrays[inner] = arrays[inner].astype("float32")
+        arrays["layers.0.weight"] += 1.0  # this alone would fit
+        save_file(arrays, path)
+        with pytest.raises(FileError) as caught:
+            gn.load(path, model)
+        lines = [line.strip() for line in str(caught.value).splitlines()]
+        assert lines == [
+            f"load: {path} does not fit the model, which is left as it was:",
+            "misshapen: layers.1.mean is (3, 2) in the file and (2, 3) in the model",
+            "of another kind: layers.1.seen is float32 in the file and int64 in the model",
+            "missing in the file: layers.0.bias",
+            "unexpected in the file: surplus",
+            f"of another dtype: {inner} is float32 in the file and float64 in the model",
+        ]
+        assert bits(model) == before
+        with pytest.raises(FileError) as caught:
+            gn.load(path, model, strict=False)
+        assert [line.strip() for line in str(caught.value).splitlines()] == lines[:3]
+        assert bits(model) == before
+
+    def test_the_order_of_arguments(self, path: Path) -> None:
+        for mixed_up in (gn.save, gn.load):
+            with pytest.raises(
+                SettingError, match=r"a path and then a model, got .*Path as the model"
+            ):
+                mixed_up(make(), path)  # type: ignore[arg-type]
+
+
+def raw(header: Any, data: bytes = b"") -> bytes:
+    """Return a file of that header, fit or unfit."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: list[int], dtype: str = "F32", size: int = 0) -> dict[str, Any]:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+
+
+DAMAGED = {
+    "empty": b"",
+    "short": b"safe",
+    "text": b"These are not the weights that you are looking for.",
+    "zip": b"PK\x03\x04" + bytes(100),
+    "pickle": b"\x80\x04\x95\x1a\0\0\0\0\0\0\0}\x94.",
+    "a huge header": struct.pack("<Q", 2**63) + b"{}",
+    "no JSON": raw(b"hello"),
+    "a list": raw([]),
+    "too few bytes": raw(entry([2], size=8), bytes(4)),
+    "too many bytes": raw(entry([1], size=4), bytes(8)),
+    "a shape without end": raw(entry([0, 2**64 - 1])),
+    "a shape past the memory": raw(entry([0, 2**40, 2**40])),
+    "too many axes": raw(entry([1] * 70, size=4), bytes(4)),
+    "a negative length": raw(entry([-1])),
+    "no such type": raw(entry([0], dtype="F99")),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+    def test_what_is_no_such_file_is_refused(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="is no safetensors file, or is damaged") as caught:
+            gn.load(path, Held(w=np.zeros(1, "float32")))
+        assert str(caught.value).startswith(f"load: {path}")
+
+    def test_so_are_numbers_that_numpy_lacks(self, path: Path) -> None:
+        path.write_bytes(raw(entry([1], dtype="BF16", size=2), bytes(2)))
+        with pytest.raises(FileError, match=r"of type 'BF16'.*; convert the file to F32"):
+            gn.load(path, Held(w=np.zeros(1, "float32")))
+
+    @given(
+        edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4),
+        length=st.one_of(st.none(), st.integers(0, 2000)),
+        strict=st.booleans(),
+    )
+    @settings(deadline=None, max_examples=300, suppress_health_check=[SHARED])
+    def test_damage_is_told_and_touches_nothing(
+        self, path: Path, edits: list[tuple[int, int]], length: int | None, strict: bool
+    ) -> None:
+        gn.save(path, make(1))
+        content = bytearray(path.read_bytes())
+        for position, value in edits:
+            content[position % len(content)] = value
+        path.write_bytes(content[:length])
+        model = make(0)
+        before = bits(model)
+        try:
+            gn.load(path, model, strict=strict)
+        except FileError:
+            assert bits(model) == before
+        else:
+            after = bits(model)
+            assert {k: v[:2] for k, v in after.items()} == {k: v[:2] for k, v in before.items()}
+
+    def test_a_missing_file_is_missing(self, path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=path.name):
+            gn.load(path, make())
+
+
+class TestWriting:
+    @pytest.mark.parametrize("function", ["replace", "fsync"])
+    @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+    def test_an_interruption_leaves_the_old_file_and_no_other(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        path: Path,
+        function: str,
+        kind: type[BaseException],
+    ) -> None:
+        gn.save(path, make(1))
+        before = path.read_bytes()
+
+        def fail(*_: Any) -> None:
+            assert [part.suffix for part in path.parent.iterdir() if part != path] == [".part"]
+            raise kind("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, fail)
+            with pytest.raises(kind, match="no space left"):
+                gn.save(path, make(2))
+        assert list(path.parent.iterdir()) == [path]
+        assert path.read_bytes() == before
+        gn.save(path, make(2))
+        assert path.read_bytes() != before
+
+    @pytest.mark.parametrize("target", ["nowhere/model.safetensors", "."])
+    def test_a_place_that_cannot_be_written_to(self, tmp_path: Path, target: str) -> None:
+        with pytest.raises(OSError, match="nowhere" if target != "." else tmp_path.name):
+            gn.save(tmp_path / target, make())
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+    @pytest.mark.parametrize(("umask", "fresh"), [(0o022, 0o644), (0o077, 0o600)])
+    def test_permissions_are_those_of_any_new_file_or_of_the_old(
+        self, path: Path, umask: int, fresh: int
+    ) -> None:
+        before = os.umask(umask)
+        try:
+            gn.save(path, make())
+            assert stat.S_IMODE(path.stat().st_mode) == fresh
+            path.chmod(0o640)
+            gn.save(path, make())
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        finally:
+            os.umask(before)
+
+    def test_a_model_without_arrays_has_a_file_too(self, path: Path) -> None:
+        gn.save(path, gn.Sequential(gn.ReLU()))
+        assert gn.load(path, gn.Sequential(gn.Flatten(), gn.Tanh())) == ([], [])
