@@ -86,9 +86,10 @@ class CrossEntropy(Loss):
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return -scale * sum_k y_k log p_k, and -scale * y / p."""
-        xp = kernels(prediction).xp
+        k = kernels(prediction)
+        xp = k.xp
         target = self._soft(prediction, target)
-        p = xp.clip(prediction, float(xp.finfo(prediction.dtype).eps), 1.0)
+        p = k.clip(prediction, float(xp.finfo(prediction.dtype).eps), 1.0)
         losses = xp.sum(target * xp.log(p), axis=1)
         by_row = scale[:, None] if getattr(scale, "ndim", 0) else scale
         return -scale * losses, -by_row * (target / p)
@@ -118,7 +119,7 @@ class CrossEntropy(Loss):
             return k.xp.sum(target * c, axis=1)
         # A label out of range makes its loss NaN; here it only must not be an error.
         labels = k.xp.astype(target, k.xp.int64, copy=False)
-        return k.gather(c, k.xp.clip(labels, 0, like.shape[1] - 1))
+        return k.xp.take(c, k.clip(labels, 0, like.shape[1] - 1), axis=0)
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check that labels are integers in [0, K), or that soft targets are not negative."""
@@ -240,7 +241,7 @@ class BinaryCrossEntropy(Loss):
         if self.from_logits:
             return k.sigmoid_binary_cross_entropy(prediction, target, scale)
         eps = float(k.xp.finfo(prediction.dtype).eps)
-        h = k.xp.clip(prediction, eps, 1.0 - eps)
+        h = k.clip(prediction, eps, 1.0 - eps)
         losses = k.xp.sum(target * k.xp.log(h) + (1.0 - target) * k.xp.log1p(-h), axis=1)
         by_row = scale[:, None] if getattr(scale, "ndim", 0) else scale
         return -scale * losses, by_row * ((h - target) / (h * (1.0 - h)))

@@ -32,4 +32,8 @@ def _make(x: Array) -> Kernels:
             f"expected an array of NumPy, CuPy or array-api-strict, got {type(x).__name__}; "
             "numpy.asarray(x) makes one of a list"
         )
+    if backend.library == "cupy":
+        from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
+
+        return CupyKernels(backend.xp)
     return Kernels(backend.xp)

@@ -7,6 +7,7 @@ cost J with respect to an output. An argument marked as *owned* may be overwritt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from array_api_compat import device
@@ -34,6 +35,10 @@ class Kernels:
 
     # Layers
 
+    def activation(self, x: Array, formula: Formula) -> Array:
+        """Return h = f(x), with x left as it is."""
+        return formula.function(self.xp, x)
+
     def bias_activation(
         self, z: Array, bias: Array | None, formula: Formula
     ) -> tuple[Array, Array]:
@@ -50,21 +55,29 @@ class Kernels:
         """Return dJ/dx of h = f(x)."""
         return formula.gradient(self.xp, grad, saved)
 
+    def bias_activation_backward(
+        self, grad: Array, saved: Array, formula: Formula
+    ) -> tuple[Array, Array]:
+        """Return dJ/dz of h = f(z + bias), and dJ/d bias."""
+        grad = self.activation_backward(grad, saved, formula)
+        return grad, self.column_sums(grad)
+
     def column_sums(self, x: Array) -> Array:
-        """Return the sums over the first axis: the gradient of a bias."""
+        """Return the sums over the first axis."""
         return self.xp.sum(x, axis=0)
 
-    def dropout_mask(self, x: Array, key: int, rate: float) -> Array:
-        """Return a mask like `x`: 0 with probability `rate`, else 1 / (1 - rate).
+    def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
+        """Return x times a mask, and the mask: 0 with probability `rate`, else 1 / (1 - rate).
 
         Entry i of the flattened mask depends on `key` and i alone, in integer arithmetic, so it
         is the same on every backend.
         """
         xp = self.xp
         bits = splitmix64(xp, key, math.prod(x.shape), device(x))
-        kept = xp.astype((bits >> 32) >= round(rate * 2**32), x.dtype)
-        kept *= 1.0 / (1.0 - rate)
-        return xp.reshape(kept, x.shape)
+        mask = xp.astype((bits >> 32) >= round(rate * 2**32), x.dtype)
+        mask *= 1.0 / (1.0 - rate)
+        mask = xp.reshape(mask, x.shape)
+        return x * mask, mask
 
     # Losses: each returns the loss of each sample times its scale (N,), and the gradient of
     # their sum. `scale` is a number, or an array (N,); it carries the mean's 1/N and the weights.
@@ -159,7 +172,7 @@ class Kernels:
         """
         xp = self.xp
         if clip_value is not None:
-            grads = [xp.clip(grad, -clip_value, clip_value) for grad in grads]
+            grads = [self.clip(grad, -clip_value, clip_value) for grad in grads]
         if clip_norm is not None:
             # 1 where the norm is below clip_norm; it stays on the device, so nothing waits for it.
             shrink = clip_norm / xp.maximum(self.gradient_norm(grads), clip_norm)
@@ -179,9 +192,17 @@ class Kernels:
 
     # Data
 
-    def gather(self, x: Array, indices: Array) -> Array:
-        """Return the rows of `x` at `indices` (N,), which must be in range, as a new array."""
-        return self.xp.take(x, indices, axis=0)
+    def clip(self, x: Array, lowest: float, highest: float) -> Array:
+        """Return `x` brought into [lowest, highest]; NaN stays NaN.
+
+        Not the standard's `clip`, which array-api-compat builds for CuPy from boolean masks: the
+        host waits for the device to count each of them.
+        """
+        return self.xp.minimum(self.xp.maximum(x, lowest), highest)
+
+    def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
+        """Return the rows of each array at `indices` (N,), all in range, as new arrays."""
+        return [self.xp.take(x, indices, axis=0) for x in arrays]
 
 
 def _by_sample(scale: Any) -> Any:

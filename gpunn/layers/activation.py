@@ -7,6 +7,8 @@ of negative numbers only, and a mask is a product rather than a `where`, which i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from gpunn._typing import Array, Namespace
@@ -42,7 +44,7 @@ class Activation(Layer):
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return f(x)."""
-        h = self.function(kernels(x).xp, x)
+        h = kernels(x).activation(x, self)
         if tape is not None:
             tape.push(self, h if self.saves_output else x)
         return h
@@ -286,14 +288,8 @@ def sigmoid(xp: Namespace, x: Array) -> Array:
     return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
 
 
-class _GELUTanh(GELU):
-    """The tanh form, for the name ``"gelu_tanh"``."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate=True)
-
-
-ACTIVATIONS: dict[str, type[Activation]] = {
+#: How each activation is made from its name alone.
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "identity": Identity,
     "sigmoid": Sigmoid,
     "tanh": Tanh,
@@ -302,7 +298,7 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     "elu": ELU,
     "silu": SiLU,
     "gelu": GELU,
-    "gelu_tanh": _GELUTanh,
+    "gelu_tanh": partial(GELU, approximate=True),
     "softplus": Softplus,
     "softmax": Softmax,
     "log_softmax": LogSoftmax,

@@ -10,12 +10,22 @@ from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
-from gpunn.layers.activation import ACTIVATIONS, Activation, Identity, get_activation
+from gpunn.layers.activation import (
+    ACTIVATIONS,
+    ELU,
+    GELU,
+    Activation,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    SiLU,
+    Softplus,
+    get_activation,
+)
 from gpunn.parameter import Parameter
 from gpunn.tape import Tape
 
-_RECTIFIERS = ("relu", "leaky_relu", "elu", "silu", "gelu", "gelu_tanh", "softplus")
-_HE_ACTIVATIONS = tuple(ACTIVATIONS[name] for name in _RECTIFIERS)
+_RECTIFIERS = (ReLU, LeakyReLU, ELU, SiLU, GELU, Softplus)
 
 
 class Dense(Layer):
@@ -83,7 +93,7 @@ class Dense(Layer):
         self.out_features = _count("out_features", out_features)
         self.activation = get_activation(activation)
         if init is None:
-            init = he_normal if isinstance(self.activation, _HE_ACTIVATIONS) else glorot_uniform
+            init = he_normal if isinstance(self.activation, _RECTIFIERS) else glorot_uniform
         place = get_backend(backend)
         drawn = get_initializer(init)(as_generator(rng), self.in_features, self.out_features)
         if drawn.shape != (self.in_features, self.out_features):
@@ -114,10 +124,12 @@ class Dense(Layer):
         """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's."""
         x, saved = tape.pop(self)
         k = kernels(grad)
-        grad = k.activation_backward(grad, saved, self.activation)
+        if self.bias is None:
+            grad = k.activation_backward(grad, saved, self.activation)
+        else:
+            grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
+            self.bias.add_grad(grad_bias)
         self.weight.add_grad(x.T @ grad)
-        if self.bias is not None:
-            self.bias.add_grad(k.column_sums(grad))
         return grad @ self.weight.value.T if tape.wants_grad else None
 
     def _refuse(self, x: Array) -> NoReturn:
@@ -152,8 +164,8 @@ class Dense(Layer):
 
 def _name(activation: Activation) -> str:
     """Return the activation by its name where it has one and default settings."""
-    for name, kind in ACTIVATIONS.items():
-        if type(activation) is kind and vars(activation) == vars(kind()):
+    for name, make in ACTIVATIONS.items():
+        if repr(make()) == repr(activation) and type(make()) is type(activation):
             return repr(name)
     return repr(activation)
 

@@ -48,9 +48,9 @@ class Dropout(Layer):
         if not (tape.training and self.rate):
             tape.push(self, None)
             return x
-        mask = kernels(x).dropout_mask(x, tape.draw_key(), self.rate)
+        y, mask = kernels(x).dropout(x, tape.draw_key(), self.rate)
         tape.push(self, mask)
-        return x * mask
+        return y
 
     def backward(self, grad: Array, tape: Tape) -> Array:
         """Return the gradient where x was kept."""

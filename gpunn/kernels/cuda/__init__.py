@@ -1,0 +1,57 @@
+"""The CUDA sources, and every set of macros that they are compiled with.
+
+Apart from `gpunn.kernels.cupy_`, so that a machine without CuPy can compile them all, too.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from gpunn.layers import activation
+
+#: The dtypes that the kernels serve, as CUDA calls them.
+REAL = {"float32": "float", "float64": "double"}
+#: What rows are copied in, by the number of bytes.
+UNITS = {8: "long long", 4: "int", 1: "char"}
+#: Arrays of the optimizer; their pointers must fit in 4 KB of kernel parameters.
+MOST_ARRAYS = 48
+#: Parts of a batch: x, y and weights.
+MOST_PARTS = 3
+
+#: The activations that activation.cu knows: their names there, and the parameters that they have.
+FORMULAS: dict[type, tuple[str, str | None]] = {
+    activation.Identity: ("identity", None),
+    activation.Sigmoid: ("sigmoid", None),
+    activation.Tanh: ("tanh_", None),
+    activation.ReLU: ("relu", None),
+    activation.LeakyReLU: ("leaky_relu", "negative_slope"),
+    activation.ELU: ("elu", "alpha"),
+    activation.SiLU: ("silu", None),
+    activation.GELU: ("gelu", "approximate"),
+    activation.Softplus: ("softplus", None),
+}
+
+#: For each source, all the macros that are asked for: what a test compiles is what users do.
+VARIANTS: dict[str, list[dict[str, str]]] = {
+    "activation": [
+        {"REAL": real, "ACTIVATION": name}
+        for real in REAL.values()
+        for name, _ in FORMULAS.values()
+    ],
+    "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
+    "dropout": [{"REAL": real} for real in REAL.values()],
+    "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
+    "sgd": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],
+}
+
+
+def source(file: str) -> str:
+    """Return the CUDA source of that name."""
+    return files("gpunn.kernels.cuda").joinpath(f"{file}.cu").read_text(encoding="utf-8")
+
+
+def options(file: str, macros: dict[str, str]) -> tuple[str, ...]:
+    """Return the compiler's options for one of the `VARIANTS` of a source."""
+    if macros not in VARIANTS[file]:
+        raise LookupError(f"{file}.cu is not compiled with {macros} in any test; see VARIANTS")
+    return tuple(f"-D{name}={value}" for name, value in sorted(macros.items()))

@@ -1,0 +1,134 @@
+// Losses: each sample's loss and the gradient of their sum in one pass, and that sum.
+//
+// Compile with -DREAL=float or double. A block is `rows` x `lanes` threads (blockDim.y, blockDim.x);
+// `lanes`, a power of two, work on one sample together. The order of every sum is fixed, so
+// results are the same each time. `shared` holds blockDim.x * blockDim.y numbers.
+//
+// A sample's scale is scale[row * stride], or `constant` where `scale` is null.
+
+typedef REAL T;
+
+extern __shared__ unsigned char shared_bytes[];
+
+#define SHARED ((T*)shared_bytes)
+
+__device__ T add(T a, T b) { return a + b; }
+__device__ T larger(T a, T b) { return a < b || b != b ? b : a; }  // NaN wins
+
+// Combine the lanes of a row; every lane gets the result.
+template <typename Combine>
+__device__ T over_row(T value, Combine combine) {
+  T* mine = SHARED + threadIdx.y * blockDim.x;
+  __syncthreads();
+  mine[threadIdx.x] = value;
+  for (int width = blockDim.x / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (threadIdx.x < width) mine[threadIdx.x] = combine(mine[threadIdx.x], mine[threadIdx.x + width]);
+  }
+  __syncthreads();
+  return mine[0];
+}
+
+__device__ T scale_of(const T* scale, long long stride, double constant, long long row) {
+  return scale ? scale[row * stride] : T(constant);
+}
+
+// What `targets` are: labels (n,) or rows (n, k).
+#ifdef LABELS
+typedef long long Target;
+#else
+typedef T Target;
+#endif
+
+// loss = scale * (sum_k t_k log sum_j e^z_j - sum_k t_k z_k); grad = scale * (softmax(z) sum t - t).
+extern "C" __global__ void softmax_cross_entropy(
+    const T* logits, const Target* targets, const T* scale, long long stride, double constant,
+    T* losses, T* grad, long long n, long long k) {
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  bool inside = row < n;  // threads outside still take part in the sums
+  const T* z = logits + (inside ? row : 0) * k;
+  long long first = inside ? threadIdx.x : k;
+
+  T largest = z[0];
+  for (long long j = first; j < k; j += blockDim.x) largest = larger(largest, z[j]);
+  largest = over_row(largest, larger);
+
+  T total = T(0), mass = T(0), dot = T(0);
+#ifdef LABELS
+  long long label = inside ? targets[row] : 0;
+  bool valid = label >= 0 && label < k;
+  mass = valid ? T(1) : T(nan(""));
+  for (long long j = first; j < k; j += blockDim.x) {
+    total += exp(z[j] - largest);
+    if (j == label) dot = z[j] - largest;
+  }
+  dot = over_row(dot, add);
+#else
+  const T* t = targets + (inside ? row : 0) * k;
+  for (long long j = first; j < k; j += blockDim.x) {
+    total += exp(z[j] - largest);
+    mass += t[j];
+    dot += t[j] * (z[j] - largest);
+  }
+  mass = over_row(mass, add);
+  dot = over_row(dot, add);
+#endif
+  total = over_row(total, add);
+
+  if (inside) {
+    T weight = scale_of(scale, stride, constant, row);
+    T* g = grad + row * k;
+    for (long long j = first; j < k; j += blockDim.x) {
+#ifdef LABELS
+      T target = valid ? (j == label ? T(1) : T(0)) : T(nan(""));
+#else
+      T target = t[j];
+#endif
+      g[j] = weight * (exp(z[j] - largest) * (mass / total) - target);
+    }
+    if (threadIdx.x == 0) losses[row] = weight * (mass * log(total) - dot);
+  }
+}
+
+// Losses that are a sum over a sample's outputs (n, p), each of its own prediction and target.
+
+__device__ T binary_cross_entropy_of(T z, T y) {
+  return (z < T(0) ? T(0) : z) - y * z + log1p(exp(-fabs(z)));
+}
+__device__ T binary_cross_entropy_gradient(T z, T y) {
+  T e = exp(-fabs(z));
+  return (z < T(0) ? e : T(1)) / (T(1) + e) - y;
+}
+__device__ T squared_error_of(T x, T y) { return T(0.5) * (x - y) * (x - y); }
+__device__ T squared_error_gradient(T x, T y) { return x - y; }
+
+template <typename Loss, typename Gradient>
+__device__ void by_output(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* grad, long long n, long long p, Loss loss, Gradient gradient) {
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  bool inside = row < n;
+  T weight = inside ? scale_of(scale, stride, constant, row) : T(0);
+  T sum = T(0);
+  for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x) {
+    T x = prediction[row * p + j], y = target[row * p + j];
+    sum += loss(x, y);
+    grad[row * p + j] = weight * gradient(x, y);
+  }
+  sum = over_row(sum, add);
+  if (inside && threadIdx.x == 0) losses[row] = weight * sum;
+}
+
+extern "C" __global__ void sigmoid_binary_cross_entropy(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, grad, n, p,
+            binary_cross_entropy_of, binary_cross_entropy_gradient);
+}
+
+extern "C" __global__ void squared_error(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, grad, n, p,
+            squared_error_of, squared_error_gradient);
+}

@@ -1,0 +1,323 @@
+"""Kernels for CuPy: what a step of training does, in as few launches as its data flow allows.
+
+A launch costs the host several microseconds, so a small network's step costs what its launches
+cost. The CUDA sources are in `gpunn/kernels/cuda/`. They serve float32 and float64; other dtypes
+take the generic twin. Nothing here waits for the device or reads a value back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpunn._typing import Array, Namespace
+from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
+from gpunn.kernels.generic import Formula, Kernels
+
+_THREADS = 256
+_PIECE = 4096  # numbers a block of the optimizer, as in sgd.cu
+_FEW_ROWS = 1024  # up to here a block may walk down the columns; beyond, a product is faster
+
+
+class CupyKernels(Kernels):
+    """The kernels that have a CUDA source; what they do not serve goes to the generic twin."""
+
+    def __init__(self, xp: Namespace) -> None:
+        super().__init__(xp)
+        self._ones: dict[tuple[int, Any, int], Array] = {}
+
+    # Layers
+
+    def activation(self, x: Array, formula: Formula) -> Array:
+        """Return f(x), in one launch."""
+        known = _known(formula, x)
+        if known is None or x.size == 0:
+            return super().activation(x, formula)
+        name, a = known
+        x = cupy.ascontiguousarray(x)
+        h = cupy.empty_like(x)
+        kernel = _kernel("activation", "activation", x.dtype, ACTIVATION=name)
+        kernel(_blocks(x.size), (_THREADS,), (x, h, x.size, a))
+        return h
+
+    def bias_activation(
+        self, z: Array, bias: Array | None, formula: Formula
+    ) -> tuple[Array, Array]:
+        """Return f(z + bias) and what its gradient needs, in one launch."""
+        known = _known(formula, z)
+        if known is None or z.size == 0 or not z.flags.c_contiguous:
+            return super().bias_activation(z, bias, formula)
+        name, a = known
+        if name == "identity" and bias is None:
+            return z, z
+        h = z if formula.saves_output else cupy.empty_like(z)
+        kernel = _kernel("activation", "bias_activation", z.dtype, ACTIVATION=name)
+        kernel(_blocks(z.size), (_THREADS,), (z, bias, h, z.size, z.shape[1], a))
+        return h, (h if formula.saves_output else z)
+
+    def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
+        """Return dJ/dx of h = f(x), in one launch; none for the identity."""
+        known = _known(formula, grad)
+        if known is None or grad.size == 0:
+            return super().activation_backward(grad, saved, formula)
+        name, a = known
+        if name == "identity":
+            return grad
+        grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
+        result = cupy.empty_like(grad)
+        kernel = _kernel("activation", "activation_backward", grad.dtype, ACTIVATION=name)
+        kernel(_blocks(grad.size), (_THREADS,), (grad, saved, result, grad.size, a))
+        return result
+
+    def bias_activation_backward(
+        self, grad: Array, saved: Array, formula: Formula
+    ) -> tuple[Array, Array]:
+        """Return dJ/dz and the bias's gradient: one launch for few rows, else one and a product."""
+        known = _known(formula, grad)
+        fits = grad.size and grad.shape[0] <= _FEW_ROWS
+        if known is None or known[0] == "identity" or not fits:
+            grad = self.activation_backward(grad, saved, formula)
+            return grad, self.column_sums(grad)
+        name, a = known
+        n, p = grad.shape
+        grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
+        result, sums = cupy.empty_like(grad), cupy.empty(p, grad.dtype)
+        kernel = _kernel("activation", "activation_backward_sums", grad.dtype, ACTIVATION=name)
+        kernel((-(-p // 32),), (32, 8), (grad, saved, result, sums, n, p, a))
+        return result, sums
+
+    def column_sums(self, x: Array) -> Array:
+        """Return the column sums as the product of a row of ones: one library call."""
+        if x.size == 0 or x.dtype.name not in REAL:
+            return super().column_sums(x)
+        return cupy.dot(self._row_of_ones(x), x)
+
+    def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
+        """Return x times its mask, and the mask, in one launch."""
+        if x.dtype.name not in REAL or x.size == 0:
+            return super().dropout(x, key, rate)
+        x = cupy.ascontiguousarray(x)
+        y, mask = cupy.empty_like(x), cupy.empty_like(x)
+        kept = 1.0 / (1.0 - rate)
+        arguments = (x, y, mask, x.size, np.uint64(key), round(rate * 2**32), kept)
+        _kernel("dropout", "dropout", x.dtype)(_blocks(x.size), (_THREADS,), arguments)
+        return y, mask
+
+    # Losses
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return the losses and their gradient in one launch, a group of threads a row."""
+        if logits.dtype.name not in REAL or logits.size == 0:
+            return super().softmax_cross_entropy(logits, labels, scale)
+        labels = labels.astype(np.int64, copy=False)
+        return _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
+
+    def softmax_cross_entropy_soft(
+        self, logits: Array, targets: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return the losses and their gradient in one launch, a group of threads a row."""
+        if logits.dtype.name not in REAL or logits.size == 0:
+            return super().softmax_cross_entropy_soft(logits, targets, scale)
+        return _by_row("softmax_cross_entropy", logits, targets, scale)
+
+    def sigmoid_binary_cross_entropy(
+        self, logits: Array, target: Array, scale: Any
+    ) -> tuple[Array, Array]:
+        """Return the losses and their gradient in one launch, a group of threads a row."""
+        if logits.dtype.name not in REAL or logits.size == 0:
+            return super().sigmoid_binary_cross_entropy(logits, target, scale)
+        return _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
+
+    def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return the losses and their gradient in one launch, a group of threads a row."""
+        if prediction.dtype.name not in REAL or prediction.size == 0:
+            return super().squared_error(prediction, target, scale)
+        return _by_row("squared_error", prediction, target, scale)
+
+    # Optimizers
+
+    def sgd(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        velocities: list[Array],
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update all arrays in one launch; clipping by norm takes another."""
+        arrays = [*values, *grads, *velocities]
+        kinds = {x.dtype.name for x in arrays}
+        if (
+            len(kinds) > 1
+            or not kinds <= set(REAL)
+            or not all(x.flags.c_contiguous for x in arrays)
+        ):
+            super().sgd(
+                values,
+                grads,
+                velocities,
+                learning_rate=learning_rate,
+                momentum=momentum,
+                nesterov=nesterov,
+                decays=decays,
+                clip_norm=clip_norm,
+                clip_value=clip_value,
+            )
+            return
+        dtype = values[0].dtype
+        tables = _tables(values, grads, velocities, decays)
+        limit = float(clip_value or 0.0)  # a Python int would arrive as other bits
+        partial, partials = None, 0
+        if clip_norm is not None:
+            partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)
+            for table, blocks in tables:
+                _kernel("sgd", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
+                    (blocks,), (_THREADS,), (table, partial, partials, limit)
+                )
+                partials += blocks
+        for table, blocks in tables:
+            rates = (float(learning_rate), float(momentum))
+            settings = (*rates, int(nesterov), limit, float(clip_norm or 0.0))
+            _kernel("sgd", "sgd", dtype, MOST=str(MOST_ARRAYS))(
+                (blocks,), (_THREADS,), (table, partial, partials, *settings)
+            )
+
+    # Data
+
+    def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
+        """Return the rows of all arrays at `indices`, in one launch."""
+        sizes = [x.itemsize * (x.size // max(1, x.shape[0])) for x in arrays]
+        rows = all(x.flags.c_contiguous and x.size for x in arrays)
+        if not rows or len(arrays) > MOST_PARTS or indices.size == 0:
+            return super().gather(arrays, indices)
+        results = [cupy.empty((indices.size, *x.shape[1:]), x.dtype) for x in arrays]
+        unit = next(unit for unit in UNITS if not any(size % unit for size in sizes))
+        table = np.zeros((), _ROWS)
+        for i, (x, y, size) in enumerate(zip(arrays, results, sizes, strict=True)):
+            table["from"][i], table["to"][i] = x.data.ptr, y.data.ptr
+            table["width"][i] = size // unit
+        table["count"] = len(arrays)
+        kernel = _kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
+        most = max(sizes) // unit * indices.size
+        kernel(
+            _blocks(most), (_THREADS,), (table, indices.astype(np.int64, copy=False), indices.size)
+        )
+        return results
+
+    def _row_of_ones(self, like: Array) -> Array:
+        """Return ones, one a row of `like`; kept, since batches come in few sizes."""
+        where = (like.shape[0], like.dtype, like.device.id)
+        if where not in self._ones:
+            if len(self._ones) >= 16:
+                self._ones.clear()
+            self._ones[where] = cupy.ones(like.shape[0], like.dtype)
+        return self._ones[where]
+
+
+# As the structs in sgd.cu and data.cu lay them out: eight bytes each, so there are no gaps.
+_ARRAYS = np.dtype(
+    [
+        ("value", np.uint64, MOST_ARRAYS),
+        ("grad", np.uint64, MOST_ARRAYS),
+        ("velocity", np.uint64, MOST_ARRAYS),
+        ("size", np.int64, MOST_ARRAYS),
+        ("decay", np.float64, MOST_ARRAYS),
+        ("first_block", np.int64, MOST_ARRAYS + 1),
+        ("count", np.int64),
+    ]
+)
+_ROWS = np.dtype(
+    [
+        ("from", np.uint64, MOST_PARTS),
+        ("to", np.uint64, MOST_PARTS),
+        ("width", np.int64, MOST_PARTS),
+        ("count", np.int64),
+    ]
+)
+
+
+def _tables(
+    values: list[Array], grads: list[Array], velocities: list[Array], decays: list[float]
+) -> list[tuple[Any, int]]:
+    """Return the optimizer's arrays as kernel parameters, with the number of blocks of each."""
+    tables = []
+    held = [i for i, value in enumerate(values) if value.size]
+    for start in range(0, len(held), MOST_ARRAYS):
+        table, blocks = np.zeros((), _ARRAYS), 0
+        for slot, i in enumerate(held[start : start + MOST_ARRAYS]):
+            table["value"][slot] = values[i].data.ptr
+            table["grad"][slot] = grads[i].data.ptr
+            table["velocity"][slot] = velocities[i].data.ptr if velocities else 0
+            table["size"][slot] = values[i].size
+            table["decay"][slot] = decays[i]
+            table["first_block"][slot] = blocks
+            blocks += -(-values[i].size // _PIECE)
+        table["count"] = len(held[start : start + MOST_ARRAYS])
+        tables.append((table, blocks))
+    return tables
+
+
+def _by_row(
+    name: str, prediction: Array, target: Array, scale: Any, **macros: str
+) -> tuple[Array, Array]:
+    """Launch a kernel of loss.cu: a block of threads takes as many rows as it has room for."""
+    n, k = prediction.shape
+    prediction, target = cupy.ascontiguousarray(prediction), cupy.ascontiguousarray(target)
+    losses, grad = cupy.empty(n, prediction.dtype), cupy.empty_like(prediction)
+    is_array = hasattr(scale, "shape")
+    pointer = cupy.ascontiguousarray(scale) if is_array else None
+    stride = 1 if is_array and scale.ndim else 0
+    lanes = min(_THREADS, 1 << (k - 1).bit_length())
+    rows = max(1, 128 // lanes)
+    _kernel("loss", name, prediction.dtype, **macros)(
+        (-(-n // rows),),
+        (lanes, rows),
+        (
+            prediction,
+            target,
+            pointer,
+            stride,
+            0.0 if is_array else float(scale),
+            losses,
+            grad,
+            n,
+            k,
+        ),
+        shared_mem=lanes * rows * prediction.itemsize,
+    )
+    return losses, grad
+
+
+def _known(formula: Formula, x: Array) -> tuple[str, float] | None:
+    """Return the name and parameter of a formula that activation.cu has, for such an x."""
+    if type(formula) not in FORMULAS or x.dtype.name not in REAL:
+        return None
+    name, parameter = FORMULAS[type(formula)]
+    return name, 0.0 if parameter is None else float(getattr(formula, parameter))
+
+
+def _blocks(size: int) -> tuple[int]:
+    """Return a grid with a thread for each number, up to where threads had better loop."""
+    return (min(-(-size // _THREADS), 65_536),)
+
+
+def _kernel(file: str, name: str, dtype: Any, **macros: str) -> Any:
+    """Return a kernel, compiled when it is first asked for."""
+    return _compiled(file, name, None if dtype is None else dtype.name, *macros.items())
+
+
+@cache
+def _compiled(file: str, name: str, dtype: str | None, *macros: tuple[str, str]) -> Any:
+    real = {} if dtype is None else {"REAL": REAL[dtype]}
+    return cupy.RawKernel(source(file), name, options(file, dict(macros) | real))

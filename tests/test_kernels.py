@@ -1,0 +1,303 @@
+"""Every kernel against plain NumPy in float64: the generic ones, and each library's overrides."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import array_api_compat.numpy as xp64
+import numpy as np
+import pytest
+import scipy.special
+from numpy.testing import assert_array_equal
+
+import gpunn as gn
+from gpunn.kernels import Kernels, kernels
+from gpunn.kernels.generic import splitmix64
+from tests.conftest import Place
+
+SIZES = [(0, 3), (1, 1), (7, 5), (130, 33), (2, 300), (1100, 2)]  # rows and columns
+# Units in the last place of an array's largest entry. The longest sums have some 10,000 terms (the
+# norm) or 1,100 (over rows), which round in both directions.
+TOLERANCE = 48
+
+
+class Plain:
+    """Each kernel, as plain as can be, in float64."""
+
+    def activation(self, x: Any, formula: Any) -> Any:
+        return formula.function(xp64, x)
+
+    def bias_activation(self, z: Any, bias: Any, formula: Any) -> Any:
+        z = z if bias is None else z + bias
+        h = formula.function(xp64, z)
+        return h, h if formula.saves_output else z
+
+    def activation_backward(self, grad: Any, saved: Any, formula: Any) -> Any:
+        return formula.gradient(xp64, grad, saved)
+
+    def bias_activation_backward(self, grad: Any, saved: Any, formula: Any) -> Any:
+        grad = formula.gradient(xp64, grad, saved)
+        return grad, grad.sum(axis=0)
+
+    def column_sums(self, x: Any) -> Any:
+        return x.sum(axis=0)
+
+    def dropout(self, x: Any, key: int, rate: float) -> Any:
+        kept = splitmix64(np, key, x.size, None) / 2.0**64 >= rate
+        mask = np.where(kept, 1 / (1 - rate), 0.0).reshape(x.shape)
+        return x * mask, mask
+
+    def one_hot(self, labels: Any, like: Any) -> Any:
+        rows = np.full(like.shape, np.nan)
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            if 0 <= label < len(row):
+                row[:] = np.eye(len(row))[label]
+        return rows
+
+    def softmax_cross_entropy(self, logits: Any, labels: Any, scale: Any) -> Any:
+        return self.softmax_cross_entropy_soft(logits, self.one_hot(labels, logits), scale)
+
+    def softmax_cross_entropy_soft(self, logits: Any, targets: Any, scale: Any) -> Any:
+        losses = -(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1)
+        mass = targets.sum(axis=1, keepdims=True)
+        grad = scipy.special.softmax(logits, axis=1) * mass - targets
+        return scale * losses, np.reshape(scale, (-1, 1)) * grad
+
+    def sigmoid_binary_cross_entropy(self, logits: Any, target: Any, scale: Any) -> Any:
+        losses = target * np.logaddexp(0, -logits) + (1 - target) * np.logaddexp(0, logits)
+        grad = scipy.special.expit(logits) - target
+        return scale * losses.sum(axis=1), np.reshape(scale, (-1, 1)) * grad
+
+    def squared_error(self, prediction: Any, target: Any, scale: Any) -> Any:
+        error = prediction - target
+        return scale * (error**2).sum(axis=1) / 2, np.reshape(scale, (-1, 1)) * error
+
+    def gradient_norm(self, grads: Any) -> Any:
+        return np.linalg.norm(np.concatenate([grad.ravel() for grad in grads]))
+
+    def sgd(self, values: Any, grads: Any, velocities: Any, **settings: Any) -> None:
+        if limit := settings["clip_value"]:
+            grads = [np.clip(grad, -limit, limit) for grad in grads]
+        if limit := settings["clip_norm"]:
+            norm = self.gradient_norm(grads)
+            grads = [grad * (min(norm, limit) / norm if norm else 1.0) for grad in grads]
+        for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
+            step = -settings["learning_rate"] * (grad + settings["decays"][i] * value)
+            if velocities:
+                velocities[i][...] = settings["momentum"] * velocities[i] + step
+                ahead = settings["momentum"] * velocities[i] + step
+                step = ahead if settings["nesterov"] else velocities[i]
+            value[...] = value + step
+
+    def clip(self, x: Any, lowest: float, highest: float) -> Any:
+        return np.clip(x, lowest, highest)
+
+    def gather(self, arrays: Any, indices: Any) -> Any:
+        return [
+            np.stack([x[i] for i in indices.tolist()]) if len(indices) else x[:0] for x in arrays
+        ]
+
+
+class Shift(gn.Activation):
+    """A formula that no library can know."""
+
+    def function(self, xp: Any, x: Any) -> Any:
+        return xp.abs(x) + 1.0
+
+    def gradient(self, xp: Any, grad: Any, saved: Any) -> Any:
+        return grad * xp.sqrt(saved)
+
+
+FORMULAS = [*(kind() for kind in gn.ACTIVATIONS.values()), gn.ELU(0.3), gn.LeakyReLU(0.2), Shift()]
+
+
+def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the arguments of several calls of every kernel."""
+
+    def x(*shape: int) -> Any:
+        return rng.standard_normal(shape or (n, p))
+
+    labels = rng.integers(0, p, n)
+    wrong = np.where(np.arange(n) % 3 == 1, rng.choice([-1, p, 10**6], n), labels)
+    scales = [0.25, np.asarray(0.5), rng.uniform(0, 1, n)]
+    soft = rng.uniform(0, 1, (n, p))
+    parameters = [(n, p), (p,), (2, n, 3), *[(p,)] * (50 if n == 1 else 0)]
+    backward = [
+        (x(), formula.function(xp64, x()) if formula.saves_output else x(), formula)
+        for formula in FORMULAS
+    ]
+    return {
+        "activation": [(x(), formula) for formula in FORMULAS],
+        "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
+        "activation_backward": backward,
+        "bias_activation_backward": backward,
+        "column_sums": [(x(),)],
+        "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
+        "one_hot": [(some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")]
+        + [(labels.astype("uint8"), x())],
+        "softmax_cross_entropy": [
+            (1e3 * x() if i else x(), some, scale)
+            for i, scale in enumerate(scales)
+            for some in (labels, wrong)
+        ],
+        "softmax_cross_entropy_soft": [(x(), soft, scale) for scale in scales],
+        "sigmoid_binary_cross_entropy": [(30 * x(), soft, scale) for scale in scales],
+        "squared_error": [(x(), x(), scale) for scale in scales],
+        "gradient_norm": [([x(*shape) for shape in parameters],)],
+        "sgd": [
+            (
+                [x(*shape) for shape in parameters],
+                [x(*shape) for shape in parameters],
+                [x(*shape) for shape in parameters] if momentum else [],
+                {
+                    "learning_rate": 0.1,
+                    "momentum": momentum,
+                    "nesterov": nesterov,
+                    "decays": [decay if i % 2 else 0.0 for i in range(len(parameters))],
+                    "clip_norm": clip_norm,
+                    "clip_value": clip_value,
+                },
+            )
+            for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
+            for decay, clip_norm, clip_value in itertools.product((0.0, 0.1), (None, 1), (None, 1))
+        ],
+        "clip": [(x(), -0.5, 1.0)],
+        "gather": [
+            (some, rng.integers(0, n, m))
+            for some in ([x()], [x(), labels], [x(n, 2, p), x(n), soft], [x()] * 4)
+            for m in (0, n, 2 * n)
+        ]
+        if n
+        else [([x(3, p)], labels)],
+    }
+
+
+OWNED = {"bias_activation": [0], "sgd": [0, 1, 2]}  # by position: may be written to
+WRITTEN = {"sgd": [0, 2]}  # by position: a result
+
+
+def converted(x: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an argument with each array changed, the floating-point ones and the others."""
+    if isinstance(x, list):
+        return [converted(item, change) for item in x]
+    return change(x) if isinstance(x, np.ndarray) else x
+
+
+def laid_out(place: Place, x: Any, layout: str, owned: bool) -> Any:
+    """Return an array there, in that layout of memory, writable if it is owned."""
+    put = (lambda x: place.backend.asarray(np.array(x))) if owned else place.array
+    if layout == "transposed" and x.ndim == 2:
+        return put(x.T.copy()).T
+    if layout == "strided" and x.ndim:
+        return put(np.repeat(x, 2, axis=-1))[..., ::2]
+    return put(x)
+
+
+def arrays(x: Any) -> Iterator[Any]:
+    """Yield the arrays of a result."""
+    if isinstance(x, (list, tuple)):
+        for item in x:
+            yield from arrays(item)
+    elif x is not None:
+        yield x
+
+
+def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
+    """Call a kernel; return its results, and the arguments that it is to write to."""
+    keywords = arguments[-1] if isinstance(arguments[-1], dict) else {}
+    given = arguments[:-1] if keywords else arguments
+    result = getattr(k, name)(*given, **keywords)
+    return list(arrays([result, *(given[i] for i in WRITTEN.get(name, []))]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("n", "p", "layout"),
+    [*((n, p, "contiguous") for n, p in SIZES), (7, 5, "transposed"), (7, 5, "strided")],
+)
+@pytest.mark.parametrize("name", sorted(calls(np.random.default_rng(0), 1, 1)))
+def test_every_kernel_gives_what_plain_numpy_does(
+    place: Place, name: str, n: int, p: int, layout: str, dtype: str
+) -> None:
+    own = kernels(place.array([0.0]))
+    both = {type(own): own, Kernels: Kernels(place.backend.xp)}  # one, where nothing is overridden
+    for arguments in calls(np.random.default_rng(0), n, p)[name]:
+        for k in both.values():
+            rounded = [
+                converted(x, lambda x: x.astype(dtype) if x.dtype.kind == "f" else x)
+                for x in arguments
+            ]
+            given = [
+                converted(x, lambda x, i=i: laid_out(place, x, layout, i in OWNED.get(name, [])))
+                for i, x in enumerate(rounded)
+            ]
+            exact = [
+                converted(x, lambda x: x.astype("float64") if x.dtype.kind == "f" else x)
+                for x in rounded
+            ]
+            for got, want in zip(run(name, k, given), run(name, Plain(), exact), strict=True):
+                assert gn.backend_of(got) == place.backend
+                # An update may cancel: it rounds in units of what it was, 1 or so.
+                least = 1.0 if name in WRITTEN else 0.0
+                compare(gn.to_numpy(got), np.asarray(want), dtype, least)
+
+
+def compare(got: Any, want: Any, dtype: str, least: float) -> None:
+    assert got.dtype == (dtype if want.dtype.kind == "f" else want.dtype)
+    assert got.shape == want.shape
+    info, largest = np.finfo(dtype), np.nanmax(np.abs(want), initial=least)
+    near = float(TOLERANCE * info.eps * largest + info.tiny)
+    np.testing.assert_allclose(got, want, rtol=0, atol=near)
+
+
+class TestTheSetOfKernels:
+    def overrides(self) -> list[type[Kernels]]:
+        """Return the subclasses that are in use here, and all others that are known."""
+        kernels(np.zeros(1))
+        found, waiting = [], [Kernels]
+        while waiting:
+            waiting += (below := waiting.pop().__subclasses__())
+            found += below
+        return found
+
+    def public(self, kind: type) -> set[str]:
+        return {name for name, item in vars(kind).items() if callable(item) and name[0] != "_"}
+
+    def test_every_kernel_is_tested(self) -> None:
+        names = self.public(Kernels)
+        assert names == self.public(Plain)
+        assert names == set(calls(np.random.default_rng(0), 1, 1))
+
+    def test_a_library_overrides_and_adds_nothing(self) -> None:
+        for kind in self.overrides():
+            assert self.public(kind) <= self.public(Kernels), kind
+            for name in self.public(kind):
+                ours, theirs = (inspect.signature(getattr(k, name)) for k in (kind, Kernels))
+                assert list(ours.parameters) == list(theirs.parameters), (kind, name)
+
+
+class TestDispatch:
+    def test_arrays_of_one_type_have_the_same_kernels(self, place: Place) -> None:
+        k = kernels(place.array([1.0]))
+        assert k is kernels(place.array([[2]]))
+        assert isinstance(k, Kernels)
+        assert gn.backend_of(k.xp.zeros(1)).library == place.backend.library
+
+    def test_a_subclass_of_an_array_is_an_array(self, tmp_path: Any) -> None:
+        mapped = np.memmap(tmp_path / "x", dtype="float32", mode="w+", shape=(2, 3))
+        assert_array_equal(kernels(mapped).column_sums(mapped + 1), [2, 2, 2])
+        assert_array_equal(kernels(np.float64(3.0)).clip(np.float64(3.0), 0.0, 1.0), 1.0)
+
+    @pytest.mark.parametrize("x", [[1.0], 2.0, None, "array"], ids=repr)
+    def test_what_is_no_array(self, x: Any) -> None:
+        with pytest.raises(gn.errors.DTypeError, match=f"expected an array .* {type(x).__name__}"):
+            kernels(x)
+
+    def test_what_is_gathered_is_a_copy(self, place: Place) -> None:
+        x = place.backend.asarray(np.arange(4.0))
+        (rows,) = kernels(x).gather([x], place.array([1, 2]))
+        x += 10
+        assert gn.to_numpy(rows).tolist() == [1, 2]
