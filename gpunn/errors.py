@@ -35,6 +35,10 @@ class DeviceError(GpunnError, RuntimeError):
     """Arrays that must meet live in different places."""
 
 
+class DeviceMemoryError(GpunnError, MemoryError):
+    """A device has too little memory left; the message says how large a batch would fit."""
+
+
 class BackendUnavailableError(GpunnError, RuntimeError):
     """A backend was asked for that cannot work here; the message says why and what mends it."""
 

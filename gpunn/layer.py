@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
 from gpunn.backend import Backend, apart, backend_of, get_backend, scope_of
 from gpunn.errors import DeviceError, DTypeError, SettingError
 from gpunn.parameter import Buffer, Parameter
 from gpunn.tape import Tape
+
+if TYPE_CHECKING:
+    from gpunn.memory import MemoryReport
+    from gpunn.optim import Optimizer
 
 _Held = TypeVar("_Held", Parameter, Buffer)
 _Self = TypeVar("_Self", bound="Layer")
@@ -158,6 +162,35 @@ class Layer:
         from gpunn.summary import summarize  # noqa: PLC0415 (a table few programs ask for)
 
         return summarize(self, input_shape)
+
+    def memory(
+        self,
+        batch_size: int,
+        *,
+        input_shape: Shape | int | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> MemoryReport:
+        """Return the bytes that a step of training holds, by what they are for.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of samples.
+        input_shape : int or tuple of int, optional
+            The shape of one sample. By default it is taken from the first layer with
+            `in_features`.
+        optimizer : Optimizer, optional
+            Whose state to count.
+
+        Returns
+        -------
+        MemoryReport
+            Parameters, gradients, the optimizer's state, and the tape by layer, measured on
+            batches of one and two samples. `str` makes a table of it.
+        """
+        from gpunn.memory import account  # noqa: PLC0415 (memory knows layers)
+
+        return account(self, batch_size, input_shape, optimizer)
 
     def __repr__(self) -> str:
         """Return the layer as it would be written."""

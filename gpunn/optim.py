@@ -9,6 +9,7 @@ from gpunn._typing import Array
 from gpunn.backend import backend_of, scope_of
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
+from gpunn.memory import size_of
 from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, Schedule, as_schedule
 
@@ -75,6 +76,10 @@ class Optimizer:
         """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def state_bytes(self) -> int:
+        """Return the size of what is kept beside the parameters, in bytes."""
+        return 0
 
     def check_places(self) -> None:
         """Check that no parameter has moved since the optimizer was built.
@@ -173,6 +178,10 @@ class SGD(Optimizer):
         self.clip_value = None if clip_value is None else float(clip_value)
         self._decays = [self.weight_decay if p.decay else 0.0 for p in self.parameters]
         self._velocities: list[Array] = [_zeros_like(p.value) for p in self.parameters if momentum]
+
+    def state_bytes(self) -> int:
+        """Return the size of the velocities, in bytes."""
+        return sum(size_of(velocity) for velocity in self._velocities)
 
     def penalty(self) -> Array | None:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""

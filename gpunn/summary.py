@@ -23,7 +23,7 @@ def summarize(model: Layer, input_shape: Shape | int | None = None) -> str:
     """
     shape = (input_shape,) if isinstance(input_shape, int) else input_shape
     rows = [("layer", "output", "parameters", "shapes")]
-    rows += _rows(model, shape if shape is not None else _first_features(model), "")
+    rows += _rows(model, shape if shape is not None else first_features(model), "")
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
@@ -62,14 +62,14 @@ def _rows(layer: Layer, shape: Shape | None, indent: str) -> Iterator[tuple[str,
         yield from _rows(inner, shape, indent + "  ")
 
 
-def _first_features(layer: Layer) -> Shape | None:
+def first_features(layer: Layer) -> Shape | None:
     """Return (in_features,) of the first layer that has it, if nothing before it reshapes."""
     while isinstance(layer, Sequential) and len(layer):
         layer = next((inner for inner in layer if inner.has_parameters), layer[0])
     features = getattr(layer, "in_features", None)
     if features is None:
         inner = next((item for _, item in children(layer) if isinstance(item, Layer)), None)
-        return None if inner is None else _first_features(inner)
+        return None if inner is None else first_features(inner)
     return (int(features),)
 
 

@@ -69,6 +69,10 @@ class Tape:
         """
         return self.input_grad or any(owner.has_parameters for owner, _ in self._entries)
 
+    def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """Return each owner with what it saved, the first to push first."""
+        return list(self._entries)
+
     def draw_key(self) -> int:
         """Draw the 64-bit key of one random mask, on the host."""
         self._rng = as_generator(self._rng)

@@ -19,6 +19,7 @@ from gpunn.layers.activation import LogSoftmax, Sigmoid, Softmax
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
+from gpunn.memory import explain, is_out_of_memory
 from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
@@ -69,14 +70,28 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
         J before the update, 0-d, still on the device; `float` waits for it.
     prediction : array
         The model's output before the update.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the device has too little memory; the weights are then as they were before.
     """
-    with scope_of(x):
-        tape = Tape(rng=rng, input_grad=False)
-        prediction = model.forward(x, tape)
-        cost = loss.forward(prediction, y, tape, sample_weight)
-        model.backward(loss.backward(tape), tape)
-        optimizer.step()
-    return cost, prediction
+    try:
+        with scope_of(x):
+            tape = Tape(rng=rng, input_grad=False)
+            prediction = model.forward(x, tape)
+            cost = loss.forward(prediction, y, tape, sample_weight)
+            model.backward(loss.backward(tape), tape)
+            optimizer.step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)  # the traceback holds the step's arrays
+    else:
+        return cost, prediction
+    tape, prediction, cost = Tape(), None, None
+    optimizer.clear()
+    raise explain(failure, model, x) from failure
 
 
 class Trainer:

@@ -1,0 +1,124 @@
+"""What a step takes in memory, and what happens when there is not enough."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import gpunn as gn
+from tests.conftest import Place
+
+
+def network(backend: gn.Backend | str = "numpy") -> gn.Sequential:
+    return gn.Sequential(
+        gn.Dense(20, 64, "relu", rng=0), gn.Dropout(0.5), gn.Dense(64, 3, rng=1)
+    ).to(backend)
+
+
+def test_the_account_of_a_step(place: Place) -> None:
+    model = network(place.backend)
+    optimizer = gn.SGD(model.parameters(), 0.1, momentum=0.9)
+    report = model.memory(10, optimizer=optimizer)
+    weights = 4 * (20 * 64 + 64 + 64 * 3 + 3)
+    assert (report.parameters, report.gradients, report.optimizer) == (weights,) * 3
+    # x, h of the first layer, the mask, and of the last layer its input (the dropped h) and output
+    assert list(report.tape.values()) == [
+        4 * 10 * 20,
+        4 * 10 * 64,
+        4 * 10 * 64,
+        4 * 10 * (64 + 3),
+    ]
+    assert report.total == 3 * weights + sum(report.tape.values()) + report.passing
+    assert f"{report.total:,} bytes" in str(report)
+
+
+def test_the_account_is_that_of_a_real_tape() -> None:
+    model, n = network(), 33
+    tape = gn.Tape(rng=0)
+    model(np.ones((n, 20), "float32"), tape)
+    held = {id(item): item.nbytes for _, saved in tape.entries() for item in saved}
+    assert sum(model.memory(n).tape.values()) == sum(held.values())
+
+
+def test_momentum_costs_and_its_absence_does_not() -> None:
+    model = network()
+    assert gn.SGD(model.parameters(), 0.1).state_bytes() == 0
+    assert model.memory(1).optimizer == 0
+
+
+def test_a_shape_that_is_not_known() -> None:
+    with pytest.raises(gn.errors.ShapeError, match="give input_shape"):
+        gn.ReLU().memory(3)
+    assert gn.ReLU().memory(3, input_shape=(2, 2)).tape["input"] == 3 * 4 * 4
+
+
+class Full(gn.ReLU):
+    """A layer for which there is no memory, now and then."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def backward(self, grad: gn.errors.GpunnError, tape: gn.Tape) -> object:
+        if self.full:
+            raise MemoryError("no more")
+        return super().backward(grad, tape)
+
+
+def test_out_of_memory_leaves_the_training_as_it_was(place: Place) -> None:
+    full = Full()
+    model = gn.Sequential(gn.Dense(4, 8, rng=0), full, gn.Dense(8, 2, rng=1)).to(place.backend)
+    optimizer = gn.SGD(model.parameters(), 0.1, momentum=0.9)
+    loss, x, y = gn.SoftmaxCrossEntropy(), place.array(np.ones((6, 4), "f4")), place.array([0] * 6)
+    gn.train_step(model, loss, optimizer, x, y)
+    before = [gn.to_numpy(p.value).copy() for p in model.parameters()]
+    full.full = True
+    with pytest.raises(gn.errors.DeviceMemoryError, match="a step on 6 samples") as caught:
+        gn.train_step(model, loss, optimizer, x, y)
+    assert isinstance(caught.value, MemoryError)
+    assert all(p.grad is None for p in model.parameters())
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(gn.to_numpy(parameter.value), value)
+    full.full = False
+    gn.train_step(model, loss, optimizer, x, y)
+    assert optimizer.steps == 2
+
+
+def test_an_error_that_is_none_of_memory_passes() -> None:
+    model = network()
+    optimizer = gn.SGD(model.parameters(), 0.1)
+    with pytest.raises(gn.errors.ShapeError):
+        gn.train_step(
+            model, gn.SoftmaxCrossEntropy(), optimizer, np.ones((2, 3), "f4"), np.zeros(2, int)
+        )
+
+
+@pytest.mark.gpu
+def test_the_batch_that_is_advised_fits() -> None:
+    """The pool is given a limit, so that a real device can run out of it, too."""
+    cupy = pytest.importorskip("cupy")
+    model = network("cupy")
+    optimizer = gn.SGD(model.parameters(), 0.1, momentum=0.9)
+    loss, pool = gn.SoftmaxCrossEntropy(), cupy.get_default_memory_pool()
+
+    def step(n: int) -> None:
+        gn.train_step(model, loss, optimizer, cupy.ones((n, 20), "f4"), cupy.zeros(n, "i8"))
+
+    step(2)
+    before = [gn.to_numpy(p.value) for p in model.parameters()]
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.used_bytes() + 8 * 2**20)
+    try:
+        with pytest.raises(gn.errors.DeviceMemoryError) as caught:
+            step(30_000)
+        for parameter, value in zip(model.parameters(), before, strict=True):
+            np.testing.assert_array_equal(gn.to_numpy(parameter.value), value)
+        message = str(caught.value)
+        advised = int(re.search(r"a batch of at most (\d+) fits", message)[1])
+        assert re.search(r"[\d,]+ bytes were asked for, [\d,]+ bytes are free", message)
+        assert advised > 1000
+        pool.free_all_blocks()
+        step(advised)
+    finally:
+        pool.set_limit(size=0)
