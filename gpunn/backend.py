@@ -97,8 +97,10 @@ class Backend:
         if self.library == "cupy":
             cupy = importlib.import_module("cupy")
             with self.scope():
-                unused = cupy.get_default_memory_pool().free_bytes()
-                return int(cupy.cuda.runtime.memGetInfo()[0]) + int(unused)
+                pool = cupy.get_default_memory_pool()
+                free = int(cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+                limit = int(pool.get_limit())
+                return min(free, limit - int(pool.used_bytes())) if limit else free
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):
@@ -249,11 +251,38 @@ def to_numpy(x: Any) -> NDArray[Any]:
     return np.asarray(x)
 
 
-def _foreign_to_numpy(x: Any) -> NDArray[Any]:
+def adopt(x: Any) -> Any:
+    """Return what another library has on a GPU as a CuPy array on the same memory.
+
+    Anything else is returned as it is.
+    """
+    if backend_of(x) is not None:
+        return x
     if hasattr(x, "detach"):  # a torch tensor that requires a gradient refuses to be read
         x = x.detach()
     if hasattr(x, "__cuda_array_interface__"):
-        return to_numpy(importlib.import_module("cupy").asarray(x))
+        cupy = _require("cupy", _INSTALL_CUPY)
+        pointer = x.__cuda_array_interface__["data"][0]
+        # CuPy takes memory to be on the current device; null, of an empty array, is on none.
+        home = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None
+        with nullcontext() if home is None else cupy.cuda.Device(home):
+            return cupy.asarray(x)
+    if hasattr(x, "__dlpack_device__"):
+        kind, home = (int(part) for part in x.__dlpack_device__())
+        if kind == _DLPACK_CUDA:
+            cupy = _require("cupy", _INSTALL_CUPY)
+            with cupy.cuda.Device(home):
+                return cupy.from_dlpack(x)
+    return x
+
+
+_DLPACK_CUDA = 2  # kDLCUDA of DLPack's enumeration of devices
+
+
+def _foreign_to_numpy(x: Any) -> NDArray[Any]:
+    x = adopt(x)
+    if backend_of(x) is not None:
+        return to_numpy(x)
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
     array = np.asarray(x)
@@ -266,10 +295,9 @@ def _foreign_to_numpy(x: Any) -> NDArray[Any]:
 def _to_cupy(x: Any, index: int) -> Array:
     """Return `x` on CuPy's current device, whose index is given."""
     cupy = importlib.import_module("cupy")
+    x = adopt(x)
     if isinstance(x, cupy.ndarray):
         return x if x.device.id == index else cupy.array(x)
-    if hasattr(x, "__cuda_array_interface__"):
-        return cupy.asarray(x)
     return cupy.asarray(to_numpy(x))
 
 

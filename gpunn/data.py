@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, backend_of, get_backend, to_numpy
-from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
+from gpunn.backend import Backend, adopt, backend_of, get_backend, to_numpy
+from gpunn.errors import DataError, DeviceMemoryError, DTypeError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
+from gpunn.memory import is_out_of_memory
 
 #: "auto" takes at most this share of the memory that is free.
 _SHARE_OF_MEMORY = 0.5
@@ -147,7 +148,7 @@ class Loader:
         self.resident = self._fits() if resident == "auto" else bool(resident)
         if self.resident:
             with self.backend.scope():
-                self.stored = self._bring(self.stored)
+                self.stored = self._bring_all()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -182,10 +183,13 @@ class Loader:
 
     def _gather(self, rows: slice, order: Array | None) -> Batch:
         """Take rows of data that are on the device."""
+        names = [name for name, part in self.stored._asdict().items() if part is not None]
+        parts = [getattr(self.stored, name) for name in names]
         if order is None:
-            return Batch(*(None if part is None else part[rows, ...] for part in self.stored))
-        gather, indices = kernels(self.stored.x).gather, order[rows]
-        return Batch(*(None if part is None else gather(part, indices) for part in self.stored))
+            taken = [part[rows, ...] for part in parts]
+        else:
+            taken = kernels(parts[0]).gather(parts, order[rows])
+        return Batch(**dict(zip(names, taken, strict=True)))
 
     def _stream(self, rows: slice, order: Any) -> Batch:
         """Take rows where the data are stored, send them as they are, convert them there."""
@@ -206,6 +210,17 @@ class Loader:
         if _is_floating(y):
             return self.dtype
         return None if str(y.dtype).endswith("bool") else "int64"
+
+    def _bring_all(self) -> Batch:
+        try:
+            return self._bring(self.stored)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceMemoryError(
+                f"Loader: {self.backend} has no room for all {self.n_samples} samples; "
+                "stream them, resident=False"
+            ) from error
 
     def _fits(self) -> bool:
         """Return whether the data should be on the device all the time."""
@@ -251,11 +266,12 @@ def _take(part: Any, rows: slice, order: Any) -> Any:
     with place.scope():
         if order is None:
             return part[rows, ...]
-        return kernels(part).gather(part, place.asarray(order[rows]))
+        return kernels(part).gather([part], place.asarray(order[rows]))[0]
 
 
 def _as_array(name: str, x: Any) -> Any:
     """Return `x` as an array of real numbers with a first axis, where it is."""
+    x = adopt(x)
     if backend_of(x) is None:
         if hasattr(x, "toarray"):
             raise DTypeError(f"Loader: {name} is sparse; make it dense first, {name}.toarray()")
@@ -292,9 +308,12 @@ def _check_weight(weight: Any) -> None:
         return
     if weight.ndim != 1:
         raise ShapeError(f"Loader: sample_weight must be (N,), got {tuple(weight.shape)}")
-    lowest = float(to_numpy(weight).min())
-    if not lowest >= 0:
-        raise DataError(f"Loader: sample_weight must not be negative or NaN, got {lowest:g}")
+    values = to_numpy(weight)
+    for extreme in (float(values.min()), float(values.max())):
+        if not 0 <= extreme < math.inf:
+            raise DataError(
+                f"Loader: sample_weight must be finite and not negative, got {extreme:g}"
+            )
 
 
 def check_finite_data(batch: Batch) -> None:

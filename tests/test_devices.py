@@ -1,0 +1,145 @@
+"""Two devices, streams, and arrays of other libraries that are on a GPU already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpunn as gn
+from tests.conftest import get_place
+
+pytestmark = pytest.mark.gpu
+cupy: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _cupy() -> None:
+    global cupy  # noqa: PLW0603
+    get_place("cupy")  # or skip
+    cupy = pytest.importorskip("cupy")
+
+
+def data(n: int = 96) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, 8)).astype("float32")
+    return x, (x[:, 0] + x[:, 1] > 0).astype(int)
+
+
+def trained(home: str, x: Any, y: Any, **settings: Any) -> tuple[gn.Trainer, gn.History]:
+    """Train a small network there; return its trainer and its history."""
+    rng = np.random.default_rng(1)
+    model = gn.Sequential(
+        gn.Dense(8, 16, "gelu", rng=rng), gn.Dropout(0.2), gn.Dense(16, 2, rng=rng)
+    ).to(home)
+    optimizer = gn.SGD(model.parameters(), 0.1, momentum=0.9, clip_norm=1.0, weight_decay=1e-3)
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"], rng=2)
+    loader = gn.Loader(x, y, batch_size=32, rng=rng, **settings)
+    return trainer, trainer.fit(loader, epochs=3, validation=(x, y))
+
+
+@pytest.mark.two_devices
+@pytest.mark.parametrize("resident", [True, False])
+def test_all_that_training_makes_is_on_the_device_that_was_asked_for(resident: bool) -> None:
+    x, y = data()
+    there, history = trained("cupy:1", x, y, backend="cupy:1", resident=resident)
+    _, reference = trained("cupy:0", x, y, backend="cupy:0", resident=resident)
+    assert cupy.cuda.Device().id == 0
+    assert history["validation_loss"] == reference["validation_loss"]
+    assert all(p.value.device.id == 1 for p in there.model.parameters())
+    probabilities = there.predict_proba(x)
+    assert probabilities.device.id == 1
+    np.testing.assert_allclose(gn.to_numpy(probabilities).sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.two_devices
+def test_a_step_by_hand_needs_no_current_device() -> None:
+    backend = gn.get_backend("cupy:1")
+    model = gn.Dense(8, 2, "tanh", rng=0, backend=backend)
+    optimizer, loss = gn.SGD(model.parameters(), 0.1, momentum=0.9), gn.MeanSquaredError()
+    x, y = backend.asarray(np.ones((4, 8), "f4")), backend.asarray(np.ones((4, 2), "f4"))
+    cost, prediction = gn.train_step(model, loss, optimizer, x, y)
+    assert {cost.device.id, prediction.device.id, model.weight.value.device.id} == {1}
+    tape = gn.Tape()
+    assert loss(model(x, tape), y, tape).device.id == 1
+
+
+@pytest.mark.two_devices
+def test_devices_do_not_mix() -> None:
+    x, y = data()
+    model = gn.Dense(8, 2, rng=0, backend="cupy:1")
+    with pytest.raises(gn.errors.DeviceError, match=r"is on cupy:1 and x on cupy:0"):
+        model(gn.get_backend("cupy:0").asarray(x))
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters(), 0.1))
+    with pytest.raises(gn.errors.DeviceError, match=r"is on cupy:1 and the loader's .* cupy:0"):
+        trainer.fit(gn.Loader(x, y, backend="cupy:0"), epochs=1)
+    model.to("cupy:0")
+    with pytest.raises(gn.errors.DeviceError, match="build the optimizer after"):
+        trainer.fit(gn.Loader(x, y, backend="cupy:0"), epochs=1)
+
+
+@pytest.mark.two_devices
+def test_a_move_between_devices_keeps_every_bit() -> None:
+    model = gn.Dense(5, 7, rng=0)
+    before = model.weight.value.copy()
+    for name in ("cupy:0", "cupy:1", "cupy:0", "numpy"):
+        model.to(name)
+        assert str(model.backend) == name
+        assert gn.to_numpy(model.weight.value).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_stream_that_is_not_the_default_is_respected(resident: bool) -> None:
+    x, y = data()
+    _, reference = trained("cupy", x, y, backend="cupy", resident=resident)
+    with cupy.cuda.Stream(non_blocking=True):
+        _, history = trained("cupy", x, y, backend="cupy", resident=resident)
+    assert history["validation_loss"] == reference["validation_loss"]
+
+
+class Interface:
+    """An array of some library that offers its memory by `__cuda_array_interface__` alone."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.x.__cuda_array_interface__
+
+
+class Capsule:
+    """An array of some library that offers its memory by DLPack alone."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __dlpack__(self, **settings: Any) -> Any:
+        return self.x.__dlpack__(**settings)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.x.__dlpack_device__()
+
+
+@pytest.mark.parametrize("wrap", [Interface, Capsule])
+def test_arrays_on_a_gpu_are_taken_as_they_are(wrap: Any) -> None:
+    x, y = (cupy.asarray(part) for part in data())
+    loader = gn.Loader(wrap(x), wrap(y), shuffle=False, batch_size=None)
+    assert str(loader.backend) == "cupy:0"
+    assert loader.stored.x.data.ptr == x.data.ptr  # not by way of the host, and not even a copy
+    trainer, history = trained("cupy", wrap(x), wrap(y))
+    _, reference = trained("cupy", *data(), backend="cupy")
+    assert history["validation_loss"] == reference["validation_loss"]
+    np.testing.assert_array_equal(gn.to_numpy(wrap(x)), gn.to_numpy(x))
+    outputs = trainer.predict(wrap(x))
+    assert cupy.from_dlpack(outputs).data.ptr == outputs.data.ptr
+
+
+@pytest.mark.two_devices
+def test_arrays_on_another_gpu_are_taken_there() -> None:
+    with cupy.cuda.Device(1):
+        x = cupy.arange(6.0).reshape(3, 2)
+    assert gn.Loader(Interface(x), batch_size=1).backend == gn.get_backend("cupy:1")
+    assert gn.Loader(Capsule(x), batch_size=1).backend == gn.get_backend("cupy:1")
+    assert gn.get_backend("cupy:0").asarray(Interface(x)).device.id == 0
