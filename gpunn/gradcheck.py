@@ -51,11 +51,13 @@ class GradientReport:
 
     def __str__(self) -> str:
         """Return one line an array, the worst entry first."""
-        worst = (
-            f"largest relative error {self.error:.2e} at {self.worst}: backward gives "
-            f"{self.backward:.10g}, finite differences {self.numeric:.10g} "
-            f"({self.checked} entries checked)"
+        where = (
+            f" at {self.worst}: backward gives {self.backward:.10g}, "
+            f"finite differences {self.numeric:.10g}"
+            if self.worst
+            else ""
         )
+        worst = f"largest relative error {self.error:.2e}{where} ({self.checked} entries checked)"
         lines = [worst]
         lines += [f"  {name}: {error:.2e}" for name, error in self.by_name.items()]
         return "\n".join(lines)
@@ -188,6 +190,8 @@ class _Check:
         grads = {}
         if self.layer is not None:
             grad = self.layer.backward(grad, tape)
+            if grad is None:
+                raise GradientError(f"{self.layer!r}: backward returned no gradient of x")
             for name, parameter in self.layer.named_parameters().items():
                 zeros = self.place.xp.zeros_like(parameter.value)
                 grads[name] = zeros if parameter.grad is None else parameter.grad

@@ -147,12 +147,18 @@ class R2(Metric):
         return "r2"
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
-        """Return, by output, the mean of y, its mean square about that, and that of the error."""
+        """Return, by output, the mean, spread, least and largest y, and the mean square error."""
         xp = kernels(prediction).xp
         target = _alike(xp, self, prediction, target)
         mean = xp.mean(target, axis=0)
         deviation, error = target - mean, target - prediction
-        return mean, xp.mean(deviation * deviation, axis=0), xp.mean(error * error, axis=0)
+        return (
+            mean,
+            xp.mean(deviation * deviation, axis=0),
+            xp.min(target, axis=0),
+            xp.max(target, axis=0),
+            xp.mean(error * error, axis=0),
+        )
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
         """Return R^2, from each batch's mean and the spread about it."""
@@ -164,12 +170,14 @@ class R2(Metric):
     ) -> float:
         rows = [
             (mean[p], spread[p], error[p], n)
-            for (mean, spread, error), n in zip(statistics, counts, strict=True)
+            for (mean, spread, _, _, error), n in zip(statistics, counts, strict=True)
         ]
+        least, most = min(r[2][p] for r in statistics), max(r[3][p] for r in statistics)
         center = math.fsum(mean * n for mean, _, _, n in rows) / sum(counts)
         total = math.fsum((spread + (mean - center) ** 2) * n for mean, spread, _, n in rows)
         residual = math.fsum(error * n for _, _, error, n in rows)
-        if total == 0:
+        # Not `total` alone: the spread of equal numbers is zero but for rounding.
+        if least == most or total == 0:
             return 1.0 if residual == 0 else 0.0
         return 1.0 - residual / total
 

@@ -54,7 +54,8 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     # safetensors writes the memory as it lies: C order must be seen to.
     held = _held(model)
     arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
-    content = to_bytes(arrays, metadata={"format": "gpunn", "version": "1"})
+    # One entry: safetensors writes several in any order, and equal models should be equal files.
+    content = to_bytes(arrays, metadata={"format": "gpunn 1"})
     target = Path(path)
     beside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.part")
     try:
@@ -81,7 +82,8 @@ def load(path: str | os.PathLike[str], model: Layer, strict: bool = True) -> Loa
         Of the structure that was saved; on any backend. Untouched when loading fails.
     strict : bool, default True
         Whether names and dtypes must agree exactly. If False, what both have is loaded and
-        converted, and the rest reported. Shapes must agree in either case.
+        converted, and the rest reported. Shapes must agree in either case, and floats are never
+        converted to integers.
 
     Returns
     -------
@@ -105,25 +107,29 @@ def load(path: str | os.PathLike[str], model: Layer, strict: bool = True) -> Loa
         unexpected=[name for name in found if name not in wanted],
     )
     common = [name for name in wanted if name in found]
-    misshapen = [
+    dtypes = {name: (str(found[name].dtype), _dtype(wanted[name])) for name in common}
+    problems = [
         f"misshapen: {name} is {found[name].shape} in the file and "
         f"{tuple(wanted[name].shape)} in the model"
         for name in common
         if found[name].shape != tuple(wanted[name].shape)
     ]
-    problems = list(misshapen)
+    problems += [
+        f"of another kind: {name} is {there} in the file and {here} in the model"
+        for name, (there, here) in dtypes.items()
+        if not np.can_cast(there, here, "same_kind")
+    ]
+    advice = "" if problems or not strict else "; strict=False loads what fits"
     if strict:
         problems += [f"missing in the file: {name}" for name in report.missing]
         problems += [f"unexpected in the file: {name}" for name in report.unexpected]
         problems += [
-            f"of another dtype: {name} is {found[name].dtype} in the file and "
-            f"{_dtype(wanted[name])} in the model"
-            for name in common
-            if str(found[name].dtype) != _dtype(wanted[name])
+            f"of another dtype: {name} is {there} in the file and {here} in the model"
+            for name, (there, here) in dtypes.items()
+            if there != here and np.can_cast(there, here, "same_kind")
         ]
     if problems:
         listed = "\n  ".join(problems)
-        advice = "; strict=False loads what fits" if strict and not misshapen else ""
         raise FileError(
             f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
         )
