@@ -204,7 +204,9 @@ class Trainer:
                 f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}"
             )
         self._check(loader)
-        validation = None if validation is None else self._as_loader(validation)
+        if validation is not None:
+            validation = self._as_loader(validation)
+            self._check(validation)
         callbacks = tuple(callbacks)
         history = History(early_stopping.monitor if early_stopping is not None else None)
         best = BestWeights(self.model)
@@ -236,7 +238,9 @@ class Trainer:
         data : Loader or (x, y) or (x, y, sample_weight)
             A loader is read in order and to its end, whatever its settings.
         """
-        return self._evaluate(self._as_loader(data))
+        loader = self._as_loader(data)
+        self._check(loader)
+        return self._evaluate(loader)
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the model's outputs for all of `x`, as one array (N, outputs) on its device.
@@ -290,7 +294,6 @@ class Trainer:
         bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
-        self._check(loader)
         readings = Readings(self.loss, self.metrics)
         with loader.backend.scope():
             for batch in loader.in_order():

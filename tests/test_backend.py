@@ -376,26 +376,23 @@ class TestMoves:
 def run(code: str) -> str:
     """Return what a fresh interpreter prints, which may keep compiled modules for the next."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    root = Path(module.__file__).parents[1]
-    command = [sys.executable, "-c", code]
-    return subprocess.check_output(command, cwd=root, env=environment, text=True)  # noqa: S603
+    where = {"cwd": Path(module.__file__).parents[1], "env": environment}
+    return subprocess.check_output([sys.executable, "-c", code], text=True, **where)  # noqa: S603
 
 
 class TestImport:
     def test_imports_nothing_that_it_does_not_need(self) -> None:
         loaded = run("import sys, gpunn; print(*{name.partition('.')[0] for name in sys.modules})")
         heavy = {"cupy", "cupyx", "sklearn", "matplotlib", "torch", "scipy", "tqdm", "safetensors"}
-        assert heavy & set(loaded.split()) == set()
-        assert "gpunn" in loaded.split()
+        assert ({"gpunn"} | heavy) & set(loaded.split()) == {"gpunn"}
 
     def test_takes_little_longer_than_numpy(self) -> None:
         """The quickest of several runs each: what else the machine does only adds time."""
-        code = (
-            "t = [time.perf_counter()]; import numpy; t.append(time.perf_counter()); import gpunn"
-        )
+        clock = "; t.append(time.perf_counter()); "
+        code = f"import time; t = []{clock}import numpy{clock}import gpunn{clock}"
         numpy_s = rest_s = float("inf")
         for rounds in range(1, 31):
-            shown = run(f"import time; {code}; print(t[1] - t[0], time.perf_counter() - t[1])")
+            shown = run(code + "print(t[1] - t[0], t[2] - t[1])")
             numpy_s, rest_s = map(min, (numpy_s, rest_s), map(float, shown.split()))
             if rounds >= 5 and rest_s <= 0.3 * numpy_s:
                 break

@@ -228,7 +228,7 @@ class TestPrediction:
             (gn.BinaryCrossEntropy(), scipy.special.expit),
             (gn.MeanSquaredError(), lambda z: z),
         ],
-        ids=repr,
+        ids=["softmax", "sigmoid", "itself"],
     )
     def test_probabilities(self, place: Place, loss: gn.Loss, meaning: Any) -> None:
         t = trainer(place, loss=loss)
