@@ -208,7 +208,7 @@ def backend_of(x: Any) -> Backend | None:
 
 def scope_of(x: Any) -> AbstractContextManager[Any]:
     """Return a context in which the device of `x` is its library's current one."""
-    if type(x).__module__.startswith("cupy"):
+    if not isinstance(x, np.ndarray) and type(x).__module__.startswith("cupy"):
         device: AbstractContextManager[Any] = x.device
         return device
     return _NO_SCOPE

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from gpunn._typing import Array, Shape
+from gpunn._typing import Array, Namespace, Shape
 from gpunn.backend import backend_of
 from gpunn.errors import DTypeError, LabelError, SettingError, ShapeError
 from gpunn.kernels import kernels
@@ -106,7 +107,7 @@ class CrossEntropy(Loss):
             return (
                 target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
             )
-        if not xp.isdtype(target.dtype, "integral"):
+        if not _is_integer(xp, target.dtype):
             raise DTypeError(_not_integers(repr(self), target))
         return target
 
@@ -269,12 +270,18 @@ def check_labels(speaker: str, labels: Any, classes: int) -> None:
         raise DTypeError(_not_integers(speaker, labels))
     if labels.shape[0] == 0:
         return
-    lowest, highest = int(place.xp.min(labels)), int(place.xp.max(labels))
+    with place.scope():
+        lowest, highest = int(place.xp.min(labels)), int(place.xp.max(labels))
     if lowest < 0 or highest >= classes:
         raise LabelError(
             f"{speaker}: the model puts out {classes} classes, so labels must be in "
             f"0..{classes - 1}; got labels from {lowest} to {highest}"
         )
+
+
+@lru_cache(maxsize=64)  # asked at every step, of few dtypes
+def _is_integer(xp: Namespace, dtype: Any) -> bool:
+    return bool(xp.isdtype(dtype, "integral"))
 
 
 def _not_integers(speaker: str, labels: Any) -> str:
@@ -289,7 +296,8 @@ def _check_interval(speaker: str, target: Any, lowest: float, highest: float) ->
     place = backend_of(target)
     if place is None or 0 in target.shape or place.xp.isdtype(target.dtype, "bool"):
         return
-    least, most = float(place.xp.min(target)), float(place.xp.max(target))
+    with place.scope():
+        least, most = float(place.xp.min(target)), float(place.xp.max(target))
     if not (lowest <= least and most <= highest):
         raise LabelError(
             f"{speaker}: targets must be in [{lowest:g}, {highest:g}], "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import is_not
 
 from gpunn._typing import Array
 from gpunn.backend import backend_of, scope_of
@@ -59,7 +60,7 @@ class Optimizer:
         backward for each of them before one `step`.
         """
         held = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        if any(p.value is not v for p, v in zip(self.parameters, self._values, strict=True)):
+        if any(map(is_not, [p.value for p in self.parameters], self._values)):
             self.check_places()  # somebody gave a parameter a new array
         if held:
             with scope_of(self.parameters[held[0]].value):

@@ -191,7 +191,7 @@ def laid_out(place: Place, x: Any, layout: str, owned: bool) -> Any:
     put = (lambda x: place.backend.asarray(np.array(x))) if owned else place.array
     if layout == "transposed" and x.ndim == 2:
         return put(x.T.copy()).T
-    if layout == "strided" and x.ndim:
+    if layout == "strided" and x.ndim and not owned:  # besides owned arrays that are not
         return put(np.repeat(x, 2, axis=-1))[..., ::2]
     return put(x)
 

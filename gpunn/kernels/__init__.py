@@ -36,4 +36,8 @@ def _make(x: Array) -> Kernels:
         from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
 
         return CupyKernels(backend.xp)
+    if backend.library == "numpy":
+        from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
+
+        return NumpyKernels(backend.xp)
     return Kernels(backend.xp)

@@ -170,25 +170,23 @@ class Kernels:
         velocity = momentum * velocity - learning_rate * g, and value += velocity, or with
         Nesterov's look-ahead value += momentum * velocity - learning_rate * g.
         """
-        xp = self.xp
+        grads = self._clipped(grads, clip_norm, clip_value)
+        for value, grad, decay, velocity in zip(
+            values, grads, decays, velocities or [None] * len(values), strict=True
+        ):
+            descend(value, grad, velocity, learning_rate, momentum, nesterov, decay)
+
+    def _clipped(
+        self, grads: list[Array], clip_norm: float | None, clip_value: float | None
+    ) -> list[Array]:
+        """Return the gradients, each entry in +-clip_value, all of norm clip_norm at most."""
         if clip_value is not None:
             grads = [self.clip(grad, -clip_value, clip_value) for grad in grads]
         if clip_norm is not None:
             # 1 where the norm is below clip_norm; it stays on the device, so nothing waits for it.
-            shrink = clip_norm / xp.maximum(self.gradient_norm(grads), clip_norm)
+            shrink = clip_norm / self.xp.maximum(self.gradient_norm(grads), clip_norm)
             grads = [grad * shrink for grad in grads]
-        for value, grad, decay, velocity in zip(
-            values, grads, decays, velocities or [None] * len(values), strict=True
-        ):
-            step = grad
-            if decay:
-                step += decay * value
-            step *= -learning_rate
-            if velocity is not None:
-                velocity *= momentum
-                velocity += step
-                step = momentum * velocity + step if nesterov else velocity
-            value += step
+        return grads
 
     # Data
 
@@ -203,6 +201,27 @@ class Kernels:
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of each array at `indices` (N,), all in range, as new arrays."""
         return [self.xp.take(x, indices, axis=0) for x in arrays]
+
+
+def descend(  # noqa: PLR0917
+    value: Array,
+    grad: Array,
+    velocity: Array | None,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,  # noqa: FBT001
+    decay: float,
+) -> None:
+    """Update one array, and its velocity if it has one, in place; `grad` is owned."""
+    if decay:
+        grad += decay * value
+    grad *= -learning_rate
+    if velocity is None:
+        value += grad
+        return
+    velocity *= momentum
+    velocity += grad
+    value += momentum * velocity + grad if nesterov else velocity
 
 
 def _by_sample(scale: Any) -> Any:
