@@ -46,17 +46,20 @@ class NumpyKernels(Kernels):
         # As unsigned, a negative label is a huge one: a single test finds both.
         if n == 0 or labels.dtype != np.int64 or labels.view(np.uint64).max() >= k:
             return super().softmax_cross_entropy(logits, labels, scale)
-        grad = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
-        rows = np.arange(n)
-        own = grad[rows, labels]
+        # Classes go down and samples across: NumPy reduces over a long last axis in wide steps,
+        # over a short one entry by entry.
+        grad = logits.T.copy()
+        grad -= np.maximum.reduce(grad, axis=0)
+        samples = np.arange(n)
+        own = grad[labels, samples]
         np.exp(grad, out=grad)
-        total = np.add.reduce(grad, axis=1)
+        total = np.add.reduce(grad, axis=0)
         losses = np.log(total)
         losses -= own
         losses *= scale
-        grad *= (scale / total)[:, None]
-        grad[rows, labels] -= scale
-        return losses, grad
+        grad *= scale / total
+        grad[labels, samples] -= scale
+        return losses, grad.T
 
     def sigmoid_binary_cross_entropy(
         self, logits: Array, target: Array, scale: Any
