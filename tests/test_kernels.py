@@ -253,6 +253,20 @@ def compare(got: Any, want: Any, dtype: str, least: float) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=near)
 
 
+@pytest.mark.parametrize("classes", [2, 33, 256, 257, 1000, 50_000])
+def test_softmax_of_few_and_of_many_classes(place: Place, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.standard_normal((3, classes)).astype("float32")
+    labels = np.array([0, classes - 1, classes // 2])
+    soft = rng.dirichlet(np.ones(classes), 3).astype("float32")
+    k, own = kernels(place.array(logits)), Plain()
+    for name, target in (("softmax_cross_entropy", labels), ("softmax_cross_entropy_soft", soft)):
+        got = getattr(k, name)(place.array(logits), place.array(target), 0.5)
+        want = getattr(own, name)(logits.astype("float64"), target, 0.5)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(gn.to_numpy(a), b, rtol=2e-5, atol=1e-7)
+
+
 class TestTheSetOfKernels:
     def overrides(self) -> list[type[Kernels]]:
         """Return the subclasses that are in use here, and all others that are known."""
