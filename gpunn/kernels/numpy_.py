@@ -19,6 +19,10 @@ from gpunn.kernels.generic import Kernels
 _MOST_SIZES = 16
 
 
+#: Up to so many classes are summed down a column, term by term; the generic twin sums pairwise.
+_FEW_CLASSES = 64
+
+
 class NumpyKernels(Kernels):
     """The kernels that pay for an override; the others are the generic ones."""
 
@@ -44,7 +48,8 @@ class NumpyKernels(Kernels):
         """Return the losses and their gradient; the labels index, no rows of ones are made."""
         n, k = logits.shape
         # As unsigned, a negative label is a huge one: a single test finds both.
-        if n == 0 or labels.dtype != np.int64 or labels.view(np.uint64).max() >= k:
+        fits = 0 < n and k <= _FEW_CLASSES and labels.dtype == np.int64
+        if not fits or labels.view(np.uint64).max() >= k:
             return super().softmax_cross_entropy(logits, labels, scale)
         # Classes go down and samples across: NumPy reduces over a long last axis in wide steps,
         # over a short one entry by entry.
