@@ -48,7 +48,7 @@ class NumpyKernels(Kernels):
         """Return the losses and their gradient; the labels index, no rows of ones are made."""
         n, k = logits.shape
         # As unsigned, a negative label is a huge one: a single test finds both.
-        fits = 0 < n and k <= _FEW_CLASSES and labels.dtype == np.int64
+        fits = n > 0 and k <= _FEW_CLASSES and labels.dtype == np.int64
         if not fits or labels.view(np.uint64).max() >= k:
             return super().softmax_cross_entropy(logits, labels, scale)
         # Classes go down and samples across: NumPy reduces over a long last axis in wide steps,
