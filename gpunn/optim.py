@@ -78,6 +78,10 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def reset(self) -> None:
+        """Forget the gradients, and what has been kept of earlier ones."""
+        self.clear()
+
     def state_bytes(self) -> int:
         """Return the size of what is kept beside the parameters, in bytes."""
         return 0
@@ -179,6 +183,13 @@ class SGD(Optimizer):
         self.clip_value = None if clip_value is None else float(clip_value)
         self._decays = [self.weight_decay if p.decay else 0.0 for p in self.parameters]
         self._velocities: list[Array] = [_zeros_like(p.value) for p in self.parameters if momentum]
+
+    def reset(self) -> None:
+        """Forget the gradients, and set the velocities to zero."""
+        super().reset()
+        for velocity in self._velocities:
+            with scope_of(velocity):
+                velocity[...] = 0.0
 
     def state_bytes(self) -> int:
         """Return the size of the velocities, in bytes."""

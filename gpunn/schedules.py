@@ -187,7 +187,9 @@ class ReduceOnPlateau(Constant):
         minimum: float = 0.0,
     ) -> None:
         super().__init__(learning_rate)
-        self.factor = _fraction("ReduceOnPlateau", "factor", factor)
+        if not 0 < factor < 1:
+            raise SettingError(f"ReduceOnPlateau: factor must be in (0, 1), got {factor!r}")
+        self.factor = float(factor)
         self.patience = _steps("ReduceOnPlateau", "patience", patience)
         if not 0 <= tolerance < math.inf:
             raise SettingError(f"ReduceOnPlateau: tolerance must be at least 0, got {tolerance!r}")

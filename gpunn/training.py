@@ -15,10 +15,11 @@ from gpunn.history import History
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
-from gpunn.layers.activation import LogSoftmax, Sigmoid, Softmax
+from gpunn.layers.activation import Identity, LogSoftmax, Sigmoid, Softmax
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
+from gpunn.losses import BinaryCrossEntropy, CrossEntropy
 from gpunn.memory import explain, is_out_of_memory
 from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
@@ -62,7 +63,7 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     sample_weight : array, optional
         (N,).
     rng : None, int or numpy.random.Generator
-        For dropout.
+        For dropout. In a loop pass a Generator: an int gives the same masks at every step.
 
     Returns
     -------
@@ -353,6 +354,7 @@ class Trainer:
         if all(map(math.isfinite, losses)):
             return
         best.restore()
+        self.optimizer.reset()  # its state saw what was not finite
         whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
         history.stopped = f"the loss was not finite in epoch {len(history)}"
         error = DivergenceError(
@@ -382,7 +384,7 @@ class Trainer:
 
 
 def _check_head(model: Layer, loss: Loss) -> None:
-    """Refuse a loss that would apply the last activation a second time, or miss it."""
+    """Refuse a loss that would apply the last activation a second time, or that misses it."""
     last: Layer = model
     while isinstance(last, Sequential) and len(last):
         last = last[-1]
@@ -392,6 +394,13 @@ def _check_head(model: Layer, loss: Loss) -> None:
             f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
             "applies it, too; leave the last activation off (recommended), or use the loss of "
             "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
+        )
+    of_probabilities = isinstance(loss, (CrossEntropy, BinaryCrossEntropy)) and not loss.from_logits
+    if isinstance(last, Dense) and isinstance(activation, Identity) and of_probabilities:
+        raise SettingError(
+            f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
+            "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
+            "softmax or sigmoid"
         )
 
 

@@ -255,6 +255,8 @@ TRAINING = [
      "Trainer: the model ends in Softmax and SoftmaxCrossEntropy applies it, too; leave the last"),
     ("log-softmax head", lambda: trainer(network(head="log_softmax")), SettingError,
      "ends in LogSoftmax and SoftmaxCrossEntropy"),
+    ("no head", lambda: trainer(network(), gn.CrossEntropy()), SettingError,
+     "CrossEntropy() takes probabilities, and the model ends without an activation"),
     ("sigmoid head", lambda: trainer(network(head="sigmoid"), gn.BinaryCrossEntropy()),
      SettingError, "ends in Sigmoid", "BinaryCrossEntropy(from_logits=False)"),
     ("no reduction", lambda: trainer(loss=gn.SoftmaxCrossEntropy(reduction="none")), SettingError,

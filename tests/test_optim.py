@@ -177,13 +177,17 @@ class TestSGD:
             assert_allclose(got, want, rtol=1e-14)
 
     def test_what_has_no_gradient_stays(self, place: Place) -> None:
-        held = parameters(place)
-        before = values(held)
-        optimizer = gn.SGD(held, 0.1, momentum=0.9, weight_decay=0.5, clip_norm=1.0)
+        both, alone = parameters(place), parameters(place)
+        before = values(both)
+        settings = {"momentum": 0.9, "weight_decay": 0.5, "clip_norm": 1.0}
+        optimizer = gn.SGD(both, 0.1, **settings)
+        one = gn.SGD(alone[2:], 0.1, **settings)
         update(place, optimizer, [None, None, None])
-        update(place, optimizer, [gradients(0)[0], None, None])
-        changed = [(a != b).any() for a, b in zip(values(held), before, strict=True)]
-        assert changed == [True, False, False]
+        for first, step in ((gradients(9)[0], 0), (None, 1)):  # velocities stay with their arrays
+            update(place, optimizer, [first, None, gradients(step)[2]])
+            update(place, one, gradients(step)[2:])
+        changed = [(a != b).any() for a, b in zip(values(both), before, strict=True)]
+        assert changed == [True, False, True]
 
     @given(st.integers(0, 2**32), st.floats(0.01, 10.0), st.sampled_from(["float32", "float64"]))
     def test_clipping_by_norm(self, seed: int, share: float, dtype: str) -> None:
