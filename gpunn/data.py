@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from gpunn import intake
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, adopt, backend_of, get_backend, to_numpy
-from gpunn.errors import DataError, DeviceMemoryError, DTypeError, SettingError, ShapeError
+from gpunn.backend import Backend, backend_of, get_backend
+from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
 from gpunn.memory import is_out_of_memory
@@ -59,8 +61,13 @@ class Loader:
     backend : str, Backend or None, default None
         Where the batches go. None is where `x` is, if that is a GPU; else what `gpunn.use` has
         set, else NumPy.
-    shuffle : bool, default True
-        Whether each epoch has a new order.
+    shuffle : bool or "blocks", default True
+        Whether each epoch has a new order. "blocks" is for data larger than memory: blocks of
+        consecutive rows in a new order, and the rows shuffled within a window of some blocks.
+    block_size : int, default 1024
+        Rows a block, at least 1.
+    window : int, default 16
+        Blocks a window, at least 1.
     drop_last : bool, default False
         Whether to leave out a last batch of fewer than `batch_size` samples.
     dtype : {"float32", "float64", None}, default "float32"
@@ -113,7 +120,9 @@ class Loader:
         batch_size: int | None = 32,
         sample_weight: Any = None,
         backend: str | Backend | None = None,
-        shuffle: bool = True,
+        shuffle: bool | Literal["blocks"] = True,
+        block_size: int = 1024,
+        window: int = 16,
         drop_last: bool = False,
         dtype: str | None = "float32",
         transform: Callable[[Array], Array] | None = None,
@@ -123,23 +132,27 @@ class Loader:
     ) -> None:
         if dtype not in ("float32", "float64", None):
             raise SettingError(f"Loader: dtype must be 'float32', 'float64' or None, got {dtype!r}")
+        if shuffle not in (True, False, "blocks"):
+            raise SettingError(f"Loader: shuffle must be True, False or 'blocks', got {shuffle!r}")
         if resident not in (True, False, "auto"):
             raise SettingError(f"Loader: resident must be True, False or 'auto', got {resident!r}")
         if transform is not None and not callable(transform):
             raise SettingError(f"Loader: transform must be a function, got {transform!r}")
         self.stored = Batch(
-            _as_array("x", x),
-            None if y is None else _as_array("y", y),
-            None if sample_weight is None else _as_array("sample_weight", sample_weight),
+            intake.as_array("x", x),
+            None if y is None else intake.as_array("y", y),
+            None if sample_weight is None else intake.as_array("sample_weight", sample_weight),
         )
         #: The targets where and as they were given, for checks that need not wait for a device.
         self.targets = self.stored.y
-        self.n_samples = _check_lengths(self.stored)
-        _check_weight(self.stored.sample_weight)
+        self.n_samples = intake.check_lengths(self.stored._asdict())
+        intake.check_weight(self.stored.sample_weight)
         if check_finite:
-            check_finite_data(self.stored)
-        self.batch_size = _check_batch_size(batch_size, self.n_samples)
-        self.shuffle = bool(shuffle)
+            intake.check_finite(self.stored._asdict())
+        self.batch_size = intake.check_batch_size(batch_size, self.n_samples)
+        self.shuffle = shuffle if shuffle == "blocks" else bool(shuffle)
+        self.block_size = intake.check_count("block_size", block_size)
+        self.window = intake.check_count("window", window)
         self.drop_last = bool(drop_last)
         self.dtype = dtype
         self.transform = transform
@@ -155,10 +168,9 @@ class Loader:
         whole, rest = divmod(self.n_samples, self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch."""
-        order = self._rng.permutation(self.n_samples) if self.shuffle else None
-        yield from self._batches(order, len(self) * self.batch_size)
+        yield from self._batches(self._draw_order(), len(self) * self.batch_size)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield all samples in their own order, whatever the settings; draws nothing from `rng`."""
@@ -168,18 +180,47 @@ class Loader:
         """Return the first sample as a batch of one."""
         return next(self._batches(None, 1))
 
-    def _batches(self, order: Any, stop: int) -> Iterator[Batch]:
+    def _draw_order(self) -> Any:
+        """Return the indices of an epoch, drawn on the host, or None for the data's own order."""
+        if self.shuffle == "blocks":
+            return blocked_permutation(self._rng, self.n_samples, self.block_size, self.window)
+        return self._rng.permutation(self.n_samples) if self.shuffle else None
+
+    def _batches(self, order: Any, stop: int) -> Generator[Batch, None, None]:
         """Yield the rows before `stop`, in that order, or in their own for None."""
+        stop = min(stop, self.n_samples)
+        starts = range(0, stop, self.batch_size)
+        rows = [slice(start, min(start + self.batch_size, stop)) for start in starts]
+        on_host = all(part is None or isinstance(part, np.ndarray) for part in self.stored)
+        staged = self.backend.library == "cupy" and not self.resident and on_host
+        with closing((self._staged if staged else self._fetched)(rows, order)) as batches:
+            while True:
+                with self.backend.scope():
+                    batch = next(batches, None)
+                    if batch is not None and self.transform is not None:
+                        batch = batch._replace(x=self._transformed(batch.x))
+                if batch is None:
+                    return
+                yield batch
+
+    def _fetched(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
+        """Take each batch when it is wanted."""
         if self.resident and order is not None:
             order = self.backend.asarray(order)  # once an epoch
         fetch = self._gather if self.resident else self._stream
-        for start in range(0, stop, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, stop, self.n_samples))
-            with self.backend.scope():
-                batch = fetch(rows, order)
-                if self.transform is not None:
-                    batch = batch._replace(x=self._transformed(batch.x))
-            yield batch
+        for some in rows:
+            yield fetch(some, order)
+
+    def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
+        """Gather and send each batch to a GPU ahead of the one that is computed on."""
+        from gpunn.kernels.staging import stage  # noqa: PLC0415 (imports CuPy)
+
+        held = {name: part for name, part in self.stored._asdict().items() if part is not None}
+        dtypes = [self._target_dtype(y) if name == "y" else self.dtype for name, y in held.items()]
+        chosen = rows if order is None else [order[some] for some in rows]
+        with closing(stage(list(held.values()), chosen, self.batch_size, dtypes)) as batches:
+            for arrays in batches:
+                yield Batch(**dict(zip(held, arrays, strict=True)))
 
     def _gather(self, rows: slice, order: Array | None) -> Batch:
         """Take rows of data that are on the device."""
@@ -207,7 +248,7 @@ class Loader:
 
     def _target_dtype(self, y: Array) -> str | None:
         """Return what targets are converted to: labels to the integers that every device has."""
-        if _is_floating(y):
+        if intake.is_floating(y):
             return self.dtype
         return None if str(y.dtype).endswith("bool") else "int64"
 
@@ -269,84 +310,16 @@ def _take(part: Any, rows: slice, order: Any) -> Any:
         return kernels(part).gather([part], place.asarray(order[rows]))[0]
 
 
-def _as_array(name: str, x: Any) -> Any:
-    """Return `x` as an array of real numbers with a first axis, where it is."""
-    x = adopt(x)
-    if backend_of(x) is None:
-        if hasattr(x, "toarray"):
-            raise DTypeError(f"Loader: {name} is sparse; make it dense first, {name}.toarray()")
-        try:
-            x = to_numpy(x)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(f"Loader: {name} cannot be read as an array: {error}") from error
-    if isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(f"Loader: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
-    kinds = ("bool", "integral", "real floating")
-    place = backend_of(x)
-    if place is None or not place.xp.isdtype(x.dtype, kinds):
-        raise DTypeError(
-            f"Loader: {name} must hold real numbers, got {x.dtype}; encode or convert it first"
-        )
-    if x.ndim == 0:
-        raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")
-    return x
+def blocked_permutation(rng: Any, n: int, block_size: int, window: int) -> Any:
+    """Return a permutation of n rows: blocks shuffled, and rows within windows of blocks.
 
-
-def _check_lengths(stored: Batch) -> int:
-    """Return the number of samples, if all agree on one that is not 0."""
-    n = int(stored.x.shape[0])
-    for name, part in stored._asdict().items():
-        if part is not None and part.shape[0] != n:
-            raise DataError(f"Loader: x has {n} samples and {name} has {part.shape[0]}")
-    if n == 0:
-        raise DataError(f"Loader: x is empty, of shape {tuple(stored.x.shape)}")
-    return n
-
-
-def _check_weight(weight: Any) -> None:
-    if weight is None:
-        return
-    if weight.ndim != 1:
-        raise ShapeError(f"Loader: sample_weight must be (N,), got {tuple(weight.shape)}")
-    values = to_numpy(weight)
-    for extreme in (float(values.min()), float(values.max())):
-        if not 0 <= extreme < math.inf:
-            raise DataError(
-                f"Loader: sample_weight must be finite and not negative, got {extreme:g}"
-            )
-
-
-def check_finite_data(batch: Batch) -> None:
-    """Check that the arrays hold neither NaN nor infinity.
-
-    Raises
-    ------
-    DataError
-        Naming the array, how many there are, and the first sample that has one.
+    Reading in this order touches `window` blocks at a time, wherever they are in a file.
     """
-    for name, part in batch._asdict().items():
-        if part is None or not _is_floating(part):
-            continue
-        bad = ~np.isfinite(to_numpy(part))
-        if bad.any():
-            first = int(np.argwhere(bad)[0][0])
-            raise DataError(
-                f"Loader: {name} has {int(bad.sum())} values that are NaN or infinite, the first "
-                f"in sample {first}; drop or impute them"
-            )
-
-
-def _check_batch_size(batch_size: int | None, n_samples: int) -> int:
-    if batch_size is None:
-        return n_samples
-    if not hasattr(batch_size, "__index__") or isinstance(batch_size, bool):
-        raise SettingError(f"Loader: batch_size must be a whole number or None, got {batch_size!r}")
-    if not 1 <= batch_size <= n_samples:
-        raise SettingError(
-            f"Loader: batch_size must be from 1 to the number of samples, {n_samples}; got "
-            f"{batch_size} (None is the full batch)"
-        )
-    return int(batch_size)
+    blocks = rng.permutation(-(-n // block_size))
+    order = np.concatenate([np.arange(b, min(b + block_size, n)) for b in blocks * block_size])
+    for start in range(0, n, window * block_size):
+        rng.shuffle(order[start : start + window * block_size])
+    return order
 
 
 def _choose_backend(backend: str | Backend | None, x: Any) -> Backend:
@@ -354,8 +327,3 @@ def _choose_backend(backend: str | Backend | None, x: Any) -> Backend:
     if backend is None and home is not None and home.library != "numpy":
         return home
     return get_backend(backend)
-
-
-def _is_floating(x: Array) -> bool:
-    place = backend_of(x)
-    return place is not None and bool(place.xp.isdtype(x.dtype, "real floating"))

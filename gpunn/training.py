@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
@@ -275,12 +276,13 @@ class Trainer:
         rate = self.optimizer.learning_rate
         readings = Readings(self.loss, self.metrics)
         start = time.perf_counter()
-        for batch in loader:
-            cost, prediction = train_step(
-                self.model, self.loss, self.optimizer, *batch, rng=self._rng
-            )
-            readings.add(cost, prediction, batch.y, batch.sample_weight)
-            bar.update()
+        with closing(iter(loader)) as batches:  # an error here ends a thread that fetches ahead
+            for batch in batches:
+                cost, prediction = train_step(
+                    self.model, self.loss, self.optimizer, *batch, rng=self._rng
+                )
+                readings.add(cost, prediction, batch.y, batch.sample_weight)
+                bar.update()
         record = readings.read()
         penalty = self.optimizer.penalty()
         if penalty is not None:
