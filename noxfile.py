@@ -65,11 +65,12 @@ def lowest(session: nox.Session) -> None:
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
 @nox.session(venv_params=["--system-site-packages"])
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a GPU: `-- cuda13x`, or with the CuPy that is installed."""
+    """Test on a GPU, then time it: `-- cuda13x`, or with the CuPy that is installed."""
     arguments = list(session.posargs)
     extra = f"[{arguments.pop(0)}]" if arguments and arguments[0] in EXTRAS else ""
     session.install("-e", f".{extra}", *TEST)
     session.run("python", "-m", "pytest", "-m", "gpu", "--require-gpu", "tests", *arguments)
+    session.run("python", "bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json")
 
 
 @nox.session
@@ -99,11 +100,11 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; `-- bench/step_time.py --help`: one, with arguments."""
+    """Run the benchmarks of the CPU; `-- bench/step_time.py --help`: one, with arguments."""
     session.install(".[sklearn]")
     if session.posargs:
         session.run("python", *session.posargs)
         return
     for program in sorted(Path("bench").glob("*.py")):
-        if program.name != "timing.py":  # what they share
+        if program.name != "timing.py" and not program.name.startswith("gpu_"):
             session.run("python", str(program))

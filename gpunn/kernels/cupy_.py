@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import cupy
@@ -28,14 +29,14 @@ class CupyKernels(Kernels):
 
     def __init__(self, xp: Namespace) -> None:
         super().__init__(xp)
-        self._ones: dict[tuple[int, Any, int], Array] = {}
+        self._ones: dict[tuple[int, Any, int, int], Array] = {}
 
     # Layers
 
     def activation(self, x: Array, formula: Formula) -> Array:
         """Return f(x), in one launch."""
         known = _known(formula, x)
-        if known is None or x.size == 0:
+        if known is None:
             return super().activation(x, formula)
         name, a = known
         x = cupy.ascontiguousarray(x)
@@ -48,12 +49,13 @@ class CupyKernels(Kernels):
         self, z: Array, bias: Array | None, formula: Formula
     ) -> tuple[Array, Array]:
         """Return f(z + bias) and what its gradient needs, in one launch."""
-        known = _known(formula, z)
-        if known is None or z.size == 0 or not z.flags.c_contiguous:
+        known = _known(formula, z, z if bias is None else bias)
+        if known is None or not z.flags.c_contiguous:
             return super().bias_activation(z, bias, formula)
         name, a = known
         if name == "identity" and bias is None:
             return z, z
+        bias = None if bias is None else cupy.ascontiguousarray(bias)
         h = z if formula.saves_output else cupy.empty_like(z)
         kernel = _kernel("activation", "bias_activation", z.dtype, ACTIVATION=name)
         kernel(_blocks(z.size), (_THREADS,), (z, bias, h, z.size, z.shape[1], a))
@@ -61,8 +63,8 @@ class CupyKernels(Kernels):
 
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
         """Return dJ/dx of h = f(x), in one launch; none for the identity."""
-        known = _known(formula, grad)
-        if known is None or grad.size == 0:
+        known = _known(formula, grad, saved)
+        if known is None:
             return super().activation_backward(grad, saved, formula)
         name, a = known
         if name == "identity":
@@ -77,9 +79,8 @@ class CupyKernels(Kernels):
         self, grad: Array, saved: Array, formula: Formula
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient: one launch for few rows, else one and a product."""
-        known = _known(formula, grad)
-        fits = grad.size and grad.shape[0] <= _FEW_ROWS
-        if known is None or known[0] == "identity" or not fits:
+        known = _known(formula, grad, saved)
+        if known is None or known[0] == "identity" or grad.shape[0] > _FEW_ROWS:
             grad = self.activation_backward(grad, saved, formula)
             return grad, self.column_sums(grad)
         name, a = known
@@ -92,13 +93,13 @@ class CupyKernels(Kernels):
 
     def column_sums(self, x: Array) -> Array:
         """Return the column sums as the product of a row of ones: one library call."""
-        if x.size == 0 or x.dtype.name not in REAL:
+        if x.size == 0 or x.dtype not in REAL:
             return super().column_sums(x)
         return cupy.dot(self._row_of_ones(x), x)
 
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times its mask, and the mask, in one launch."""
-        if x.dtype.name not in REAL or x.size == 0:
+        if x.dtype not in REAL or x.size == 0:
             return super().dropout(x, key, rate)
         x = cupy.ascontiguousarray(x)
         y, mask = cupy.empty_like(x), cupy.empty_like(x)
@@ -113,7 +114,7 @@ class CupyKernels(Kernels):
         self, logits: Array, labels: Array, scale: Any
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
-        if logits.dtype.name not in REAL or logits.size == 0:
+        if not _served(logits, *_arrays(scale)):
             return super().softmax_cross_entropy(logits, labels, scale)
         labels = labels.astype(np.int64, copy=False)
         return _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
@@ -122,7 +123,7 @@ class CupyKernels(Kernels):
         self, logits: Array, targets: Array, scale: Any
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
-        if logits.dtype.name not in REAL or logits.size == 0:
+        if not _served(logits, targets, *_arrays(scale)):
             return super().softmax_cross_entropy_soft(logits, targets, scale)
         return _by_row("softmax_cross_entropy", logits, targets, scale)
 
@@ -130,13 +131,13 @@ class CupyKernels(Kernels):
         self, logits: Array, target: Array, scale: Any
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
-        if logits.dtype.name not in REAL or logits.size == 0:
+        if not _served(logits, target, *_arrays(scale)):
             return super().sigmoid_binary_cross_entropy(logits, target, scale)
         return _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
 
     def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
-        if prediction.dtype.name not in REAL or prediction.size == 0:
+        if not _served(prediction, target, *_arrays(scale)):
             return super().squared_error(prediction, target, scale)
         return _by_row("squared_error", prediction, target, scale)
 
@@ -157,12 +158,9 @@ class CupyKernels(Kernels):
     ) -> None:
         """Update all arrays in one launch; clipping by norm takes another."""
         arrays = [*values, *grads, *velocities]
-        kinds = {x.dtype.name for x in arrays}
-        if (
-            len(kinds) > 1
-            or not kinds <= set(REAL)
-            or not all(x.flags.c_contiguous for x in arrays)
-        ):
+        kinds = {x.dtype for x in arrays}
+        plain = all(x.flags.c_contiguous for x in arrays)
+        if len(kinds) > 1 or not kinds <= REAL.keys() or not plain:
             super().sgd(
                 values,
                 grads,
@@ -197,27 +195,28 @@ class CupyKernels(Kernels):
 
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of all arrays at `indices`, in one launch."""
-        sizes = [x.itemsize * (x.size // max(1, x.shape[0])) for x in arrays]
         rows = all(x.flags.c_contiguous and x.size for x in arrays)
         if not rows or len(arrays) > MOST_PARTS or indices.size == 0:
             return super().gather(arrays, indices)
         results = [cupy.empty((indices.size, *x.shape[1:]), x.dtype) for x in arrays]
-        unit = next(unit for unit in UNITS if not any(size % unit for size in sizes))
-        table = np.zeros((), _ROWS)
-        for i, (x, y, size) in enumerate(zip(arrays, results, sizes, strict=True)):
-            table["from"][i], table["to"][i] = x.data.ptr, y.data.ptr
-            table["width"][i] = size // unit
-        table["count"] = len(arrays)
+        sizes = [x.nbytes // x.shape[0] for x in arrays]
+        froms, tos = [x.data.ptr for x in arrays], [x.data.ptr for x in results]
+        # A view may start anywhere, and a device reads numbers only at multiples of their size.
+        unit = next(unit for unit in UNITS if not any(n % unit for n in (*sizes, *froms)))
+        table = _table(_ROWS, {"from": froms, "to": tos, "width": [n // unit for n in sizes]})
+        indices = cupy.ascontiguousarray(indices, dtype=np.int64)
         kernel = _kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
-        most = max(sizes) // unit * indices.size
-        kernel(
-            _blocks(most), (_THREADS,), (table, indices.astype(np.int64, copy=False), indices.size)
-        )
+        blocks = _blocks(max(sizes) // unit * indices.size)
+        kernel(blocks, (_THREADS,), (table, indices, indices.size))
         return results
 
     def _row_of_ones(self, like: Array) -> Array:
-        """Return ones, one a row of `like`; kept, since batches come in few sizes."""
-        where = (like.shape[0], like.dtype, like.device.id)
+        """Return ones, one a row of `like`; kept, since batches come in few sizes.
+
+        By stream, too: what one stream fills, another must not read without waiting.
+        """
+        stream = cupy.cuda.get_current_stream().ptr
+        where = (like.shape[0], like.dtype, like.device.id, stream)
         if where not in self._ones:
             if len(self._ones) >= 16:
                 self._ones.clear()
@@ -254,18 +253,32 @@ def _tables(
     tables = []
     held = [i for i, value in enumerate(values) if value.size]
     for start in range(0, len(held), MOST_ARRAYS):
-        table, blocks = np.zeros((), _ARRAYS), 0
-        for slot, i in enumerate(held[start : start + MOST_ARRAYS]):
-            table["value"][slot] = values[i].data.ptr
-            table["grad"][slot] = grads[i].data.ptr
-            table["velocity"][slot] = velocities[i].data.ptr if velocities else 0
-            table["size"][slot] = values[i].size
-            table["decay"][slot] = decays[i]
-            table["first_block"][slot] = blocks
-            blocks += -(-values[i].size // _PIECE)
-        table["count"] = len(held[start : start + MOST_ARRAYS])
-        tables.append((table, blocks))
+        chosen = held[start : start + MOST_ARRAYS]
+        blocks = [-(-values[i].size // _PIECE) for i in chosen]
+        columns = {
+            "value": [values[i].data.ptr for i in chosen],
+            "grad": [grads[i].data.ptr for i in chosen],
+            "velocity": [velocities[i].data.ptr if velocities else 0 for i in chosen],
+            "size": [values[i].size for i in chosen],
+            "decay": [decays[i] for i in chosen],
+            "first_block": [0, *accumulate(blocks)],
+        }
+        tables.append((_table(_ARRAYS, columns), sum(blocks)))
     return tables
+
+
+def _table(layout: Any, columns: dict[str, list[Any]]) -> Any:
+    """Return a struct as a kernel's parameter: its columns, and the length of the first."""
+    table = np.zeros((), layout)
+    for name, column in columns.items():
+        table[name][: len(column)] = column
+    table["count"] = len(next(iter(columns.values())))
+    return table.view(f"V{layout.itemsize}")  # of a struct, CuPy would ask for all fields
+
+
+def _arrays(scale: Any) -> tuple[Array, ...]:
+    """Return a scale if it is an array: none for a number."""
+    return (scale,) if hasattr(scale, "shape") else ()
 
 
 def _by_row(
@@ -299,9 +312,15 @@ def _by_row(
     return losses, grad
 
 
-def _known(formula: Formula, x: Array) -> tuple[str, float] | None:
-    """Return the name and parameter of a formula that activation.cu has, for such an x."""
-    if type(formula) not in FORMULAS or x.dtype.name not in REAL:
+def _served(*arrays: Array) -> bool:
+    """Return whether the kernels serve these arrays: real numbers, all of one dtype, and any."""
+    dtype = arrays[0].dtype
+    return dtype in REAL and arrays[0].size > 0 and all(x.dtype == dtype for x in arrays[1:])
+
+
+def _known(formula: Formula, *arrays: Array) -> tuple[str, float] | None:
+    """Return the name and parameter of a formula that activation.cu has for these arrays."""
+    if type(formula) not in FORMULAS or not _served(*arrays):
         return None
     name, parameter = FORMULAS[type(formula)]
     return name, 0.0 if parameter is None else float(getattr(formula, parameter))
@@ -314,10 +333,10 @@ def _blocks(size: int) -> tuple[int]:
 
 def _kernel(file: str, name: str, dtype: Any, **macros: str) -> Any:
     """Return a kernel, compiled when it is first asked for."""
-    return _compiled(file, name, None if dtype is None else dtype.name, *macros.items())
+    return _compiled(file, name, dtype, *macros.items())
 
 
 @cache
-def _compiled(file: str, name: str, dtype: str | None, *macros: tuple[str, str]) -> Any:
+def _compiled(file: str, name: str, dtype: Any, *macros: tuple[str, str]) -> Any:
     real = {} if dtype is None else {"REAL": REAL[dtype]}
     return cupy.RawKernel(source(file), name, options(file, dict(macros) | real))
