@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
 from tests.conftest import Place, get_place
+from tests.waiting import host_never_waits
 
 SHAPES = [(3, 4), (4,), (2, 2, 2)]
 STEPS = 5
@@ -94,27 +93,6 @@ SETTINGS = [
 @pytest.fixture(params=SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items() if v))
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
-
-
-@contextmanager
-def host_never_waits() -> Iterator[None]:
-    """Check that the block ends while the device is still busy with what came before it."""
-    cupy = importlib.import_module("cupy")
-    kernel = cupy.RawKernel(
-        """extern "C" __global__ void spin(float* x, int n) {
-            float y = *x;
-            for (int i = 0; i < n; i++) y = 0.5f * y + 1.0f;
-            *x = y;
-        }""",
-        "spin",
-    )
-    x = cupy.zeros(1, "float32")
-    kernel((1,), (1,), (x, 1))  # compiled before it counts
-    kernel((1,), (1,), (x, 20_000_000))  # some 50 ms
-    busy = cupy.cuda.Event(disable_timing=True)
-    busy.record()
-    yield
-    assert not busy.done
 
 
 class TestSGD:

@@ -16,7 +16,7 @@ import gpunn as gn
 from gpunn.readings import Readings
 from tests.cases import LAYERS, LOSSES, LayerCase, LossCase
 from tests.conftest import Place, get_place
-from tests.test_optim import host_never_waits
+from tests.waiting import host_never_waits
 
 HOST = get_place("numpy")
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
