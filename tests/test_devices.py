@@ -66,6 +66,19 @@ def test_a_step_by_hand_needs_no_current_device() -> None:
 
 
 @pytest.mark.two_devices
+def test_backward_by_hand_needs_no_current_device() -> None:
+    """A launch or a product on another device would read memory that it cannot reach."""
+    grads = []
+    for name in ("cupy:0", "cupy:1"):
+        backend, tape = gn.get_backend(name), gn.Tape()
+        model = gn.Dense(8, 2, "tanh", rng=0, backend=backend)
+        y = model(backend.asarray(np.ones((4, 8), "f4")), tape)
+        model.backward(y, tape)
+        grads.append(gn.to_numpy(model.weight.grad))
+    np.testing.assert_array_equal(*grads)
+
+
+@pytest.mark.two_devices
 def test_devices_do_not_mix() -> None:
     x, y = data()
     model = gn.Dense(8, 2, rng=0, backend="cupy:1")

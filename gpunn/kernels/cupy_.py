@@ -7,10 +7,10 @@ take the generic twin. Nothing here waits for the device or reads a value back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cupy
 import numpy as np
@@ -19,9 +19,29 @@ from gpunn._typing import Array, Namespace
 from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
 from gpunn.kernels.generic import Formula, Kernels
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
 _THREADS = 256
 _PIECE = 4096  # numbers a block of the optimizer, as in sgd.cu
 _FEW_ROWS = 1024  # up to here a block may walk down the columns; beyond, a product is faster
+
+
+def _there(method: _Method) -> _Method:
+    """Make the device of a kernel's first array the current one, if it is not.
+
+    A launch on another device would read memory that it cannot reach, which ends all work of the
+    process on that device.
+    """
+
+    @wraps(method)
+    def on_its_device(self: Any, x: Any, *rest: Any, **settings: Any) -> Any:
+        first = x[0] if isinstance(x, (list, tuple)) else x
+        if first.data.device_id == cupy.cuda.runtime.getDevice():
+            return method(self, x, *rest, **settings)
+        with first.device:
+            return method(self, x, *rest, **settings)
+
+    return cast("_Method", on_its_device)
 
 
 class CupyKernels(Kernels):
@@ -33,6 +53,7 @@ class CupyKernels(Kernels):
 
     # Layers
 
+    @_there
     def activation(self, x: Array, formula: Formula) -> Array:
         """Return f(x), in one launch."""
         known = _known(formula, x)
@@ -45,6 +66,7 @@ class CupyKernels(Kernels):
         kernel(_blocks(x.size), (_THREADS,), (x, h, x.size, a))
         return h
 
+    @_there
     def bias_activation(
         self, z: Array, bias: Array | None, formula: Formula
     ) -> tuple[Array, Array]:
@@ -61,6 +83,7 @@ class CupyKernels(Kernels):
         kernel(_blocks(z.size), (_THREADS,), (z, bias, h, z.size, z.shape[1], a))
         return h, (h if formula.saves_output else z)
 
+    @_there
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
         """Return dJ/dx of h = f(x), in one launch; none for the identity."""
         known = _known(formula, grad, saved)
@@ -75,6 +98,7 @@ class CupyKernels(Kernels):
         kernel(_blocks(grad.size), (_THREADS,), (grad, saved, result, grad.size, a))
         return result
 
+    @_there
     def bias_activation_backward(
         self, grad: Array, saved: Array, formula: Formula
     ) -> tuple[Array, Array]:
@@ -91,12 +115,14 @@ class CupyKernels(Kernels):
         kernel((-(-p // 32),), (32, 8), (grad, saved, result, sums, n, p, a))
         return result, sums
 
+    @_there
     def column_sums(self, x: Array) -> Array:
         """Return the column sums as the product of a row of ones: one library call."""
         if x.size == 0 or x.dtype not in REAL:
             return super().column_sums(x)
         return cupy.dot(self._row_of_ones(x), x)
 
+    @_there
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times its mask, and the mask, in one launch."""
         if x.dtype not in REAL or x.size == 0:
@@ -110,6 +136,7 @@ class CupyKernels(Kernels):
 
     # Losses
 
+    @_there
     def softmax_cross_entropy(
         self, logits: Array, labels: Array, scale: Any
     ) -> tuple[Array, Array]:
@@ -119,6 +146,7 @@ class CupyKernels(Kernels):
         labels = labels.astype(np.int64, copy=False)
         return _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
 
+    @_there
     def softmax_cross_entropy_soft(
         self, logits: Array, targets: Array, scale: Any
     ) -> tuple[Array, Array]:
@@ -127,6 +155,7 @@ class CupyKernels(Kernels):
             return super().softmax_cross_entropy_soft(logits, targets, scale)
         return _by_row("softmax_cross_entropy", logits, targets, scale)
 
+    @_there
     def sigmoid_binary_cross_entropy(
         self, logits: Array, target: Array, scale: Any
     ) -> tuple[Array, Array]:
@@ -135,6 +164,7 @@ class CupyKernels(Kernels):
             return super().sigmoid_binary_cross_entropy(logits, target, scale)
         return _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
 
+    @_there
     def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(prediction, target, *_arrays(scale)):
@@ -143,6 +173,7 @@ class CupyKernels(Kernels):
 
     # Optimizers
 
+    @_there
     def sgd(
         self,
         values: list[Array],
@@ -193,6 +224,7 @@ class CupyKernels(Kernels):
 
     # Data
 
+    @_there
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of all arrays at `indices`, in one launch."""
         rows = all(x.flags.c_contiguous and x.size for x in arrays)

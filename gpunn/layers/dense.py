@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, apart, backend_of, get_backend
+from gpunn.backend import Backend, apart, backend_of, get_backend, scope_of
 from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.kernels import kernels
@@ -123,14 +123,15 @@ class Dense(Layer):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's."""
         x, saved = tape.pop(self)
-        k = kernels(grad)
-        if self.bias is None:
-            grad = k.activation_backward(grad, saved, self.activation)
-        else:
-            grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
-            self.bias.add_grad(grad_bias)
-        self.weight.add_grad(x.T @ grad)
-        return grad @ self.weight.value.T if tape.wants_grad else None
+        with scope_of(grad):  # backward is called by hand, too, and products know one device
+            k = kernels(grad)
+            if self.bias is None:
+                grad = k.activation_backward(grad, saved, self.activation)
+            else:
+                grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
+                self.bias.add_grad(grad_bias)
+            self.weight.add_grad(x.T @ grad)
+            return grad @ self.weight.value.T if tape.wants_grad else None
 
     def _refuse(self, x: Array) -> NoReturn:
         """Raise the error that says what is wrong with `x`."""
