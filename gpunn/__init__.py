@@ -50,9 +50,10 @@ from gpunn.schedules import (
     WarmUp,
 )
 from gpunn.state import LoadReport, load, save
+from gpunn.step import train_step
 from gpunn.stopping import EarlyStopping
 from gpunn.tape import Tape
-from gpunn.training import Trainer, train_step
+from gpunn.training import Trainer
 
 __version__ = "0.1.0"
 

@@ -21,79 +21,18 @@ from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy
-from gpunn.memory import explain, is_out_of_memory
 from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
+from gpunn.step import train_step
 from gpunn.stopping import BestWeights, EarlyStopping
-from gpunn.tape import Tape
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
 Callback: TypeAlias = "Callable[[Trainer, History], object]"
 
 #: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
 Data: TypeAlias = "Loader | Sequence[Any]"
-
-
-def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
-    model: Layer,
-    loss: Loss,
-    optimizer: Optimizer,
-    x: Array,
-    y: Array,
-    sample_weight: Array | None = None,
-    *,
-    rng: RNG = None,
-) -> tuple[Array, Array]:
-    """Learn from one batch: the whole of backpropagation.
-
-    Forward; the loss; its gradient; backward; the update of the parameters. Nothing here waits
-    for a device.
-
-    Parameters
-    ----------
-    model : Layer
-        Updated in place.
-    loss : Loss
-        J.
-    optimizer : Optimizer
-        Built on the model's parameters.
-    x, y : array
-        The batch, on the model's device.
-    sample_weight : array, optional
-        (N,).
-    rng : None, int or numpy.random.Generator
-        For dropout. In a loop pass a Generator: an int gives the same masks at every step.
-
-    Returns
-    -------
-    cost : array
-        J before the update, 0-d, still on the device; `float` waits for it.
-    prediction : array
-        The model's output before the update.
-
-    Raises
-    ------
-    DeviceMemoryError
-        If the device has too little memory; the weights are then as they were before.
-    """
-    try:
-        with scope_of(x):
-            tape = Tape(rng=rng, input_grad=False)
-            prediction = model.forward(x, tape)
-            cost = loss.forward(prediction, y, tape, sample_weight)
-            model.backward(loss.backward(tape), tape)
-            optimizer.step()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        failure = error.with_traceback(None)  # the traceback holds the step's arrays
-    else:
-        return cost, prediction
-    tape, prediction, cost = Tape(), None, None
-    optimizer.clear()
-    raise explain(failure, model, x) from failure
 
 
 class Trainer:
