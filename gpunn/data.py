@@ -213,7 +213,7 @@ class Loader:
 
     def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
         """Gather and send each batch to a GPU ahead of the one that is computed on."""
-        from gpunn.kernels.staging import stage  # noqa: PLC0415 (imports CuPy)
+        from gpunn.kernels.cupy_staging import stage  # noqa: PLC0415 (imports CuPy)
 
         held = {name: part for name, part in self.stored._asdict().items() if part is not None}
         dtypes = [self._target_dtype(y) if name == "y" else self.dtype for name, y in held.items()]
