@@ -114,7 +114,7 @@ class TestBatches:
 @pytest.mark.gpu
 @pytest.mark.two_devices
 def test_on_another_device() -> None:
-    there = gn.get_backend("cupy:1")
+    there = get_place("cupy:1").backend
     batches = list(loader(there))
     assert {part.device.id for batch in batches for part in batch} == {1}
     assert bits(batches) == bits(loader(there, resident=True))
