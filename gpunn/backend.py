@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "GPUNN_BACKEND"
 KNOWN = ("auto", "numpy", "cupy", "cupy:<device index>", "array-api-strict")
-_INSTALL_CUPY = 'pip install "gpunn[cuda12x]" (or "gpunn[cuda13x]", to match the driver)'
+_INSTALL_CUPY = 'pip install "cupy-cuda12x[ctk]" (or "cupy-cuda13x[ctk]", to match the driver)'
 _NAMESPACES = {
     "numpy": "array_api_compat.numpy",
     "cupy": "array_api_compat.cupy",
@@ -133,12 +133,11 @@ def get_backend(name: str | Backend | None = None) -> Backend:
         return name
     if name is None:
         chosen = _block_backend.get() or (_process_uses[-1].backend if _process_uses else None)
-        return chosen or get_backend(os.environ.get(ENVIRONMENT_VARIABLE) or "numpy")
+        return chosen or _from_environment() or Backend("numpy")
     if not isinstance(name, str):
         raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
     if name == "auto":
-        wanted = os.environ.get(ENVIRONMENT_VARIABLE)
-        return get_backend(wanted) if wanted and wanted != "auto" else _automatic()
+        return _from_environment() or _automatic()
     library, _, index = name.partition(":")
     if library not in _NAMESPACES or (index and not index.isdecimal()) or name.endswith(":"):
         raise SettingError(f"unknown backend {name!r}; known are {', '.join(KNOWN)}")
@@ -360,6 +359,17 @@ def _cupy_device(index: int | None) -> int:
             f"there is no device cupy:{index}; this machine has {devices}"
         )
     return index
+
+
+def _from_environment() -> Backend | None:
+    """Return the backend that the environment variable names, if it names one."""
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not wanted:
+        return None
+    try:
+        return _automatic() if wanted == "auto" else get_backend(wanted)
+    except SettingError as error:
+        raise SettingError(f"environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
 
 
 @lru_cache(maxsize=1)

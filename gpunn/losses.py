@@ -135,9 +135,10 @@ class CrossEntropy(Loss):
             check_labels(repr(self), target, classes)
             return
         if tuple(target.shape[1:]) != output_shape:
+            hint = "; y.ravel() makes labels of a column" if target.shape[1:] == (1,) else ""
             raise ShapeError(
                 f"{self!r}: expected labels of shape (N,) or soft targets of shape "
-                f"(N, {classes}), got {tuple(target.shape)}"
+                f"(N, {classes}), got {tuple(target.shape)}{hint}"
             )
         _check_interval(repr(self), target, 0.0, float("inf"))
 

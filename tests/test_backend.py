@@ -198,7 +198,7 @@ def install(
 
 
 UNAVAILABLE = {
-    "missing": (None, ["cupy is not installed", 'pip install "gpunn[cuda12x]"']),
+    "missing": (None, ["cupy is not installed", 'pip install "cupy-cuda12x[ctk]"']),
     "broken": (
         "raise ImportError('libnvrtc.so.12 is not there')",
         ["installed but cannot be imported", "libnvrtc.so.12", "reinstall", "pip install"],
@@ -397,3 +397,11 @@ class TestImport:
             if rounds >= 5 and rest_s <= 0.3 * numpy_s:
                 break
         assert rest_s <= 0.3 * numpy_s
+
+
+def test_an_unknown_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUNN_BACKEND", "nump")
+    with pytest.raises(
+        gn.errors.SettingError, match="variable GPUNN_BACKEND: unknown backend 'nump'"
+    ):
+        gn.get_backend("auto")

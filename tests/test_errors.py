@@ -255,6 +255,8 @@ TRAINING = [
      "Trainer: the model ends in Softmax and SoftmaxCrossEntropy applies it, too; leave the last"),
     ("log-softmax head", lambda: trainer(network(head="log_softmax")), SettingError,
      "ends in LogSoftmax and SoftmaxCrossEntropy"),
+    ("labels in a column", lambda: gn.SoftmaxCrossEntropy().check_target(np.zeros((4, 1), int), (3,)),
+     ShapeError, "got (4, 1); y.ravel() makes labels of a column"),
     ("no head", lambda: trainer(network(), gn.CrossEntropy()), SettingError,
      "CrossEntropy() takes probabilities, and the model ends without an activation"),
     ("sigmoid head", lambda: trainer(network(head="sigmoid"), gn.BinaryCrossEntropy()),
