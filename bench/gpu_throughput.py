@@ -373,7 +373,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         place = gn.get_backend(arguments.backend)
-        problem = "" if place.library == "cupy" else f"{place} is not a GPU; say --backend cupy"
+        problem = "" if place.package == "cupy" else f"{place} is not a GPU; say --backend cupy"
     except gn.errors.GpunnError as error:
         problem = str(error)
     if problem:

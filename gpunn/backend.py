@@ -37,33 +37,33 @@ class Backend:
 
     Attributes
     ----------
-    library : {"numpy", "cupy", "array-api-strict"}
+    package : {"numpy", "cupy", "array-api-strict"}
         Whose arrays.
     index : int
         Which device; 0 where the library has only one.
     """
 
-    library: str
+    package: str
     index: int = 0
 
     @property
     def xp(self) -> Namespace:
         """The functions of the Array API standard, in this library."""
-        return importlib.import_module(_NAMESPACES[self.library])
+        return importlib.import_module(_NAMESPACES[self.package])
 
     @property
     def device(self) -> Any:
         """The device, as this library names it."""
-        if self.library == "cupy":
+        if self.package == "cupy":
             return importlib.import_module("cupy").cuda.Device(self.index)
-        if self.library == "array-api-strict":
+        if self.package == "array-api-strict":
             return self.xp.Device(_strict_name(self.index))
         return "cpu"
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return a context in which this backend's device is the library's current one."""
         scope: AbstractContextManager[Any] = (
-            self.device if self.library == "cupy" else nullcontext()
+            self.device if self.package == "cupy" else nullcontext()
         )
         return scope
 
@@ -82,11 +82,11 @@ class Backend:
             if not hasattr(xp, dtype):
                 raise SettingError(f"unknown dtype {dtype!r}; say 'float32', for example")
             dtype = getattr(xp, dtype)
-        if self.library == "cupy":
+        if self.package == "cupy":
             with self.scope():
                 x = _to_cupy(x, self.index)
                 return x if dtype is None else x.astype(dtype, copy=False)
-        if self.library == "numpy":
+        if self.package == "numpy":
             x = _plain(to_numpy(x))
         elif backend_of(x) != self:
             x = xp.asarray(_plain(to_numpy(x)), device=self.device)
@@ -94,7 +94,7 @@ class Backend:
 
     def free_bytes(self) -> int | None:
         """Return how much memory the device has left, in bytes, or None where that is not known."""
-        if self.library == "cupy":
+        if self.package == "cupy":
             cupy = importlib.import_module("cupy")
             with self.scope():
                 pool = cupy.get_default_memory_pool()
@@ -108,7 +108,7 @@ class Backend:
 
     def __str__(self) -> str:
         """Return the name that `get_backend` takes."""
-        return self.library if self.library == "numpy" else f"{self.library}:{self.index}"
+        return self.package if self.package == "numpy" else f"{self.package}:{self.index}"
 
 
 def get_backend(name: str | Backend | None = None) -> Backend:
@@ -241,11 +241,11 @@ def to_numpy(x: Any) -> NDArray[Any]:
     backend = backend_of(x)
     if backend is None:
         return _foreign_to_numpy(x)
-    if backend.library == "cupy":
+    if backend.package == "cupy":
         with backend.scope():
             on_host: NDArray[Any] = x.get()
             return on_host
-    if backend.library == "array-api-strict":
+    if backend.package == "array-api-strict":
         return np.asarray(x.to_device(backend.xp.Device("CPU_DEVICE")))
     return np.asarray(x)
 

@@ -192,7 +192,7 @@ class Loader:
         starts = range(0, stop, self.batch_size)
         rows = [slice(start, min(start + self.batch_size, stop)) for start in starts]
         on_host = all(part is None or isinstance(part, np.ndarray) for part in self.stored)
-        staged = self.backend.library == "cupy" and not self.resident and on_host
+        staged = self.backend.package == "cupy" and not self.resident and on_host
         with closing((self._staged if staged else self._fetched)(rows, order)) as batches:
             while True:
                 with self.backend.scope():
@@ -324,6 +324,6 @@ def blocked_permutation(rng: Any, n: int, block_size: int, window: int) -> Any:
 
 def _choose_backend(backend: str | Backend | None, x: Any) -> Backend:
     home = backend_of(x)
-    if backend is None and home is not None and home.library != "numpy":
+    if backend is None and home is not None and home.package != "numpy":
         return home
     return get_backend(backend)

@@ -321,7 +321,7 @@ def _for_driver(driver: int) -> str:
         return "CuPy needs an NVIDIA GPU and its driver, and no driver was found"
     if driver < 12000:
         return "no CuPy of today is for this driver; it has to know CUDA 12 or later"
-    return f'pip install "gpunn[cuda{12 if driver < 13000 else 13}x]" matches the driver'
+    return f'pip install "cupy-cuda{12 if driver < 13000 else 13}x[ctk]" matches the driver'
 
 
 def _choose(report: Report) -> Backend | None:
@@ -352,11 +352,11 @@ def _check(report: Report, backend: Backend | None) -> None:
     for place in dict.fromkeys((get_backend("numpy"), backend)):
         if place is not None:
             report.checks.append(_try(report, place, "product", _multiply))
-            if place.library == "cupy":
+            if place.package == "cupy":
                 report.checks.append(_try(report, place, "kernel", _run_kernel))
     remedies = list(dict.fromkeys(check.remedy for check in report.checks if check.remedy))
     if remedies and backend is not None:
-        if report.asked == "auto" and backend.library == "cupy":
+        if report.asked == "auto" and backend.package == "cupy":
             remedies.append(f"until then, set {ENVIRONMENT_VARIABLE}=numpy")
         report.backend_problem = "; ".join(remedies)
 
@@ -368,9 +368,9 @@ def _try(report: Report, backend: Backend, what: str, run: Callable[[Backend], b
             return Check(name, what)
     except _FailedError as failure:
         problem, signs = failure.reason, f"{failure.kind} {failure}"
-    if backend.library == "cupy":
+    if backend.package == "cupy":
         return Check(name, what, problem, _mend_cupy(report, signs.lower()))
-    return Check(name, what, problem, f"reinstall {backend.library}")
+    return Check(name, what, problem, f"reinstall {backend.package}")
 
 
 def _multiply(backend: Backend) -> bool:

@@ -55,7 +55,7 @@ class TestNames:
         if library == "cupy":
             pytest.importorskip("cupy")
         backend = gn.get_backend(name)
-        assert (backend.library, backend.index) == (library, index)
+        assert (backend.package, backend.index) == (library, index)
         assert gn.get_backend(str(backend)) == gn.get_backend(backend) == backend
         assert gn.backend_of(backend.asarray([1.0])) == backend
 

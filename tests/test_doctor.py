@@ -348,7 +348,7 @@ Original error:
 '''
 #: What stands where CuPy would be (nothing, a module's source, a fake), and the reason given.
 UNAVAILABLE: dict[str, tuple[Any, str]] = {
-    "missing": (None, 'cupy is not installed: pip install "gpunn[cuda12x]"'),
+    "missing": (None, 'cupy is not installed: pip install "cupy-cuda12x[ctk]"'),
     "broken": (
         PAGE,
         (
@@ -396,8 +396,8 @@ class TestUnavailable:
         [
             (0, "none found", "CuPy needs an NVIDIA GPU and its driver, and no driver was found"),
             (11080, "up to CUDA 11.8", "has to know CUDA 12 or later"),
-            (12040, "up to CUDA 12.4", 'pip install "gpunn[cuda12x]" matches the driver'),
-            (13010, "up to CUDA 13.1", 'pip install "gpunn[cuda13x]" matches the driver'),
+            (12040, "up to CUDA 12.4", 'pip install "cupy-cuda12x[ctk]" matches the driver'),
+            (13010, "up to CUDA 13.1", 'pip install "cupy-cuda13x[ctk]" matches the driver'),
         ],
     )
     def test_the_driver_says_which_cupy(
@@ -533,7 +533,7 @@ class TestCupy:
                 13000,
                 (
                     "CuPy is for CUDA 13.0, the driver up to 12.4: update the driver, or change "
-                    'CuPy; pip install "gpunn[cuda12x]" matches the driver'
+                    'CuPy; pip install "cupy-cuda12x[ctk]" matches the driver'
                 ),
             ),
             (11080, 12090, "the driver up to 11.8: update the driver"),
@@ -575,7 +575,7 @@ class TestCupy:
             (
                 "cupy-cuda12x and cupy-cuda13x overwrite each other's files: "
                 "pip uninstall cupy-cuda12x cupy-cuda13x, then install one; "
-                'pip install "gpunn[cuda13x]" matches the driver'
+                'pip install "cupy-cuda13x[ctk]" matches the driver'
             )
         ]
 

@@ -298,7 +298,7 @@ class TestDispatch:
         k = kernels(place.array([1.0]))
         assert k is kernels(place.array([[2]]))
         assert isinstance(k, Kernels)
-        assert gn.backend_of(k.xp.zeros(1)).library == place.backend.library
+        assert gn.backend_of(k.xp.zeros(1)).package == place.backend.package
 
     def test_a_subclass_of_an_array_is_an_array(self, tmp_path: Any) -> None:
         mapped = np.memmap(tmp_path / "x", dtype="float32", mode="w+", shape=(2, 3))

@@ -32,11 +32,11 @@ def _make(x: Array) -> Kernels:
             f"expected an array of NumPy, CuPy or array-api-strict, got {type(x).__name__}; "
             "numpy.asarray(x) makes one of a list"
         )
-    if backend.library == "cupy":
+    if backend.package == "cupy":
         from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
 
         return CupyKernels(backend.xp)
-    if backend.library == "numpy":
+    if backend.package == "numpy":
         from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
 
         return NumpyKernels(backend.xp)
