@@ -91,3 +91,16 @@ def get_place(name: str) -> Place:
         return Place(gn.get_backend(name))
     except gn.errors.BackendUnavailableError as error:
         pytest.skip(str(error))
+
+
+class OnlyDLPack:
+    """An array of some library that offers its memory by DLPack alone."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __dlpack__(self, **settings: Any) -> Any:
+        return self.x.__dlpack__(**settings)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.x.__dlpack_device__()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import gpunn as gn
 from gpunn import backend as module
 from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
-from tests.conftest import Place
+from tests.conftest import OnlyDLPack, Place
 
 OTHER = "array-api-strict:1"
 
@@ -270,13 +270,6 @@ class TestUnavailable:
     def test_cupy_tells_its_errors_apart_as_we_do(self) -> None:
         runtime = pytest.importorskip("cupy").cuda.runtime
         assert runtime.CUDARuntimeError(100).status == 100
-
-
-class OnlyDLPack:
-    """An array that offers the DLPack protocol and nothing else."""
-
-    def __init__(self, x: Any) -> None:
-        self.__dlpack__, self.__dlpack_device__ = x.__dlpack__, x.__dlpack_device__
 
 
 class Tracked:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gpunn as gn
 from gpunn.errors import DataError, DTypeError, GpunnError, SettingError, ShapeError
-from tests.conftest import Place
+from tests.conftest import OnlyDLPack, Place
 
 STRICT = "array-api-strict:1"
 SHARED = HealthCheck.function_scoped_fixture  # a place may serve all examples
@@ -37,13 +37,6 @@ def bits(batch: gn.Batch) -> list[Any]:
     """Return everything that can be told of a batch."""
     arrays = [None if part is None else gn.to_numpy(part) for part in batch]
     return [None if a is None else (a.dtype, a.shape, a.tobytes()) for a in arrays]
-
-
-class OnlyDLPack:
-    """An array that offers the DLPack protocol and nothing else."""
-
-    def __init__(self, x: Any) -> None:
-        self.__dlpack__, self.__dlpack_device__ = x.__dlpack__, x.__dlpack_device__
 
 
 class OnlyArray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpunn as gn
-from tests.conftest import get_place
+from tests.conftest import OnlyDLPack, get_place
 
 pytestmark = pytest.mark.gpu
 cupy: Any = None
@@ -122,20 +122,7 @@ class Interface:
         return self.x.__cuda_array_interface__
 
 
-class Capsule:
-    """An array of some library that offers its memory by DLPack alone."""
-
-    def __init__(self, x: Any) -> None:
-        self.x = x
-
-    def __dlpack__(self, **settings: Any) -> Any:
-        return self.x.__dlpack__(**settings)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.x.__dlpack_device__()
-
-
-@pytest.mark.parametrize("wrap", [Interface, Capsule])
+@pytest.mark.parametrize("wrap", [Interface, OnlyDLPack])
 def test_arrays_on_a_gpu_are_taken_as_they_are(wrap: Any) -> None:
     x, y = (cupy.asarray(part) for part in data())
     loader = gn.Loader(wrap(x), wrap(y), shuffle=False, batch_size=None)
@@ -154,5 +141,5 @@ def test_arrays_on_another_gpu_are_taken_there() -> None:
     with cupy.cuda.Device(1):
         x = cupy.arange(6.0).reshape(3, 2)
     assert gn.Loader(Interface(x), batch_size=1).backend == gn.get_backend("cupy:1")
-    assert gn.Loader(Capsule(x), batch_size=1).backend == gn.get_backend("cupy:1")
+    assert gn.Loader(OnlyDLPack(x), batch_size=1).backend == gn.get_backend("cupy:1")
     assert gn.get_backend("cupy:0").asarray(Interface(x)).device.id == 0
