@@ -1,0 +1,205 @@
+"""Time of a training step against other libraries, on the CPU, in one interleaved run.
+
+    python bench/peers.py [--only NAME[,NAME]] [--rounds N] [--libraries NAME[,NAME]] [--json FILE]
+
+Each library works in a process of its own, since the thread pools of two libraries in one process
+take each other's cores; one process runs at a time, in random order within a round. Ratios are
+taken within a round. All start from the same weights on the same data, and their losses over the
+first steps must agree before any time is taken. Libraries that are not installed are left out;
+`python -m nox -s peers` installs them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import random
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from timing import Spread, ratio, spread  # before NumPy: it sets the BLAS environment
+from workloads import WORKLOADS, Workload
+
+LIBRARIES = ("gpunn", "torch", "jax", "sklearn")
+BASELINE = "torch"
+#: The ratio to PyTorch that is aimed at.
+BAR = {
+    "logreg": 0.12,
+    "logreg1": 0.14,
+    "xor": 0.14,
+    "digits": 0.22,
+    "digits200": 0.36,
+    "mnist": 1.00,
+    "wide": 1.08,
+    "regression": 0.80,
+    "predict": 1.12,
+    "predict1": 1.20,
+    "stream": 0.25,
+}
+#: How far losses may be apart, relative to the largest.
+TOLERANCE = 1e-3
+PAUSE_S = 0.05
+
+
+class Worker:
+    """A process that runs the workloads in one library, when asked."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
+        command = [sys.executable, __file__, "--worker", library]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, what: str, **arguments: Any) -> Any:
+        """Return the worker's answer; while it works, the others wait."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([what, arguments]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process of {self.library} ended; see above")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work_for(library: str) -> None:
+    """Answer requests, one a line, until there are no more."""
+    adapter = importlib.import_module(f"libraries.with_{library}")
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    run = None
+    for line in sys.stdin:
+        what, arguments = json.loads(line)
+        answer: Any = None
+        if what == "version":
+            answer = adapter.version()
+        elif what == "prepare":
+            run = None  # before the next one takes memory
+            run, compared = adapter.prepare(WORKLOADS[arguments["name"]], arguments["steps"])
+            answer = compared()
+        elif what == "run":
+            assert run is not None
+            start = time.perf_counter()
+            run()
+            answer = time.perf_counter() - start
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def check_agreement(name: str, work: Workload, found: dict[str, list[float]]) -> float:
+    """Return how far the libraries' losses (or outputs) are apart; that must not be far."""
+    if work.predict:  # logits, but for a constant of each sample
+        width = work.sizes[-1]
+        found = {library: _centred(values, width) for library, values in found.items()}
+    ours = found["gpunn"]
+    largest = max(map(abs, ours))
+    worst = 0.0
+    for library, theirs in found.items():
+        gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / largest
+        if not gap <= TOLERANCE:
+            raise SystemExit(f"{name}: gpunn and {library} do not agree: {ours} and {theirs}")
+        worst = max(worst, gap)
+    return worst
+
+
+def _centred(values: list[float], width: int) -> list[float]:
+    rows = [values[i : i + width] for i in range(0, len(values), width)]
+    return [value - sum(row) / width for row in rows for value in row]
+
+
+def measure(name: str, workers: list[Worker], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each library in each round."""
+    work = WORKLOADS[name]
+    steps = 6 if max(work.sizes) > 2000 else 20
+    found = {w.library: w.ask("prepare", name=name, steps=steps) for w in workers}
+    gap = check_agreement(name, work, found)
+    print(f"{name}: agree to {gap:.1e}", file=sys.stderr)
+    rng = random.Random(name)  # noqa: S311
+    seconds: dict[str, list[float]] = {worker.library: [] for worker in workers}
+    for turn in range(rounds + 1):  # the first warms up
+        for worker in rng.sample(workers, len(workers)):
+            time.sleep(PAUSE_S)
+            elapsed = worker.ask("run")
+            if turn:
+                seconds[worker.library].append(elapsed)
+    return seconds
+
+
+def rows_of(name: str, seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Return what is told of a workload: a row for each library."""
+    rows = []
+    for library, own in seconds.items():
+        to_torch = ratio(own, seconds[BASELINE]) if BASELINE in seconds else None
+        rows.append(
+            {
+                "workload": name,
+                "library": library,
+                "us_per_step": 1e6 * spread(own).median / WORKLOADS[name].n_steps,
+                "ratio_to_torch": to_torch and to_torch.median,
+                "q1": to_torch and to_torch.q1,
+                "q3": to_torch and to_torch.q3,
+            }
+        )
+    return rows
+
+
+def show(name: str, rows: list[dict[str, Any]]) -> None:
+    """Print a line of the table."""
+    cells = []
+    for row in rows:
+        cell = f"{row['us_per_step']:.4g}"
+        if row["ratio_to_torch"] is not None and row["library"] != BASELINE:
+            cell += f"  {Spread(row['ratio_to_torch'], row['q1'], row['q3'])}"
+        cells.append(f"{cell:>30}")
+    ours = next(row["ratio_to_torch"] for row in rows if row["library"] == "gpunn")
+    verdict = "" if ours is None else "  holds" if ours <= BAR[name] else "  MISSED"
+    print(f"{name:11}{''.join(cells)}{BAR[name]:>8.2f}{verdict}", flush=True)
+
+
+def main() -> None:
+    """Print the table, a line for each workload."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="NAME[,NAME]", help=", ".join(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--libraries", metavar="NAME[,NAME]", help=", ".join(LIBRARIES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work_for(arguments.worker)
+        return
+    names = arguments.only.split(",") if arguments.only else list(WORKLOADS)
+    wanted = arguments.libraries.split(",") if arguments.libraries else list(LIBRARIES)
+    for given, known in ((names, WORKLOADS), (wanted, LIBRARIES)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
+    if "gpunn" not in wanted:
+        wanted.insert(0, "gpunn")
+    workers = [Worker(library) for library in LIBRARIES if library in wanted and find_spec(library)]
+    print("; ".join(worker.ask("version") for worker in workers))
+    print(f"{'us a step':11}{''.join(f'{worker.library:>30}' for worker in workers)}{'bar':>8}")
+    rows = []
+    for name in names:
+        found = rows_of(name, measure(name, workers, arguments.rounds))
+        show(name, found)
+        rows += found
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    for worker in workers:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()

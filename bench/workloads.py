@@ -1,0 +1,98 @@
+"""What the benchmarks train: networks, data and initial weights, the same for every library."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import timing  # noqa: F401 (before NumPy: it sets the BLAS environment)
+
+# isort: split
+import numpy as np
+
+
+class Workload(NamedTuple):
+    """A network, its data and how long to run it."""
+
+    sizes: tuple[int, ...]
+    n_samples: int
+    batch_size: int
+    #: One measurement: so many epochs of training, or predictions.
+    repeats: int
+    task: Literal["binary", "classes", "numbers"] = "classes"
+    activation: Literal["relu", "tanh"] = "relu"
+    learning_rate: float = 0.05
+    momentum: float = 0.0
+    predict: bool = False
+    streamed: bool = False
+
+    @property
+    def n_steps(self) -> int:
+        """The number of steps, or predictions, in one measurement."""
+        if self.predict:
+            return self.repeats
+        return self.repeats * -(-self.n_samples // self.batch_size)
+
+
+_MNIST = (784, 512, 256, 10)
+
+WORKLOADS = {
+    "logreg": Workload((30, 1), 4096, 32, 30, "binary"),
+    "logreg1": Workload((30, 1), 4096, 1, 1, "binary", learning_rate=0.01),
+    # The four points of XOR, many times over: a batch is four rows.
+    "xor": Workload((2, 8, 1), 4096, 4, 4, "binary", "tanh", learning_rate=0.5),
+    "digits": Workload((64, 128, 10), 1797, 32, 40),
+    "digits200": Workload((64, 128, 10), 1797, 200, 150),
+    "mnist": Workload(_MNIST, 12_800, 128, 2, momentum=0.9, learning_rate=0.01),
+    "wide": Workload((1024, 4096, 4096, 1000), 1024, 256, 1, learning_rate=0.01),
+    "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),
+    "predict": Workload(_MNIST, 10_000, 10_000, 5, predict=True),
+    "predict1": Workload(_MNIST, 1, 1, 3000, predict=True),
+    "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", streamed=True),
+}
+
+
+def weights(work: Workload) -> list[np.ndarray]:
+    """Return the initial weights of each layer, (inputs, outputs); biases start at zero."""
+    rng = np.random.default_rng(1)
+    return [
+        (rng.standard_normal((a, b)) * np.sqrt(2 / (a + b))).astype(np.float32)
+        for a, b in pairwise(work.sizes)
+    ]
+
+
+def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return x (n, inputs) in single precision, and y (n,): what a plain rule says of x.
+
+    Without `n`, all samples; of a streamed workload they stand in a file.
+    """
+    rng = np.random.default_rng(0)
+    features = work.sizes[0]
+    if n is None and work.streamed:
+        return _in_file(rng, work.n_samples, features)
+    shape = (work.n_samples if n is None else n, features)
+    if features == 2:
+        x = np.tile(np.float32([[0, 0], [0, 1], [1, 0], [1, 1]]), (shape[0] // 4, 1))
+        return x, (x[:, 0] != x[:, 1]).astype(np.int64)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    return x, _targets(work, x)
+
+
+def _targets(work: Workload, x: np.ndarray) -> np.ndarray:
+    rule = np.random.default_rng(2).standard_normal(x.shape[1], dtype=np.float32)
+    answer = x @ rule / np.linalg.norm(rule)
+    if work.task == "classes":  # as many of each
+        return answer.argsort().argsort() * work.sizes[-1] // len(x)
+    return (answer > 0).astype(np.int64) if work.task == "binary" else answer
+
+
+def _in_file(rng: np.random.Generator, n: int, features: int) -> tuple[np.ndarray, np.ndarray]:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    x = np.memmap(Path(folder.name) / "x.f32", np.float32, "w+", shape=(n, features))
+    for start in range(0, n, 100_000):
+        x[start : start + 100_000] = rng.standard_normal((min(100_000, n - start), features))
+    return x, (x[:, 0] > 0).astype(np.int64)
