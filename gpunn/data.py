@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
@@ -15,10 +15,13 @@ from gpunn.backend import Backend, backend_of, get_backend
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
-from gpunn.memory import is_out_of_memory
+from gpunn.memory import is_out_of_memory, size_of
 
 #: "auto" takes at most this share of the memory that is free.
 _SHARE_OF_MEMORY = 0.5
+
+#: Small batches are taken from the data so many bytes at a time: less than the cache of a core.
+_BYTES_AT_ONCE = 256 * 1024
 
 
 class Batch(NamedTuple):
@@ -170,11 +173,11 @@ class Loader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch."""
-        yield from self._batches(self._draw_order(), len(self) * self.batch_size)
+        return self._batches(self._draw_order(), len(self) * self.batch_size)
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self) -> Generator[Batch, None, None]:
         """Yield all samples in their own order, whatever the settings; draws nothing from `rng`."""
-        yield from self._batches(None, self.n_samples)
+        return self._batches(None, self.n_samples)
 
     def first_row(self) -> Batch:
         """Return the first sample as a batch of one."""
@@ -193,23 +196,42 @@ class Loader:
         rows = [slice(start, min(start + self.batch_size, stop)) for start in starts]
         on_host = all(part is None or isinstance(part, np.ndarray) for part in self.stored)
         staged = self.backend.package == "cupy" and not self.resident and on_host
-        with closing((self._staged if staged else self._fetched)(rows, order)) as batches:
+        batches = (self._staged if staged else self._fetched)(rows, order)
+        if self.transform is not None:
+            batches = self._transformed(batches)
+        return self._on_device(batches) if self.backend.package == "cupy" else batches
+
+    def _on_device(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """Make each batch while the backend's device is the current one, and only then."""
+        with closing(batches):
             while True:
                 with self.backend.scope():
                     batch = next(batches, None)
-                    if batch is not None and self.transform is not None:
-                        batch = batch._replace(x=self._transformed(batch.x))
                 if batch is None:
                     return
                 yield batch
 
     def _fetched(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
-        """Take each batch when it is wanted."""
+        """Take the rows of several small batches at a time, and hand them out as views."""
         if self.resident and order is not None:
             order = self.backend.asarray(order)  # once an epoch
         fetch = self._gather if self.resident else self._stream
-        for some in rows:
-            yield fetch(some, order)
+        stored = sum(size_of(part) for part in self.stored if part is not None)
+        at_once = max(1, _BYTES_AT_ONCE * self.n_samples // (self.batch_size * max(1, stored)))
+        for i in range(0, len(rows), at_once):
+            some = rows[i : i + at_once]
+            start = some[0].start
+            x, y, weight = taken = fetch(slice(start, some[-1].stop), order)
+            if len(some) == 1:
+                yield taken
+                continue
+            for batch in some:
+                own = slice(batch.start - start, batch.stop - start)
+                yield Batch(
+                    x[own, ...],
+                    None if y is None else y[own, ...],
+                    None if weight is None else weight[own, ...],
+                )
 
     def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
         """Gather and send each batch to a GPU ahead of the one that is computed on."""
@@ -224,13 +246,11 @@ class Loader:
 
     def _gather(self, rows: slice, order: Array | None) -> Batch:
         """Take rows of data that are on the device."""
-        names = [name for name, part in self.stored._asdict().items() if part is not None]
-        parts = [getattr(self.stored, name) for name in names]
         if order is None:
-            taken = [part[rows, ...] for part in parts]
-        else:
-            taken = kernels(parts[0]).gather(parts, order[rows])
-        return Batch(**dict(zip(names, taken, strict=True)))
+            return Batch(*(None if part is None else part[rows, ...] for part in self.stored))
+        held = [part for part in self.stored if part is not None]
+        taken = iter(kernels(held[0]).gather(held, order[rows]))
+        return Batch(*(None if part is None else next(taken) for part in self.stored))
 
     def _stream(self, rows: slice, order: Any) -> Batch:
         """Take rows where the data are stored, send them as they are, convert them there."""
@@ -277,15 +297,19 @@ class Loader:
         free = self.backend.free_bytes()
         return free is None or wanted <= _SHARE_OF_MEMORY * free
 
-    def _transformed(self, x: Array) -> Array:
+    def _transformed(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """Apply the transform to each batch's features, on the device."""
         assert self.transform is not None  # noqa: S101
-        result = self.transform(x)
-        if backend_of(result) != self.backend or result.shape[:1] != x.shape[:1]:
-            raise ShapeError(
-                f"Loader: transform must return an array on {self.backend} with {x.shape[0]} rows, "
-                f"got {type(result).__name__} of shape {getattr(result, 'shape', None)}"
-            )
-        return result
+        with closing(batches):
+            for batch in batches:
+                x, result = batch.x, self.transform(batch.x)
+                if backend_of(result) != self.backend or result.shape[:1] != x.shape[:1]:
+                    raise ShapeError(
+                        f"Loader: transform must return an array on {self.backend} with "
+                        f"{x.shape[0]} rows, got {type(result).__name__} of shape "
+                        f"{getattr(result, 'shape', None)}"
+                    )
+                yield batch._replace(x=result)
 
     def __repr__(self) -> str:
         """Return the sizes, and where the batches go."""
@@ -301,7 +325,7 @@ def _take(part: Any, rows: slice, order: Any) -> Any:
         return None
     if isinstance(part, np.ndarray):
         part = np.asarray(part)  # a memmap looks every index up in Python
-        return part[rows] if order is None else part[order[rows]]
+        return part[rows] if order is None else kernels(part).gather([part], order[rows])[0]
     place = backend_of(part)
     assert place is not None  # noqa: S101
     with place.scope():

@@ -93,7 +93,7 @@ class Loss:
         losses, grad = self.per_sample(prediction, target, scale)
         if tape is not None:
             tape.push(self, grad)
-        return losses if self.reduction == "none" else kernels(losses).xp.sum(losses)
+        return losses if self.reduction == "none" else kernels(losses).total(losses)
 
     def backward(self, tape: Tape, grad: Array | None = None) -> Array:
         """Return dJ/d prediction.

@@ -63,8 +63,7 @@ class Optimizer:
         if any(map(is_not, [p.value for p in self.parameters], self._values)):
             self.check_places()  # somebody gave a parameter a new array
         if held:
-            with scope_of(self.parameters[held[0]].value):
-                self._update(held)
+            self._update(held)
         for parameter in self.parameters:
             parameter.grad = None
         self.steps += 1

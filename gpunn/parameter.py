@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, copy_of
+from gpunn.backend import Backend, copy_of, scope_of
 
 
 class _Held:
@@ -67,7 +67,8 @@ class Parameter(_Held):
         if self.grad is None:
             self.grad = grad
         else:
-            self.grad += grad
+            with scope_of(grad):  # backward is called by hand, too
+                self.grad += grad
 
     def move(self, backend: Backend, dtype: Any = None) -> None:
         """Bring the value and the gradient to `backend`."""

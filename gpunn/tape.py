@@ -28,6 +28,8 @@ class Tape:
         want it, which saves the first layer a product.
     """
 
+    __slots__ = ("_entries", "_rng", "input_grad", "training")
+
     def __init__(self, *, training: bool = True, rng: RNG = None, input_grad: bool = True) -> None:
         self.training = training
         self.input_grad = input_grad
@@ -46,14 +48,15 @@ class Tape:
         TapeError
             If nothing was saved, or the last to save was another layer.
         """
-        if not self._entries:
+        entries = self._entries
+        if not entries:
             raise TapeError(
                 f"{owner!r}: backward has nothing to read; run forward with this tape first, "
                 "and backward only once for each forward"
             )
-        who, saved = self._entries.pop()
+        who, saved = entries.pop()
         if who is not owner:
-            self._entries.append((who, saved))
+            entries.append((who, saved))
             raise TapeError(
                 f"{owner!r}: backward ran out of order; the tape expects {who!r}, "
                 "since layers go backward in the reverse order of forward"

@@ -19,15 +19,14 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
         if len(x) == 1:
             return (
                 lambda: [model(x) for _ in range(work.repeats)],
-                lambda: model(x)[0].tolist(),
+                lambda: model(x).ravel().tolist(),
             )
         return (
             lambda: [trainer.predict(x) for _ in range(work.repeats)],
             lambda: trainer.predict(x)[:10].ravel().tolist(),
         )
 
-    loader = gn.Loader(*data(work), batch_size=work.batch_size, backend="numpy", rng=0)
-    trainer = _trainer(work)
+    trainer, loader = prepare_training(work)
 
     def run() -> object:
         return trainer.fit(loader, epochs=work.repeats, progress=False)
@@ -37,6 +36,12 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
         return _trainer(work).fit(batch, epochs=steps, progress=False)["loss"]
 
     return run, losses
+
+
+def prepare_training(work: Workload) -> tuple[gn.Trainer, gn.Loader]:
+    """Return the trainer, and its data in minibatches."""
+    loader = gn.Loader(*data(work), batch_size=work.batch_size, backend="numpy", rng=0)
+    return _trainer(work), loader
 
 
 def _trainer(work: Workload) -> gn.Trainer:
@@ -56,9 +61,7 @@ def _trainer(work: Workload) -> gn.Trainer:
         "classes": gn.SoftmaxCrossEntropy(),
         "numbers": gn.MeanSquaredError(),
     }[work.task]
-    optimizer = gn.SGD(
-        model.parameters(), learning_rate=work.learning_rate, momentum=work.momentum
-    )
+    optimizer = gn.SGD(model.parameters(), learning_rate=work.learning_rate, momentum=work.momentum)
     return gn.Trainer(model, loss, optimizer)
 
 

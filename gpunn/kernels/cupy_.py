@@ -54,6 +54,11 @@ class CupyKernels(Kernels):
     # Layers
 
     @_there
+    def product(self, x: Array, y: Array) -> Array:
+        """Return x @ y; the library of products knows the current device only."""
+        return x @ y
+
+    @_there
     def activation(self, x: Array, formula: Formula) -> Array:
         """Return f(x), in one launch."""
         known = _known(formula, x)

@@ -35,6 +35,10 @@ class Kernels:
 
     # Layers
 
+    def product(self, x: Array, y: Array) -> Array:
+        """Return the matrix product of x (N, P) and y (P, Q), a new array."""
+        return x @ y
+
     def activation(self, x: Array, formula: Formula) -> Array:
         """Return h = f(x), with x left as it is."""
         return formula.function(self.xp, x)
@@ -65,6 +69,10 @@ class Kernels:
     def column_sums(self, x: Array) -> Array:
         """Return the sums over the first axis."""
         return self.xp.sum(x, axis=0)
+
+    def total(self, x: Array) -> Array:
+        """Return the sum of all entries, 0-d, on the device."""
+        return self.xp.sum(x)
 
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times a mask, and the mask: 0 with probability `rate`, else 1 / (1 - rate).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, apart, backend_of, get_backend, scope_of
+from gpunn.backend import Backend, apart, backend_of, get_backend
 from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.kernels import kernels
@@ -115,7 +115,8 @@ class Dense(Layer):
         if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
-        h, saved = kernels(weight).bias_activation(x @ weight, bias, self.activation)
+        k = kernels(weight)
+        h, saved = k.bias_activation(k.product(x, weight), bias, self.activation)
         if tape is not None:
             tape.push(self, x, saved)
         return h
@@ -123,15 +124,14 @@ class Dense(Layer):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's."""
         x, saved = tape.pop(self)
-        with scope_of(grad):  # backward is called by hand, too, and products know one device
-            k = kernels(grad)
-            if self.bias is None:
-                grad = k.activation_backward(grad, saved, self.activation)
-            else:
-                grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
-                self.bias.add_grad(grad_bias)
-            self.weight.add_grad(x.T @ grad)
-            return grad @ self.weight.value.T if tape.wants_grad else None
+        k = kernels(grad)
+        if self.bias is None:
+            grad = k.activation_backward(grad, saved, self.activation)
+        else:
+            grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
+            self.bias.add_grad(grad_bias)
+        self.weight.add_grad(k.product(x.T, grad))
+        return k.product(grad, self.weight.value.T) if tape.wants_grad else None
 
     def _refuse(self, x: Array) -> NoReturn:
         """Raise the error that says what is wrong with `x`."""
