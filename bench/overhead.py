@@ -109,7 +109,7 @@ def measure(work: Workload) -> tuple[dict[str, float], float, float]:
     batch = next(iter(loader))
     output = model.forward(batch.x)
     gradients = [np.full_like(p.value, 1e-3) for p in optimizer.parameters]
-    optimizer.schedule = gn.schedules.Constant(1.0)  # gradients are scaled in place, again and again
+    optimizer.schedule = gn.schedules.Constant(1.0)  # they are scaled in place, over and over
     model_tape = gn.Tape(input_grad=False)
     model.forward(batch.x, model_tape)
     entries = model_tape.entries()

@@ -218,19 +218,18 @@ class Loader:
         fetch = self._gather if self.resident else self._stream
         stored = sum(size_of(part) for part in self.stored if part is not None)
         at_once = max(1, _BYTES_AT_ONCE * self.n_samples // (self.batch_size * max(1, stored)))
+        within = [(some, ...) for some in rows[:at_once]]  # the last of a group may be shorter
         for i in range(0, len(rows), at_once):
             some = rows[i : i + at_once]
-            start = some[0].start
-            x, y, weight = taken = fetch(slice(start, some[-1].stop), order)
+            x, y, weight = taken = fetch(slice(some[0].start, some[-1].stop), order)
             if len(some) == 1:
                 yield taken
                 continue
-            for batch in some:
-                own = slice(batch.start - start, batch.stop - start)
+            for own in within[: len(some)]:
                 yield Batch(
-                    x[own, ...],
-                    None if y is None else y[own, ...],
-                    None if weight is None else weight[own, ...],
+                    x[own],
+                    None if y is None else y[own],
+                    None if weight is None else weight[own],
                 )
 
     def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:

@@ -51,6 +51,14 @@ class Loss:
         """
         raise NotImplementedError(f"{type(self).__name__} must define per_sample")
 
+    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return J, the sum of scale * L, 0-d; and its gradient, of the shape of `prediction`.
+
+        For a subclass that has both at less than the price of `per_sample` and a sum.
+        """
+        losses, grad = self.per_sample(prediction, target, scale)
+        return kernels(losses).total(losses), grad
+
     def match(self, prediction: Array, target: Array) -> Array:
         """Return the target in the shape and dtype that `per_sample` takes; no value is read.
 
@@ -90,10 +98,11 @@ class Loss:
         if sample_weight is not None:
             self._check_weight(prediction, sample_weight)
         scale = self._scale(prediction, target, sample_weight)
-        losses, grad = self.per_sample(prediction, target, scale)
+        compute = self.per_sample if self.reduction == "none" else self.cost
+        cost, grad = compute(prediction, target, scale)
         if tape is not None:
             tape.push(self, grad)
-        return losses if self.reduction == "none" else kernels(losses).total(losses)
+        return cost
 
     def backward(self, tape: Tape, grad: Array | None = None) -> Array:
         """Return dJ/d prediction.
@@ -167,7 +176,7 @@ class Loss:
             return 1.0 if weight is None else weight
         total = self.total_weight(prediction, target, weight)
         if total is None:
-            return 1.0 / max(1, prediction.shape[0])
+            return 1.0 / (prediction.shape[0] or 1)
         xp = kernels(prediction).xp
         total = total + xp.astype(total == 0, total.dtype)  # no weight at all: 0 / 1, not 0 / 0
         return (1.0 if weight is None else weight) / total

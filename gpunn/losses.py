@@ -35,6 +35,10 @@ class MeanSquaredError(Loss):
         """Return scale * 1/2 sum (prediction - target)^2, and scale * (prediction - target)."""
         return kernels(prediction).squared_error(prediction, target, scale)
 
+    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return J and its gradient, from one kernel."""
+        return kernels(prediction).squared_error(prediction, target, scale, summed=True)
+
 
 class CrossEntropy(Loss):
     r"""Cross-entropy of probabilities, :math:`L = -\sum_k y_k \log \hat y_k`.
@@ -196,10 +200,20 @@ class SoftmaxCrossEntropy(CrossEntropy):
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * L, and scale * (softmax(z) - y)."""
+        return self._fused(prediction, target, scale, summed=False)
+
+    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return J and its gradient, from one kernel."""
+        return self._fused(prediction, target, scale, summed=True)
+
+    def _fused(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> tuple[Array, Array]:
         k = kernels(prediction)
         if target.ndim == 1 and not self.label_smoothing and self.class_weight is None:
-            return k.softmax_cross_entropy(prediction, target, scale)
-        return k.softmax_cross_entropy_soft(prediction, self._soft(prediction, target), scale)
+            return k.softmax_cross_entropy(prediction, target, scale, summed=summed)
+        soft = self._soft(prediction, target)
+        return k.softmax_cross_entropy_soft(prediction, soft, scale, summed=summed)
 
     def probabilities(self, prediction: Array) -> Array:
         """Return softmax(z)."""
@@ -247,6 +261,13 @@ class BinaryCrossEntropy(Loss):
         losses = k.xp.sum(target * k.xp.log(h) + (1.0 - target) * k.xp.log1p(-h), axis=1)
         by_row = scale[:, None] if getattr(scale, "ndim", 0) else scale
         return -scale * losses, by_row * ((h - target) / (h * (1.0 - h)))
+
+    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return J and its gradient; from logits, from one kernel."""
+        if not self.from_logits:
+            return super().cost(prediction, target, scale)
+        k = kernels(prediction)
+        return k.sigmoid_binary_cross_entropy(prediction, target, scale, summed=True)
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check the shape, and that the values are in [0, 1]."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from operator import is_not
 
 from gpunn._typing import Array
 from gpunn.backend import backend_of, scope_of
@@ -59,9 +58,12 @@ class Optimizer:
         The next backward pass starts from none. To add up the gradients of several batches, run
         backward for each of them before one `step`.
         """
-        held = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        if any(map(is_not, [p.value for p in self.parameters], self._values)):
-            self.check_places()  # somebody gave a parameter a new array
+        held = []
+        for i, parameter in enumerate(self.parameters):
+            if parameter.value is not self._values[i]:
+                self.check_places()  # somebody gave it a new array
+            if parameter.grad is not None:
+                held.append(i)
         if held:
             self._update(held)
         for parameter in self.parameters:

@@ -56,7 +56,7 @@ class Readings:
         self.counts: list[int] = []
         self._costs = _Column()
         self._weights = _Column()
-        self._statistics: list[list[_Column]] = [[] for _ in metrics]
+        self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
 
     def add(self, cost: Array, prediction: Array, y: Array, sample_weight: Array | None) -> None:
         """Take a batch: its cost, and what the metrics make of its prediction."""
@@ -65,7 +65,7 @@ class Readings:
         total = self.loss.total_weight(prediction, y, sample_weight)
         if total is not None:
             self._weights.append(total)
-        for metric, columns in zip(self.metrics, self._statistics, strict=True):
+        for metric, columns in self._statistics:
             values = metric.measure(prediction, y)
             columns.extend(_Column() for _ in range(len(values) - len(columns)))
             for column, value in zip(columns, values, strict=True):
@@ -80,7 +80,7 @@ class Readings:
             total = math.fsum(weights)
             loss = _weighted_sum(costs, weights) / (total or 1.0)
         numbers = {"loss": loss}
-        for metric, columns in zip(self.metrics, self._statistics, strict=True):
+        for metric, columns in self._statistics:
             rows = list(zip(*(column.read() for column in columns), strict=True))
             numbers[metric.name] = metric.combine(rows, self.counts)
         return numbers

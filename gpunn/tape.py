@@ -70,7 +70,9 @@ class Tape:
         A layer whose input gradient costs much asks this first and returns None in its place,
         if not: below it are no parameters, and the input's own gradient was not asked for.
         """
-        return self.input_grad or any(owner.has_parameters for owner, _ in self._entries)
+        if self.input_grad or not self._entries:
+            return self.input_grad
+        return any(owner.has_parameters for owner, _ in self._entries)
 
     def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """Return each owner with what it saved, the first to push first."""

@@ -143,38 +143,44 @@ class CupyKernels(Kernels):
 
     @_there
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any
+        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(logits, *_arrays(scale)):
-            return super().softmax_cross_entropy(logits, labels, scale)
+            return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
         labels = labels.astype(np.int64, copy=False)
-        return _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
+        losses, grad = _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
+        return (self.total(losses) if summed else losses), grad
 
     @_there
     def softmax_cross_entropy_soft(
-        self, logits: Array, targets: Array, scale: Any
+        self, logits: Array, targets: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(logits, targets, *_arrays(scale)):
-            return super().softmax_cross_entropy_soft(logits, targets, scale)
-        return _by_row("softmax_cross_entropy", logits, targets, scale)
+            return super().softmax_cross_entropy_soft(logits, targets, scale, summed=summed)
+        losses, grad = _by_row("softmax_cross_entropy", logits, targets, scale)
+        return (self.total(losses) if summed else losses), grad
 
     @_there
     def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any
+        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(logits, target, *_arrays(scale)):
-            return super().sigmoid_binary_cross_entropy(logits, target, scale)
-        return _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
+            return super().sigmoid_binary_cross_entropy(logits, target, scale, summed=summed)
+        losses, grad = _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
+        return (self.total(losses) if summed else losses), grad
 
     @_there
-    def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+    def squared_error(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
+    ) -> tuple[Array, Array]:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(prediction, target, *_arrays(scale)):
-            return super().squared_error(prediction, target, scale)
-        return _by_row("squared_error", prediction, target, scale)
+            return super().squared_error(prediction, target, scale, summed=summed)
+        losses, grad = _by_row("squared_error", prediction, target, scale)
+        return (self.total(losses) if summed else losses), grad
 
     # Optimizers
 

@@ -87,8 +87,9 @@ class Kernels:
         mask = xp.reshape(mask, x.shape)
         return x * mask, mask
 
-    # Losses: each returns the loss of each sample times its scale (N,), and the gradient of
-    # their sum. `scale` is a number, or an array (N,); it carries the mean's 1/N and the weights.
+    # Losses: each returns the loss of each sample times its scale (N,), or if `summed` the sum of
+    # those, 0-d; and the gradient of the sum. `scale` is a number, 0-d, or an array (N,); it
+    # carries the mean's 1/N and the weights.
 
     def one_hot(self, labels: Array, like: Array) -> Array:
         """Return labels (N,) as rows of zeros with a one, in the shape and dtype of `like` (N, K).
@@ -103,16 +104,17 @@ class Kernels:
         return xp.where(valid[:, None], onehot, math.nan)
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any
+        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return scale * -log softmax(logits)[label] and scale * (softmax(logits) - onehot).
 
         `logits` (N, K); `labels` (N,), integers in [0, K); outside of it both results are NaN.
         """
-        return self.softmax_cross_entropy_soft(logits, self.one_hot(labels, logits), scale)
+        targets = self.one_hot(labels, logits)
+        return self.softmax_cross_entropy_soft(logits, targets, scale, summed=summed)
 
     def softmax_cross_entropy_soft(
-        self, logits: Array, targets: Array, scale: Any
+        self, logits: Array, targets: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return scale * -sum_k t_k log softmax(logits)_k, and its gradient.
 
@@ -127,10 +129,10 @@ class Kernels:
         losses = mass[:, 0] * xp.log(total[:, 0]) - xp.sum(targets * shifted, axis=1)
         grad = exponentials * (mass / total)
         grad -= targets
-        return scale * losses, _by_sample(scale) * grad
+        return self._scaled(losses, grad, scale, summed)
 
     def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any
+        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return scale * sum over outputs of log(1 + e^z) - y z, and scale * (sigmoid(z) - y).
 
@@ -143,13 +145,27 @@ class Kernels:
         losses = positive - target * logits + xp.log1p(small)
         grad = xp.exp(logits - positive) / (1.0 + small)
         grad -= target
-        return scale * xp.sum(losses, axis=1), _by_sample(scale) * grad
+        return self._scaled(xp.sum(losses, axis=1), grad, scale, summed)
 
-    def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+    def squared_error(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
+    ) -> tuple[Array, Array]:
         """Return scale * 1/2 sum over outputs of (prediction - target)^2, and its gradient."""
         error = prediction - target
         losses = 0.5 * self.xp.sum(error * error, axis=1)
-        return scale * losses, _by_sample(scale) * error
+        return self._scaled(losses, error, scale, summed)
+
+    def _scaled(
+        self,
+        losses: Array,
+        grad: Array,
+        scale: Any,
+        summed: bool,  # noqa: FBT001
+    ) -> tuple[Array, Array]:
+        """Return the losses (N,) or their sum, and the gradient, times the scale of each sample."""
+        losses = scale * losses
+        by_row = scale[:, None] if hasattr(scale, "shape") and scale.shape else scale
+        return (self.total(losses) if summed else losses), by_row * grad
 
     # Optimizers
 
@@ -230,11 +246,6 @@ def descend(  # noqa: PLR0917
     velocity *= momentum
     velocity += grad
     value += momentum * velocity + grad if nesterov else velocity
-
-
-def _by_sample(scale: Any) -> Any:
-    """Return `scale` in a shape that multiplies each sample of an array (N, P)."""
-    return scale[:, None] if hasattr(scale, "shape") and scale.shape else scale
 
 
 def splitmix64(xp: Namespace, key: int, size: int, on: Any) -> Array:

@@ -32,6 +32,7 @@ class NumpyKernels(Kernels):
     def __init__(self, xp: Namespace) -> None:
         super().__init__(xp)
         self._ones: dict[tuple[int, Any], Array] = {}
+        self._tables: dict[tuple[int, Any], Array] = {}
         # glibc hands the top of the heap back to the system and faults it in again at every step,
         # until the first large block is freed: from then on it keeps twice as much as that had.
         np.empty(_LARGE_BLOCK, np.uint8)
@@ -59,78 +60,155 @@ class NumpyKernels(Kernels):
             return grad * (saved > 0)
         return formula.gradient(self.xp, grad, saved)
 
+    def bias_activation_backward(
+        self, grad: Array, saved: Array, formula: Formula
+    ) -> tuple[Array, Array]:
+        """Return dJ/dz and the bias's gradient."""
+        grad = self.activation_backward(grad, saved, formula)
+        return grad, np.dot(self._row_of_ones(grad.shape[0], grad.dtype), grad)
+
     def column_sums(self, x: Array) -> Array:
         """Return the column sums as the product of a row of ones, which BLAS is quick at."""
-        if x.ndim != 2:
-            return super().column_sums(x)
-        where = (x.shape[0], x.dtype)
-        ones = self._ones.get(where)
-        if ones is None:
-            if len(self._ones) >= _MOST_SIZES:
-                self._ones.clear()
-            ones = self._ones[where] = np.ones(x.shape[0], x.dtype)
-        return ones @ x
+        return np.dot(self._row_of_ones(x.shape[0], x.dtype), x) if x.ndim == 2 else x.sum(axis=0)
 
     def total(self, x: Array) -> Array:
         """Return the sum of all entries."""
         return np.add.reduce(x, axis=None)
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any
+        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
-        """Return the losses and their gradient; the labels index, no rows of ones are made."""
+        """Return the losses and their gradient, for few classes on their side.
+
+        Classes go down and samples across: NumPy reduces over a long last axis in wide steps, over
+        a short one entry by entry.
+        """
         n, k = logits.shape
-        # As unsigned, a negative label is a huge one: a single test finds both.
-        fits = n > 0 and k <= _FEW_CLASSES and labels.dtype == np.int64
-        if not fits or labels.view(np.uint64).max() >= k:
-            return super().softmax_cross_entropy(logits, labels, scale)
-        # Classes go down and samples across: NumPy reduces over a long last axis in wide steps,
-        # over a short one entry by entry.
-        grad = logits.T.copy()
-        grad -= np.maximum.reduce(grad, axis=0)
-        samples = np.arange(n)
-        own = grad[labels, samples]
-        np.exp(grad, out=grad)
-        total = np.add.reduce(grad, axis=0)
-        losses = np.log(total)
-        losses -= own
-        losses *= scale
-        grad *= scale / total
-        grad[labels, samples] -= scale
-        return losses, grad.T
+        if n == 0 or k > _FEW_CLASSES or labels.dtype != np.int64:
+            return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
+        target = self._one_hot_table(k, logits.dtype).take(labels + _ONE, axis=1, mode="clip")
+        z = logits.T.copy()
+        z -= np.maximum.reduce(z, axis=0)
+        grad = np.exp(z)
+        z -= np.log(np.dot(self._row_of_ones(k, z.dtype), grad))  # now z is log softmax
+        np.exp(z, out=grad)
+        grad -= target
+        grad *= scale
+        if summed and not getattr(scale, "ndim", 0):
+            return np.vdot(target, z) * -scale, grad.T
+        target *= z
+        losses = np.add.reduce(target, axis=0)
+        losses *= -scale
+        return (np.add.reduce(losses) if summed else losses), grad.T
 
     def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any
+        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
-        """Return the losses and their gradient, in the place of temporaries."""
-        small = np.exp(-np.abs(logits))
-        positive = np.maximum(logits, 0.0)
-        grad = np.exp(logits - positive)
-        grad /= 1.0 + small
+        """Return the losses and their gradient, in the place of temporaries.
+
+        With l = log(1 + e^-|z|), the sigmoid is exp(min(z, 0) - l).
+        """
+        small = np.abs(logits)
+        np.exp(np.negative(small, out=small), out=small)
+        log_term = np.log1p(small, out=small)
+        losses = np.maximum(logits, 0.0)
+        grad = logits - losses
+        grad -= log_term
+        np.exp(grad, out=grad)
         grad -= target
         grad *= _column(scale)
-        positive -= target * logits
-        positive += np.log1p(small, out=small)
-        losses = np.add.reduce(positive, axis=1)
+        losses -= target * logits
+        losses += log_term
+        if summed and not getattr(scale, "ndim", 0):
+            return np.add.reduce(losses, axis=None) * scale, grad
+        losses = np.add.reduce(losses, axis=1)
         losses *= scale
-        return losses, grad
+        return (np.add.reduce(losses) if summed else losses), grad
 
-    def squared_error(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+    def squared_error(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
+    ) -> tuple[Array, Array]:
         """Return the losses and their gradient, the sum of squares without a temporary."""
         grad = prediction - target
         losses = np.einsum("np,np->n", grad, grad)
         losses *= 0.5 * scale
         grad *= _column(scale)
-        return losses, grad
+        return (np.add.reduce(losses) if summed else losses), grad
+
+    def sgd(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        velocities: list[Array],
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update in place; plain descent, the commonest and the shortest, without detours."""
+        if velocities or clip_norm or clip_value or any(decays):
+            super().sgd(
+                values,
+                grads,
+                velocities,
+                learning_rate=learning_rate,
+                momentum=momentum,
+                nesterov=nesterov,
+                decays=decays,
+                clip_norm=clip_norm,
+                clip_value=clip_value,
+            )
+            return
+        for value, grad in zip(values, grads, strict=True):
+            grad *= learning_rate
+            value -= grad
 
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows; "clip" spares a copy, and the indices are in range."""
         return [x.take(indices, axis=0, mode="clip") for x in arrays]
 
+    def _row_of_ones(self, n: int, dtype: Any) -> Array:
+        """Return n ones; kept, since batches come in few sizes."""
+        ones = self._ones.get((n, dtype))
+        if ones is None:
+            if len(self._ones) >= _MOST_SIZES:
+                self._ones.clear()
+            ones = self._ones[n, dtype] = np.ones(n, dtype)
+        return ones
+
+    def _one_hot_table(self, k: int, dtype: Any) -> Array:
+        """Return the columns of one-hot targets: that of class c at c + 1, NaN before and after."""
+        table = self._tables.get((k, dtype))
+        if table is None:
+            table = self._tables[k, dtype] = np.full((k, k + 2), np.nan, dtype)
+            table[:, 1:-1] = np.eye(k)
+        return table
+
+
+def _relu(z: Array) -> None:
+    """Write max(z, 0) over z.
+
+    NumPy takes the larger of two arrays several times as quickly as of an array and a number.
+    """
+    if not z.flags.c_contiguous:
+        np.maximum(z, 0.0, out=z)
+        return
+    zeros = _ZEROS[z.dtype.char]
+    flat = z.reshape(-1)
+    for start in range(0, flat.size, zeros.size):
+        piece = flat[start : start + zeros.size]
+        np.maximum(piece, zeros[: piece.size], out=piece)
+
+
+_ONE = np.ones((), np.int64)
+_ZEROS = {kind: np.zeros(1 << 14, kind) for kind in "fd"}
 
 #: The formulas that NumPy computes in the place of their argument.
 _IN_PLACE: dict[type[Formula], Callable[[Array], object]] = {
-    ReLU: lambda z: np.maximum(z, 0.0, out=z),
+    ReLU: _relu,
     Tanh: lambda z: np.tanh(z, out=z),
 }
 
