@@ -52,17 +52,35 @@ class Parameter(_Held):
         last step; None before the first.
     """
 
-    __slots__ = ("decay", "grad")
+    __slots__ = ("_room", "_room_is_for", "decay", "grad")
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
         self.decay = decay
         self.grad: Array | None = None
+        self._room: Array | None = None
+        self._room_is_for: Array | None = None
+
+    @property
+    def room(self) -> Array | None:
+        """Where a layer may write the next gradient, before it hands it to `add_grad`.
+
+        None if that place is taken by the gradient so far, or there is none: the layer then makes a
+        new array. An optimizer gives each parameter a place, beside that of the next parameter, so
+        that it can read them all as one.
+        """
+        vacant = self.grad is None and self.value is self._room_is_for
+        return self._room if vacant else None
+
+    def give_room(self, room: Array) -> None:
+        """Set the place for gradients of the present value, of its shape and dtype."""
+        self._room, self._room_is_for = room, self.value
 
     def add_grad(self, grad: Array) -> None:
         """Add to the gradient: the one way in which it is written.
 
-        `grad` must be an array that the caller has just made and leaves to the parameter.
+        `grad` must be `room`, or an array that the caller has just made; it is left to the
+        parameter.
         """
         if self.grad is None:
             self.grad = grad
@@ -75,6 +93,15 @@ class Parameter(_Held):
         super().move(backend, dtype)
         if self.grad is not None:
             self.grad = backend.asarray(self.grad, dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is kept in a pickle: all but the place that an optimizer gave."""
+        return {"value": self.value, "grad": self.grad, "decay": self.decay}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a pickle has kept."""
+        self.value, self.grad, self.decay = state["value"], state["grad"], state["decay"]
+        self._room = self._room_is_for = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         """Return a parameter with a copy of the value, and without a gradient."""

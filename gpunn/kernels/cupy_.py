@@ -54,9 +54,9 @@ class CupyKernels(Kernels):
     # Layers
 
     @_there
-    def product(self, x: Array, y: Array) -> Array:
+    def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
         """Return x @ y; the library of products knows the current device only."""
-        return x @ y
+        return cupy.dot(x, y, out=into)
 
     @_there
     def activation(self, x: Array, formula: Formula) -> Array:
@@ -105,27 +105,28 @@ class CupyKernels(Kernels):
 
     @_there
     def bias_activation_backward(
-        self, grad: Array, saved: Array, formula: Formula
+        self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient: one launch for few rows, else one and a product."""
         known = _known(formula, grad, saved)
         if known is None or known[0] == "identity" or grad.shape[0] > _FEW_ROWS:
             grad = self.activation_backward(grad, saved, formula)
-            return grad, self.column_sums(grad)
+            return grad, self.column_sums(grad, into)
         name, a = known
         n, p = grad.shape
         grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
-        result, sums = cupy.empty_like(grad), cupy.empty(p, grad.dtype)
+        result = cupy.empty_like(grad)
+        sums = cupy.empty(p, grad.dtype) if into is None else into
         kernel = _kernel("activation", "activation_backward_sums", grad.dtype, ACTIVATION=name)
         kernel((-(-p // 32),), (32, 8), (grad, saved, result, sums, n, p, a))
         return result, sums
 
     @_there
-    def column_sums(self, x: Array) -> Array:
+    def column_sums(self, x: Array, into: Array | None = None) -> Array:
         """Return the column sums as the product of a row of ones: one library call."""
         if x.size == 0 or x.dtype not in REAL:
-            return super().column_sums(x)
-        return cupy.dot(self._row_of_ones(x), x)
+            return super().column_sums(x, into)
+        return cupy.dot(self._row_of_ones(x), x, out=into)
 
     @_there
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
@@ -183,6 +184,20 @@ class CupyKernels(Kernels):
         return (self.total(losses) if summed else losses), grad
 
     # Optimizers
+
+    @_there
+    def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Return one block, and the arrays as views of it, each where a fresh one might be."""
+        step = 512 // arrays[0].itemsize
+        starts = [0, *accumulate(-(-x.size // step) * step for x in arrays)]
+        block = cupy.zeros(starts.pop(), arrays[0].dtype)
+        views = [
+            block[start : start + x.size].reshape(x.shape)
+            for start, x in zip(starts, arrays, strict=True)
+        ]
+        for view, x in zip(views, arrays, strict=True):
+            view[...] = x
+        return [block], views
 
     @_there
     def sgd(

@@ -28,16 +28,19 @@ class Formula(Protocol):
 
 
 class Kernels:
-    """The kernels over one library's namespace `xp`."""
+    """The kernels over one library's namespace `xp`.
+
+    Where a kernel takes `into`, it writes its result there, or for None makes a new array.
+    """
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
 
     # Layers
 
-    def product(self, x: Array, y: Array) -> Array:
-        """Return the matrix product of x (N, P) and y (P, Q), a new array."""
-        return x @ y
+    def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
+        """Return the matrix product of x (N, P) and y (P, Q)."""
+        return _written(x @ y, into)
 
     def activation(self, x: Array, formula: Formula) -> Array:
         """Return h = f(x), with x left as it is."""
@@ -60,15 +63,15 @@ class Kernels:
         return formula.gradient(self.xp, grad, saved)
 
     def bias_activation_backward(
-        self, grad: Array, saved: Array, formula: Formula
+        self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return dJ/dz of h = f(z + bias), and dJ/d bias."""
+        """Return dJ/dz of h = f(z + bias), and dJ/d bias, which may go `into`."""
         grad = self.activation_backward(grad, saved, formula)
-        return grad, self.column_sums(grad)
+        return grad, self.column_sums(grad, into)
 
-    def column_sums(self, x: Array) -> Array:
+    def column_sums(self, x: Array, into: Array | None = None) -> Array:
         """Return the sums over the first axis."""
-        return self.xp.sum(x, axis=0)
+        return _written(self.xp.sum(x, axis=0), into)
 
     def total(self, x: Array) -> Array:
         """Return the sum of all entries, 0-d, on the device."""
@@ -169,6 +172,15 @@ class Kernels:
 
     # Optimizers
 
+    def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Return blocks of memory that hold copies of the arrays, and each copy, a view of a block.
+
+        The arrays are of one dtype, in one place. A kernel that runs over one block instead of many
+        small arrays is called once. The standard knows no views: here each copy is a block.
+        """
+        copies = [self.xp.asarray(x, copy=True) for x in arrays]
+        return copies, copies
+
     def gradient_norm(self, grads: list[Array]) -> Array:
         """Return the Euclidean norm of all gradients taken together, 0-d, on the device."""
         xp = self.xp
@@ -225,6 +237,14 @@ class Kernels:
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of each array at `indices` (N,), all in range, as new arrays."""
         return [self.xp.take(x, indices, axis=0) for x in arrays]
+
+
+def _written(x: Array, into: Array | None) -> Array:
+    """Return `x`, or `into` with the values of `x`."""
+    if into is None:
+        return x
+    into[...] = x
+    return into
 
 
 def descend(  # noqa: PLR0917

@@ -128,9 +128,11 @@ class Dense(Layer):
         if self.bias is None:
             grad = k.activation_backward(grad, saved, self.activation)
         else:
-            grad, grad_bias = k.bias_activation_backward(grad, saved, self.activation)
+            grad, grad_bias = k.bias_activation_backward(
+                grad, saved, self.activation, into=self.bias.room
+            )
             self.bias.add_grad(grad_bias)
-        self.weight.add_grad(k.product(x.T, grad))
+        self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
         return k.product(grad, self.weight.value.T) if tape.wants_grad else None
 
     def _refuse(self, x: Array) -> NoReturn:
