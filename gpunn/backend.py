@@ -10,7 +10,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,19 @@ _NAMESPACES = {
 }
 
 
+@cache
+def _namespace(package: str) -> Namespace:
+    return importlib.import_module(_NAMESPACES[package])
+
+
+@cache
+def _dtype(package: str, name: str) -> Any:
+    xp = _namespace(package)
+    if not hasattr(xp, name):
+        raise SettingError(f"unknown dtype {name!r}; say 'float32', for example")
+    return getattr(xp, name)
+
+
 @dataclass(frozen=True)
 class Backend:
     """A library of arrays and one of its devices; made by `get_backend`.
@@ -49,7 +62,7 @@ class Backend:
     @property
     def xp(self) -> Namespace:
         """The functions of the Array API standard, in this library."""
-        return importlib.import_module(_NAMESPACES[self.package])
+        return _namespace(self.package)
 
     @property
     def device(self) -> Any:
@@ -79,9 +92,7 @@ class Backend:
         """
         xp = self.xp
         if isinstance(dtype, str):
-            if not hasattr(xp, dtype):
-                raise SettingError(f"unknown dtype {dtype!r}; say 'float32', for example")
-            dtype = getattr(xp, dtype)
+            dtype = _dtype(self.package, dtype)
         if self.package == "cupy":
             with self.scope():
                 x = _to_cupy(x, self.index)

@@ -21,7 +21,7 @@ from gpunn.memory import is_out_of_memory, size_of
 _SHARE_OF_MEMORY = 0.5
 
 #: Small batches are taken from the data so many bytes at a time: less than the cache of a core.
-_BYTES_AT_ONCE = 256 * 1024
+_BYTES_AT_ONCE = 1024 * 1024
 
 
 class Batch(NamedTuple):
@@ -161,10 +161,14 @@ class Loader:
         self.transform = transform
         self.backend = _choose_backend(backend, self.stored.x)
         self._rng = as_generator(rng)
+        y = self.stored.y
+        self._dtypes = (dtype, None if y is None else _target_dtype(y, dtype), dtype)
         self.resident = self._fits() if resident == "auto" else bool(resident)
         if self.resident:
             with self.backend.scope():
                 self.stored = self._bring_all()
+        held = (part for part in self.stored if part is not None)
+        self._bytes_per_sample = max(1, sum(map(size_of, held)) // self.n_samples)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -216,8 +220,7 @@ class Loader:
         if self.resident and order is not None:
             order = self.backend.asarray(order)  # once an epoch
         fetch = self._gather if self.resident else self._stream
-        stored = sum(size_of(part) for part in self.stored if part is not None)
-        at_once = max(1, _BYTES_AT_ONCE * self.n_samples // (self.batch_size * max(1, stored)))
+        at_once = max(1, _BYTES_AT_ONCE // (self.batch_size * self._bytes_per_sample))
         within = [(some, ...) for some in rows[:at_once]]  # the last of a group may be shorter
         for i in range(0, len(rows), at_once):
             some = rows[i : i + at_once]
@@ -237,7 +240,8 @@ class Loader:
         from gpunn.kernels.cupy_staging import stage  # noqa: PLC0415 (imports CuPy)
 
         held = {name: part for name, part in self.stored._asdict().items() if part is not None}
-        dtypes = [self._target_dtype(y) if name == "y" else self.dtype for name, y in held.items()]
+        kept = zip(self.stored, self._dtypes, strict=True)
+        dtypes = [dtype for part, dtype in kept if part is not None]
         chosen = rows if order is None else [order[some] for some in rows]
         with closing(stage(list(held.values()), chosen, self.batch_size, dtypes)) as batches:
             for arrays in batches:
@@ -257,19 +261,8 @@ class Loader:
 
     def _bring(self, batch: Batch) -> Batch:
         """Return arrays on the device, in the dtypes that batches have."""
-        x, y, weight = batch
-        bring = self.backend.asarray
-        return Batch(
-            bring(x, self.dtype),
-            None if y is None else bring(y, self._target_dtype(y)),
-            None if weight is None else bring(weight, self.dtype),
-        )
-
-    def _target_dtype(self, y: Array) -> str | None:
-        """Return what targets are converted to: labels to the integers that every device has."""
-        if intake.is_floating(y):
-            return self.dtype
-        return None if str(y.dtype).endswith("bool") else "int64"
+        bring, wanted = self.backend.asarray, zip(batch, self._dtypes, strict=True)
+        return Batch(*(None if part is None else bring(part, dtype) for part, dtype in wanted))
 
     def _bring_all(self) -> Batch:
         try:
@@ -286,11 +279,9 @@ class Loader:
         """Return whether the data should be on the device all the time."""
         if isinstance(self.stored.x, np.memmap):
             return False
-        y = self.stored.y
-        dtypes = (self.dtype, None if y is None else self._target_dtype(y), self.dtype)
         wanted = sum(
             math.prod(part.shape) * np.dtype(dtype or str(part.dtype).rpartition(".")[2]).itemsize
-            for part, dtype in zip(self.stored, dtypes, strict=True)
+            for part, dtype in zip(self.stored, self._dtypes, strict=True)
             if part is not None
         )
         free = self.backend.free_bytes()
@@ -316,6 +307,13 @@ class Loader:
             f"Loader({self.n_samples} samples, batch_size={self.batch_size}, "
             f"backend={str(self.backend)!r}, {'resident' if self.resident else 'streamed'})"
         )
+
+
+def _target_dtype(y: Array, dtype: str | None) -> str | None:
+    """Return what targets are converted to: labels to the integers that every device has."""
+    if intake.is_floating(y):
+        return dtype
+    return None if str(y.dtype).endswith("bool") else "int64"
 
 
 def _take(part: Any, rows: slice, order: Any) -> Any:

@@ -102,18 +102,16 @@ class CrossEntropy(Loss):
     def match(self, prediction: Array, target: Array) -> Array:
         """Return integer labels (N,) as they are, soft targets (N, K) in the prediction's dtype."""
         xp = kernels(prediction).xp
-        if target.shape not in (prediction.shape, prediction.shape[:1]):
+        if target.ndim == 1 and target.shape[0] == prediction.shape[0]:
+            if not _is_integer(xp, target.dtype):
+                raise DTypeError(_not_integers(repr(self), target))
+            return target
+        if target.shape != prediction.shape:
             raise ShapeError(
                 f"{self!r}: expected labels of shape ({prediction.shape[0]},) or soft targets of "
                 f"shape {tuple(prediction.shape)}, got {tuple(target.shape)}"
             )
-        if target.ndim == 2:
-            return (
-                target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
-            )
-        if not _is_integer(xp, target.dtype):
-            raise DTypeError(_not_integers(repr(self), target))
-        return target
+        return target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:
         """Return sum_k y_k c_k, the weight of each sample's class."""

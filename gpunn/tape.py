@@ -72,7 +72,10 @@ class Tape:
         """
         if self.input_grad or not self._entries:
             return self.input_grad
-        return any(owner.has_parameters for owner, _ in self._entries)
+        for owner, _ in self._entries:  # noqa: SIM110 (a generator costs more)
+            if owner.has_parameters:
+                return True
+        return False
 
     def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """Return each owner with what it saved, the first to push first."""

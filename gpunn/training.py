@@ -233,7 +233,8 @@ class Trainer:
         samples = sum(readings.counts)
         record |= {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": samples / elapsed}
         history.append(record)
-        bar.set_postfix(loss=f"{record['loss']:.4g}")
+        if not bar.disable:
+            bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)

@@ -17,8 +17,11 @@ from gpunn._typing import Array, Namespace
 from gpunn.kernels.generic import Formula, Kernels
 from gpunn.layers.activation import ReLU, Tanh
 
-#: Rows of ones are kept for so many sizes of batches; who uses more sizes makes them anew.
-_MOST_SIZES = 16
+#: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
+_MOST_CONSTANTS = 64
+
+#: Constant arrays have at most so many entries, or one row.
+_PIECE = 1 << 14
 
 #: Up to so many classes are summed down a column, term by term; the generic twin sums pairwise.
 _FEW_CLASSES = 64
@@ -26,14 +29,15 @@ _FEW_CLASSES = 64
 #: A little less than the largest block that glibc's allocator learns from, in bytes.
 _LARGE_BLOCK = (32 << 20) - (1 << 16)
 
+_ONE = np.ones((), np.int64)  # an array without axes is added sooner than a number
+
 
 class NumpyKernels(Kernels):
     """The kernels that pay for an override; the others are the generic ones."""
 
     def __init__(self, xp: Namespace) -> None:
         super().__init__(xp)
-        self._ones: dict[tuple[int, Any], Array] = {}
-        self._tables: dict[tuple[int, Any], Array] = {}
+        self._constants: dict[tuple[Any, ...], Array] = {}
         # glibc hands the top of the heap back to the system and faults it in again at every step,
         # until the first large block is freed: from then on it keeps twice as much as that had.
         np.empty(_LARGE_BLOCK, np.uint8)
@@ -48,18 +52,22 @@ class NumpyKernels(Kernels):
         """Return h and what its gradient needs, in the place of z where NumPy can."""
         if bias is not None:
             z += bias
-        in_place = _IN_PLACE.get(type(formula))
-        if in_place is None:
+        if type(formula) is ReLU:
+            self._relu(z)
+        elif type(formula) is Tanh:
+            np.tanh(z, out=z)
+        else:
             h = formula.function(self.xp, z)
             return h, (h if formula.saves_output else z)
-        in_place(z)
         return z, z
 
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
-        """Return dJ/dx; for ReLU the mask is used as it is, not converted first."""
-        if type(formula) is ReLU:
-            return grad * (saved > 0)
-        return formula.gradient(self.xp, grad, saved)
+        """Return dJ/dx; for ReLU in the place of the mask."""
+        if type(formula) is not ReLU:
+            return formula.gradient(self.xp, grad, saved)
+        result: Array = (saved > 0).astype(grad.dtype)
+        result *= grad
+        return result
 
     def bias_activation_backward(
         self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
@@ -89,7 +97,8 @@ class NumpyKernels(Kernels):
         n, k = logits.shape
         if n == 0 or k > _FEW_CLASSES or labels.dtype != np.int64:
             return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
-        target = self._one_hot_table(k, logits.dtype).take(labels + _ONE, axis=1, mode="clip")
+        table = self._kept(_one_hot_table, (k, k + 2), logits.dtype)
+        target = table.take(labels + _ONE, axis=1, mode="clip")
         z = logits.T.copy()
         z -= np.maximum.reduce(z, axis=0)
         grad = np.exp(z)
@@ -188,45 +197,41 @@ class NumpyKernels(Kernels):
 
     def _row_of_ones(self, n: int, dtype: Any) -> Array:
         """Return n ones; kept, since batches come in few sizes."""
-        ones = self._ones.get((n, dtype))
-        if ones is None:
-            if len(self._ones) >= _MOST_SIZES:
-                self._ones.clear()
-            ones = self._ones[n, dtype] = np.ones(n, dtype)
-        return ones
+        return self._kept(np.ones, n, dtype)
 
-    def _one_hot_table(self, k: int, dtype: Any) -> Array:
-        """Return the columns of one-hot targets: that of class c at c + 1, NaN before and after."""
-        table = self._tables.get((k, dtype))
-        if table is None:
-            table = self._tables[k, dtype] = np.full((k, k + 2), np.nan, dtype)
-            table[:, 1:-1] = np.eye(k)
-        return table
+    def _relu(self, z: Array) -> None:
+        """Write max(z, 0) over z.
+
+        NumPy takes the larger of two arrays several times as quickly as of an array and a number.
+        """
+        if z.ndim != 2:
+            np.maximum(z, 0.0, out=z)
+            return
+        rows = max(1, _PIECE // (z.shape[1] or 1))
+        if rows >= z.shape[0]:
+            np.maximum(z, self._kept(np.zeros, z.shape, z.dtype), out=z)
+            return
+        zeros = self._kept(np.zeros, (rows, z.shape[1]), z.dtype)
+        for start in range(0, z.shape[0], rows):
+            piece = z[start : start + rows]
+            np.maximum(piece, zeros[: piece.shape[0]], out=piece)
+
+    def _kept(self, make: Callable[..., Array], shape: Any, dtype: Any) -> Array:
+        """Return an array that is always the same, made when it is first asked for."""
+        key = (make, shape, dtype)
+        constant = self._constants.get(key)
+        if constant is None:
+            if len(self._constants) >= _MOST_CONSTANTS:
+                self._constants.clear()
+            constant = self._constants[key] = make(shape, dtype)
+        return constant
 
 
-def _relu(z: Array) -> None:
-    """Write max(z, 0) over z.
-
-    NumPy takes the larger of two arrays several times as quickly as of an array and a number.
-    """
-    if not z.flags.c_contiguous:
-        np.maximum(z, 0.0, out=z)
-        return
-    zeros = _ZEROS[z.dtype.char]
-    flat = z.reshape(-1)
-    for start in range(0, flat.size, zeros.size):
-        piece = flat[start : start + zeros.size]
-        np.maximum(piece, zeros[: piece.size], out=piece)
-
-
-_ONE = np.ones((), np.int64)
-_ZEROS = {kind: np.zeros(1 << 14, kind) for kind in "fd"}
-
-#: The formulas that NumPy computes in the place of their argument.
-_IN_PLACE: dict[type[Formula], Callable[[Array], object]] = {
-    ReLU: _relu,
-    Tanh: lambda z: np.tanh(z, out=z),
-}
+def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:
+    """Return one-hot columns: that of class c at c + 1, with NaN before the first and after."""
+    table = np.full(shape, np.nan, dtype)
+    table[:, 1:-1] = np.eye(shape[0])
+    return table
 
 
 def _column(scale: Any) -> Any:
