@@ -76,7 +76,7 @@ class Loss:
             target = target[:, None]
         if target.dtype == prediction.dtype:
             return target
-        return kernels(prediction).xp.astype(target, prediction.dtype)
+        return kernels(prediction).convert(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:  # noqa: ARG002
         """Return what each sample counts for in the mean (N,), or None if all count for 1."""
@@ -174,9 +174,10 @@ class Loss:
         """Return what multiplies each L: a number, a 0-d array or an array (N,)."""
         if self.reduction != "mean":
             return 1.0 if weight is None else weight
-        total = self.total_weight(prediction, target, weight)
-        if total is None:
+        mass = self.mass(target, prediction)
+        if weight is None and mass is None:
             return 1.0 / (prediction.shape[0] or 1)
+        total = self._total(weight, mass)
         xp = kernels(prediction).xp
         total = total + xp.astype(total == 0, total.dtype)  # no weight at all: 0 / 1, not 0 / 0
         return (1.0 if weight is None else weight) / total
@@ -184,8 +185,11 @@ class Loss:
     def total_weight(self, prediction: Array, target: Array, weight: Array | None) -> Array | None:
         """Return what the mean divides by, 0-d and on the device; None is the number of samples."""
         mass = self.mass(target, prediction)
+        return None if weight is None and mass is None else self._total(weight, mass)
+
+    def _total(self, weight: Array | None, mass: Array | None) -> Array:
         counted = weight if mass is None else mass if weight is None else weight * mass
-        return None if counted is None else kernels(counted).xp.sum(counted)
+        return kernels(counted).total(counted)
 
     def _check_outputs(self, output_shape: Shape) -> None:
         if len(output_shape) != 1:

@@ -94,4 +94,4 @@ def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
 
 def _stack(arrays: list[Array]) -> Array:
     """Return the arrays as one, with a new first axis."""
-    return kernels(arrays[0]).xp.stack(arrays)
+    return kernels(arrays[0]).stack(arrays)

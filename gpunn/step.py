@@ -53,13 +53,26 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     DeviceMemoryError
         If the device has too little memory; the weights are then as they were before.
     """
+    with scope_of(x):
+        return learn(model, loss, optimizer, x, y, sample_weight, rng)
+
+
+def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None,
+    rng: RNG,
+) -> tuple[Array, Array]:
+    """Do what `train_step` does, where the device of `x` is the current one already."""
     try:
-        with scope_of(x):
-            tape = Tape(rng=rng, input_grad=False)
-            prediction = model.forward(x, tape)
-            cost = loss.forward(prediction, y, tape, sample_weight)
-            model.backward(loss.backward(tape), tape)
-            optimizer.step()
+        tape = Tape(rng=rng, input_grad=False)
+        prediction = model.forward(x, tape)
+        cost = loss.forward(prediction, y, tape, sample_weight)
+        model.backward(loss.backward(tape), tape)
+        optimizer.step()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

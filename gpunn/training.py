@@ -25,7 +25,7 @@ from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
-from gpunn.step import train_step
+from gpunn.step import learn
 from gpunn.stopping import BestWeights, EarlyStopping
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
@@ -213,14 +213,13 @@ class Trainer:
     def _epoch(self, loader: Loader, validation: Loader | None, history: History, bar: Any) -> None:
         """Train for an epoch, then validate; append both to the history."""
         rate = self.optimizer.learning_rate
-        readings = Readings(self.loss, self.metrics)
+        model, loss, optimizer, rng = self.model, self.loss, self.optimizer, self._rng
+        readings = Readings(loss, self.metrics)
         start = time.perf_counter()
         with closing(iter(loader)) as batches:  # an error here ends a thread that fetches ahead
-            for batch in batches:
-                cost, prediction = train_step(
-                    self.model, self.loss, self.optimizer, *batch, rng=self._rng
-                )
-                readings.add(cost, prediction, batch.y, batch.sample_weight)
+            for x, y, weight in batches:
+                cost, prediction = learn(model, loss, optimizer, x, y, weight, rng)
+                readings.add(cost, prediction, y, weight)
                 bar.update()
         record = readings.read()
         penalty = self.optimizer.penalty()

@@ -73,6 +73,14 @@ class Kernels:
         """Return the sums over the first axis."""
         return _written(self.xp.sum(x, axis=0), into)
 
+    def convert(self, x: Array, dtype: Any) -> Array:
+        """Return `x` in another dtype."""
+        return self.xp.astype(x, dtype)
+
+    def stack(self, arrays: Sequence[Array]) -> Array:
+        """Return arrays of one shape as one, with a new first axis."""
+        return self.xp.stack(arrays)
+
     def total(self, x: Array) -> Array:
         """Return the sum of all entries, 0-d, on the device."""
         return self.xp.sum(x)

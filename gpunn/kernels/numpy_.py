@@ -29,7 +29,9 @@ _FEW_CLASSES = 64
 #: A little less than the largest block that glibc's allocator learns from, in bytes.
 _LARGE_BLOCK = (32 << 20) - (1 << 16)
 
-_ONE = np.ones((), np.int64)  # an array without axes is added sooner than a number
+# NumPy takes an array without axes sooner than a number.
+_ONE = np.ones((), np.int64)
+_ZERO, _MINUS_ONE = np.zeros((), np.float32), np.full((), -1.0, np.float32)
 
 
 class NumpyKernels(Kernels):
@@ -65,7 +67,7 @@ class NumpyKernels(Kernels):
         """Return dJ/dx; for ReLU in the place of the mask."""
         if type(formula) is not ReLU:
             return formula.gradient(self.xp, grad, saved)
-        result: Array = (saved > 0).astype(grad.dtype)
+        result: Array = (saved > _ZERO).astype(grad.dtype)
         result *= grad
         return result
 
@@ -81,6 +83,14 @@ class NumpyKernels(Kernels):
         if x.ndim != 2:
             return super().column_sums(x, into)
         return np.dot(self._row_of_ones(x.shape[0], x.dtype), x, out=into)
+
+    def convert(self, x: Array, dtype: Any) -> Array:
+        """Return `x` in another dtype."""
+        return x.astype(dtype)
+
+    def stack(self, arrays: Sequence[Array]) -> Array:
+        """Return the arrays as one; they may be NumPy's numbers, which its `stack` is slow at."""
+        return np.asarray(arrays)
 
     def total(self, x: Array) -> Array:
         """Return the sum of all entries."""
@@ -120,10 +130,9 @@ class NumpyKernels(Kernels):
 
         With l = log(1 + e^-|z|), the sigmoid is exp(min(z, 0) - l).
         """
-        small = np.abs(logits)
-        np.exp(np.negative(small, out=small), out=small)
-        log_term = np.log1p(small, out=small)
-        losses = np.maximum(logits, 0.0)
+        small = np.copysign(logits, _MINUS_ONE)  # -|z|
+        log_term = np.log1p(np.exp(small, out=small), out=small)
+        losses = np.maximum(logits, _ZERO)
         grad = logits - losses
         grad -= log_term
         np.exp(grad, out=grad)
