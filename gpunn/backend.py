@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,19 +32,6 @@ _NAMESPACES = {
 }
 
 
-@cache
-def _namespace(package: str) -> Namespace:
-    return importlib.import_module(_NAMESPACES[package])
-
-
-@cache
-def _dtype(package: str, name: str) -> Any:
-    xp = _namespace(package)
-    if not hasattr(xp, name):
-        raise SettingError(f"unknown dtype {name!r}; say 'float32', for example")
-    return getattr(xp, name)
-
-
 @dataclass(frozen=True)
 class Backend:
     """A library of arrays and one of its devices; made by `get_backend`.
@@ -62,7 +50,8 @@ class Backend:
     @property
     def xp(self) -> Namespace:
         """The functions of the Array API standard, in this library."""
-        return _namespace(self.package)
+        name = _NAMESPACES[self.package]
+        return sys.modules.get(name) or importlib.import_module(name)  # asked for at every batch
 
     @property
     def device(self) -> Any:
@@ -92,7 +81,9 @@ class Backend:
         """
         xp = self.xp
         if isinstance(dtype, str):
-            dtype = _dtype(self.package, dtype)
+            if not hasattr(xp, dtype):
+                raise SettingError(f"unknown dtype {dtype!r}; say 'float32', for example")
+            dtype = getattr(xp, dtype)
         if self.package == "cupy":
             with self.scope():
                 x = _to_cupy(x, self.index)
@@ -202,10 +193,19 @@ _process_uses: list[use] = []
 _block_backend: ContextVar[Backend | None] = ContextVar("gpunn_backend", default=None)
 
 
+_NUMPY = Backend("numpy")
+
+
+@lru_cache(maxsize=64)  # asked at every call, of few dtypes
+def is_floating(xp: Namespace, dtype: Any) -> bool:
+    """Return whether a dtype is one of floating-point numbers."""
+    return bool(xp.isdtype(dtype, "real floating"))
+
+
 def backend_of(x: Any) -> Backend | None:
     """Return the backend of an array, or None if it is no array of a known library."""
     if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
-        return Backend("numpy")
+        return _NUMPY
     library = type(x).__module__.partition(".")[0]
     if library == "cupy":
         return Backend("cupy", int(x.device.id))

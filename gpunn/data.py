@@ -20,8 +20,8 @@ from gpunn.memory import is_out_of_memory, size_of
 #: "auto" takes at most this share of the memory that is free.
 _SHARE_OF_MEMORY = 0.5
 
-#: Small batches are taken from the data so many bytes at a time: less than the cache of a core.
-_BYTES_AT_ONCE = 1024 * 1024
+#: Small batches are taken from the data together, so many bytes at a time.
+_BYTES_AT_ONCE = 2 << 20
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn import backend
 from gpunn._typing import Array
 from gpunn.backend import adopt, backend_of, to_numpy
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
@@ -105,4 +106,4 @@ def check_count(name: str, value: int) -> int:
 def is_floating(x: Array) -> bool:
     """Return whether an array holds floating-point numbers."""
     place = backend_of(x)
-    return place is not None and bool(place.xp.isdtype(x.dtype, "real floating"))
+    return place is not None and backend.is_floating(place.xp, x.dtype)

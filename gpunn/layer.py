@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
-from gpunn.backend import Backend, apart, backend_of, get_backend, scope_of
+from gpunn.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
 from gpunn.errors import DeviceError, DTypeError, SettingError
-from gpunn.parameter import Buffer, Parameter
+from gpunn.parameter import Buffer, Held, Parameter
 from gpunn.tape import Tape
 
 if TYPE_CHECKING:
     from gpunn.memory import MemoryReport
     from gpunn.optim import Optimizer
 
-_Held = TypeVar("_Held", Parameter, Buffer)
+_Kind = TypeVar("_Kind", bound=Held)
 _Self = TypeVar("_Self", bound="Layer")
 
 
@@ -81,16 +81,24 @@ class Layer:
             raise DTypeError(
                 f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
             )
-        if not place.xp.isdtype(x.dtype, "real floating"):
+        if not is_floating(place.xp, x.dtype):
             raise DTypeError(
                 f"{self!r}: expected floating-point x, got {x.dtype}; "
                 'convert it, e.g. x.astype("float32")'
             )
+        if place.package != "numpy":  # a GPU would read astray; NumPy fails by itself
+            self._check_place(place)
+        try:
+            with scope_of(x):
+                return self.forward(x, tape)
+        except TypeError:
+            self._check_place(place)
+            raise
+
+    def _check_place(self, place: Backend) -> None:
         home = self.backend
         if home is not None and home != place:
             raise apart(repr(self), home, place)
-        with scope_of(x):
-            return self.forward(x, tape)
 
     def named_parameters(self) -> dict[str, Parameter]:
         """Return the trainable arrays by dotted name (``layers.0.weight``), each once."""
@@ -118,8 +126,7 @@ class Layer:
             If they are in different places.
         """
         places: dict[Backend | None, str] = {}
-        held = {**self.named_parameters(), **self.named_buffers()}
-        for name, item in held.items():
+        for name, item in _walk(self, Held):
             places.setdefault(backend_of(item.value), name)
         if len(places) > 1:
             where = ", ".join(f"{name} on {place}" for place, name in places.items())
@@ -208,8 +215,8 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _walk(
-    value: Any, kind: type[_Held], prefix: str = "", seen: set[int] | None = None
-) -> Iterator[tuple[str, _Held]]:
+    value: Any, kind: type[_Kind], prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, _Kind]]:
     """Yield what is of that kind below `value`, by dotted name, in the order of attributes."""
     seen = set() if seen is None else seen
     for name, item in children(value):

@@ -8,7 +8,7 @@ from gpunn._typing import Array
 from gpunn.backend import Backend, copy_of, scope_of
 
 
-class _Held:
+class Held:
     """An array with a place of its own, so that it can move without its owners noticing."""
 
     __slots__ = ("value",)
@@ -25,7 +25,7 @@ class _Held:
         return f"{type(self).__name__}(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
 
 
-class Buffer(_Held):
+class Buffer(Held):
     """State that is saved with a model and moves with it, but is not trained."""
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class Buffer(_Held):
         return Buffer(copy_of(self.value))
 
 
-class Parameter(_Held):
+class Parameter(Held):
     """A trainable array, and the gradient of the cost with respect to it.
 
     Parameters

@@ -110,9 +110,9 @@ class Dense(Layer):
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return f(x W + b)."""
         weight = self.weight.value
-        if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
-            self._refuse(x)
         if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
+            self._refuse(x)
+        if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
         k = kernels(weight)
