@@ -187,11 +187,12 @@ class Optimizer:
         for (_, dtype, decay), members in alike.items():
             values = [self.parameters[i].value for i in members]
             k = kernels(values[0])
-            kept = [[k.xp.astype(state[i], dtype) for i in members] for state in states]
-            for arrays, own, view in zip([values, values, *kept], blocks, views, strict=True):
-                whole, parts = k.lay_out(arrays)
-                own.extend(whole)
-                view.update(zip(members, parts, strict=True))
+            with scope_of(values[0]):
+                kept = [[k.convert(state[i], dtype) for i in members] for state in states]
+                for arrays, own, view in zip([values, values, *kept], blocks, views, strict=True):
+                    whole, parts = k.lay_out(arrays)
+                    own.extend(whole)
+                    view.update(zip(members, parts, strict=True))
             decays += [decay] * (len(blocks[0]) - len(decays))
         self._blocks = Slots(blocks[0], blocks[1], blocks[2:], decays)
         self._values, self._rooms, *self._states = (

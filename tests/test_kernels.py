@@ -27,6 +27,21 @@ TOLERANCE = 48
 class Plain:
     """Each kernel, as plain as can be, in float64."""
 
+    def product(self, x: Any, y: Any) -> Any:
+        return x @ y
+
+    def convert(self, x: Any, dtype: Any) -> Any:
+        return x.astype(dtype)
+
+    def stack(self, arrays: Any) -> Any:
+        return np.stack(arrays)
+
+    def total(self, x: Any) -> Any:
+        return x.sum()
+
+    def lay_out(self, arrays: Any) -> Any:
+        return None, arrays
+
     def activation(self, x: Any, formula: Any) -> Any:
         return formula.function(xp64, x)
 
@@ -57,23 +72,35 @@ class Plain:
                 row[:] = np.arange(len(row)) == label
         return rows
 
-    def softmax_cross_entropy(self, logits: Any, labels: Any, scale: Any) -> Any:
-        return self.softmax_cross_entropy_soft(logits, self.one_hot(labels, logits), scale)
+    def softmax_cross_entropy(
+        self, logits: Any, labels: Any, scale: Any, summed: bool = False
+    ) -> Any:
+        targets = self.one_hot(labels, logits)
+        return self.softmax_cross_entropy_soft(logits, targets, scale, summed)
 
-    def softmax_cross_entropy_soft(self, logits: Any, targets: Any, scale: Any) -> Any:
+    def softmax_cross_entropy_soft(
+        self, logits: Any, targets: Any, scale: Any, summed: bool = False
+    ) -> Any:
         losses = -(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1)
         mass = targets.sum(axis=1, keepdims=True)
         grad = scipy.special.softmax(logits, axis=1) * mass - targets
-        return scale * losses, np.reshape(scale, (-1, 1)) * grad
+        return self._scaled(losses, grad, scale, summed)
 
-    def sigmoid_binary_cross_entropy(self, logits: Any, target: Any, scale: Any) -> Any:
+    def sigmoid_binary_cross_entropy(
+        self, logits: Any, target: Any, scale: Any, summed: bool = False
+    ) -> Any:
         losses = target * np.logaddexp(0, -logits) + (1 - target) * np.logaddexp(0, logits)
         grad = scipy.special.expit(logits) - target
-        return scale * losses.sum(axis=1), np.reshape(scale, (-1, 1)) * grad
+        return self._scaled(losses.sum(axis=1), grad, scale, summed)
 
-    def squared_error(self, prediction: Any, target: Any, scale: Any) -> Any:
+    def squared_error(self, prediction: Any, target: Any, scale: Any, summed: bool = False) -> Any:
         error = prediction - target
-        return scale * (error**2).sum(axis=1) / 2, np.reshape(scale, (-1, 1)) * error
+        return self._scaled((error**2).sum(axis=1) / 2, error, scale, summed)
+
+    @staticmethod
+    def _scaled(losses: Any, grad: Any, scale: Any, summed: bool) -> Any:
+        losses = scale * losses
+        return losses.sum() if summed else losses, np.reshape(scale, (-1, 1)) * grad
 
     def gradient_norm(self, grads: Any) -> Any:
         return np.linalg.norm(np.concatenate([grad.ravel() for grad in grads]))
@@ -129,15 +156,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         (x(), formula.function(xp64, x()) if formula.saves_output else x(), formula)
         for formula in FORMULAS
     ]
-    return {
-        "activation": [(x(), formula) for formula in FORMULAS],
-        "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
-        "activation_backward": backward,
-        "bias_activation_backward": backward,
-        "column_sums": [(x(),)],
-        "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
-        "one_hot": [(some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")]
-        + [(labels.astype("uint8"), x())],
+    losses = {
         "softmax_cross_entropy": [
             (1e3 * x() if i else x(), some, scale)
             for i, scale in enumerate(scales)
@@ -146,6 +165,25 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         "softmax_cross_entropy_soft": [(x(), soft, scale) for scale in scales],
         "sigmoid_binary_cross_entropy": [(30 * x(), soft, scale) for scale in scales],
         "squared_error": [(x(), x(), scale) for scale in scales],
+    }
+    return {
+        **{
+            name: [*listed, *((*arguments, {"summed": True}) for arguments in listed)]
+            for name, listed in losses.items()
+        },
+        "product": [(x(), x(p, 4)), (x(p, n), x())],
+        "convert": [(labels, "int32"), (3 * x(), "int64")],
+        "stack": [([x(), x(), x()],), ([x(p)],)],
+        "total": [(x(),), (x(n),)],
+        "lay_out": [([x(*shape) for shape in parameters],)],
+        "activation": [(x(), formula) for formula in FORMULAS],
+        "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
+        "activation_backward": backward,
+        "bias_activation_backward": backward,
+        "column_sums": [(x(),)],
+        "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
+        "one_hot": [(some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")]
+        + [(labels.astype("uint8"), x())],
         "gradient_norm": [([x(*shape) for shape in parameters],)],
         "sgd": [
             (
@@ -209,7 +247,11 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
     """Call a kernel; return its results, and the arguments that it is to write to."""
     keywords = arguments[-1] if isinstance(arguments[-1], dict) else {}
     given = arguments[:-1] if keywords else arguments
+    if name == "convert" and isinstance(k, Kernels):
+        given = [given[0], getattr(k.xp, given[1])]
     result = getattr(k, name)(*given, **keywords)
+    if name == "lay_out":
+        result = result[1]
     return list(arrays([result, *(given[i] for i in WRITTEN.get(name, []))]))
 
 
@@ -248,9 +290,41 @@ def test_every_kernel_gives_what_plain_numpy_does(
 def compare(got: Any, want: Any, dtype: str, least: float) -> None:
     assert got.dtype == (dtype if want.dtype.kind == "f" else want.dtype)
     assert got.shape == want.shape
-    info, largest = np.finfo(dtype), np.nanmax(np.abs(want), initial=least)
+    info, largest = np.finfo(dtype), np.nan_to_num(np.abs(want)).max(initial=least)
     near = float(TOLERANCE * info.eps * largest + info.tiny)
     np.testing.assert_allclose(got, want, rtol=0, atol=near)
+
+
+def test_results_are_written_where_they_are_wanted(place: Place) -> None:
+    x, y = (place.array(np.arange(6.0).reshape(s)) for s in ((2, 3), (3, 2)))
+    saved = place.array(np.array([[1.0, -1, 0], [2, 3, 4]]))
+    for k in (kernels(x), Kernels(place.backend.xp)):
+
+        def room(*shape: int) -> Any:
+            return place.backend.asarray(np.full(shape, np.nan))
+
+        with place.backend.scope():
+            into = room(2, 2)
+            assert k.product(x, y, into=into) is into
+            assert gn.to_numpy(into).tolist() == [[10, 13], [28, 40]]
+            into = room(3)
+            assert k.column_sums(x, into=into) is into
+            assert gn.to_numpy(into).tolist() == [3, 5, 7]
+            into = room(3)
+            assert k.bias_activation_backward(x, saved, gn.ReLU(), into=into)[1] is into
+            assert gn.to_numpy(into).tolist() == [3, 4, 5]
+
+
+def test_a_block_holds_its_arrays(place: Place) -> None:
+    given = [np.arange(3.0), np.ones((2, 2)), np.zeros((0, 5)), np.array(7.0)]
+    for k in (kernels(place.array([0.0])), Kernels(place.backend.xp)):
+        blocks, arrays = k.lay_out([place.array(x) for x in given])
+        with place.backend.scope():
+            for block in blocks:
+                block[...] = block + 1.0
+        for got, x in zip(arrays, given, strict=True):
+            assert_array_equal(gn.to_numpy(got), x + 1, strict=True)
+        assert len(blocks) == (len(given) if type(k) is Kernels else 1)
 
 
 @pytest.mark.parametrize("classes", [2, 33, 256, 257, 1000, 50_000])

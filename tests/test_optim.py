@@ -38,11 +38,17 @@ def parameters(place: Place, dtype: str = "float64") -> list[gn.Parameter]:
     ]
 
 
-def update(place: Place, optimizer: gn.Optimizer, grads: list[Any]) -> None:
+def update(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
+    """Do a step with gradients in new arrays, or where the optimizer wants them."""
     for parameter, grad in zip(optimizer.parameters, grads, strict=True):
         if grad is not None:
             dtype = gn.to_numpy(parameter.value).dtype
-            parameter.add_grad(place.backend.asarray(np.array(grad, dtype=dtype)))
+            new = place.backend.asarray(np.array(grad, dtype=dtype))
+            if in_rooms:
+                with place.backend.scope():
+                    parameter.room[...] = new
+                new = parameter.room
+            parameter.add_grad(new)
     optimizer.step()
 
 
@@ -96,7 +102,8 @@ def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 class TestSGD:
-    def test_the_formulas(self, place: Place, settings: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
+    def test_the_formulas(self, place: Place, settings: dict[str, Any], in_rooms: bool) -> None:
         def rate(step: int) -> float:
             return 0.1 / (1 + step)
 
@@ -104,7 +111,7 @@ class TestSGD:
         wanted = by_hand(values(held), rate, **settings)
         optimizer = gn.SGD(held, rate, **settings)
         for step in range(STEPS):
-            update(place, optimizer, gradients(step))
+            update(place, optimizer, gradients(step), in_rooms)
         for got, want in zip(values(held), wanted, strict=True):
             assert_allclose(got, want, rtol=1e-12, atol=1e-14)
 
