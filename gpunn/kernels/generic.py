@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from array_api_compat import device
@@ -35,6 +36,10 @@ class Kernels:
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
+
+    def threads(self, work: int) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Return a context for products of at most `work` multiplications: the host's threads."""
+        return nullcontext()
 
     # Layers
 

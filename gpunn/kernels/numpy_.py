@@ -8,6 +8,8 @@ gains; what gains nothing is not here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -22,6 +24,9 @@ _MOST_CONSTANTS = 64
 
 #: Constant arrays have at most so many entries, or one row.
 _PIECE = 1 << 14
+
+#: Products of up to so many multiplications are left to one thread.
+_WORK_OF_ONE_THREAD = 1 << 20
 
 #: Up to so many classes are summed down a column, term by term; the generic twin sums pairwise.
 _FEW_CLASSES = 64
@@ -43,6 +48,18 @@ class NumpyKernels(Kernels):
         # glibc hands the top of the heap back to the system and faults it in again at every step,
         # until the first large block is freed: from then on it keeps twice as much as that had.
         np.empty(_LARGE_BLOCK, np.uint8)
+
+    def threads(self, work: int) -> AbstractContextManager[Any]:
+        """Return a context in which BLAS uses one thread, if `work` is too little for more.
+
+        A second thread gains nothing there, and where another program keeps its core busy, each
+        product waits for it. Needs threadpoolctl; without it, BLAS decides.
+        """
+        pools = _blas_pools() if work <= _WORK_OF_ONE_THREAD else None
+        if pools is None:
+            return super().threads(work)
+        limited: AbstractContextManager[Any] = pools.limit(limits=1)
+        return limited
 
     def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
         """Return the product by `dot`, which reaches BLAS with fewer checks than `@`."""
@@ -234,6 +251,16 @@ class NumpyKernels(Kernels):
                 self._constants.clear()
             constant = self._constants[key] = make(shape, dtype)
         return constant
+
+
+@cache
+def _blas_pools() -> Any:
+    """Return what sets the threads of BLAS, or None without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 (optional)
+    except ImportError:
+        return None
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:

@@ -1,0 +1,85 @@
+"""The threads of BLAS while a network trains: one for small products, and as before afterwards."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import gpunn as gn
+from gpunn.kernels import numpy_
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Start from two threads; a machine with one core can have them, too."""
+    numpy_._blas_pools.cache_clear()
+    with threadpool_limits(2, user_api="blas"):
+        if threads() != {2}:
+            pytest.skip("the BLAS of this NumPy has a fixed number of threads")
+        yield
+    numpy_._blas_pools.cache_clear()
+
+
+def threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+class Counting(gn.Layer):
+    """Notes how many threads there are when it runs."""
+
+    has_parameters = False
+
+    def __init__(self, fails: bool = False) -> None:
+        self.seen: set[int] = set()
+        self.fails = fails
+
+    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+        if tape is not None:
+            tape.push(self)
+            self.seen |= threads()
+            if self.fails:
+                raise RuntimeError("stop here")
+        return x
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        tape.pop(self)
+        return grad
+
+
+def fit(counting: Counting, batch_size: int, width: int) -> None:
+    model = gn.Sequential(gn.Dense(16, width, rng=0), counting, gn.Dense(width, 1, rng=1))
+    x = np.zeros((2 * batch_size, 16), "float32")
+    loader = gn.Loader(x, x[:, :1], batch_size=batch_size, backend="numpy")
+    optimizer = gn.SGD(model.parameters())
+    gn.Trainer(model, gn.MeanSquaredError(), optimizer).fit(loader, 2, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "width", "wanted"),
+    [(8, 4, 1), (512, 128, 1), (513, 128, 2), (64, 2048, 2)],  # 2^20 multiplications are few
+)
+def test_small_products_have_one_thread(batch_size: int, width: int, wanted: int) -> None:
+    counting = Counting()
+    fit(counting, batch_size, width)
+    assert counting.seen == {wanted}
+    assert threads() == {2}
+
+
+def test_they_are_back_after_an_error() -> None:
+    counting = Counting(fails=True)
+    with pytest.raises(RuntimeError, match="stop here"):
+        fit(counting, 8, 4)
+    assert counting.seen == {1}
+    assert threads() == {2}
+
+
+def test_without_threadpoolctl_blas_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    counting = Counting()
+    fit(counting, 8, 4)
+    assert counting.seen == {2}
