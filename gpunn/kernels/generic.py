@@ -219,11 +219,20 @@ class Kernels:
         velocity = momentum * velocity - learning_rate * g, and value += velocity, or with
         Nesterov's look-ahead value += momentum * velocity - learning_rate * g.
         """
-        grads = self._clipped(grads, clip_norm, clip_value)
-        for value, grad, decay, velocity in zip(
-            values, grads, decays, velocities or [None] * len(values), strict=True
-        ):
-            descend(value, grad, velocity, learning_rate, momentum, nesterov, decay)
+        if clip_norm is not None or clip_value is not None:
+            grads = self._clipped(grads, clip_norm, clip_value)
+        for value, grad, decay in zip(values, grads, decays, strict=True):
+            if decay:
+                grad += decay * value
+            grad *= learning_rate
+        if not velocities:
+            for value, grad in zip(values, grads, strict=True):
+                value -= grad
+            return
+        for value, grad, velocity in zip(values, grads, velocities, strict=True):
+            velocity *= momentum
+            velocity -= grad
+            value += momentum * velocity - grad if nesterov else velocity
 
     def _clipped(
         self, grads: list[Array], clip_norm: float | None, clip_value: float | None
@@ -258,27 +267,6 @@ def _written(x: Array, into: Array | None) -> Array:
         return x
     into[...] = x
     return into
-
-
-def descend(  # noqa: PLR0917
-    value: Array,
-    grad: Array,
-    velocity: Array | None,
-    learning_rate: float,
-    momentum: float,
-    nesterov: bool,  # noqa: FBT001
-    decay: float,
-) -> None:
-    """Update one array, and its velocity if it has one, in place; `grad` is owned."""
-    if decay:
-        grad += decay * value
-    grad *= -learning_rate
-    if velocity is None:
-        value += grad
-        return
-    velocity *= momentum
-    velocity += grad
-    value += momentum * velocity + grad if nesterov else velocity
 
 
 def splitmix64(xp: Namespace, key: int, size: int, on: Any) -> Array:

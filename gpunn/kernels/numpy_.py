@@ -17,7 +17,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.generic import Formula, Kernels
-from gpunn.layers.activation import ReLU, Tanh
+from gpunn.layers.activation import ReLU
 
 #: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
 _MOST_CONSTANTS = 64
@@ -73,12 +73,9 @@ class NumpyKernels(Kernels):
             z += bias
         if type(formula) is ReLU:
             self._relu(z)
-        elif type(formula) is Tanh:
-            np.tanh(z, out=z)
-        else:
-            h = formula.function(self.xp, z)
-            return h, (h if formula.saves_output else z)
-        return z, z
+            return z, z
+        h = formula.function(self.xp, z)
+        return h, (h if formula.saves_output else z)
 
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
         """Return dJ/dx; for ReLU in the place of the mask."""
@@ -185,37 +182,6 @@ class NumpyKernels(Kernels):
         for view, x in zip(views, arrays, strict=True):
             view[...] = x
         return [block], views
-
-    def sgd(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        velocities: list[Array],
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
-        """Update in place; plain descent, the commonest and the shortest, without detours."""
-        if velocities or clip_norm or clip_value or any(decays):
-            super().sgd(
-                values,
-                grads,
-                velocities,
-                learning_rate=learning_rate,
-                momentum=momentum,
-                nesterov=nesterov,
-                decays=decays,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-            )
-            return
-        for value, grad in zip(values, grads, strict=True):
-            grad *= learning_rate
-            value -= grad
 
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows; "clip" spares a copy, and the indices are in range."""
