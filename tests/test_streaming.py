@@ -58,7 +58,11 @@ def modes() -> list[Any]:
     return [("lazy", 0), ("eager", 0), *(("random", seed) for seed in range(20))]
 
 
-@pytest.fixture(params=modes(), ids=lambda mode: f"{mode[0]}-{mode[1]}")
+def _named(mode: tuple[str, int]) -> str:
+    return f"{mode[0]}-{mode[1]}"
+
+
+@pytest.fixture(params=modes(), ids=_named)
 def mode(request: pytest.FixtureRequest) -> Any:
     if cudasim is not None:
         cudasim.set_async(*request.param)
@@ -89,6 +93,9 @@ class TestBatches:
             assert bits(streamed) == bits(resident)
         assert bits(streamed.in_order()) == bits(resident.in_order())
 
+    # The emulator keeps the stacks of a kernel's threads for each thread of the host that ran it,
+    # and an epoch makes a thread: in all orders, those would be more than a process may have.
+    @pytest.mark.parametrize("mode", modes()[:8], indirect=True, ids=_named)
     def test_train_to_the_same_losses(self, backend: Any) -> None:
         histories = []
         for resident in (False, True):
