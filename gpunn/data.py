@@ -53,7 +53,7 @@ class Loader:
     ----------
     x : array
         Features (N, ...), of any library, or what `numpy.asarray` takes: NumPy, CuPy, memmap,
-        DLPack, pandas, lists.
+        DLPack, pandas, lists; or a sparse matrix of SciPy, of which each batch is made dense.
     y : array, optional
         Targets (N, ...). Integers and booleans stay what they are (class labels); floats get
         `dtype`.
@@ -64,9 +64,10 @@ class Loader:
     backend : str, Backend or None, default None
         Where the batches go. None is where `x` is, if that is a GPU; else what `gpunn.use` has
         set, else NumPy.
-    shuffle : bool or "blocks", default True
+    shuffle : bool, "blocks" or function, default True
         Whether each epoch has a new order. "blocks" is for data larger than memory: blocks of
-        consecutive rows in a new order, and the rows shuffled within a window of some blocks.
+        consecutive rows in a new order, and the rows shuffled within a window of some blocks. A
+        function without arguments returns an epoch's order itself, N indices of samples.
     block_size : int, default 1024
         Rows a block, at least 1.
     window : int, default 16
@@ -81,7 +82,8 @@ class Loader:
     resident : bool or "auto", default "auto"
         Whether the data are brought to the device once, converted, and batches are gathered there;
         else each batch is gathered on the host, sent as it is stored, and converted on the device.
-        "auto" does so unless `x` is a memmap or would take more than half of the free memory.
+        "auto" does so unless `x` is a memmap, is sparse (which stays so), or would take more than
+        half of the free memory.
     check_finite : bool, default False
         Whether to look for NaN and infinity first.
     rng : None, int or numpy.random.Generator, default None
@@ -123,7 +125,7 @@ class Loader:
         batch_size: int | None = 32,
         sample_weight: Any = None,
         backend: str | Backend | None = None,
-        shuffle: bool | Literal["blocks"] = True,
+        shuffle: bool | Literal["blocks"] | Callable[[], Any] = True,
         block_size: int = 1024,
         window: int = 16,
         drop_last: bool = False,
@@ -135,8 +137,10 @@ class Loader:
     ) -> None:
         if dtype not in ("float32", "float64", None):
             raise SettingError(f"Loader: dtype must be 'float32', 'float64' or None, got {dtype!r}")
-        if shuffle not in (True, False, "blocks"):
-            raise SettingError(f"Loader: shuffle must be True, False or 'blocks', got {shuffle!r}")
+        if not callable(shuffle) and shuffle not in (True, False, "blocks"):
+            raise SettingError(
+                f"Loader: shuffle must be True, False, 'blocks' or a function, got {shuffle!r}"
+            )
         if resident not in (True, False, "auto"):
             raise SettingError(f"Loader: resident must be True, False or 'auto', got {resident!r}")
         if transform is not None and not callable(transform):
@@ -153,7 +157,7 @@ class Loader:
         if check_finite:
             intake.check_finite(self.stored._asdict())
         self.batch_size = intake.check_batch_size(batch_size, self.n_samples)
-        self.shuffle = shuffle if shuffle == "blocks" else bool(shuffle)
+        self.shuffle = shuffle if shuffle == "blocks" or callable(shuffle) else bool(shuffle)
         self.block_size = intake.check_count("block_size", block_size)
         self.window = intake.check_count("window", window)
         self.drop_last = bool(drop_last)
@@ -163,6 +167,8 @@ class Loader:
         self._rng = as_generator(rng)
         y = self.stored.y
         self._dtypes = (dtype, None if y is None else _target_dtype(y, dtype), dtype)
+        if resident is True and intake.is_sparse(self.stored.x):
+            raise SettingError("Loader: sparse x cannot be resident; make it dense, x.toarray()")
         self.resident = self._fits() if resident == "auto" else bool(resident)
         if self.resident:
             with self.backend.scope():
@@ -189,6 +195,8 @@ class Loader:
 
     def _draw_order(self) -> Any:
         """Return the indices of an epoch, drawn on the host, or None for the data's own order."""
+        if callable(self.shuffle):
+            return intake.check_order(self.shuffle(), self.n_samples)
         if self.shuffle == "blocks":
             return blocked_permutation(self._rng, self.n_samples, self.block_size, self.window)
         return self._rng.permutation(self.n_samples) if self.shuffle else None
@@ -277,7 +285,7 @@ class Loader:
 
     def _fits(self) -> bool:
         """Return whether the data should be on the device all the time."""
-        if isinstance(self.stored.x, np.memmap):
+        if isinstance(self.stored.x, np.memmap) or intake.is_sparse(self.stored.x):
             return False
         wanted = sum(
             math.prod(part.shape) * np.dtype(dtype or str(part.dtype).rpartition(".")[2]).itemsize
@@ -320,6 +328,8 @@ def _take(part: Any, rows: slice, order: Any) -> Any:
     """Return rows of an array, wherever it is."""
     if part is None:
         return None
+    if intake.is_sparse(part):
+        return part[rows if order is None else order[rows]].toarray()
     if isinstance(part, np.ndarray):
         part = np.asarray(part)  # a memmap looks every index up in Python
         return part[rows] if order is None else kernels(part).gather([part], order[rows])[0]

@@ -17,9 +17,11 @@ from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 def as_array(name: str, x: Any) -> Any:
     """Return `x` as an array of real numbers with a first axis, where it is."""
     x = adopt(x)
-    if backend_of(x) is None:
-        if hasattr(x, "toarray"):
+    if is_sparse(x):
+        if name != "x":
             raise DTypeError(f"Loader: {name} is sparse; make it dense first, {name}.toarray()")
+        return _by_rows(x)
+    if backend_of(x) is None:
         try:
             x = to_numpy(x)
         except (TypeError, ValueError) as error:
@@ -35,6 +37,21 @@ def as_array(name: str, x: Any) -> Any:
     if x.ndim == 0:
         raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")
     return x
+
+
+def is_sparse(x: Any) -> bool:
+    """Return whether `x` is a sparse matrix or array of SciPy."""
+    return hasattr(x, "tocsr")
+
+
+def _by_rows(x: Any) -> Any:
+    """Return a sparse matrix in the format that rows are taken from."""
+    if x.ndim != 2 or x.dtype.kind not in "biuf":
+        raise DTypeError(
+            "Loader: sparse x must be (N, features), of real numbers; "
+            f"got {x.ndim} axes of {x.dtype}"
+        )
+    return x.tocsr()
 
 
 def check_lengths(parts: Mapping[str, Any]) -> int:
@@ -73,13 +90,42 @@ def check_finite(parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         if part is None or not is_floating(part):
             continue
-        bad = ~np.isfinite(to_numpy(part))
-        if bad.any():
-            first = int(np.argwhere(bad)[0][0])
+        samples = _not_finite(part)
+        if len(samples):
             raise DataError(
-                f"Loader: {name} has {int(bad.sum())} values that are NaN or infinite, the first "
-                f"in sample {first}; drop or impute them"
+                f"Loader: {name} has {len(samples)} values that are NaN or infinite, the first "
+                f"in sample {samples.min()}; drop or impute them"
             )
+
+
+def _not_finite(x: Any) -> Any:
+    """Return the sample of each entry that is NaN or infinite."""
+    if is_sparse(x):
+        entries = x.tocoo()
+        return entries.coords[0][~np.isfinite(entries.data)]
+    return np.nonzero(~np.isfinite(to_numpy(x)))[0]
+
+
+def check_order(order: Any, n_samples: int) -> Any:
+    """Return an epoch's order, as an array on the host, if it is of all samples.
+
+    Raises
+    ------
+    SettingError
+        If it is not N integers in [0, N); out of range, a device would read astray.
+    """
+    order = np.asarray(order)
+    if order.shape != (n_samples,) or order.dtype.kind not in "iu":
+        raise SettingError(
+            f"Loader: shuffle must return {n_samples} integers, one a sample, "
+            f"got {order.dtype} of shape {order.shape}"
+        )
+    if order.min() < 0 or order.max() >= n_samples:
+        raise SettingError(
+            f"Loader: shuffle must return indices in 0..{n_samples - 1}, "
+            f"got {order.min()} to {order.max()}"
+        )
+    return order
 
 
 def check_batch_size(batch_size: int | None, n_samples: int) -> int:
@@ -105,5 +151,7 @@ def check_count(name: str, value: int) -> int:
 
 def is_floating(x: Array) -> bool:
     """Return whether an array holds floating-point numbers."""
+    if is_sparse(x):
+        return bool(x.dtype.kind == "f")
     place = backend_of(x)
     return place is not None and backend.is_floating(place.xp, x.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 import gpunn as gn
 from gpunn.errors import DataError, DTypeError, GpunnError, SettingError, ShapeError
@@ -21,6 +22,7 @@ N = 7
 X = np.random.default_rng(0).standard_normal((N, 2, 3))
 Y = np.arange(N) % 3
 W = np.linspace(0.5, 2.0, N)
+SPARSE = sparse.coo_array(np.eye(N, 4, k=-1))
 
 
 def rows(batches: Any) -> list[list[float]]:
@@ -220,6 +222,37 @@ class TestOrder:
         first, second = (numbered(20, batch_size=20, rng=generator) for _ in range(2))
         assert rows(first) != rows(second)
 
+    def test_a_function_says_it(self, place: Place, resident: bool) -> None:
+        orders = iter([[2, 0, 1, 4, 3], [4, 3, 2, 1, 0]])
+        loader = numbered(
+            5, batch_size=2, shuffle=lambda: next(orders), resident=resident, backend=str(place)
+        )
+        assert rows(loader) == [[2, 0], [1, 4], [3]]
+        assert rows(loader) == [[4, 3], [2, 1], [0]]
+
+
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "coo_array"])
+@pytest.mark.parametrize("shuffle", [True, False, "blocks"])
+def test_a_sparse_matrix_is_made_dense_by_the_batch(
+    place: Place, kind: str, shuffle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = getattr(sparse, kind)(SPARSE)
+    assert not gn.Loader(x, batch_size=2).resident
+    settings = {"batch_size": 2, "shuffle": shuffle, "rng": 0, "backend": str(place)}
+    monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 1)
+    wanted = [bits(batch) for batch in gn.Loader(SPARSE.toarray(), Y, **settings)]
+    given = gn.Loader(x, Y, **settings)
+    monkeypatch.setattr(type(x), "toarray", _refused_beyond(2, type(x).toarray))
+    assert [bits(batch) for batch in given] == wanted
+
+
+def _refused_beyond(rows: int, toarray: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(x: Any) -> Any:
+        assert x.shape[0] <= rows
+        return toarray(x)
+
+    return checked
+
 
 class TestPlace:
     @pytest.mark.parametrize("dtype", ["float32", "float64", None])
@@ -378,13 +411,37 @@ class TestRefused:
         missing = [part for part in ("Loader: ", *parts) if part not in str(caught.value)]
         assert missing == [], str(caught.value)
 
-    def test_so_is_a_sparse_matrix(self) -> None:
-        sparse = pytest.importorskip("scipy.sparse")
-        for make in (sparse.csr_matrix, sparse.coo_array):
-            with pytest.raises(
-                DTypeError, match=r"x is sparse; make it dense first, x.toarray\(\)"
-            ):
-                gn.Loader(make(np.eye(3)), batch_size=2)
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (lambda x: gn.Loader(X, x), DTypeError, r"y is sparse; make it dense first"),
+            (lambda x: gn.Loader(x, batch_size=2, resident=True), SettingError, "sparse x cannot be resident"),
+            (lambda x: gn.Loader(x * 1j), DTypeError, "of real numbers; got 2 axes of complex"),
+            (
+                lambda x: gn.Loader(x * np.nan, check_finite=True),
+                DataError,
+                "4 .*first in sample 1",
+            ),
+        ],
+    )
+    def test_so_are_sparse_matrices_where_they_do_not_belong(
+        self, make: Any, error: type[GpunnError], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            make(SPARSE)
+
+    @pytest.mark.parametrize(
+        ("order", "message"),
+        [
+            (range(N - 1), r"shuffle must return 7 integers, .* of shape \(6,\)"),
+            (np.arange(N) / 1, "one a sample, got float64"),
+            (range(1, N + 1), r"indices in 0..6, got 1 to 7"),
+            (range(-1, N - 1), r"indices in 0..6, got -1 to 5"),
+        ],
+    )
+    def test_so_is_an_order_of_other_samples(self, order: Any, message: str) -> None:
+        with pytest.raises(SettingError, match=message):
+            next(iter(gn.Loader(X, batch_size=2, shuffle=lambda: order)))
 
     def test_what_is_not_checked_is_not_refused(self) -> None:
         gn.Loader(_with(X, 0, NAN), _with(Y, 0, NAN), batch_size=2)
