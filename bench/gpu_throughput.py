@@ -218,9 +218,11 @@ def kernel_cases(cupy: Any) -> dict[str, tuple[Callable[[Kernels], object], int]
     soft, labels = cupy.abs(logits), cupy.asarray(rng.integers(0, 1000, 4096))
     order, bias = cupy.asarray(rng.permutation(4096)), cupy.zeros(4096, cupy.float32)
     relu, tanh = gn.ReLU(), gn.Tanh()
-    values, grads, velocities = ([draw(1024, 1024) for _ in range(16)] for _ in range(3))
-    sgd = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "decays": [0.0] * 16}
-    sgd |= {"clip_norm": None, "clip_value": None}
+    values, grads, firsts = ([draw(1024, 1024) for _ in range(16)] for _ in range(3))
+    seconds = [x * x for x in firsts]
+    plain: dict[str, Any] = {"decays": [0.0] * 16, "clip_norm": None, "clip_value": None}
+    sgd = plain | {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False}
+    adam = plain | {"rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
     n, m = z.nbytes, logits.nbytes
     return {
         "bias_activation": (lambda k: k.bias_activation(z, bias, relu), 2 * n),
@@ -237,7 +239,8 @@ def kernel_cases(cupy: Any) -> dict[str, tuple[Callable[[Kernels], object], int]
         "cross-entropy, soft": (lambda k: k.softmax_cross_entropy_soft(logits, soft, 1.0), 3 * m),
         "binary": (lambda k: k.sigmoid_binary_cross_entropy(logits, soft, 1.0), 3 * m),
         "squared_error": (lambda k: k.squared_error(logits, soft, 1.0), 3 * m),
-        "sgd, 16 arrays": (lambda k: k.sgd(values, grads, velocities, **sgd), 5 * n),
+        "sgd, 16 arrays": (lambda k: k.sgd(values, grads, firsts, **sgd), 5 * n),
+        "adam, 16 arrays": (lambda k: k.adam(values, grads, firsts, seconds, **adam), 7 * n),
         "gather": (lambda k: k.gather([z, labels], order), 2 * n),
     }
 

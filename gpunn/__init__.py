@@ -5,6 +5,7 @@ between the CPU and a GPU.
 """
 
 from gpunn import errors, init, schedules
+from gpunn.adam import Adam
 from gpunn.backend import Backend, backend_of, get_backend, to_numpy, use
 from gpunn.data import Batch, Loader
 from gpunn.gradcheck import GradientReport, check_gradients
@@ -38,7 +39,7 @@ from gpunn.losses import (
     SoftmaxCrossEntropy,
 )
 from gpunn.metrics import MAE, R2, Accuracy, BinaryAccuracy, Metric, TopK
-from gpunn.optim import SGD, Optimizer
+from gpunn.optim import Optimizer
 from gpunn.parameter import Buffer, Parameter
 from gpunn.schedules import (
     Constant,
@@ -49,6 +50,7 @@ from gpunn.schedules import (
     StepDecay,
     WarmUp,
 )
+from gpunn.sgd import SGD
 from gpunn.state import LoadReport, load, save
 from gpunn.step import train_step
 from gpunn.stopping import EarlyStopping
@@ -66,6 +68,7 @@ __all__ = [
     "SGD",
     "Accuracy",
     "Activation",
+    "Adam",
     "Backend",
     "Batch",
     "BinaryAccuracy",

@@ -1,9 +1,11 @@
-"""Stochastic gradient descent."""
+"""What an optimizer is: it updates parameters from their gradients, all at once."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
+from itertools import compress
 from typing import Any, NamedTuple
 
 from gpunn._typing import Array
@@ -35,7 +37,11 @@ class Slots(NamedTuple):
 
 
 class Optimizer:
-    """What all optimizers share: the parameters, the learning rate and the count of updates.
+    """What all optimizers share: the parameters, the settings of g and the count of updates.
+
+    A subclass defines `_update`, from the gradient g. That is the gradient of the batch; then, in
+    this order and if asked for: each entry clipped to +-`clip_value`; all entries scaled down
+    together so that the norm of the whole gradient is at most `clip_norm`; weight decay added.
 
     Where the library of the arrays knows views, building an optimizer moves the values side by
     side into one block of memory, and makes room for their gradients in another: the update of a
@@ -51,9 +57,14 @@ class Optimizer:
         `gpunn.schedules`).
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty, for the parameters whose `decay` is true.
+    clip_norm, clip_value : float, optional
+        Above 0.
     n_states : int, default 0
         How many arrays of the shape of each parameter are kept from one update to the next.
     """
+
+    _blocks: Slots
+    _states: list[list[Array]]
 
     def __init__(
         self,
@@ -61,11 +72,14 @@ class Optimizer:
         learning_rate: float | Schedule,
         *,
         weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         n_states: int = 0,
     ) -> None:
         name = type(self).__name__
-        if not 0 <= weight_decay < math.inf:
-            raise SettingError(f"{name}: weight_decay must be at least 0, got {weight_decay!r}")
+        for limited, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise SettingError(f"{name}: {limited} must be above 0 or None, got {limit!r}")
         if hasattr(parameters, "parameters"):
             raise SettingError(f"{name}: got a model; pass its parameters, model.parameters()")
         self.parameters = list(parameters)
@@ -80,7 +94,9 @@ class Optimizer:
         if len({id(parameter) for parameter in self.parameters}) != len(self.parameters):
             raise SettingError(f"{name}: a parameter was given twice")
         self.schedule = as_schedule(learning_rate)
-        self.weight_decay = float(weight_decay)
+        self.clip_norm = None if clip_norm is None else float(clip_norm)
+        self.clip_value = None if clip_value is None else float(clip_value)
+        self._weight_decay = self._checked_decay(weight_decay)
         self.steps = 0
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
         zeros = [[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)]
@@ -90,6 +106,25 @@ class Optimizer:
     def learning_rate(self) -> float:
         """The learning rate of the next update."""
         return float(self.schedule(self.steps))
+
+    @property
+    def weight_decay(self) -> float:
+        """lambda; one that is set here applies from the next update on.
+
+        Where it was 0, what decays may move into a block of its own: read ``parameter.value`` anew.
+        """
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: float) -> None:
+        checked = self._checked_decay(weight_decay)
+        if checked and not any(self._decaying):
+            self.check_places()
+            self._weight_decay = checked
+            self._lay_out(self._states)
+        else:
+            self._weight_decay = checked
+            self._blocks = self._blocks._replace(decays=self._decays(self._decaying))
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place, and clear the gradients.
@@ -115,12 +150,17 @@ class Optimizer:
 
     def penalty(self) -> Array | None:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
-        values = [p.value for p in self.parameters if p.decay]
-        if not self.weight_decay or not values:
+        if not self.weight_decay:
+            return None
+        pairs = zip(self.parameters, self._values, strict=True)
+        if all(parameter.value is value for parameter, value in pairs):
+            values = list(compress(self._blocks.values, self._decaying))
+        else:  # somebody gave one a new array
+            values = [parameter.value for parameter in self.parameters if parameter.decay]
+        if not values:
             return None
         with scope_of(values[0]):
-            xp = kernels(values[0]).xp
-            return 0.5 * self.weight_decay * sum(xp.sum(value * value) for value in values)
+            return 0.5 * self.weight_decay * kernels(values[0]).sum_of_squares(values)
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -158,8 +198,15 @@ class Optimizer:
     def _update(self, slots: Slots) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _update(slots)")
 
-    def _decay(self, parameter: Parameter) -> float:
-        return self.weight_decay if parameter.decay else 0.0
+    def _checked_decay(self, weight_decay: float) -> float:
+        if not 0 <= weight_decay < math.inf:
+            name = type(self).__name__
+            raise SettingError(f"{name}: weight_decay must be at least 0, got {weight_decay!r}")
+        return float(weight_decay)
+
+    def _decays(self, decaying: Iterable[bool]) -> list[float]:
+        """Return the weight decay of arrays, of which it is known whether it applies to them."""
+        return [self._weight_decay if decays else 0.0 for decays in decaying]
 
     def _separate(self) -> Slots:
         """Return the parameters that have a gradient, each for itself."""
@@ -168,23 +215,23 @@ class Optimizer:
             [self._values[i] for i in held],
             [self.parameters[i].grad for i in held],
             [[state[i] for i in held] for state in self._states],
-            [self._decay(self.parameters[i]) for i in held],
+            self._decays(self.parameters[i].decay for i in held),
         )
 
     def _lay_out(self, states: list[list[Array]]) -> None:
         """Put the values, the room for gradients, and each kind of state, side by side in memory.
 
         `self._blocks` is what an update of all parameters works on; the other lists are views of
-        it, one a parameter.
+        it, one a parameter. What decays lies apart from what does not, if anything decays now.
         """
         alike: dict[Any, list[int]] = {}
         for i, (parameter, place) in enumerate(zip(self.parameters, self._places, strict=True)):
-            kind = (place, parameter.value.dtype, self._decay(parameter))
+            kind = (place, parameter.value.dtype, bool(self._weight_decay) and parameter.decay)
             alike.setdefault(kind, []).append(i)
         views: list[dict[int, Array]] = [{} for _ in range(2 + len(states))]
         blocks: list[list[Array]] = [[] for _ in views]
-        decays: list[float] = []
-        for (_, dtype, decay), members in alike.items():
+        self._decaying: list[bool] = []
+        for (_, dtype, decays), members in alike.items():
             values = [self.parameters[i].value for i in members]
             k = kernels(values[0])
             with scope_of(values[0]):
@@ -193,8 +240,8 @@ class Optimizer:
                     whole, parts = k.lay_out(arrays)
                     own.extend(whole)
                     view.update(zip(members, parts, strict=True))
-            decays += [decay] * (len(blocks[0]) - len(decays))
-        self._blocks = Slots(blocks[0], blocks[1], blocks[2:], decays)
+            self._decaying += [decays] * (len(blocks[0]) - len(self._decaying))
+        self._blocks = Slots(blocks[0], blocks[1], blocks[2:], self._decays(self._decaying))
         self._values, self._rooms, *self._states = (
             [view[i] for i in range(len(self.parameters))] for view in views
         )
@@ -204,109 +251,24 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is kept in a pickle, where arrays are no longer views of others."""
-        return {k: v for k, v in vars(self).items() if k not in ("_blocks", "_values", "_rooms")}
+        views = ("_blocks", "_decaying", "_values", "_rooms")
+        return {k: v for k, v in vars(self).items() if k not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what a pickle has kept."""
         vars(self).update(state)
         self._lay_out(self._states)
 
-
-class SGD(Optimizer):
-    r"""Stochastic gradient descent, :math:`\theta \leftarrow \theta - \alpha \nabla J(\theta)`.
-
-    With momentum :math:`\mu`,
-
-    .. math:: v \leftarrow \mu v - \alpha g, \qquad \theta \leftarrow \theta + v,
-
-    and with Nesterov's look-ahead :math:`\theta \leftarrow \theta + \mu v - \alpha g` for the new
-    v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which differs
-    when the rate changes).
-
-    The gradient g is that of the batch; then, in this order and if asked for: each entry clipped
-    to :math:`\pm` `clip_value`; all entries scaled down together so that the norm of the whole
-    gradient is at most `clip_norm`; weight decay added.
-
-    Parameters
-    ----------
-    parameters : iterable of Parameter
-        ``model.parameters()``, after ``model.to(...)``.
-    learning_rate : float or schedule, default 0.01
-        alpha, above 0; see `gpunn.schedules`.
-    momentum : float, default 0.0
-        mu, in [0, 1).
-    nesterov : bool, default False
-        Whether to look ahead; needs momentum.
-    weight_decay : float, default 0.0
-        lambda >= 0 of the L2 penalty :math:`\frac\lambda2 \|W\|^2`, whose gradient
-        :math:`\lambda W` is added to g before momentum (coupled, as in PyTorch's and
-        scikit-learn's SGD; not AdamW's form). Biases are left out (`Parameter.decay`). A
-        history's ``"loss"`` does not contain the penalty, its ``"cost"`` does.
-    clip_norm : float, optional
-        Above 0. The norm stays on the device.
-    clip_value : float, optional
-        Above 0.
-
-    References
-    ----------
-    Sutskever et al., "On the importance of initialization and momentum in deep learning",
-    ICML 2013.
-
-    Examples
-    --------
-    >>> import gpunn as gn
-    >>> model = gn.Dense(2, 1, rng=0)
-    >>> gn.SGD(model.parameters(), learning_rate=0.1, momentum=0.9)
-    SGD(learning_rate=0.1, momentum=0.9)
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[Parameter],
-        learning_rate: float | Schedule = 0.01,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-    ) -> None:
-        if not 0 <= momentum < 1:
-            raise SettingError(f"SGD: momentum must be in [0, 1), got {momentum!r}")
-        if nesterov and not momentum:
-            raise SettingError("SGD: nesterov=True needs momentum above 0")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not 0 < limit < math.inf:
-                raise SettingError(f"SGD: {name} must be above 0 or None, got {limit!r}")
-        super().__init__(
-            parameters, learning_rate, weight_decay=weight_decay, n_states=1 if momentum else 0
-        )
-        self.momentum = float(momentum)
-        self.nesterov = bool(nesterov)
-        self.clip_norm = None if clip_norm is None else float(clip_norm)
-        self.clip_value = None if clip_value is None else float(clip_value)
-
-    def _update(self, slots: Slots) -> None:
-        kernels(slots.values[0]).sgd(
-            slots.values,
-            slots.grads,
-            slots.states[0] if self.momentum else [],
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            decays=slots.decays,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-        )
-
     def __repr__(self) -> str:
-        """Return the optimizer's settings."""
+        """Return the learning rate, and the settings that are not the defaults."""
         constant = type(self.schedule) is Constant
-        shown = {"learning_rate": self.learning_rate if constant else self.schedule}
-        defaults = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-        defaults |= {"clip_norm": None, "clip_value": None}  # type: ignore[dict-item]
-        shown |= {k: getattr(self, k) for k, d in defaults.items() if getattr(self, k) != d}
-        return f"SGD({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        shown: dict[str, Any] = {"learning_rate": self.learning_rate if constant else self.schedule}
+        for name, setting in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, setting.default)
+            if setting.kind is setting.KEYWORD_ONLY and value != setting.default:
+                shown[name] = value
+        settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({settings})"
 
 
 def _zeros_like(x: Array) -> Array:

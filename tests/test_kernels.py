@@ -102,22 +102,38 @@ class Plain:
         losses = scale * losses
         return losses.sum() if summed else losses, np.reshape(scale, (-1, 1)) * grad
 
+    def sum_of_squares(self, arrays: Any) -> Any:
+        return sum((x**2).sum() for x in arrays)
+
     def gradient_norm(self, grads: Any) -> Any:
         return np.linalg.norm(np.concatenate([grad.ravel() for grad in grads]))
 
-    def sgd(self, values: Any, grads: Any, velocities: Any, **settings: Any) -> None:
+    def _regularised(self, values: Any, grads: Any, settings: dict[str, Any]) -> Any:
         if limit := settings["clip_value"]:
             grads = [np.clip(grad, -limit, limit) for grad in grads]
         if limit := settings["clip_norm"]:
             norm = self.gradient_norm(grads)
             grads = [grad * (min(norm, limit) / norm if norm else 1.0) for grad in grads]
+        lists = zip(values, grads, settings["decays"], strict=True)
+        return [grad + decay * value for value, grad, decay in lists]
+
+    def sgd(self, values: Any, grads: Any, velocities: Any, **settings: Any) -> None:
+        grads = self._regularised(values, grads, settings)
         for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
-            step = -settings["learning_rate"] * (grad + settings["decays"][i] * value)
+            step = -settings["learning_rate"] * grad
             if velocities:
                 velocities[i][...] = settings["momentum"] * velocities[i] + step
                 ahead = settings["momentum"] * velocities[i] + step
                 step = ahead if settings["nesterov"] else velocities[i]
             value[...] = value + step
+
+    def adam(self, values: Any, grads: Any, firsts: Any, seconds: Any, **settings: Any) -> None:
+        beta_1, beta_2 = settings["beta_1"], settings["beta_2"]
+        grads = self._regularised(values, grads, settings)
+        for value, g, m, v in zip(values, grads, firsts, seconds, strict=True):
+            m[...] = beta_1 * m + (1 - beta_1) * g
+            v[...] = beta_2 * v + (1 - beta_2) * g**2
+            value[...] = value - settings["rate"] * m / (v**0.5 + settings["epsilon"])
 
     def clip(self, x: Any, lowest: float, highest: float) -> Any:
         return np.clip(x, lowest, highest)
@@ -152,6 +168,18 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     scales = [0.25, np.asarray(0.5), rng.uniform(0, 1, n)]
     soft = rng.uniform(0, 1, (n, p))
     parameters = [(n, p), (p,), (2, n, 3), *[(p,)] * (50 if n == 1 else 0)]
+
+    def drawn() -> list[Any]:
+        return [x(*shape) for shape in parameters]
+
+    regularised = [
+        {
+            "decays": [decay if i % 2 else 0.0 for i in range(len(parameters))],
+            "clip_norm": clip_norm,
+            "clip_value": clip_value,
+        }
+        for decay, clip_norm, clip_value in itertools.product((0.0, 0.1), (None, 1), (None, 1))
+    ]
     backward = [
         (x(), formula.function(xp64, x()) if formula.saves_output else x(), formula)
         for formula in FORMULAS
@@ -175,7 +203,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         "convert": [(labels, "int32"), (3 * x(), "int64")],
         "stack": [([x(), x(), x()],), ([x(p)],)],
         "total": [(x(),), (x(n),)],
-        "lay_out": [([x(*shape) for shape in parameters],)],
+        "lay_out": [(drawn(),)],
         "activation": [(x(), formula) for formula in FORMULAS],
         "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
         "activation_backward": backward,
@@ -184,23 +212,28 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
         "one_hot": [(some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")]
         + [(labels.astype("uint8"), x())],
-        "gradient_norm": [([x(*shape) for shape in parameters],)],
+        "sum_of_squares": [(drawn(),), ([x()],)],
+        "gradient_norm": [(drawn(),)],
         "sgd": [
             (
-                [x(*shape) for shape in parameters],
-                [x(*shape) for shape in parameters],
-                [x(*shape) for shape in parameters] if momentum else [],
-                {
-                    "learning_rate": 0.1,
-                    "momentum": momentum,
-                    "nesterov": nesterov,
-                    "decays": [decay if i % 2 else 0.0 for i in range(len(parameters))],
-                    "clip_norm": clip_norm,
-                    "clip_value": clip_value,
-                },
+                drawn(),
+                drawn(),
+                drawn() if momentum else [],
+                {"learning_rate": 0.1, "momentum": momentum, "nesterov": nesterov} | settings,
             )
             for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
-            for decay, clip_norm, clip_value in itertools.product((0.0, 0.1), (None, 1), (None, 1))
+            for settings in regularised
+        ],
+        "adam": [
+            (
+                drawn(),
+                drawn(),
+                drawn(),
+                [square**2 for square in drawn()],
+                {"rate": 0.1, "beta_1": beta_1, "beta_2": beta_2, "epsilon": 1e-2} | settings,
+            )
+            for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
+            for settings in regularised
         ],
         "clip": [(x(), -0.5, 1.0)],
         "gather": [
@@ -213,8 +246,12 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     }
 
 
-OWNED = {"bias_activation": [0], "sgd": [0, 1, 2]}  # by position: may be written to
-WRITTEN = {"sgd": [0, 2]}  # by position: a result
+OWNED = {  # by position: may be written to
+    "bias_activation": [0],
+    "sgd": [0, 1, 2],
+    "adam": [0, 1, 2, 3],
+}
+WRITTEN = {"sgd": [0, 2], "adam": [0, 2, 3]}  # by position: a result
 
 
 def converted(x: Any, change: Callable[[Any], Any]) -> Any:

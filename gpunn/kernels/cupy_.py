@@ -22,7 +22,7 @@ from gpunn.kernels.generic import Formula, Kernels
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _THREADS = 256
-_PIECE = 4096  # numbers a block of the optimizer, as in sgd.cu
+_PIECE = 4096  # numbers a block of the optimizer, as in optimizer.cu
 _FEW_ROWS = 1024  # up to here a block may walk down the columns; beyond, a product is faster
 
 
@@ -214,39 +214,60 @@ class CupyKernels(Kernels):
         clip_value: float | None,
     ) -> None:
         """Update all arrays in one launch; clipping by norm takes another."""
-        arrays = [*values, *grads, *velocities]
-        kinds = {x.dtype for x in arrays}
-        plain = all(x.flags.c_contiguous for x in arrays)
-        if len(kinds) > 1 or not kinds <= REAL.keys() or not plain:
-            super().sgd(
-                values,
-                grads,
-                velocities,
-                learning_rate=learning_rate,
-                momentum=momentum,
-                nesterov=nesterov,
-                decays=decays,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-            )
+        if _updatable(values, grads, velocities):
+            settings = (float(learning_rate), float(momentum), int(nesterov))
+            tables = _tables(values, grads, velocities, [], decays)
+            limits = {"clip_norm": clip_norm, "clip_value": clip_value}
+            _update("sgd", values[0].dtype, tables, settings, **limits)
             return
-        dtype = values[0].dtype
-        tables = _tables(values, grads, velocities, decays)
-        limit = float(clip_value or 0.0)  # a Python int would arrive as other bits
-        partial, partials = None, 0
-        if clip_norm is not None:
-            partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)
-            for table, blocks in tables:
-                _kernel("sgd", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
-                    (blocks,), (_THREADS,), (table, partial, partials, limit)
-                )
-                partials += blocks
-        for table, blocks in tables:
-            rates = (float(learning_rate), float(momentum))
-            settings = (*rates, int(nesterov), limit, float(clip_norm or 0.0))
-            _kernel("sgd", "sgd", dtype, MOST=str(MOST_ARRAYS))(
-                (blocks,), (_THREADS,), (table, partial, partials, *settings)
-            )
+        super().sgd(
+            values,
+            grads,
+            velocities,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            nesterov=nesterov,
+            decays=decays,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
+
+    @_there
+    def adam(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        firsts: list[Array],
+        seconds: list[Array],
+        *,
+        rate: float,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update all arrays in one launch; clipping by norm takes another."""
+        if _updatable(values, grads, firsts, seconds):
+            settings = (float(rate), float(beta_1), float(beta_2), float(epsilon))
+            tables = _tables(values, grads, firsts, seconds, decays)
+            limits = {"clip_norm": clip_norm, "clip_value": clip_value}
+            _update("adam", values[0].dtype, tables, settings, **limits)
+            return
+        super().adam(
+            values,
+            grads,
+            firsts,
+            seconds,
+            rate=rate,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            decays=decays,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
 
     # Data
 
@@ -282,12 +303,13 @@ class CupyKernels(Kernels):
         return self._ones[where]
 
 
-# As the structs in sgd.cu and data.cu lay them out: eight bytes each, so there are no gaps.
+# As the structs in optimizer.cu and data.cu lay them out: eight bytes each, so there are no gaps.
 _ARRAYS = np.dtype(
     [
         ("value", np.uint64, MOST_ARRAYS),
         ("grad", np.uint64, MOST_ARRAYS),
-        ("velocity", np.uint64, MOST_ARRAYS),
+        ("first", np.uint64, MOST_ARRAYS),
+        ("second", np.uint64, MOST_ARRAYS),
         ("size", np.int64, MOST_ARRAYS),
         ("decay", np.float64, MOST_ARRAYS),
         ("first_block", np.int64, MOST_ARRAYS + 1),
@@ -304,8 +326,44 @@ _ROWS = np.dtype(
 )
 
 
+def _updatable(*lists: list[Array]) -> bool:
+    """Return whether the kernels of optimizer.cu serve all arrays of these lists."""
+    arrays = [x for each in lists for x in each]
+    kinds = {x.dtype for x in arrays}
+    return len(kinds) == 1 and kinds <= REAL.keys() and all(x.flags.c_contiguous for x in arrays)
+
+
+def _update(
+    name: str,
+    dtype: Any,
+    tables: list[tuple[Any, int]],
+    settings: tuple[float, ...],
+    *,
+    clip_norm: float | None,
+    clip_value: float | None,
+) -> None:
+    """Launch a kernel of optimizer.cu for each table, after one for the norm if that is limited."""
+    limits = float(clip_value or 0.0), float(clip_norm or 0.0)  # an int would arrive as other bits
+    partial, partials = None, 0
+    if clip_norm is not None:
+        partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)
+        for table, blocks in tables:
+            _kernel("optimizer", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
+                (blocks,), (_THREADS,), (table, partial, partials, limits[0])
+            )
+            partials += blocks
+    for table, blocks in tables:
+        _kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))(
+            (blocks,), (_THREADS,), (table, partial, partials, *limits, *settings)
+        )
+
+
 def _tables(
-    values: list[Array], grads: list[Array], velocities: list[Array], decays: list[float]
+    values: list[Array],
+    grads: list[Array],
+    firsts: list[Array],
+    seconds: list[Array],
+    decays: list[float],
 ) -> list[tuple[Any, int]]:
     """Return the optimizer's arrays as kernel parameters, with the number of blocks of each."""
     tables = []
@@ -316,7 +374,8 @@ def _tables(
         columns = {
             "value": [values[i].data.ptr for i in chosen],
             "grad": [grads[i].data.ptr for i in chosen],
-            "velocity": [velocities[i].data.ptr if velocities else 0 for i in chosen],
+            "first": [firsts[i].data.ptr if firsts else 0 for i in chosen],
+            "second": [seconds[i].data.ptr if seconds else 0 for i in chosen],
             "size": [values[i].size for i in chosen],
             "decay": [decays[i] for i in chosen],
             "first_block": [0, *accumulate(blocks)],

@@ -194,10 +194,13 @@ class Kernels:
         copies = [self.xp.asarray(x, copy=True) for x in arrays]
         return copies, copies
 
+    def sum_of_squares(self, arrays: list[Array]) -> Array:
+        """Return the sum of the squares of all entries of all arrays, 0-d, on the device."""
+        return sum(self.xp.sum(x * x) for x in arrays)
+
     def gradient_norm(self, grads: list[Array]) -> Array:
         """Return the Euclidean norm of all gradients taken together, 0-d, on the device."""
-        xp = self.xp
-        return xp.sqrt(sum(xp.sum(grad * grad) for grad in grads))
+        return self.xp.sqrt(self.sum_of_squares(grads))
 
     def sgd(
         self,
@@ -219,11 +222,8 @@ class Kernels:
         velocity = momentum * velocity - learning_rate * g, and value += velocity, or with
         Nesterov's look-ahead value += momentum * velocity - learning_rate * g.
         """
-        if clip_norm is not None or clip_value is not None:
-            grads = self._clipped(grads, clip_norm, clip_value)
-        for value, grad, decay in zip(values, grads, decays, strict=True):
-            if decay:
-                grad += decay * value
+        grads = self._regularised(values, grads, decays, clip_norm, clip_value)
+        for grad in grads:
             grad *= learning_rate
         if not velocities:
             for value, grad in zip(values, grads, strict=True):
@@ -233,6 +233,57 @@ class Kernels:
             velocity *= momentum
             velocity -= grad
             value += momentum * velocity - grad if nesterov else velocity
+
+    def adam(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        firsts: list[Array],
+        seconds: list[Array],
+        *,
+        rate: float,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update `values` and their moments in place; `grads` are owned.
+
+        With g as in `sgd`, first = beta_1 * first + (1 - beta_1) * g,
+        second = beta_2 * second + (1 - beta_2) * g^2, and
+        value -= rate * first / (sqrt(second) + epsilon).
+        """
+        grads = self._regularised(values, grads, decays, clip_norm, clip_value)
+        for value, grad, first, second in zip(values, grads, firsts, seconds, strict=True):
+            first *= beta_1
+            first += (1.0 - beta_1) * grad
+            grad *= grad
+            grad *= 1.0 - beta_2
+            second *= beta_2
+            second += grad
+            scale = self.xp.sqrt(second)
+            scale += epsilon
+            step = rate * first
+            step /= scale
+            value -= step
+
+    def _regularised(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> list[Array]:
+        """Return what an update takes for the gradients: clipped, then decayed."""
+        if clip_norm is not None or clip_value is not None:
+            grads = self._clipped(grads, clip_norm, clip_value)
+        for value, grad, decay in zip(values, grads, decays, strict=True):
+            if decay:
+                grad += decay * value
+        return grads
 
     def _clipped(
         self, grads: list[Array], clip_norm: float | None, clip_value: float | None

@@ -183,6 +183,10 @@ class NumpyKernels(Kernels):
             view[...] = x
         return [block], views
 
+    def sum_of_squares(self, arrays: list[Array]) -> Array:
+        """Return the sum of the products of each array with itself, by BLAS."""
+        return sum(np.vdot(x, x) for x in arrays)
+
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows; "clip" spares a copy, and the indices are in range."""
         return [x.take(indices, axis=0, mode="clip") for x in arrays]
