@@ -1,17 +1,20 @@
-"""SGD against its formulas written out in NumPy, and against PyTorch; schedules against tables."""
+"""Optimizers against their formulas in NumPy and other libraries; schedules against tables."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 
 import gpunn as gn
 from tests.conftest import Place, get_place
@@ -38,8 +41,8 @@ def parameters(place: Place, dtype: str = "float64") -> list[gn.Parameter]:
     ]
 
 
-def update(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
-    """Do a step with gradients in new arrays, or where the optimizer wants them."""
+def give(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
+    """Add gradients in new arrays, or where the optimizer wants them."""
     for parameter, grad in zip(optimizer.parameters, grads, strict=True):
         if grad is not None:
             dtype = gn.to_numpy(parameter.value).dtype
@@ -49,6 +52,11 @@ def update(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bo
                     parameter.room[...] = new
                 new = parameter.room
             parameter.add_grad(new)
+
+
+def update(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
+    """Do a step with these gradients."""
+    give(place, optimizer, grads, in_rooms)
     optimizer.step()
 
 
@@ -56,25 +64,34 @@ def values(held: list[gn.Parameter]) -> list[Any]:
     return [np.array(gn.to_numpy(parameter.value)) for parameter in held]
 
 
-def by_hand(
+def regularised(
+    step: int,
     theta: list[Any],
-    learning_rate: Callable[[int], float],
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    clip_norm: float | None,
-    clip_value: float | None,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
 ) -> list[Any]:
-    """Return the parameters after `STEPS` updates, by the formulas in the docstring of `SGD`."""
+    """Return g of that step, by the docstring of `Optimizer`."""
+    g = gradients(step)
+    if clip_value is not None:
+        g = [np.minimum(np.maximum(x, -clip_value), clip_value) for x in g]
+    if clip_norm is not None:
+        norm = np.linalg.norm(np.concatenate([x.ravel() for x in g]))
+        g = [x * min(1.0, clip_norm / norm) for x in g]
+    return [x + (0.0 if i == 1 else weight_decay) * theta[i] for i, x in enumerate(g)]
+
+
+def rate(step: int) -> float:
+    return 0.1 / (1 + step)
+
+
+def sgd_by_hand(
+    theta: list[Any], decays: list[float], momentum: float, nesterov: bool, **limits: Any
+) -> list[Any]:
+    """Return the parameters after an update for each decay, by the docstring of `SGD`."""
     velocity = [np.zeros_like(t) for t in theta]
-    for step in range(STEPS):
-        alpha, g = learning_rate(step), gradients(step)
-        if clip_value is not None:
-            g = [np.minimum(np.maximum(x, -clip_value), clip_value) for x in g]
-        if clip_norm is not None:
-            norm = np.linalg.norm(np.concatenate([x.ravel() for x in g]))
-            g = [x * min(1.0, clip_norm / norm) for x in g]
-        g = [x + (0.0 if i == 1 else weight_decay) * theta[i] for i, x in enumerate(g)]
+    for step, decay in enumerate(decays):
+        alpha, g = rate(step), regularised(step, theta, decay, **limits)
         velocity = [momentum * v - alpha * x for v, x in zip(velocity, g, strict=True)]
         moves = velocity
         if nesterov:
@@ -83,65 +100,100 @@ def by_hand(
     return theta
 
 
-SETTINGS = [
-    {
-        "momentum": momentum,
-        "nesterov": nesterov,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-        "clip_value": clip_value,
-    }
-    for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
+def adam_by_hand(
+    theta: list[Any], decays: list[float], beta_1: float, beta_2: float, eps: float, **limits: Any
+) -> list[Any]:
+    """Return the same by the docstring of `Adam`, with moments whose start is made up for."""
+    m, v = ([np.zeros_like(x) for x in theta] for _ in range(2))
+    for step, decay in enumerate(decays):
+        for i, g in enumerate(regularised(step, theta, decay, **limits)):
+            m[i] = beta_1 * m[i] + (1 - beta_1) * g
+            v[i] = beta_2 * v[i] + (1 - beta_2) * g**2
+            mean = m[i] / (1 - beta_1 ** (step + 1))
+            unbiased = 1 - beta_2 ** (step + 1)
+            scale = np.sqrt(v[i] / unbiased) + eps / np.sqrt(unbiased)
+            theta[i] = theta[i] - rate(step) * mean / scale
+    return theta
+
+
+REGULARISED = [
+    {"weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
     for weight_decay, clip_norm, clip_value in itertools.product((0.0, 0.3), (None, 4.0), (None, 2))
 ]
+MOMENTA = [(0.0, False), (0.9, False), (0.9, True)]
+SETTINGS = [
+    {"momentum": momentum, "nesterov": nesterov} | regularised
+    for (momentum, nesterov), regularised in itertools.product(MOMENTA, REGULARISED)
+]
+OPTIMIZERS = {
+    "SGD": gn.SGD,
+    "momentum": partial(gn.SGD, momentum=0.9),
+    "Adam": gn.Adam,
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
-@pytest.fixture(params=SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items() if v))
+def shown(settings: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items() if value)
+
+
+@pytest.fixture(params=SETTINGS, ids=shown)
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
+
+
+@pytest.fixture(params=REGULARISED, ids=shown)
+def limits(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return what is asked for of g."""
+    return request.param
+
+
+def assert_near(held: list[gn.Parameter], wanted: list[Any]) -> None:
+    for got, want in zip(values(held), wanted, strict=True):
+        assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def as_in_torch(
+    make: type[gn.Optimizer], name: str, shared: tuple[str, ...], alpha: float, settings: Any
+) -> None:
+    """Assert that PyTorch's optimizer does the same; it sets and clips the gradient elsewhere."""
+    torch = pytest.importorskip("torch")
+    held = parameters(get_place("numpy"))
+    theirs = [torch.nn.Parameter(torch.tensor(p.value)) for p in held]
+    groups = [
+        {"params": [p], "weight_decay": 0.0 if i == 1 else settings["weight_decay"]}
+        for i, p in enumerate(theirs)
+    ]
+    taken = {k: v for k, v in settings.items() if k in shared}
+    optimizer = getattr(torch.optim, name)(groups, lr=alpha, **taken)
+    ours = make(held, alpha, **settings)
+    for step in range(STEPS):
+        update(get_place("numpy"), ours, gradients(step))
+        for parameter, grad in zip(theirs, gradients(step), strict=True):
+            parameter.grad = torch.tensor(grad)
+        if settings["clip_value"]:
+            torch.nn.utils.clip_grad_value_(theirs, settings["clip_value"])
+        if settings["clip_norm"]:
+            torch.nn.utils.clip_grad_norm_(theirs, settings["clip_norm"])
+        optimizer.step()
+    for got, want in zip(held, theirs, strict=True):
+        # torch adds 1e-6 to the norm, and Adam's epsilon elsewhere
+        assert_allclose(got.value, want.detach().numpy(), rtol=1e-5, atol=1e-7)
 
 
 class TestSGD:
     @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
     def test_the_formulas(self, place: Place, settings: dict[str, Any], in_rooms: bool) -> None:
-        def rate(step: int) -> float:
-            return 0.1 / (1 + step)
-
         held = parameters(place)
-        wanted = by_hand(values(held), rate, **settings)
+        rest = {name: value for name, value in settings.items() if name != "weight_decay"}
+        wanted = sgd_by_hand(values(held), [settings["weight_decay"]] * STEPS, **rest)
         optimizer = gn.SGD(held, rate, **settings)
         for step in range(STEPS):
             update(place, optimizer, gradients(step), in_rooms)
-        for got, want in zip(values(held), wanted, strict=True):
-            assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+        assert_near(held, wanted)
 
     def test_as_in_torch(self, settings: dict[str, Any]) -> None:
-        torch = pytest.importorskip("torch")
-        place, limits = get_place("numpy"), {k: v for k, v in settings.items() if "clip" in k}
-        held = parameters(place)
-        theirs = [torch.nn.Parameter(torch.tensor(p.value)) for p in held]
-        decay = settings["weight_decay"]
-        optimizer = torch.optim.SGD(
-            [
-                {"params": [p], "weight_decay": 0.0 if i == 1 else decay}
-                for i, p in enumerate(theirs)
-            ],
-            lr=0.05,
-            **{k: v for k, v in settings.items() if k in ("momentum", "nesterov")},
-        )
-        ours = gn.SGD(held, 0.05, **settings)
-        for step in range(STEPS):
-            update(place, ours, gradients(step))
-            for parameter, grad in zip(theirs, gradients(step), strict=True):
-                parameter.grad = torch.tensor(grad)
-            if limits["clip_value"]:
-                torch.nn.utils.clip_grad_value_(theirs, limits["clip_value"])
-            if limits["clip_norm"]:
-                torch.nn.utils.clip_grad_norm_(theirs, limits["clip_norm"])
-            optimizer.step()
-        for got, want in zip(held, theirs, strict=True):
-            # torch adds 1e-6 to the norm
-            assert_allclose(got.value, want.detach().numpy(), rtol=1e-5, atol=1e-7)
+        as_in_torch(gn.SGD, "SGD", ("momentum", "nesterov"), 0.05, settings)
 
     def test_a_step_clears_the_gradients_and_counts(self, place: Place) -> None:
         optimizer = gn.SGD(parameters(place), gn.StepDecay(0.8, every=1, factor=0.5))
@@ -203,12 +255,11 @@ class TestSGD:
             assert_array_equal(got, want)
 
     @pytest.mark.gpu
-    def test_the_host_waits_for_nothing(self) -> None:
+    @every_optimizer
+    def test_the_host_waits_for_nothing(self, make: Any) -> None:
         place = get_place("cupy")
         held = parameters(place, "float32")
-        optimizer = gn.SGD(
-            held, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1, clip_norm=1.0, clip_value=2.0
-        )
+        optimizer = make(held, 0.1, weight_decay=0.1, clip_norm=1.0, clip_value=2.0)
         update(place, optimizer, gradients(0))  # compiles the kernels
         for parameter, grad in zip(held, gradients(1), strict=True):
             parameter.add_grad(place.backend.asarray(grad, "float32"))
@@ -257,6 +308,203 @@ class TestSGD:
         schedule = gn.WarmUp(2, gn.Cosine(0.1, steps=3))
         assert repr(gn.SGD(held, schedule)) == f"SGD(learning_rate={schedule!r})"
         assert "Cosine" in repr(gn.SGD(held, gn.Cosine(0.1, steps=3)))
+        adam = gn.Adam(held, beta_1=0.9, beta_2=0.9, weight_decay=0.1, clip_norm=1)
+        settings = "learning_rate=0.001, beta_2=0.9, weight_decay=0.1, clip_norm=1.0"
+        assert repr(adam) == f"Adam({settings})"
+
+
+class TestAdam:
+    @pytest.mark.parametrize(
+        "betas",
+        [{}, {"beta_1": 0.0}, {"beta_2": 0.0}, {"beta_1": 0.5, "beta_2": 0.6, "epsilon": 0.5}],
+        ids=shown,
+    )
+    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
+    def test_the_formulas(
+        self, place: Place, betas: dict[str, float], limits: dict[str, Any], in_rooms: bool
+    ) -> None:
+        held = parameters(place)
+        chosen = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | betas
+        rest = {name: value for name, value in limits.items() if name != "weight_decay"}
+        decays = [limits["weight_decay"]] * STEPS
+        wanted = adam_by_hand(values(held), decays, *chosen.values(), **rest)
+        optimizer = gn.Adam(held, rate, **betas, **limits)
+        for step in range(STEPS):
+            update(place, optimizer, gradients(step), in_rooms)
+        assert_near(held, wanted)
+        assert optimizer.updates == optimizer.steps == STEPS
+
+    @given(
+        st.floats(1e-6, 1.0),
+        st.floats(0.0, 0.99),
+        st.floats(0.0, 0.9999),
+        st.floats(1e-10, 1.0),
+        st.integers(0, 2**32),
+    )
+    @hypothesis_settings(max_examples=20)
+    def test_as_in_sklearn(
+        self, alpha: float, beta_1: float, beta_2: float, epsilon: float, seed: int
+    ) -> None:
+        held, rng = parameters(get_place("numpy")), np.random.default_rng(seed)
+        theirs = values(held)
+        own = gn.Adam(held, alpha, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+        reference = AdamOptimizer(theirs, alpha, beta_1, beta_2, epsilon)
+        for _ in range(100):
+            size = 10.0 ** rng.integers(-12, 4)  # tiny ones, too, where epsilon counts
+            grads = [size * rng.standard_normal(shape) for shape in SHAPES]
+            update(get_place("numpy"), own, grads)
+            reference.update_params(theirs, grads)
+        for got, want in zip(held, theirs, strict=True):
+            assert_allclose(got.value, want, rtol=1e-12, atol=1e-12 * alpha)
+
+    def test_as_in_torch(self, limits: dict[str, Any]) -> None:
+        as_in_torch(gn.Adam, "Adam", (), 0.05, limits)
+
+    @given(st.floats(1e-3, 1e3), st.sampled_from(["float32", "float64"]))
+    def test_the_size_of_the_gradient_does_not_matter(self, size: float, dtype: str) -> None:
+        place, moved = get_place("numpy"), []
+        for factor in (1.0, size):
+            held = parameters(place, dtype)
+            optimizer = gn.Adam(held, 0.1, epsilon=1e-30)
+            for step in range(STEPS):
+                update(place, optimizer, [factor * g for g in gradients(step)])
+            moved.append(values(held))
+        for got, want in zip(*moved, strict=True):
+            assert_allclose(got, want, rtol=0, atol=1e-5 if dtype == "float32" else 1e-13)
+
+    def test_the_first_step_has_the_size_of_the_learning_rate(self, place: Place) -> None:
+        held = parameters(place)
+        before = values(held)
+        update(place, gn.Adam(held, 0.1), gradients(0))
+        wanted = [x - 0.1 * np.sign(g) for x, g in zip(before, gradients(0), strict=True)]
+        for got, want in zip(values(held), wanted, strict=True):
+            assert_allclose(got, want, rtol=0, atol=1e-5)
+
+    def test_a_reset_starts_anew_but_not_the_schedule(self, place: Place) -> None:
+        held = parameters(place)
+        optimizer = gn.Adam(held, rate)
+        for step in range(3):
+            update(place, optimizer, gradients(step))
+        give(place, optimizer, gradients(7))
+        optimizer.reset()
+        assert (optimizer.updates, optimizer.steps) == (0, 3)
+        fresh = [gn.Parameter(place.backend.asarray(value)) for value in values(held)]
+        other = gn.Adam(fresh, lambda step: rate(step + 3))
+        for step in range(2):
+            for each in (optimizer, other):
+                update(place, each, gradients(step))
+        for got, want in zip(values(held), values(fresh), strict=True):
+            assert_array_equal(got, want)
+
+    def test_a_step_without_gradients_moves_nothing(self, place: Place) -> None:
+        held = parameters(place)
+        optimizer = gn.Adam(held, rate)
+        before = values(held)
+        update(place, optimizer, [None] * 3)
+        assert (optimizer.updates, optimizer.steps) == (0, 1)
+        update(place, optimizer, [None, gradients(0)[1], None])
+        changed = [(a != b).any() for a, b in zip(values(held), before, strict=True)]
+        assert changed == [False, True, False]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"learning_rate": -1.0}, "learning_rate must be a number above 0"),
+            ({"beta_1": 1.0}, r"Adam: beta_1 must be in \[0, 1\), got 1\.0"),
+            ({"beta_2": -0.1}, r"Adam: beta_2 must be in \[0, 1\), got -0\.1"),
+            ({"epsilon": 0.0}, r"Adam: epsilon must be above 0, got 0\.0"),
+            ({"weight_decay": math.nan}, "Adam: weight_decay must be at least 0, got nan"),
+            ({"clip_norm": -1}, "Adam: clip_norm must be above 0 or None, got -1"),
+        ],
+    )
+    def test_settings_that_make_no_sense(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(gn.errors.SettingError, match=message):
+            gn.Adam(parameters(get_place("numpy")), **settings)
+
+
+class TestWeightDecay:
+    DECAYS: ClassVar = [0.0, 0.3, 0.1, 0.0, 0.3]
+
+    @every_optimizer
+    @pytest.mark.parametrize("first", [0.0, 0.2])
+    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
+    def test_may_change_between_steps(
+        self, place: Place, make: Any, first: float, in_rooms: bool
+    ) -> None:
+        held = parameters(place)
+        if make is gn.Adam:
+            wanted = adam_by_hand(values(held), self.DECAYS, 0.9, 0.999, 1e-8)
+        else:
+            momentum = 0.0 if make is gn.SGD else 0.9
+            wanted = sgd_by_hand(values(held), self.DECAYS, momentum, nesterov=False)
+        optimizer = make(held, rate, weight_decay=first)
+        for step, decay in enumerate(self.DECAYS):
+            if step % 2:
+                optimizer.weight_decay = decay
+            give(place, optimizer, gradients(step), in_rooms)
+            optimizer.weight_decay = decay  # after the gradients of the step it is for, too
+            assert optimizer.weight_decay == decay
+            optimizer.step()
+        assert_near(held, wanted)
+
+    def test_may_change_before_some_have_a_gradient(self, place: Place) -> None:
+        held = parameters(place)
+        before = values(held)
+        optimizer = gn.SGD(held, 1.0)
+        optimizer.weight_decay = 0.5
+        update(place, optimizer, [np.zeros((3, 4)), np.zeros(4), None])
+        assert_near(held, [0.5 * before[0], *before[1:]])
+
+    def test_what_decays_is_laid_out_apart_where_it_matters(self) -> None:
+        held = parameters(get_place("numpy"))
+        optimizer = gn.SGD(held)
+        seen = [optimizer._blocks.decays]
+        for decay in (0.1, 0.2, 0.0):
+            optimizer.weight_decay = decay
+            seen.append(sorted(optimizer._blocks.decays))
+        assert seen == [[0.0], [0.0, 0.1], [0.0, 0.2], [0.0, 0.0]]
+        for parameter in held:
+            assert parameter.room is not None
+
+    @pytest.mark.parametrize("wrong", [-0.1, math.inf, math.nan])
+    @pytest.mark.parametrize("first", [0.0, 0.2])
+    def test_a_wrong_one_is_told(self, wrong: float, first: float) -> None:
+        optimizer = gn.Adam(parameters(get_place("numpy")), weight_decay=first)
+        with pytest.raises(gn.errors.SettingError, match="Adam: weight_decay must be at least 0"):
+            optimizer.weight_decay = wrong
+        assert optimizer.weight_decay == first
+
+    def test_a_model_that_moved_is_an_error(self) -> None:
+        model = gn.Dense(2, 2, rng=0)
+        optimizer = gn.SGD(model.parameters())
+        model.to("array-api-strict")
+        with pytest.raises(gn.errors.DeviceError, match=r"build the optimizer after model\.to"):
+            optimizer.weight_decay = 0.1
+        assert optimizer.weight_decay == 0.0
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_its_penalty(self, place: Place, dtype: str) -> None:
+        held = parameters(place, dtype)
+        optimizer = gn.SGD(held, weight_decay=0.5)
+        for _ in range(2):
+            decaying = [values(held)[i].astype("float64") for i in (0, 2)]
+            penalty = optimizer.penalty()
+            assert gn.backend_of(penalty) == place.backend
+            got = gn.to_numpy(penalty)
+            assert (got.shape, got.dtype) == ((), dtype)
+            wanted = 0.25 * sum((x**2).sum() for x in decaying)
+            assert_allclose(got, wanted, rtol=1e-6 if dtype == "float32" else 1e-14)
+            held[2].value = place.backend.asarray(np.full((2, 2, 2), 3.0, dtype))  # and again
+
+    def test_without_it_there_is_no_penalty(self, place: Place) -> None:
+        held = parameters(place)
+        optimizer = gn.SGD(held)
+        assert optimizer.penalty() is None
+        optimizer.weight_decay = 2.0
+        assert float(optimizer.penalty()) > 0
+        optimizer.weight_decay = 0.0
+        assert optimizer.penalty() is None
+        assert gn.SGD([held[1]], weight_decay=0.1).penalty() is None  # a bias
 
 
 class TestSchedules:
