@@ -138,18 +138,28 @@ def data(features: int, classes: int, batch_size: int, steps: int) -> Watched:
 def mnist_step(steps: int = STEPS) -> Watched:
     """Train the network for MNIST for three epochs."""
     model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps)
-    return train(model, gn.SoftmaxCrossEntropy(), loader)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model))
+
+
+def adam_step(steps: int = STEPS) -> Watched:
+    """Train the network for MNIST by Adam for three epochs."""
+    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, gn.Adam(model.parameters()))
 
 
 def logreg_step(steps: int = STEPS) -> Watched:
     """Train logistic regression for three epochs."""
     model, loss = gn.logistic_regression(30, rng=0, backend="cupy")
-    return train(model, loss, data(30, 2, 32, steps))
+    return train(model, loss, data(30, 2, 32, steps), momentum(model))
 
 
-def train(model: gn.Layer, loss: gn.Loss, loader: Watched) -> Watched:
-    """Train with momentum, three epochs: one to warm up, one to count, one to end it."""
-    optimizer = gn.SGD(model.parameters(), learning_rate=0.01, momentum=0.9)
+def momentum(model: gn.Layer) -> gn.Optimizer:
+    """Return SGD with momentum."""
+    return gn.SGD(model.parameters(), learning_rate=0.01, momentum=0.9)
+
+
+def train(model: gn.Layer, loss: gn.Loss, loader: Watched, optimizer: gn.Optimizer) -> Watched:
+    """Train for three epochs: one to warm up, one to count, one to end it."""
     gn.Trainer(model, loss, optimizer).fit(loader, 3, progress=False)
     return loader
 
@@ -164,7 +174,12 @@ def predict(steps: int = STEPS) -> Watched:
     return loader
 
 
-WORKLOADS = {"mnist_step": mnist_step, "logreg_step": logreg_step, "predict": predict}
+WORKLOADS = {
+    "mnist_step": mnist_step,
+    "adam_step": adam_step,
+    "logreg_step": logreg_step,
+    "predict": predict,
+}
 
 
 def step_costs(loader: Watched) -> Costs:

@@ -53,6 +53,8 @@ def calls() -> list[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         add("sigmoid_binary_cross_entropy", f"({n}, 1)", normal(n, 1), yes, 1 / n, summed=True)
     add("squared_error", "(64, 1)", normal(64, 1), normal(64, 1), 1 / 64, summed=True)
     add("total", "(32,)", normal(32))
+    for n in (1500, 535_818):
+        add("sum_of_squares", f"({n:,},)", [normal(n)])
     add("convert", "(32, 1)", rng.integers(0, 2, (32, 1)), np.float32)
     add("stack", "57 numbers", list(normal(57)))
     for n, p, batch in ((1344, 64, 32), (12_800, 784, 128)):

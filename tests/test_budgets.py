@@ -40,6 +40,8 @@ MNIST_STEP = {
     # X W of three layers, X^T G of three, G W^T of two, and 1^T G for the last layer's bias
     "cublasGemmEx": 9,
 }
+# By Adam it is the same, with its own update.
+ADAM_STEP = {"adam" if name == "sgd" else name: count for name, count in MNIST_STEP.items()}
 # Two a multiplication and addition. G W^T of the first layer would be 2 * 128 * 784 * 512 more.
 MNIST_FLOPS = 2 * 128 * (784 * 512 * 2 + 512 * 256 * 3 + 256 * 10 * 3 + 10)
 
@@ -93,10 +95,11 @@ def fresh_memory() -> Iterator[Any]:
     ("workload", "table", "budget", "gathers"),
     [
         (gpu_costs.mnist_step, MNIST_STEP, 20, 3),  # 401 kB a batch, up to 2 MiB at once
+        (gpu_costs.adam_step, ADAM_STEP, 20, 3),
         (gpu_costs.logreg_step, LOGREG_STEP, 10, 0),  # one for the whole epoch, before its 1st step
         (gpu_costs.predict, PREDICTION, 6, 0),
     ],
-    ids=["mnist", "logreg", "predict"],
+    ids=["mnist", "adam", "logreg", "predict"],
 )
 class TestTheBudget:
     def test_every_step_runs_these_operations_and_no_others(
@@ -165,12 +168,13 @@ class Case:
         weights: Any = None,
         metrics: tuple[str | gn.Metric, ...] = (),
         dtype: str = "float32",
+        make: type[gn.Optimizer] = gn.SGD,
         **settings: Any,
     ) -> None:
         model = gn.Sequential(
             gn.Dense(8, 16, "relu", rng=1), *layers, gn.Dense(16, 3, last, rng=2)
         ).to("cupy", dtype=dtype)
-        optimizer = gn.SGD(model.parameters(), **({"learning_rate": 0.01} | settings))
+        optimizer = make(model.parameters(), **({"learning_rate": 0.01} | settings))
         loss = loss or gn.SoftmaxCrossEntropy()
         self.trainer = gn.Trainer(model, loss, optimizer, metrics=metrics, rng=0)
         x = np.random.default_rng(0).standard_normal((50, 8), dtype=np.float32)
@@ -188,6 +192,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "softmax inside": lambda: Case(gn.Softmax()),
     "decay and clip_norm": lambda: Case(momentum=0.9, weight_decay=0.1, clip_norm=1.0),
     "Nesterov and clip_value": lambda: Case(momentum=0.9, nesterov=True, clip_value=0.1),
+    "Adam": lambda: Case(make=gn.Adam),
+    "Adam, decay and clip_norm": lambda: Case(make=gn.Adam, weight_decay=0.1, clip_norm=1.0),
     "a schedule": lambda: Case(learning_rate=gn.Cosine(0.1, steps=100)),
     "class weights": lambda: Case(loss=gn.SoftmaxCrossEntropy(class_weight=[1, 2, 3])),
     "sample weights": lambda: Case(weights=WEIGHTS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ STEPS = 4
 X = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
 Y = np.random.default_rng(1).standard_normal((8, 2)).astype("float32")
 SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+OPTIMIZERS = {"SGD": partial(gn.SGD, **SETTINGS), "Adam": partial(gn.Adam, weight_decay=0.01)}
 
 
 class Twice(gn.Layer):
@@ -61,13 +63,6 @@ def weights(model: gn.Layer) -> list[Any]:
 def assert_same(got: list[Any], want: list[Any]) -> None:
     for a, b in zip(got, want, strict=True):
         assert_array_equal(a, b, strict=True)
-
-
-@pytest.fixture
-def wanted() -> list[Any]:
-    """Return the weights after four steps without interruption."""
-    model = network()
-    return train(model, gn.SGD(model.parameters(), **SETTINGS))
 
 
 def test_values_and_rooms_are_neighbours() -> None:
@@ -131,6 +126,14 @@ def _copied(model: Any, optimizer: Any) -> tuple[Any, Any]:
     return copy.deepcopy((model, optimizer))
 
 
+def _decay_gone_and_back(model: Any, optimizer: Any) -> tuple[Any, Any]:
+    optimizer.weight_decay = 0.0
+    model, optimizer = pickle.loads(pickle.dumps((model, optimizer)))  # noqa: S301
+    assert optimizer.weight_decay == 0.0
+    optimizer.weight_decay = 0.01
+    return model, optimizer
+
+
 def _rival(model: Any, optimizer: Any) -> tuple[Any, Any]:
     gn.SGD(model.parameters(), momentum=0.5)  # takes the values into a block of its own
     return model, optimizer
@@ -138,14 +141,25 @@ def _rival(model: Any, optimizer: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     "event",
-    [_reassigned, _reassigned_after_backward, _pickled, _optimizer_first, _copied, _rival],
+    [
+        _reassigned,
+        _reassigned_after_backward,
+        _pickled,
+        _optimizer_first,
+        _copied,
+        _decay_gone_and_back,
+        _rival,
+    ],
     ids=lambda event: event.__name__.strip("_"),
 )
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_training_goes_on_as_if_nothing_had_happened(
-    event: Callable[[Any, Any], tuple[Any, Any]], wanted: list[Any]
+    event: Callable[[Any, Any], tuple[Any, Any]], make: Callable[..., gn.Optimizer]
 ) -> None:
     model = network()
-    optimizer = gn.SGD(model.parameters(), **SETTINGS)
+    wanted = train(model, make(model.parameters()))
+    model = network()
+    optimizer = make(model.parameters())
     train(model, optimizer, 2)
     model, optimizer = event(model, optimizer)
     assert_same(train(model, optimizer, STEPS - 2), wanted)

@@ -42,10 +42,13 @@ def test_the_account_is_that_of_a_real_tape() -> None:
     assert sum(model.memory(n).tape.values()) == sum(held.values())
 
 
-def test_momentum_costs_and_its_absence_does_not() -> None:
+def test_moments_cost_and_their_absence_does_not() -> None:
     model = network()
     assert gn.SGD(model.parameters(), 0.1).state_bytes() == 0
     assert model.memory(1).optimizer == 0
+    values = sum(parameter.value.nbytes for parameter in model.parameters())
+    assert gn.SGD(model.parameters(), momentum=0.9).state_bytes() == values
+    assert gn.Adam(model.parameters()).state_bytes() == 2 * values
 
 
 def test_a_shape_that_is_not_known() -> None:
