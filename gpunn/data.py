@@ -229,14 +229,17 @@ class Loader:
             order = self.backend.asarray(order)  # once an epoch
         fetch = self._gather if self.resident else self._stream
         at_once = max(1, _BYTES_AT_ONCE // (self.batch_size * self._bytes_per_sample))
-        within = [(some, ...) for some in rows[:at_once]]  # the last of a group may be shorter
+        within: list[Any] = []
         for i in range(0, len(rows), at_once):
             some = rows[i : i + at_once]
-            x, y, weight = taken = fetch(slice(some[0].start, some[-1].stop), order)
+            first = some[0].start
+            x, y, weight = taken = fetch(slice(first, some[-1].stop), order)
             if len(some) == 1:
                 yield taken
                 continue
-            for own in within[: len(some)]:
+            if i == 0 or i + at_once >= len(rows):  # groups are alike but for the last one
+                within = [(slice(own.start - first, own.stop - first), ...) for own in some]
+            for own in within:
                 yield Batch(
                     x[own],
                     None if y is None else y[own],

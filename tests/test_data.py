@@ -217,6 +217,20 @@ class TestOrder:
             assert (y == 2 * x).all()
             assert (weight == 3 * x).all()
 
+    @pytest.mark.parametrize("n", [8, 9, 10, 11, 12, 13])
+    def test_batches_that_are_taken_together(
+        self, place: Place, resident: bool, n: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 64)  # two batches of two samples
+        loader = gn.Loader(
+            np.arange(n), np.arange(n), batch_size=2, backend=place.backend, resident=resident
+        )
+        for batches in (list(loader), list(loader.in_order())):
+            assert [batch.x.shape[0] for batch in batches] == [2] * (n // 2) + [1] * (n % 2)
+            assert sorted(sample for batch in rows(batches) for sample in batch) == [*range(n)]
+            for batch in batches:
+                assert gn.to_numpy(batch.x).tolist() == gn.to_numpy(batch.y).tolist()
+
     def test_one_generator_serves_several(self) -> None:
         generator = np.random.default_rng(0)
         first, second = (numbered(20, batch_size=20, rng=generator) for _ in range(2))
@@ -415,7 +429,11 @@ class TestRefused:
         ("make", "error", "message"),
         [
             (lambda x: gn.Loader(X, x), DTypeError, r"y is sparse; make it dense first"),
-            (lambda x: gn.Loader(x, batch_size=2, resident=True), SettingError, "sparse x cannot be resident"),
+            (
+                lambda x: gn.Loader(x, batch_size=2, resident=True),
+                SettingError,
+                "sparse x cannot be resident",
+            ),
             (lambda x: gn.Loader(x * 1j), DTypeError, "of real numbers; got 2 axes of complex"),
             (
                 lambda x: gn.Loader(x * np.nan, check_finite=True),
