@@ -1,9 +1,11 @@
-"""Every kernel against plain NumPy in float64: the generic ones, and each library's overrides."""
+"""Every kernel against plain NumPy in float64: the generic ones, and all sets of overrides."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +16,10 @@ import scipy.special
 from numpy.testing import assert_array_equal
 
 import gpunn as gn
+from gpunn import kernels as kernels_module
 from gpunn.kernels import Kernels, kernels
 from gpunn.kernels.generic import splitmix64
+from gpunn.kernels.numpy_ import NumpyKernels
 from tests.conftest import Place
 
 SIZES = [(0, 3), (1, 1), (7, 5), (130, 33), (2, 300), (1100, 2)]  # rows and columns
@@ -292,6 +296,12 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
     return list(arrays([result, *(given[i] for i in WRITTEN.get(name, []))]))
 
 
+def sets(place: Place) -> list[Kernels]:
+    """Return the kernels that are in use there, and those they are built upon: last the generic."""
+    own = kernels(place.array([0.0]))
+    return [kind(own.xp) for kind in type(own).__mro__ if issubclass(kind, Kernels)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("n", "p", "layout"),
@@ -301,10 +311,8 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
 def test_every_kernel_gives_what_plain_numpy_does(
     place: Place, name: str, n: int, p: int, layout: str, dtype: str
 ) -> None:
-    own = kernels(place.array([0.0]))
-    both = {type(own): own, Kernels: Kernels(place.backend.xp)}  # one, where nothing is overridden
     for arguments in calls(np.random.default_rng(0), n, p)[name]:
-        for k in both.values():
+        for k in sets(place):
             rounded = [
                 converted(x, lambda x: x.astype(dtype) if x.dtype.kind == "f" else x)
                 for x in arguments
@@ -332,10 +340,47 @@ def compare(got: Any, want: Any, dtype: str, least: float) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=near)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "activation_backward",
+        "bias_activation",
+        "bias_activation_backward",
+        "dropout",
+        "sgd",
+        "sigmoid_binary_cross_entropy",
+        "softmax_cross_entropy",
+        "squared_error",
+    ],
+)
+def test_nan_goes_where_the_generic_kernel_lets_it(place: Place, name: str) -> None:
+    def poisoned(x: Any) -> Any:
+        x = np.array(x)
+        if x.dtype.kind == "f" and x.size > 1:
+            x.flat[1] = np.nan
+        return x
+
+    for arguments in calls(np.random.default_rng(0), 130, 33)[name]:
+        found = []
+        for k in sets(place):
+            given = [
+                converted(
+                    converted(x, poisoned),
+                    lambda x, i=i: laid_out(place, x, "contiguous", i in OWNED.get(name, [])),
+                )
+                for i, x in enumerate(arguments)
+            ]
+            found.append([np.isnan(gn.to_numpy(x)) for x in run(name, k, given)])
+        assert any(nan.any() for nan in found[-1])
+        for nans in found:
+            for got, want in zip(nans, found[-1], strict=True):
+                assert_array_equal(got, want)
+
+
 def test_results_are_written_where_they_are_wanted(place: Place) -> None:
     x, y = (place.array(np.arange(6.0).reshape(s)) for s in ((2, 3), (3, 2)))
     saved = place.array(np.array([[1.0, -1, 0], [2, 3, 4]]))
-    for k in (kernels(x), Kernels(place.backend.xp)):
+    for k in sets(place):
 
         def room(*shape: int) -> Any:
             return place.backend.asarray(np.full(shape, np.nan))
@@ -354,7 +399,7 @@ def test_results_are_written_where_they_are_wanted(place: Place) -> None:
 
 def test_a_block_holds_its_arrays(place: Place) -> None:
     given = [np.arange(3.0), np.ones((2, 2)), np.zeros((0, 5)), np.array(7.0)]
-    for k in (kernels(place.array([0.0])), Kernels(place.backend.xp)):
+    for k in sets(place):
         blocks, arrays = k.lay_out([place.array(x) for x in given])
         with place.backend.scope():
             for block in blocks:
@@ -371,9 +416,10 @@ def test_softmax_of_few_and_of_many_classes(place: Place, classes: int) -> None:
     labels = np.array([0, classes - 1, classes // 2])
     soft = rng.dirichlet(np.ones(classes), 3).astype("float32")
     k, own = kernels(place.array(logits)), Plain()
-    for name, target in (("softmax_cross_entropy", labels), ("softmax_cross_entropy_soft", soft)):
-        got = getattr(k, name)(place.array(logits), place.array(target), 0.5)
-        want = getattr(own, name)(logits.astype("float64"), target, 0.5)
+    names = ("softmax_cross_entropy", labels), ("softmax_cross_entropy_soft", soft)
+    for (name, target), summed in itertools.product(names, (False, True)):
+        got = getattr(k, name)(place.array(logits), place.array(target), 0.5, summed=summed)
+        want = getattr(own, name)(logits.astype("float64"), target, 0.5, summed=summed)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(gn.to_numpy(a), b, rtol=2e-5, atol=1e-7)
 
@@ -420,6 +466,44 @@ class TestDispatch:
     def test_what_is_no_array(self, x: Any) -> None:
         with pytest.raises(gn.errors.DTypeError, match=f"expected an array .* {type(x).__name__}"):
             kernels(x)
+
+    def test_numpy_has_compiled_kernels_where_there_is_numba(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("numba", reason="the compiled kernels need numba")
+        monkeypatch.delenv("GPUNN_COMPILED", raising=False)
+        assert kernels_module._for_numpy().__name__ == "NumbaKernels"
+
+    def test_they_can_be_turned_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GPUNN_COMPILED", "0")
+        assert kernels_module._for_numpy() is NumpyKernels
+
+    def test_without_numba_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("GPUNN_COMPILED", raising=False)
+        monkeypatch.setattr(kernels_module, "find_spec", lambda name: None)
+        assert kernels_module._for_numpy() is NumpyKernels
+
+    def test_a_numba_that_does_not_start_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.delenv("GPUNN_COMPILED", raising=False)
+        monkeypatch.setattr(kernels_module, "find_spec", lambda name: "found")
+        monkeypatch.setitem(sys.modules, "gpunn.kernels.numba_", None)  # type: ignore[arg-type]
+        assert kernels_module._for_numpy() is NumpyKernels
+        assert "numba is not used" in caplog.text
+
+    def test_no_folder_for_what_is_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        numba = pytest.importorskip("numba", reason="the compiled kernels need numba")
+        numba_ = importlib.import_module("gpunn.kernels.numba_")
+
+        def njit(cache: bool = False, **settings: Any) -> Any:
+            if cache:
+                raise RuntimeError("cannot cache function: no locator available")
+            return real(**settings)
+
+        real = numba.njit
+        monkeypatch.setattr(numba, "njit", njit)
+        assert numba_._compiled(lambda x: x + 1)(1) == 2
 
     def test_what_is_gathered_is_a_copy(self, place: Place) -> None:
         x = place.backend.asarray(np.arange(4.0))

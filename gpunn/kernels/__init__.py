@@ -7,6 +7,10 @@ which one it got.
 
 from __future__ import annotations
 
+import logging
+import os
+from importlib.util import find_spec
+
 from gpunn._typing import Array
 from gpunn.backend import backend_of
 from gpunn.errors import DTypeError
@@ -37,7 +41,19 @@ def _make(x: Array) -> Kernels:
 
         return CupyKernels(backend.xp)
     if backend.package == "numpy":
-        from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
-
-        return NumpyKernels(backend.xp)
+        return _for_numpy()(backend.xp)
     return Kernels(backend.xp)
+
+
+def _for_numpy() -> type[Kernels]:
+    """Return the compiled kernels where numba can be had and `GPUNN_COMPILED` is not 0."""
+    from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
+
+    if os.environ.get("GPUNN_COMPILED") == "0" or find_spec("numba") is None:
+        return NumpyKernels
+    try:
+        from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (imports numba)
+    except ImportError as error:  # such as that it does not know this NumPy yet
+        logging.getLogger("gpunn").warning("numba is not used: %s", error)
+        return NumpyKernels
+    return NumbaKernels
