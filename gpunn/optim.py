@@ -6,15 +6,17 @@ import inspect
 import math
 from collections.abc import Iterable
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gpunn._typing import Array
-from gpunn.backend import backend_of, scope_of
+from gpunn.backend import Backend, backend_of, get_backend, scope_of
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
 from gpunn.memory import size_of
 from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, Schedule, as_schedule
+
+_Self = TypeVar("_Self", bound="Optimizer")
 
 
 class Slots(NamedTuple):
@@ -179,6 +181,21 @@ class Optimizer:
         """Return the size of what is kept beside the parameters, in bytes."""
         return sum(size_of(x) for state in self._states for x in state)
 
+    def to(self: _Self, backend: str | Backend) -> _Self:
+        """Move the parameters and all that is kept beside them; return the optimizer itself.
+
+        Parameters
+        ----------
+        backend : str or Backend
+            Where to, as for `get_backend`. Values arrive bit for bit, and training goes on there.
+        """
+        target = get_backend(backend)
+        for parameter in self.parameters:
+            parameter.move(target)
+        self._places = [target] * len(self.parameters)
+        self._lay_out([[target.asarray(x) for x in state] for state in self._states])
+        return self
+
     def check_places(self) -> None:
         """Check that no parameter has moved since the optimizer was built.
 
@@ -192,7 +209,8 @@ class Optimizer:
             if now != place:
                 raise DeviceError(
                     f"{type(self).__name__} was built when the parameters were on {place}, and "
-                    f"they are on {now} now; build the optimizer after model.to({str(now)!r})"
+                    f"they are on {now} now; build the optimizer after model.to({str(now)!r}), or "
+                    f"move both with optimizer.to({str(now)!r})"
                 )
 
     def _update(self, slots: Slots) -> None:

@@ -144,10 +144,10 @@ class Trainer:
             raise SettingError(
                 f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}"
             )
-        self._check(loader)
+        self.check(loader)
         if validation is not None:
             validation = self._as_loader(validation)
-            self._check(validation)
+            self.check(validation)
         callbacks = tuple(callbacks)
         history = History(early_stopping.monitor if early_stopping is not None else None)
         best = BestWeights(self.model)
@@ -182,7 +182,7 @@ class Trainer:
             A loader is read in order and to its end, whatever its settings.
         """
         loader = self._as_loader(data)
-        self._check(loader)
+        self.check(loader)
         return self._evaluate(loader)
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
@@ -273,7 +273,7 @@ class Trainer:
         loader.batch_size = min(batch_size, loader.n_samples)
         return loader
 
-    def _check(self, loader: Loader) -> None:
+    def check(self, loader: Loader) -> None:
         """Check, on one sample and all targets, that the parts fit together."""
         self.optimizer.check_places()
         home = self.model.backend

@@ -1,0 +1,18 @@
+"""Networks for scikit-learn's users: estimators that go into its pipelines and searches.
+
+They need scikit-learn, which `import gpunn` does not::
+
+    from gpunn.estimators import MLPClassifier
+"""
+
+try:
+    import sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'gpunn.estimators needs scikit-learn, 1.7 or newer: pip install "gpunn[sklearn]"'
+    ) from error
+
+from gpunn.estimators.logistic import LogisticRegression
+from gpunn.estimators.mlp import MLPClassifier, MLPRegressor
+
+__all__ = ["LogisticRegression", "MLPClassifier", "MLPRegressor"]

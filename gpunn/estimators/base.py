@@ -1,0 +1,565 @@
+"""What the estimators share: the data's way in and out, and the training in between."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+from sklearn import get_config
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from gpunn._typing import Array
+from gpunn.adam import Adam
+from gpunn.backend import Backend, get_backend, scope_of, to_numpy
+from gpunn.data import Loader
+from gpunn.errors import BackendUnavailableError
+from gpunn.estimators.epochs import Epochs, Order
+from gpunn.estimators.hooks import CallbackSupportMixin, Hooks
+from gpunn.estimators.network import dense_layers
+from gpunn.estimators.origin import HOST, Origin, namespace_of
+from gpunn.estimators.progress import Progress
+from gpunn.estimators.settings import check_solver, place_of
+from gpunn.history import History
+from gpunn.kernels import kernels
+from gpunn.layers.compose import Sequential
+from gpunn.loss import Loss
+from gpunn.optim import Optimizer
+from gpunn.schedules import Constant, observe
+from gpunn.sgd import SGD
+from gpunn.stopping import BestWeights
+from gpunn.training import Trainer
+
+#: So many rows go through the network at a time, where nothing is learned.
+_ROWS = 8192
+
+#: The learning rate "adaptive" is divided by this, until it is no more than that.
+_DIVISOR, _LOWEST_RATE = 5.0, 1e-6
+
+
+class Samples(NamedTuple):
+    """Features, targets as the loss takes them, and weights on the host or None."""
+
+    x: Any
+    y: Any
+    weight: Any = None
+
+
+def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
+    """Return the validation data that `fit` was given, if any."""
+    if X is None and y is None and weight is None:
+        return None
+    if X is None or y is None:
+        raise ValueError(f"{name}.fit: X_val and y_val go together; give both or none")
+    return Samples(X, y, weight)
+
+
+class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
+    """An estimator around a network.
+
+    A subclass has scikit-learn's settings as attributes, and defines the methods that say what
+    targets, loss and score are, which network there is, and how large the penalty.
+    """
+
+    #: The solvers that `learning_rate` is for; scikit-learn's networks leave Adam's alone.
+    _SCHEDULED: ClassVar[tuple[str, ...]] = ("sgd",)
+
+    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:
+        """Return the number of outputs; learn the labels if fresh, else check them."""
+        raise NotImplementedError
+
+    def _targets(self, y: Any, dtype: str) -> Any:
+        """Return y as the loss takes it, floats in that dtype."""
+        raise NotImplementedError
+
+    def _class_weights(self, y: Any) -> Any:  # noqa: ARG002
+        """Return what a sample's label makes of its weight (N,), or None."""
+        return None
+
+    def _make_loss(self) -> Loss:
+        """Return the loss that goes with the settings and the targets."""
+        raise NotImplementedError
+
+    def _make_network(
+        self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
+    ) -> Sequential:
+        """Return a network of that many inputs and outputs."""
+        raise NotImplementedError
+
+    def _decay(self, total: float) -> Callable[[float], float]:
+        """Return what makes a batch's weight decay of its mass; all data have mass `total`."""
+        raise NotImplementedError
+
+    def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
+        """Return the score of outputs, for early stopping."""
+        raise NotImplementedError
+
+    # Training
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: Samples | None = None,
+        classes: Any = None,
+        incremental: bool = False,
+    ) -> Any:
+        """Train. A call that fails leaves the estimator as it was."""
+        fresh = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
+        before = dict(vars(self))
+        weights = None if fresh else BestWeights(self._network)
+        try:
+            given = Samples(X, y, sample_weight)
+            epochs, held_out = self._prepare(given, validation, classes, fresh, incremental)
+            hooks = Hooks(
+                self,
+                1 if incremental else self.max_iter,
+                {"X": X, "y": y, "metadata": _metadata(sample_weight)},
+                self._as_if_fitted,
+            )
+            self._train(epochs, held_out, hooks, incremental=incremental)
+        except Exception:
+            for name in vars(self).keys() - before.keys():
+                if "callback" not in name:  # they are yet to be told
+                    delattr(self, name)
+            self.__dict__.update(before)
+            if weights is not None:
+                weights.restore()
+                self._optimizer.reset()
+            raise
+        return self
+
+    def _prepare(
+        self,
+        given: Samples,
+        validation: Samples | None,
+        classes: Any,
+        fresh: bool,  # noqa: FBT001
+        incremental: bool,  # noqa: FBT001
+    ) -> tuple[Epochs, Loader | None]:
+        """Return what to run over the data, and the data held out, if any."""
+        name = type(self).__name__
+        check_solver(name, self.solver)
+        if incremental and self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        train = self._validated(given, reset=fresh)
+        self._origin = Origin.of(train.x)
+        n_outputs = self._learn_targets(train.y, classes, fresh=fresh)
+        rng = self._random_state = check_random_state(self.random_state)
+        if fresh:
+            place = place_of(name, self.backend, self.device, self._origin.backend)
+            dtype = str(train.x.dtype).rpartition(".")[2]
+            self._loss = self._make_loss()
+            self._network = self._make_network((train.x.shape[1], n_outputs), rng, dtype, place)
+            self._dropout_rng = _generator(rng) if self._is_random() else None
+            self._progress = Progress(self.early_stopping)
+        else:
+            self._progress = self._progress.again()
+        if fresh or not incremental:
+            self._optimizer = self._make_optimizer()
+        train = train._replace(y=self._targets(train.y, self._dtype))
+        total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
+        held_out = None
+        if validation is not None:
+            held_out = self._validated(validation, reset=False)
+            held_out = held_out._replace(y=self._targets(held_out.y, self._dtype))
+        elif self.early_stopping:
+            train, held_out = self._split(train, rng)
+        return self._epochs(train, rng, total), self._loader(held_out)
+
+    def _validated(self, given: Samples, *, reset: bool) -> Samples:
+        """Return the data as arrays, checked as scikit-learn checks them."""
+        X, y, sample_weight = given
+        X, y = validate_data(self, X, y, reset=reset, **_of_features(X), **self._checks())
+        weight = None
+        if sample_weight is not None:
+            weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
+        by_class = self._class_weights(y)
+        if by_class is not None:
+            weight = by_class if weight is None else weight * by_class
+        if weight is not None and not weight.sum() > 0:
+            raise ValueError(
+                f"{type(self).__name__}: the sample weights sum to zero; some must be above it"
+            )
+        return Samples(X, y, weight)
+
+    def _checks(self) -> dict[str, Any]:
+        """Return what scikit-learn is to check of X and y together."""
+        return {"multi_output": True}
+
+    def _split(self, samples: Samples, rng: np.random.RandomState) -> tuple[Samples, Samples]:
+        """Return the data for training, and those held out."""
+        binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
+        train, held_out = train_test_split(
+            np.arange(samples.x.shape[0]),
+            random_state=rng,
+            test_size=self.validation_fraction,
+            stratify=samples.y if binary else None,
+        )
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' "
+                "or the size of your dataset."
+            )
+        kept, held = (Samples(*(_rows(x, rows) for x in samples)) for rows in (train, held_out))
+        for part in (kept, held):
+            if part.weight is not None and not part.weight.sum() > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: a split for early_stopping has no sample of weight "
+                    "above zero; leave out samples without weight"
+                )
+        return kept, held
+
+    def _epochs(self, train: Samples, rng: np.random.RandomState, total: float) -> Epochs:
+        """Return what runs the network over the training data."""
+        n_samples = train.x.shape[0]
+        batch_size = min(200, n_samples) if self.batch_size == "auto" else self.batch_size
+        if batch_size > n_samples:
+            warnings.warn(
+                f"Got `batch_size` {batch_size}, more than there are samples; it is clipped to "
+                f"{n_samples}",
+                stacklevel=5,
+            )
+            batch_size = n_samples
+        order = Order(n_samples, batch_size, rng if self.shuffle else None, train.weight)
+        loader = self._loader(train, batch_size, shuffle=order if self.shuffle else False)
+        assert loader is not None  # noqa: S101
+        metrics = [self._metric(metric) for metric in self.metrics]
+        trainer = Trainer(self._network, self._loss, self._optimizer, metrics=metrics)
+        trainer.check(loader)
+        return Epochs(
+            self._network,
+            self._loss,
+            self._optimizer,
+            loader,
+            order,
+            decay=self._decay(total),
+            scale=self._loss_scale(),
+            metrics=trainer.metrics,
+            rng=self._dropout_rng,
+        )
+
+    def _loader(
+        self, samples: Samples | None, batch_size: int = _ROWS, *, shuffle: Any = False
+    ) -> Loader | None:
+        """Return batches of samples where the network is."""
+        if samples is None:
+            return None
+        return Loader(
+            samples.x,
+            samples.y,
+            sample_weight=samples.weight,
+            batch_size=min(batch_size, samples.x.shape[0]),
+            shuffle=shuffle,
+            backend=self._network.backend,
+            dtype=self._dtype,
+        )
+
+    def _make_optimizer(self) -> Optimizer:
+        """Return the optimizer that the settings name, on the network's parameters."""
+        parameters, rate = self._network.parameters(), self.learning_rate_init
+        if self.solver == "adam":
+            return Adam(
+                parameters, rate, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon
+            )
+        if self.solver == "sgd":
+            nesterov = self.nesterovs_momentum and self.momentum > 0
+            return SGD(parameters, rate, momentum=self.momentum, nesterov=nesterov)
+        optimizer = self.solver(parameters)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"{type(self).__name__}: solver must return an optimizer of gpunn's when given the "
+                f"parameters, such as gpunn.SGD; it returned {type(optimizer).__name__}"
+            )
+        return optimizer
+
+    def _train(
+        self, epochs: Epochs, held_out: Loader | None, hooks: Hooks, *, incremental: bool
+    ) -> None:
+        """Run epochs until patience is at an end."""
+        progress = self._progress
+        best = BestWeights(self._network) if progress.early_stopping else None
+        if best is not None and progress.best_score is not None:
+            best.loss = -progress.best_score
+        stopped = False
+        try:
+            while not stopped and progress.n_iter < hooks.n_epochs:
+                hooks.epoch_begins()
+                score = self._epoch(epochs, held_out)
+                if best is not None and score is not None:
+                    best.offer(progress.n_iter, -score)
+                stopped = self._stops()
+                stopped = hooks.epoch_ends() or stopped
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=4)
+            stopped = True
+        if best is not None:
+            best.restore()
+        self._check_weights()
+        hooks.fit_ends()
+        if not (stopped or incremental):
+            warnings.warn(
+                f"Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
+                "converged yet. Increase max_iter, or tol to be content with less; a loss that "
+                "falls slowly wants scaled features or another learning_rate_init.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _epoch(self, epochs: Epochs, held_out: Loader | None) -> float | None:
+        """Run an epoch and take down its numbers; return the score of the data held out."""
+        rate = self._optimizer.learning_rate
+        start = time.perf_counter()
+        record = epochs.run()
+        elapsed = time.perf_counter() - start
+        n_samples = epochs.loader.n_samples
+        if not math.isfinite(record["loss"]):
+            raise ValueError(self._diverged(f"the loss is {record['loss']}"))
+        score = None
+        if held_out is not None:
+            numbers, outputs = epochs.evaluate(held_out)
+            record |= {f"validation_{name}": value for name, value in numbers.items()}
+            if self.early_stopping:
+                weight = held_out.stored.sample_weight
+                score = self._score_of(outputs, to_numpy(held_out.targets), weight)
+                record["validation_score"] = score
+        record |= {
+            "learning_rate": rate,
+            "elapsed_s": elapsed,
+            "samples_per_s": n_samples / elapsed,
+        }
+        progress = self._progress
+        progress.note(record, n_samples, score, self.tol)
+        if self.verbose:
+            print(f"Iteration {progress.n_iter}, loss = {record['loss']:.8f}")  # noqa: T201
+            if score is not None:
+                print(f"Validation score: {score:f}")  # noqa: T201
+        return score
+
+    def _stops(self) -> bool:
+        """Set the learning rate of the next epoch; return whether there should be none."""
+        progress, optimizer = self._progress, self._optimizer
+        observe(optimizer.schedule, progress.loss_curve[-1])
+        if self.solver in self._SCHEDULED and self.learning_rate == "invscaling":
+            rate = self.learning_rate_init / (progress.n_samples + 1) ** self.power_t
+            optimizer.schedule = Constant(rate)
+        message = progress.why_stop(self.n_iter_no_change, self.tol)
+        if not message:
+            return False
+        stops = True
+        if self.solver in self._SCHEDULED and self.learning_rate == "adaptive":
+            stops = optimizer.learning_rate <= _LOWEST_RATE
+            message += " Learning rate too small." if stops else ""
+        if stops:
+            message += " Stopping."
+        else:
+            progress.waited = 0
+            optimizer.schedule = Constant(optimizer.learning_rate / _DIVISOR)
+            message += f" Setting learning rate to {optimizer.learning_rate:f}"
+        if self.verbose:
+            print(message)  # noqa: T201
+        return stops
+
+    def _check_weights(self) -> None:
+        """Check that no weight has overflowed in the last step, whose loss nobody has seen."""
+        values = [parameter.value for parameter in self._network.parameters()]
+        with scope_of(values[0]):
+            xp = kernels(values[0]).xp
+            if not all(bool(xp.all(xp.isfinite(value))) for value in values):
+                raise ValueError(self._diverged("the solver has produced non-finite weights"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{type(self).__name__}: {what} in epoch {self._progress.n_iter + 1}: training has "
+            f"diverged. Lower learning_rate_init (now {self.learning_rate_init:g}), or scale the "
+            "features first, e.g. with sklearn.preprocessing.StandardScaler"
+        )
+
+    def _metric(self, metric: Any) -> Any:
+        return metric
+
+    def _loss_scale(self) -> float:
+        """Return what the loss that is reported is multiplied by."""
+        return 1.0
+
+    def _is_random(self) -> bool:
+        """Return whether the network draws masks."""
+        return False
+
+    # Out
+
+    def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
+        """Return the network's outputs (N, P) where it is, and where answers go."""
+        check_is_fitted(self)
+        origin = Origin.of(X)
+        if get_config()["array_api_dispatch"] and origin != self._origin:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
+                f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
+            )
+        X = validate_data(self, X, reset=False, **_of_features(X))
+        return self._forward(X), origin
+
+    def _forward(self, X: Any) -> Array:
+        """Return the outputs for checked features, some rows at a time."""
+        network = self._network
+        place = network.backend
+        assert place is not None  # noqa: S101
+        outputs = []
+        with place.scope():
+            for start in range(0, X.shape[0], _ROWS):
+                rows = X[start : start + _ROWS, :] if X.shape[0] > _ROWS else X
+                rows = rows.toarray() if hasattr(rows, "toarray") else rows
+                outputs.append(network.forward(place.asarray(rows, self._dtype)))
+            return outputs[0] if len(outputs) == 1 else place.xp.concat(outputs)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether there is a network to predict with."""
+        return hasattr(self, "_network")
+
+    def _as_if_fitted(self) -> dict[str, Any]:
+        """Return attributes of an estimator that stays as this one is now."""
+        return {
+            "_network": copy.deepcopy(self._network),
+            "_progress": copy.deepcopy(self._progress),
+        }
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._network.parameters()[0].value.dtype).rpartition(".")[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is kept in a pickle: arrays on the host, and where they were."""
+        state: dict[str, Any] = super().__getstate__()
+        home = self._network.backend if self.__sklearn_is_fitted__() else None
+        if home is None or home.package == "numpy":
+            return state
+        network, optimizer = copy.deepcopy((self._network, self._optimizer))
+        optimizer.to("numpy")
+        return state | {"_network": network, "_optimizer": optimizer, "_home": str(home)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a pickle has kept, and go back to its device, if it is here."""
+        home = state.pop("_home", None)
+        super().__setstate__(state)
+        if home is None:
+            return
+        try:
+            self._optimizer.to(get_backend(home))
+        except BackendUnavailableError:
+            self._origin = HOST
+
+    # What training leaves
+
+    @property
+    def coefs_(self) -> list[Any]:
+        """The weights of each layer, (inputs, outputs), in the library of X."""
+        return [self._given(layer.weight.value) for layer in self._layers()]
+
+    @property
+    def intercepts_(self) -> list[Any]:
+        """The biases of each layer, (outputs,), in the library of X."""
+        return [self._given(layer.bias.value) for layer in self._layers() if layer.bias]
+
+    @property
+    def n_layers_(self) -> int:
+        """The number of layers, the inputs counted as one."""
+        return len(self._layers()) + 1
+
+    @property
+    def n_outputs_(self) -> int:
+        """The number of outputs."""
+        return self._layers()[-1].out_features
+
+    @property
+    def n_iter_(self) -> int:
+        """The number of epochs of the last call of fit."""
+        return self._fitted_progress().n_iter
+
+    @property
+    def t_(self) -> int:
+        """The number of samples seen, each as often as it was seen."""
+        return self._fitted_progress().n_samples
+
+    @property
+    def loss_(self) -> float:
+        """The loss of the last epoch, with the penalty."""
+        return self._fitted_progress().loss_curve[-1]
+
+    @property
+    def loss_curve_(self) -> list[float]:
+        """The loss of each epoch, with the penalty: the mean of its batches' before their steps."""
+        return self._fitted_progress().loss_curve
+
+    @property
+    def best_loss_(self) -> float | None:
+        """The lowest of these; None with early stopping."""
+        return self._fitted_progress().best_loss
+
+    @property
+    def validation_scores_(self) -> list[float] | None:
+        """The score of the data held out, after each epoch; None without early stopping."""
+        return self._fitted_progress().scores
+
+    @property
+    def best_validation_score_(self) -> float | None:
+        """The highest of these; None without early stopping."""
+        return self._fitted_progress().best_score
+
+    @property
+    def validation_loss_curve_(self) -> list[float] | None:
+        """The loss over the data held out, after each epoch; None where none are."""
+        return self._fitted_progress().history.columns.get("validation_loss")
+
+    @property
+    def history_(self) -> History:
+        """All numbers of all epochs: losses, metrics, learning rate and times."""
+        return self._fitted_progress().history
+
+    def _fitted_progress(self) -> Progress:
+        check_is_fitted(self)
+        return self._progress
+
+    def _layers(self) -> list[Any]:
+        check_is_fitted(self)
+        return dense_layers(self._network)
+
+    def _given(self, x: Array) -> Any:
+        return self._origin.give(x)
+
+
+def _of_features(X: Any) -> dict[str, Any]:
+    """Return what scikit-learn is to check of X: float32 stays, all else becomes float64."""
+    xp = np if Origin.of(X) == HOST else namespace_of(X)
+    return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}
+
+
+def _rows(x: Any, rows: Any) -> Any:
+    """Return some rows of an array of any library, of a sparse matrix, or of None."""
+    if x is None:
+        return None
+    if isinstance(x, np.ndarray) or hasattr(x, "toarray"):
+        return x[rows]
+    xp = namespace_of(x)
+    return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)
+
+
+def _metadata(sample_weight: Any) -> dict[str, Any]:
+    return {} if sample_weight is None else {"sample_weight": sample_weight}
+
+
+def _generator(rng: np.random.RandomState) -> np.random.Generator:
+    """Return a generator whose seed is drawn from `rng`."""
+    return np.random.default_rng(rng.randint(2**31 - 1))

@@ -1,0 +1,187 @@
+"""What the classifiers share: labels, probabilities and their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import compute_sample_weight
+
+from gpunn._typing import Array
+from gpunn.backend import scope_of, to_numpy
+from gpunn.estimators.base import NetworkEstimator
+from gpunn.estimators.labels import Labels, as_labels
+from gpunn.estimators.origin import namespace_of
+from gpunn.layers.activation import LogSoftmax, Softplus
+from gpunn.loss import Loss
+from gpunn.losses import BinaryCrossEntropy, CrossEntropy, SoftmaxCrossEntropy
+from gpunn.metrics import BinaryAccuracy
+
+
+class Classifying(ClassifierMixin, NetworkEstimator):
+    """A network whose outputs stand for class labels."""
+
+    _labels: Labels
+
+    def _given_loss(self) -> Loss | None:
+        """Return the loss that the user has chosen, or None for the one that the labels ask for."""
+        return None
+
+    @property
+    def classes_(self) -> Any:
+        """The class labels, ascending, in NumPy."""
+        if not hasattr(self, "_labels"):
+            raise AttributeError(f"{type(self).__name__} has no classes_ before it is fitted")
+        return self._labels.classes
+
+    # Training
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Any:
+        """Go over some data once; the first time, `classes` says which labels may come."""
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
+                "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
+            )
+        if not self.__sklearn_is_fitted__():
+            if classes is None and np.ndim(y) < 2:
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+        elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
+            raise ValueError(
+                f"`classes={classes}` is not the same as on last call to partial_fit, was: "
+                f"{self.classes_}"
+            )
+        return self._fit(X, y, sample_weight, classes=classes, incremental=True)
+
+    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:
+        y = as_labels(y)
+        several = isinstance(self._given_loss(), CrossEntropy)
+        labels = Labels.of(y, several=several)
+        if fresh and classes is not None and labels.kind != "multilabel":
+            labels = Labels.among(classes, several=several)
+        if fresh:
+            self._labels = labels
+        elif self.warm_start and not _alike(labels, self._labels):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous "
+                f"call to fit. Previously got {self.classes_}, `y` has {labels.classes}"
+            )
+        return self._labels.n_outputs
+
+    def _targets(self, y: Any, dtype: str) -> Any:
+        one_hot = not isinstance(self._loss, CrossEntropy)
+        return self._labels.encode(as_labels(y), dtype, one_hot=one_hot)
+
+    def _class_weights(self, y: Any) -> Any:
+        if self.class_weight is None:
+            return None
+        return compute_sample_weight(self.class_weight, as_labels(y))
+
+    def _make_loss(self) -> Loss:
+        given = self._given_loss()
+        if given is not None:
+            return given
+        return SoftmaxCrossEntropy() if self._labels.kind == "multiclass" else BinaryCrossEntropy()
+
+    def _metric(self, metric: Any) -> Any:
+        exclusive = self._labels.kind == "multiclass"
+        return metric if metric != "accuracy" or exclusive else _OneOutput(self._threshold)
+
+    def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
+        codes = to_numpy(self._codes(outputs))
+        if self._labels.kind == "binary":
+            target = target[:, 0]
+        elif self._labels.kind == "multiclass" and target.ndim == 2:
+            target = target.argmax(axis=1)
+        weight = None if weight is None else to_numpy(weight)
+        return float(accuracy_score(target.astype(np.int64), codes, sample_weight=weight))
+
+    # Answers
+
+    @property
+    def _threshold(self) -> float:
+        """The output above which the answer is yes."""
+        return 0.0 if self._loss.from_logits else 0.5
+
+    def _codes(self, outputs: Array) -> Array:
+        with scope_of(outputs):
+            return self._labels.codes(outputs, self._threshold)
+
+    def predict(self, X: Any) -> Any:
+        """Return the most probable label of each sample.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : array of shape (n_samples,), or (n_samples, n_classes) of zeros and ones
+            In the library and on the device of X.
+        """
+        outputs, origin = self._outputs(X, "predict")
+        return self._labels.decode(self._codes(outputs), origin)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        p : array of shape (n_samples, n_classes)
+            In the order of `classes_`; rows sum to 1, but where a sample may have several labels.
+        """
+        outputs, origin = self._outputs(X, "predict_proba")
+        with scope_of(outputs):
+            p = self._loss.probabilities(outputs)
+            if self._labels.kind == "binary":
+                xp = namespace_of(p)
+                p = xp.concat([1.0 - p, p], axis=1) if len(self.classes_) == 2 else 1.0 - 0.0 * p
+            return origin.give(p)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Return the logarithm of `predict_proba`, finite however small the probability.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_p : array of shape (n_samples, n_classes)
+        """
+        outputs, origin = self._outputs(X, "predict_log_proba")
+        xp = namespace_of(outputs)
+        with scope_of(outputs):
+            if not self._loss.from_logits:
+                log_p = xp.log(self._loss.probabilities(outputs))
+            elif self._labels.kind == "multiclass":
+                log_p = LogSoftmax()(outputs)
+            else:
+                log_p = -Softplus()(-outputs)  # log s(z) = -log(1 + e^-z)
+            if self._labels.kind == "binary":
+                others = -Softplus()(outputs)
+                log_p = xp.concat([others, log_p], axis=1) if len(self.classes_) == 2 else 0 * log_p
+            return origin.give(log_p)
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn may ask of this estimator."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
+
+
+class _OneOutput(BinaryAccuracy):
+    """The share of yes and no that is right, under the name that was asked for."""
+
+    name = "accuracy"
+
+
+def _alike(one: Labels, other: Labels) -> bool:
+    return one.kind == other.kind and np.array_equal(one.classes, other.classes)

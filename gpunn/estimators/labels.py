@@ -1,0 +1,115 @@
+"""Class labels of any kind, and the targets and outputs of a network that stand for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import column_or_1d
+
+from gpunn._typing import Array
+from gpunn.backend import to_numpy
+from gpunn.estimators.origin import Origin, namespace_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Kind = Literal["binary", "multiclass", "multilabel"]
+
+
+class Labels:
+    """The classes of a problem, in order.
+
+    Of two classes the network has one output, the logit of the second. Of more, or if `several`,
+    it has an output each. Several labels a sample are an output each, yes or no.
+
+    Attributes
+    ----------
+    kind : {"binary", "multiclass", "multilabel"}
+        How outputs stand for labels.
+    classes : ndarray of shape (K,)
+        The labels, ascending, on the host: labels are checked before they go to a device.
+    """
+
+    def __init__(self, classes: NDArray[Any], kind: Kind) -> None:
+        self.classes = classes
+        self.kind = kind
+
+    @classmethod
+    def of(cls, y: NDArray[Any], *, several: bool = False) -> Labels:
+        """Return the labels that occur in y, (N,) or (N, K) of zeros and ones."""
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y")
+        if kind == "multilabel-indicator":
+            return cls(np.arange(y.shape[1]), "multilabel")
+        if kind == "multiclass-multioutput":
+            raise ValueError(
+                "y has several columns of more than two classes; train a model for each column "
+                "(sklearn.multioutput.MultiOutputClassifier), or make a column of each label"
+            )
+        return cls.among(y, several=several)
+
+    @classmethod
+    def among(cls, classes: Any, *, several: bool = False) -> Labels:
+        """Return labels that may occur, given in any order and number of times."""
+        known = np.unique(to_numpy(classes))
+        return cls(known, "multiclass" if several or len(known) > 2 else "binary")
+
+    @property
+    def n_outputs(self) -> int:
+        """The number of outputs."""
+        return 1 if self.kind == "binary" else len(self.classes)
+
+    def encode(self, y: NDArray[Any], dtype: str, *, one_hot: bool = False) -> NDArray[Any]:
+        """Return targets: integers (N,) where the classes exclude each other, else 0.0 and 1.0.
+
+        With `one_hot`, zeros and ones in any case.
+
+        Raises
+        ------
+        ValueError
+            If y has a label that is not among the classes.
+        """
+        if self.kind == "multilabel":
+            if y.ndim != 2 or y.shape[1] != len(self.classes):
+                raise ValueError(
+                    f"y must have {len(self.classes)} columns of zeros and ones, one a label, "
+                    f"got shape {y.shape}"
+                )
+            return y.astype(dtype)
+        codes = np.searchsorted(self.classes, y).clip(0, len(self.classes) - 1)
+        strange = self.classes[codes] != y
+        if strange.any():
+            raise ValueError(
+                f"y has classes that were not there before: {np.unique(y[strange])[:5].tolist()}; "
+                f"known are {self.classes.tolist()}"
+            )
+        if self.kind == "binary":
+            return codes.astype(dtype)[:, None]
+        return np.eye(len(self.classes), dtype=dtype)[codes] if one_hot else codes.astype(np.int64)
+
+    def codes(self, outputs: Array, threshold: float) -> Array:
+        """Return what outputs say, where they are: the place of each class, or zeros and ones."""
+        xp = namespace_of(outputs)
+        if self.kind == "multiclass":
+            return xp.argmax(outputs, axis=1)
+        answers = xp.astype(outputs > threshold, xp.int64)
+        if self.kind == "multilabel":
+            return answers
+        return answers[:, 0] * (len(self.classes) - 1)  # of one class, always that
+
+    def decode(self, codes: Array, origin: Origin) -> Any:
+        """Return the labels of codes, in the library that `origin` names; strings in NumPy."""
+        if self.kind == "multilabel":
+            return origin.give(codes)
+        if self.classes.dtype.kind not in "biuf":
+            return self.classes[to_numpy(codes)]
+        classes = origin.give(self.classes)
+        return namespace_of(classes).take(classes, origin.give(codes))
+
+
+def as_labels(y: Any) -> NDArray[Any]:
+    """Return labels on the host, without what has no meaning: sparseness, and a single column."""
+    y = y.toarray() if hasattr(y, "toarray") else to_numpy(y)
+    return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y

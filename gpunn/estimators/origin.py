@@ -1,0 +1,72 @@
+"""Where a user's arrays come from, and where the answers go back to."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace, device, is_array_api_obj
+from sklearn import get_config
+
+from gpunn._typing import Array
+from gpunn.backend import Backend, backend_of, get_backend, to_numpy
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A library of arrays and one of its devices, by name, so that it can be pickled.
+
+    Attributes
+    ----------
+    library : str
+        What `get_backend` takes (``"numpy"``, ``"cupy:0"``); or the namespace of a library that
+        gpunn knows nothing of, such as PyTorch's.
+    device : str or None
+        The device, in that other library.
+    """
+
+    library: str
+    device: str | None = None
+
+    @classmethod
+    def of(cls, x: Any) -> Origin:
+        """Return where `x` is from; NumPy for all that is no array, and without dispatch."""
+        if not get_config()["array_api_dispatch"]:
+            return HOST
+        place = backend_of(x)
+        if place is not None:
+            return cls(str(place))
+        if is_array_api_obj(x):
+            return cls(array_namespace(x).__name__, str(device(x)))
+        return HOST
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend to compute on, if it is one and not the default one."""
+        if self.device is not None or self == HOST:
+            return None
+        return get_backend(self.library)
+
+    def give(self, x: Array) -> Any:
+        """Return an array of a backend as an array of this library, on this device."""
+        if self.device is None:
+            return get_backend(self.library).asarray(x)
+        xp = importlib.import_module(self.library)
+        place = backend_of(x)
+        if place is not None and place.package == "cupy":
+            return xp.from_dlpack(x)
+        return xp.asarray(to_numpy(x), device=self.device)
+
+    def __str__(self) -> str:
+        """Return both names."""
+        return self.library if self.device is None else f"{self.library} on {self.device}"
+
+
+HOST = Origin("numpy")
+
+
+def namespace_of(x: Any) -> Any:
+    """Return the functions of the standard for an array of any library."""
+    place = backend_of(x)
+    return array_namespace(x) if place is None else place.xp

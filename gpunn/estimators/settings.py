@@ -1,0 +1,106 @@
+"""What the estimators' settings may be: scikit-learn's names, with scikit-learn's checks."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    Options,
+    StrOptions,
+)
+
+from gpunn.backend import Backend, get_backend
+from gpunn.errors import SettingError
+from gpunn.estimators.network import NAMES
+from gpunn.layers.activation import Activation
+from gpunn.loss import Loss
+
+_FRACTION = Interval(Real, 0, 1, closed="left")
+_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+_POSITIVE = Interval(Real, 0, None, closed="neither")
+_COUNT = Interval(Integral, 1, None, closed="left")
+
+#: What all estimators have.
+TRAINING: dict[str, Any] = {
+    "solver": [StrOptions({"sgd", "adam", "lbfgs"}), callable],
+    "batch_size": [StrOptions({"auto"}), _COUNT],
+    "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
+    "learning_rate_init": [_POSITIVE],
+    "power_t": [_NOT_NEGATIVE],
+    "max_iter": [_COUNT],
+    "shuffle": ["boolean"],
+    "random_state": ["random_state"],
+    "tol": [_NOT_NEGATIVE],
+    "verbose": ["verbose"],
+    "warm_start": ["boolean"],
+    "momentum": [_FRACTION],
+    "nesterovs_momentum": ["boolean"],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "beta_1": [_FRACTION],
+    "beta_2": [_FRACTION],
+    "epsilon": [_POSITIVE],
+    "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
+    "metrics": ["array-like", tuple],
+    "backend": [str, Backend, None],
+    "device": [Interval(Integral, 0, None, closed="left"), None],
+}
+
+#: What a network has beyond that.
+NETWORK: dict[str, Any] = {
+    "hidden_layer_sizes": ["array-like", _COUNT],
+    "activation": [StrOptions(NAMES), Activation, list, tuple],
+    "alpha": [_NOT_NEGATIVE],
+    "dropout": [_FRACTION, list, tuple],
+}
+
+CLASSES: dict[str, Any] = {"class_weight": [StrOptions({"balanced"}), dict, list, None]}
+
+
+def loss_or(name: str) -> list[Any]:
+    """Return what a loss may be: that of a name, or an object of gpunn's."""
+    return [StrOptions({name}), Loss]
+
+
+def check_solver(estimator: str, solver: Any) -> None:
+    """Refuse scikit-learn's solver that gpunn has not, with what it has."""
+    if isinstance(solver, str) and solver == "lbfgs":
+        raise InvalidParameterError(
+            f"{estimator}: solver='lbfgs' is not here: it takes the whole data set in each step. "
+            "Say solver='adam' (the default of the perceptrons) or 'sgd', or give a function from "
+            "parameters to an optimizer, such as functools.partial(gpunn.SGD, clip_norm=1.0)"
+        )
+
+
+def place_of(estimator: str, backend: Any, device: int | None, given: Backend | None) -> Backend:
+    """Return where to compute: where somebody said, else where X is, else gpunn's default."""
+    if device is not None and not (isinstance(backend, str) and backend in ("cupy", "auto")):
+        raise InvalidParameterError(
+            f"{estimator}: device={device} is an index of a GPU and needs backend='cupy', "
+            f"got backend={backend!r}"
+        )
+    try:
+        if backend is None:
+            return given or get_backend(None)
+        place = get_backend(backend)
+        if device is None or place.package != "cupy":
+            return place
+        return get_backend(f"cupy:{device}")
+    except SettingError as error:
+        raise InvalidParameterError(f"{estimator}: {error}") from error
+
+
+def per_layer(estimator: str, name: str, value: Any, n_hidden: int) -> list[Any]:
+    """Return a setting of each hidden layer: the same for all, or a list with one for each."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * n_hidden
+    if len(value) != n_hidden:
+        raise InvalidParameterError(
+            f"{estimator}: {name} has {len(value)} entries and the network {n_hidden} hidden "
+            "layers; give one for each, or one for all"
+        )
+    return list(value)
