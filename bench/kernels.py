@@ -1,13 +1,15 @@
-"""What each of NumPy's kernels gains over its generic twin, at the sizes of small networks.
+"""What NumPy's kernels gain over their generic twins, and compiled ones over NumPy's.
 
-    python bench/kernels.py [--rounds N]
+    python bench/kernels.py [--rounds N] [--only NAME[,NAME]]
 
-A ratio below 1 is a gain; an override that shows none does not belong in `kernels/numpy_.py`.
+A ratio below 1 is a gain; an override that shows none does not belong in `kernels/numpy_.py`, nor
+one without a ratio below 0.85 in `kernels/numba_.py`, which is shown where numba is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from typing import Any
 
 from timing import interleave, ratio, spread  # before NumPy: it sets the BLAS environment
@@ -36,16 +38,19 @@ def calls() -> list[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     def add(name: str, what: str, *arguments: Any, **settings: Any) -> None:
         rows.append((name, what, arguments, settings))
 
-    relu = gn.ReLU()
     for n, p, q in ((32, 64, 128), (1, 784, 512)):
         add("product", f"({n}, {p}) by ({p}, {q})", normal(n, p), normal(p, q))
     for n, p in ((32, 128), (200, 128), (128, 512)):
-        add("bias_activation", f"ReLU, ({n}, {p})", normal(n, p), normal(p), relu)
-        add("activation_backward", f"ReLU, ({n}, {p})", normal(n, p), normal(n, p), relu)
-        add("bias_activation_backward", f"ReLU, ({n}, {p})", normal(n, p), normal(n, p), relu)
+        for formula in (gn.ReLU(), gn.Tanh()):
+            of = f"{type(formula).__name__}, ({n}, {p})"
+            bias = np.zeros(p, np.float32)  # z is owned, and stays as it is here
+            add("bias_activation", of, normal(n, p), bias, formula)
+            add("activation_backward", of, normal(n, p), normal(n, p), formula)
+            add("bias_activation_backward", of, normal(n, p), normal(n, p), formula)
+        add("dropout", f"({n}, {p})", normal(n, p), 12345, 0.5)
     for n, p in ((32, 128), (128, 512), (256, 4096)):
         add("column_sums", f"({n}, {p})", normal(n, p))
-    for n in (32, 128):
+    for n in (32, 128, 200):
         labels = rng.integers(0, 10, n)
         add("softmax_cross_entropy", f"({n}, 10)", normal(n, 10), labels, 1 / n, summed=True)
     for n in (32, 1024):
@@ -57,6 +62,15 @@ def calls() -> list[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         add("sum_of_squares", f"({n:,},)", [normal(n)])
     add("convert", "(32, 1)", rng.integers(0, 2, (32, 1)), np.float32)
     add("stack", "57 numbers", list(normal(57)))
+    # Gradients are owned: of zeros, they stay as they are.
+    for n in (33, 9_610, 535_818):
+        clips = {"clip_norm": None, "clip_value": None, "decays": [0.0]}
+        value, grad, first, second = ([x] for x in (normal(n), *np.zeros((3, n), np.float32)))
+        rates = {"learning_rate": 0.1, "nesterov": False}
+        add("sgd", f"{n} values", value, grad, [], momentum=0.0, **rates, **clips)
+        add("sgd", f"{n}, momentum", value, grad, first, momentum=0.9, **rates, **clips)
+        betas = {"rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
+        add("adam", f"{n} values", value, grad, first, second, **betas, **clips)
     for n, p, batch in ((1344, 64, 32), (12_800, 784, 128)):
         arrays = [normal(n, p), rng.integers(0, 10, n)]
         add("gather", f"{batch} of ({n}, {p})", arrays, rng.permutation(n)[:batch])
@@ -69,9 +83,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    print(f"{'kernel':30}{'of':>24}{'generic, us':>26}{'override / generic':>28}")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="kernels")
+    options = parser.parse_args()
+    only = options.only.split(",") if options.only else None
+    sets = {"generic": Kernels(xp), "numpy": NumpyKernels(xp)}
+    if find_spec("numba") is not None:
+        from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (may be absent)
+
+        sets["compiled"] = NumbaKernels(xp)
+    print(
+        f"{'kernel':26}{'of':>20}{'generic, us':>24}{'numpy / generic':>24}{'compiled / numpy':>24}"
+    )
     for name, what, arguments, settings in calls():
+        if only and name not in only:
+            continue
 
         def repeat(
             kernels: Kernels,
@@ -84,16 +109,14 @@ def main() -> None:
                 kernel(*arguments, **settings)
 
         times = interleave(
-            {
-                "generic": lambda: repeat(Kernels(xp)),
-                "override": lambda: repeat(NumpyKernels(xp)),
-            },
-            rounds,
+            {key: lambda k=k: repeat(k) for key, k in sets.items()},
+            options.rounds,
             pause_s=0.001,
         )
         generic = spread([1e6 * seconds / REPEATS for seconds in times["generic"]])
-        gain = ratio(times["override"], times["generic"])
-        print(f"{name:30}{what:>24}{generic!s:>26}{gain!s:>28}")
+        gains = [ratio(times[a], times[b]) for a, b in zip(list(sets)[1:], sets, strict=False)]
+        cells = "".join(f"{gain!s:>24}" for gain in gains)
+        print(f"{name:26}{what:>20}{generic!s:>24}{cells}", flush=True)
 
 
 if __name__ == "__main__":

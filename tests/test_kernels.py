@@ -347,6 +347,7 @@ def compare(got: Any, want: Any, dtype: str, least: float) -> None:
     "name",
     [
         "activation_backward",
+        "adam",
         "bias_activation",
         "bias_activation_backward",
         "dropout",

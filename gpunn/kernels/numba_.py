@@ -135,7 +135,8 @@ class NumbaKernels(NumpyKernels):
 
         A gradient may come from anywhere, and need not be alike.
         """
-        if not (all(map(_alike, values, grads)) and all(map(_alike, values, velocities))):
+        served = all(map(_alike, values, grads))
+        if not served or (velocities and not all(map(_alike, values, velocities))):
             super().sgd(
                 values,
                 grads,
@@ -150,10 +151,46 @@ class NumbaKernels(NumpyKernels):
             return
         clips = self._clips(grads, clip_norm, clip_value)
         if not velocities:
-            velocities, momentum = [value[:0] for value in values], 0.0
+            velocities, momentum = values, 0.0  # nobody looks at them
         for value, grad, velocity, decay in zip(values, grads, velocities, decays, strict=True):
             arrays = value.ravel(), grad.ravel(), velocity.ravel()
             _descend(*arrays, learning_rate, momentum, nesterov, decay, *clips)
+
+    def adam(
+        self,
+        values: list[Array],
+        grads: list[Array],
+        firsts: list[Array],
+        seconds: list[Array],
+        *,
+        rate: float,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        decays: list[float],
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        """Update each value and its moments in one pass, after those for the norm."""
+        if not all(all(map(_alike, values, others)) for others in (grads, firsts, seconds)):
+            super().adam(
+                values,
+                grads,
+                firsts,
+                seconds,
+                rate=rate,
+                beta_1=beta_1,
+                beta_2=beta_2,
+                epsilon=epsilon,
+                decays=decays,
+                clip_norm=clip_norm,
+                clip_value=clip_value,
+            )
+            return
+        clips = self._clips(grads, clip_norm, clip_value)
+        for i, decay in enumerate(decays):
+            arrays = values[i].ravel(), grads[i].ravel(), firsts[i].ravel(), seconds[i].ravel()
+            _descend_by_moments(*arrays, rate, beta_1, beta_2, epsilon, decay, *clips)
 
     def _clips(
         self, grads: list[Array], clip_norm: float | None, clip_value: float | None
@@ -324,3 +361,30 @@ def _descend(
             v = mu * velocity[i] - step
             velocity[i] = v
             value[i] += mu * v - step if nesterov else v
+
+
+@_compiled
+def _descend_by_moments(
+    value: Array,
+    grad: Array,
+    first: Array,
+    second: Array,
+    rate: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    decay: float,
+    limit: float,
+    factor: float,
+) -> None:
+    """Update a value and its moments; see `Kernels.adam`."""
+    of = value.dtype.type
+    rate, epsilon, decay, limit, factor = of(rate), of(epsilon), of(decay), of(limit), of(factor)
+    kept_1, new_1, kept_2, new_2 = of(beta_1), of(1 - beta_1), of(beta_2), of(1 - beta_2)
+    for i in range(value.size):
+        g = _regular(grad[i], value[i], decay, limit, factor)
+        m = kept_1 * first[i] + new_1 * g
+        v = kept_2 * second[i] + new_2 * (g * g)
+        first[i] = m
+        second[i] = v
+        value[i] -= rate * m / (np.sqrt(v) + epsilon)
