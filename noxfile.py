@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -57,8 +58,10 @@ def tests_all(session: nox.Session) -> None:
 @nox.session(python=oldest())
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest supported versions of what gpunn needs."""
-    pins = [wanted.replace(">=", "==") for wanted in PYPROJECT["project"]["dependencies"]]
-    session.install("-e", ".", *pins, *TEST)
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    optional = [extras[name] for name in ("sklearn", "threads", "compiled")]
+    wanted = chain(PYPROJECT["project"]["dependencies"], *optional)
+    session.install("-e", ".", *(bound.replace(">=", "==") for bound in wanted), *TEST)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -101,10 +104,16 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks of the CPU; `-- bench/step_time.py --help`: one, with arguments."""
-    session.install(".[sklearn]")
+    session.install(".[sklearn,plot,threads,compiled]")
     if session.posargs:
         session.run("python", *session.posargs)
         return
-    for program in sorted(Path("bench").glob("*.py")):
-        if program.name != "timing.py" and not program.name.startswith("gpu_"):
-            session.run("python", str(program))
+    for name in ("kernels", "overhead", "growth", "step_time", "estimators"):
+        session.run("python", f"bench/{name}.py")
+
+
+@nox.session(python="3.11")
+def peers(session: nox.Session) -> None:
+    """Time a training step against PyTorch, JAX and scikit-learn, on the CPU."""
+    session.install(".[sklearn,threads,compiled]", "torch==2.13.0", "jax")
+    session.run("python", "bench/peers.py", *session.posargs)

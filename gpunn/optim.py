@@ -126,7 +126,7 @@ class Optimizer:
             self._lay_out(self._states)
         else:
             self._weight_decay = checked
-            self._blocks = self._blocks._replace(decays=self._decays(self._decaying))
+            self._blocks.decays[:] = self._decays(self._decaying)
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place, and clear the gradients.
