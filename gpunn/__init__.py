@@ -59,6 +59,16 @@ from gpunn.training import Trainer
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """Import `gpunn.estimators`, which needs scikit-learn, when it is first asked for."""
+    if name == "estimators":
+        import importlib  # noqa: PLC0415 (not needed to import gpunn)
+
+        return importlib.import_module("gpunn.estimators")
+    raise AttributeError(f"module 'gpunn' has no attribute {name!r}")
+
+
 __all__ = [
     "ACTIVATIONS",
     "ELU",

@@ -309,13 +309,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
         self._check_weights()
         hooks.fit_ends()
         if not (stopped or incremental):
-            warnings.warn(
-                f"Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
-                "converged yet. Increase max_iter, or tol to be content with less; a loss that "
-                "falls slowly wants scaled features or another learning_rate_init.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=4)
 
     def _epoch(self, epochs: Epochs, held_out: Loader | None) -> float | None:
         """Run an epoch and take down its numbers; return the score of the data held out."""
@@ -384,6 +378,19 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
             f"{type(self).__name__}: {what} in epoch {self._progress.n_iter + 1}: training has "
             f"diverged. Lower learning_rate_init (now {self.learning_rate_init:g}), or scale the "
             "features first, e.g. with sklearn.preprocessing.StandardScaler"
+        )
+
+    def _not_converged(self) -> str:
+        curve = self._progress.loss_curve[-self._progress.n_iter :]
+        advice = "Increase max_iter, or tol to be content with less"
+        if curve[-1] > curve[0]:
+            advice = (
+                f"The loss has risen, from {curve[0]:.4g} to {curve[-1]:.4g}: lower "
+                f"learning_rate_init (now {self.learning_rate_init:g}), or scale the features"
+            )
+        return (
+            f"Maximum iterations ({self.max_iter}) reached and the optimization hasn't converged "
+            f"yet. {advice}."
         )
 
     def _metric(self, metric: Any) -> Any:
