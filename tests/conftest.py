@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import gpunn as gn
+
+settings.register_profile("gpunn", deadline=None)  # the first call of a kernel may compile it
+settings.load_profile("gpunn")
 
 BACKENDS = [
     "numpy",

@@ -263,7 +263,10 @@ class TestBlocks:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"shuffle": "block"}, "shuffle must be True, False, 'blocks' or a function, got 'block'"),
+            (
+                {"shuffle": "block"},
+                "shuffle must be True, False, 'blocks' or a function, got 'block'",
+            ),
             ({"block_size": 0}, "block_size must be a whole number above 0, got 0"),
             ({"window": 1.5}, "window must be a whole number above 0, got 1.5"),
         ],

@@ -339,9 +339,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
     >>> import numpy as np
     >>> from gpunn.estimators import MLPRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
-    >>> model = MLPRegressor(
-    ...     hidden_layer_sizes=(20, 20), activation="tanh", learning_rate_init=0.01, batch_size=20, random_state=0
-    ... )
+    >>> settings = {"learning_rate_init": 0.01, "batch_size": 20, "random_state": 0}
+    >>> model = MLPRegressor("squared_error", (20, 20), "tanh", **settings)
     >>> model.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.99
     True
     """

@@ -201,7 +201,8 @@ class NumbaKernels(NumpyKernels):
             return limit, 1.0
         if clip_value is not None:
             grads = [self.clip(grad, -limit, limit) for grad in grads]
-        return limit, clip_norm / float(np.maximum(self.gradient_norm(grads), clip_norm))
+        norm = float(self.gradient_norm(grads))
+        return limit, clip_norm / max(norm, clip_norm)  # 1, or NaN if the norm is: it comes first
 
 
 def _alike(x: Array, y: Array) -> bool:
