@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from gpunn._typing import Array
 from gpunn.adam import Adam
-from gpunn.backend import Backend, get_backend, scope_of, to_numpy
+from gpunn.backend import Backend, backend_of, get_backend, scope_of, to_numpy
 from gpunn.data import Loader
 from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.epochs import Epochs, Order
@@ -34,6 +34,7 @@ from gpunn.kernels import kernels
 from gpunn.layers.compose import Sequential
 from gpunn.loss import Loss
 from gpunn.optim import Optimizer
+from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, observe
 from gpunn.sgd import SGD
 from gpunn.stopping import BestWeights
@@ -229,13 +230,14 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
             warnings.warn(
                 f"Got `batch_size` {batch_size}, more than there are samples; it is clipped to "
                 f"{n_samples}",
-                stacklevel=5,
+                stacklevel=7,
             )
             batch_size = n_samples
         order = Order(n_samples, batch_size, rng if self.shuffle else None, train.weight)
         loader = self._loader(train, batch_size, shuffle=order if self.shuffle else False)
         assert loader is not None  # noqa: S101
-        metrics = [self._metric(metric) for metric in self.metrics]
+        given = [self.metrics] if isinstance(self.metrics, str) else self.metrics
+        metrics = [self._metric(metric) for metric in given]
         trainer = Trainer(self._network, self._loss, self._optimizer, metrics=metrics)
         trainer.check(loader)
         return Epochs(
@@ -302,14 +304,14 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
                 stopped = self._stops()
                 stopped = hooks.epoch_ends() or stopped
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warnings.warn("Training interrupted by user.", stacklevel=6)
             stopped = True
         if best is not None:
             best.restore()
         self._check_weights()
         hooks.fit_ends()
         if not (stopped or incremental):
-            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=4)
+            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=6)
 
     def _epoch(self, epochs: Epochs, held_out: Loader | None) -> float | None:
         """Run an epoch and take down its numbers; return the score of the data held out."""
@@ -339,6 +341,8 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
             print(f"Iteration {progress.n_iter}, loss = {record['loss']:.8f}")  # noqa: T201
             if score is not None:
                 print(f"Validation score: {score:f}")  # noqa: T201
+            elif held_out is not None:
+                print(f"Validation loss: {record['validation_loss']:.8f}")  # noqa: T201
         return score
 
     def _stops(self) -> bool:
@@ -475,10 +479,29 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
         """The weights of each layer, (inputs, outputs), in the library of X."""
         return [self._given(layer.weight.value) for layer in self._layers()]
 
+    @coefs_.setter
+    def coefs_(self, values: Sequence[Any]) -> None:
+        self._write([layer.weight for layer in self._layers()], values)
+
     @property
     def intercepts_(self) -> list[Any]:
         """The biases of each layer, (outputs,), in the library of X."""
         return [self._given(layer.bias.value) for layer in self._layers() if layer.bias]
+
+    @intercepts_.setter
+    def intercepts_(self, values: Sequence[Any]) -> None:
+        self._write([layer.bias for layer in self._layers() if layer.bias], values)
+
+    def _write(self, parameters: list[Parameter], values: Sequence[Any]) -> None:
+        """Give the parameters new values, of their shapes."""
+        shapes = [tuple(p.value.shape) for p in parameters]
+        if [tuple(np.shape(value)) for value in values] != shapes:
+            raise ValueError(f"{type(self).__name__}: expected arrays of the shapes {shapes}")
+        for parameter, value in zip(parameters, values, strict=True):
+            place = backend_of(parameter.value)
+            assert place is not None  # noqa: S101
+            with place.scope():
+                parameter.value[...] = place.asarray(value, self._dtype)
 
     @property
     def n_layers_(self) -> int:

@@ -34,6 +34,8 @@ class LogisticRegression(Classifying):
     whenever the cost stops falling, until it is too small to matter; on standardised features the
     cost is then within about 1 % of its minimum. scikit-learn's own solvers are exact, and the
     better choice where they can be had; this one is for data that come in parts, and for a GPU.
+    Its settings are those of the networks: there is no `penalty`, `l1_ratio` or `n_jobs`,
+    `max_iter` counts epochs, and `tol` is how much of the cost an epoch must take off.
 
     Parameters
     ----------
@@ -169,7 +171,8 @@ class LogisticRegression(Classifying):
     ) -> LogisticRegression:
         """Go over some data once, and keep what was learned before.
 
-        The penalty is that of the data of this call.
+        The penalty is divided by the data of this call: where all data come in k parts, k times
+        `C` gives the cost that `fit` has over all of them.
 
         Parameters
         ----------

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import column_or_1d
 
 from gpunn._typing import Array
@@ -19,12 +20,20 @@ from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.network import build
 from gpunn.estimators.origin import namespace_of
-from gpunn.estimators.settings import CLASSES, NETWORK, TRAINING, loss_or, per_layer
+from gpunn.estimators.settings import (
+    CLASSES,
+    NETWORK,
+    TRAINING,
+    is_activation,
+    is_rate,
+    loss_or,
+    per_layer,
+)
 from gpunn.layers.activation import Activation
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dropout import Dropout
 from gpunn.loss import Loss
-from gpunn.losses import MeanSquaredError
+from gpunn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
 
@@ -37,7 +46,9 @@ class Perceptron(NetworkEstimator):
     def _hidden_sizes(self) -> list[int]:
         sizes = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
-        if not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+        if not all(isinstance(size, Integral) for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
+        if not all(int(size) > 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
         return [int(size) for size in sizes]
 
@@ -45,8 +56,9 @@ class Perceptron(NetworkEstimator):
         self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
     ) -> Sequential:
         name, hidden = type(self).__name__, self._hidden_sizes()
-        activations = per_layer(name, "activation", self.activation, len(hidden))
-        dropouts = per_layer(name, "dropout", self.dropout, len(hidden))
+        n = len(hidden)
+        activations = per_layer(name, "activation", self.activation, n, is_activation)
+        dropouts = per_layer(name, "dropout", self.dropout, n, is_rate)
         every = [sizes[0], *hidden, sizes[1]]
         return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
 
@@ -67,7 +79,10 @@ class MLPClassifier(Classifying, Perceptron):
     .. math:: J = \frac{1}{N} \Bigl(\sum_i w_i L_i + \frac{\alpha}{2} \sum_l \|W_l\|^2\Bigr),
 
     N the sum of the batch's weights. One `random_state` gives scikit-learn's estimator and this
-    one the same initial weights, order and split, and so the same curves.
+    one the same initial weights, order and split, and so the same curves. (Where outputs saturate,
+    as they do on features that are not scaled, the curves differ: scikit-learn clips the log-loss
+    at 36 a sample in double precision, and this one is exact.) Not here are "lbfgs" with its
+    `max_fun`, and sparse answers for sparse multilabel targets.
 
     Parameters
     ----------
@@ -119,7 +134,8 @@ class MLPClassifier(Classifying, Perceptron):
     loss : "log_loss" or Loss, default "log_loss"
         An object of gpunn's trains on that, such as
         ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``. A cross-entropy has an output for each
-        class; other losses are given zeros and ones.
+        class; other losses are given zeros and ones. A loss that knows no probabilities, such as
+        the squared error, leaves `predict_proba` out.
     class_weight : dict, "balanced" or None, default None
         What multiplies the weights of each class's samples, as in scikit-learn.
     dropout : float or list of float, default 0.0
@@ -295,8 +311,10 @@ class MLPClassifier(Classifying, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What makes probabilities of outputs: "logistic" or "softmax"."""
-        return "softmax" if self._labels.kind == "multiclass" else "logistic"
+        """What the loss makes of outputs: "softmax", "logistic", or "identity" for nothing."""
+        if isinstance(self._loss, CrossEntropy):
+            return "softmax"
+        return "logistic" if isinstance(self._loss, BinaryCrossEntropy) else "identity"
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn may ask of this estimator."""
@@ -315,7 +333,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
     Parameters
     ----------
     loss : "squared_error" or Loss, default "squared_error"
-        An object of gpunn's trains on that.
+        An object of gpunn's trains on that. There is no "poisson".
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init
         See `MLPClassifier`; so are the following.
     power_t, max_iter, shuffle, random_state, tol, verbose, warm_start, momentum
@@ -491,6 +509,10 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return xp.reshape(y, (-1, 1)) if y.ndim == 1 else y
 
     def _make_loss(self) -> Loss:
+        if isinstance(self.loss, (CrossEntropy, BinaryCrossEntropy)):
+            raise InvalidParameterError(
+                f"MLPRegressor: {self.loss!r} is a loss of classes; use MLPClassifier for them"
+            )
         return self.loss if isinstance(self.loss, Loss) else MeanSquaredError()
 
     def _loss_scale(self) -> float:

@@ -31,10 +31,22 @@ class Origin:
 
     @classmethod
     def of(cls, x: Any) -> Origin:
-        """Return where `x` is from; NumPy for all that is no array, and without dispatch."""
-        if not get_config()["array_api_dispatch"]:
-            return HOST
+        """Return where `x` is from; NumPy for all that is no array, and without dispatch.
+
+        Raises
+        ------
+        TypeError
+            If `x` is on a GPU, and scikit-learn has not been told to leave it there.
+        """
         place = backend_of(x)
+        if not get_config()["array_api_dispatch"]:
+            if place is not None and place.package == "cupy":
+                raise TypeError(
+                    "X is a CuPy array; scikit-learn leaves arrays where they are after "
+                    "sklearn.set_config(array_api_dispatch=True), and needs the environment "
+                    "variable SCIPY_ARRAY_API=1 from the start of the process"
+                )
+            return HOST
         if place is not None:
             return cls(str(place))
         if is_array_api_obj(x):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import (
+    Hidden,
     Interval,
     InvalidParameterError,
     Options,
@@ -26,7 +28,7 @@ _COUNT = Interval(Integral, 1, None, closed="left")
 
 #: What all estimators have.
 TRAINING: dict[str, Any] = {
-    "solver": [StrOptions({"sgd", "adam", "lbfgs"}), callable],
+    "solver": [StrOptions({"sgd", "adam"}), Hidden(StrOptions({"lbfgs"})), callable],
     "batch_size": [StrOptions({"auto"}), _COUNT],
     "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
     "learning_rate_init": [_POSITIVE],
@@ -45,7 +47,7 @@ TRAINING: dict[str, Any] = {
     "beta_2": [_FRACTION],
     "epsilon": [_POSITIVE],
     "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
-    "metrics": ["array-like", tuple],
+    "metrics": [str, "array-like", tuple],
     "backend": [str, Backend, None],
     "device": [Interval(Integral, 0, None, closed="left"), None],
 }
@@ -80,8 +82,8 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
     """Return where to compute: where somebody said, else where X is, else gpunn's default."""
     if device is not None and not (isinstance(backend, str) and backend in ("cupy", "auto")):
         raise InvalidParameterError(
-            f"{estimator}: device={device} is an index of a GPU and needs backend='cupy', "
-            f"got backend={backend!r}"
+            f"{estimator}: device={device} is the index of a GPU and goes with backend='cupy' or "
+            f"'auto', got backend={backend!r}"
         )
     try:
         if backend is None:
@@ -94,7 +96,9 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
         raise InvalidParameterError(f"{estimator}: {error}") from error
 
 
-def per_layer(estimator: str, name: str, value: Any, n_hidden: int) -> list[Any]:
+def per_layer(
+    estimator: str, name: str, value: Any, n_hidden: int, is_valid: Callable[[Any], bool]
+) -> list[Any]:
     """Return a setting of each hidden layer: the same for all, or a list with one for each."""
     if not isinstance(value, (list, tuple)):
         return [value] * n_hidden
@@ -103,4 +107,25 @@ def per_layer(estimator: str, name: str, value: Any, n_hidden: int) -> list[Any]
             f"{estimator}: {name} has {len(value)} entries and the network {n_hidden} hidden "
             "layers; give one for each, or one for all"
         )
+    for i, item in enumerate(value):
+        if not is_valid(item):
+            raise InvalidParameterError(
+                f"{estimator}: {name}[{i}] is {item!r}; {_WANTED[name]}, in a list as alone"
+            )
     return list(value)
+
+
+def is_activation(value: Any) -> bool:
+    """Return whether a hidden layer can have this activation."""
+    return isinstance(value, Activation) or (isinstance(value, str) and value in NAMES)
+
+
+def is_rate(value: Any) -> bool:
+    """Return whether this can be a rate of dropout."""
+    return isinstance(value, Real) and 0 <= float(value) < 1
+
+
+_WANTED = {
+    "activation": f"known are {', '.join(sorted(NAMES))}, and any Activation",
+    "dropout": "a rate is a number in [0, 1)",
+}
