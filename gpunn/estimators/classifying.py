@@ -8,7 +8,6 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_sample_weight
-from sklearn.utils.metaestimators import available_if
 
 from gpunn._typing import Array
 from gpunn.backend import scope_of, to_numpy
@@ -19,12 +18,6 @@ from gpunn.layers.activation import LogSoftmax, Softplus
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy, SoftmaxCrossEntropy
 from gpunn.metrics import BinaryAccuracy
-
-
-def _knows_probabilities(estimator: Classifying) -> bool:
-    """Return whether the loss makes probabilities of outputs."""
-    loss = estimator._given_loss()
-    return loss is None or type(loss).probabilities is not Loss.probabilities
 
 
 class Classifying(ClassifierMixin, NetworkEstimator):
@@ -131,7 +124,6 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         outputs, origin = self._outputs(X, "predict")
         return self._labels.decode(self._codes(outputs), origin)
 
-    @available_if(_knows_probabilities)
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class.
 
@@ -146,9 +138,12 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         """
         outputs, origin = self._outputs(X, "predict_proba")
         with scope_of(outputs):
-            return origin.give(self._probabilities(outputs))
+            p = self._loss.probabilities(outputs)
+            if self._labels.kind == "binary":
+                xp = namespace_of(p)
+                p = xp.concat([1.0 - p, p], axis=1) if len(self.classes_) == 2 else 1.0 - 0.0 * p
+            return origin.give(p)
 
-    @available_if(_knows_probabilities)
     def predict_log_proba(self, X: Any) -> Any:
         """Return the logarithm of `predict_proba`, finite however small the probability.
 
@@ -163,25 +158,16 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         outputs, origin = self._outputs(X, "predict_log_proba")
         xp = namespace_of(outputs)
         with scope_of(outputs):
-            if self._labels.kind == "multilabel" and self._loss.from_logits:
-                log_p = -Softplus()(-outputs)  # log s(z) = -log(1 + e^-z)
-            elif self._labels.kind == "binary" and len(self.classes_) == 2:
-                log_p = xp.concat([-Softplus()(outputs), -Softplus()(-outputs)], axis=1)
-            elif isinstance(self._loss, SoftmaxCrossEntropy):
+            if not self._loss.from_logits:
+                log_p = xp.log(self._loss.probabilities(outputs))
+            elif self._labels.kind == "multiclass":
                 log_p = LogSoftmax()(outputs)
             else:
-                log_p = xp.log(self._probabilities(outputs))
+                log_p = -Softplus()(-outputs)  # log s(z) = -log(1 + e^-z)
+            if self._labels.kind == "binary":
+                others = -Softplus()(outputs)
+                log_p = xp.concat([others, log_p], axis=1) if len(self.classes_) == 2 else 0 * log_p
             return origin.give(log_p)
-
-    def _probabilities(self, outputs: Array) -> Array:
-        """Return the probability of each class, where the outputs are."""
-        xp = namespace_of(outputs)
-        p = self._loss.probabilities(outputs)
-        if self._labels.kind == "binary":
-            return xp.concat([1.0 - p, p], axis=1) if len(self.classes_) == 2 else 0.0 * p + 1.0
-        if self._labels.kind == "multiclass" and not isinstance(self._loss, CrossEntropy):
-            p = p / xp.sum(p, axis=1, keepdims=True)  # each class was asked for on its own
-        return p
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn may ask of this estimator."""

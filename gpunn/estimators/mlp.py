@@ -134,8 +134,8 @@ class MLPClassifier(Classifying, Perceptron):
     loss : "log_loss" or Loss, default "log_loss"
         An object of gpunn's trains on that, such as
         ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``. A cross-entropy has an output for each
-        class; other losses are given zeros and ones. A loss that knows no probabilities, such as
-        the squared error, leaves `predict_proba` out.
+        class; other losses are given zeros and ones. Of a loss that knows
+        no probabilities, such as the squared error, they are the outputs, clipped and shared out.
     class_weight : dict, "balanced" or None, default None
         What multiplies the weights of each class's samples, as in scikit-learn.
     dropout : float or list of float, default 0.0
@@ -311,7 +311,7 @@ class MLPClassifier(Classifying, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What the loss makes of outputs: "softmax", "logistic", or "identity" for nothing."""
+        """What makes probabilities of outputs: "logistic" or "softmax"."""
         if isinstance(self._loss, CrossEntropy):
             return "softmax"
         return "logistic" if isinstance(self._loss, BinaryCrossEntropy) else "identity"
