@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+os.environ["SCIPY_ARRAY_API"] = "1"  # scikit-learn's dispatch needs it; SciPy reads it on import
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import is_multilabel
 
 from gpunn._typing import Array
 from gpunn.backend import scope_of, to_numpy
@@ -46,9 +47,11 @@ class Classifying(ClassifierMixin, NetworkEstimator):
                 "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
             )
         if not self.__sklearn_is_fitted__():
-            if classes is None and np.ndim(y) < 2:
+            if classes is None and not is_multilabel(y):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
-        elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
+        elif classes is not None and not np.array_equal(
+            self.classes_, np.unique(to_numpy(classes))
+        ):
             raise ValueError(
                 f"`classes={classes}` is not the same as on last call to partial_fit, was: "
                 f"{self.classes_}"
