@@ -15,6 +15,7 @@ from gpunn.backend import scope_of, to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.labels import Labels, as_labels
 from gpunn.estimators.origin import namespace_of
+from gpunn.kernels import kernels
 from gpunn.layers.activation import LogSoftmax, Softplus
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy, SoftmaxCrossEntropy
@@ -84,6 +85,11 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _make_loss(self) -> Loss:
         given = self._given_loss()
+        if isinstance(given, CrossEntropy) and self._labels.kind == "multilabel":
+            raise ValueError(
+                f"{type(self).__name__}: {given!r} is for labels that exclude each other, and y "
+                "has several a sample; leave loss as it is, or say loss=gpunn.BinaryCrossEntropy()"
+            )
         if given is not None:
             return given
         return SoftmaxCrossEntropy() if self._labels.kind == "multiclass" else BinaryCrossEntropy()
@@ -141,11 +147,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         """
         outputs, origin = self._outputs(X, "predict_proba")
         with scope_of(outputs):
-            p = self._loss.probabilities(outputs)
-            if self._labels.kind == "binary":
-                xp = namespace_of(p)
-                p = xp.concat([1.0 - p, p], axis=1) if len(self.classes_) == 2 else 1.0 - 0.0 * p
-            return origin.give(p)
+            return origin.give(self._probabilities(outputs))
 
     def predict_log_proba(self, X: Any) -> Any:
         """Return the logarithm of `predict_proba`, finite however small the probability.
@@ -159,18 +161,36 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         log_p : array of shape (n_samples, n_classes)
         """
         outputs, origin = self._outputs(X, "predict_log_proba")
-        xp = namespace_of(outputs)
         with scope_of(outputs):
-            if not self._loss.from_logits:
-                log_p = xp.log(self._loss.probabilities(outputs))
-            elif self._labels.kind == "multiclass":
-                log_p = LogSoftmax()(outputs)
-            else:
-                log_p = -Softplus()(-outputs)  # log s(z) = -log(1 + e^-z)
-            if self._labels.kind == "binary":
-                others = -Softplus()(outputs)
-                log_p = xp.concat([others, log_p], axis=1) if len(self.classes_) == 2 else 0 * log_p
-            return origin.give(log_p)
+            return origin.give(self._log_probabilities(outputs))
+
+    def _probabilities(self, outputs: Array) -> Array:
+        loss, kind = self._loss, self._labels.kind
+        ours = isinstance(loss, CrossEntropy)
+        if not ours and (kind == "multiclass" or not isinstance(loss, BinaryCrossEntropy)):
+            return namespace_of(outputs).exp(self._log_probabilities(outputs))
+        p = loss.probabilities(outputs)
+        if kind != "binary":
+            return p
+        if len(self.classes_) == 1:
+            return 1.0 - 0.0 * p
+        return namespace_of(p).concat([1.0 - p, p], axis=1)
+
+    def _log_probabilities(self, outputs: Array) -> Array:
+        loss, kind, xp = self._loss, self._labels.kind, namespace_of(outputs)
+        if isinstance(loss, CrossEntropy):
+            return LogSoftmax()(outputs)
+        if isinstance(loss, BinaryCrossEntropy):
+            yes, no = -Softplus()(-outputs), -Softplus()(outputs)  # log s(z) = -log(1 + e^-z)
+        else:  # of numbers near 0 and 1
+            eps = float(xp.finfo(outputs.dtype).eps)
+            p = kernels(outputs).clip(loss.probabilities(outputs), eps, 1.0 - eps)
+            yes, no = xp.log(p), xp.log1p(-p)
+        if kind == "multiclass":
+            return LogSoftmax()(yes)  # the classes share what is 1 in all
+        if kind == "multilabel":
+            return yes
+        return 0.0 * yes if len(self.classes_) == 1 else xp.concat([no, yes], axis=1)
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn may ask of this estimator."""

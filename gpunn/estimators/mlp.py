@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, to_numpy
@@ -311,7 +311,8 @@ class MLPClassifier(Classifying, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What makes probabilities of outputs: "logistic" or "softmax"."""
+        """What makes probabilities of outputs: "logistic", "softmax", or "identity" for neither."""
+        check_is_fitted(self)
         if isinstance(self._loss, CrossEntropy):
             return "softmax"
         return "logistic" if isinstance(self._loss, BinaryCrossEntropy) else "identity"

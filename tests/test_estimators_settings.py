@@ -1,0 +1,354 @@
+"""What the estimators have beyond scikit-learn's."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score
+from sklearn.utils import compute_sample_weight
+
+import gpunn as gn
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
+from tests.conftest import get_place
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+N = 120
+_RNG = np.random.default_rng(0)
+X = _RNG.standard_normal((N, 5))
+_Z = X[:, :3] + 0.5 * _RNG.standard_normal((N, 3))
+Y = {
+    "multiclass": _Z.argmax(axis=1),
+    "binary": (_Z[:, 0] > 0.7).astype(int),
+    "multilabel": (_Z > 0.5).astype(int),
+}
+NUMBERS = {"one": _Z[:, 0], "three": _Z}
+WEIGHT = _RNG.uniform(0.0, 2.0, N)
+TRAIN, HELD = slice(0, 80), slice(80, N)
+
+
+def classifier(**settings: Any) -> MLPClassifier:
+    few = {"hidden_layer_sizes": (6,), "max_iter": 5, "random_state": 0, "batch_size": 30}
+    return MLPClassifier(**few | {"learning_rate_init": 0.03} | settings)
+
+
+def regressor(**settings: Any) -> MLPRegressor:
+    few = {"hidden_layer_sizes": (6,), "max_iter": 5, "random_state": 0, "batch_size": 30}
+    return MLPRegressor(**few | {"learning_rate_init": 0.03} | settings)
+
+
+def assert_same(one: Any, other: Any, rtol: float = 1e-12) -> None:
+    for a, b in zip(one.coefs_, other.coefs_, strict=True):
+        assert_allclose(a, b, rtol=rtol, atol=1e-14)
+    assert_allclose(one.loss_curve_, other.loss_curve_, rtol=rtol)
+
+
+class TestWeights:
+    BY_CLASS = (
+        ("multiclass", {0: 3.0, 1: 0.5, 2: 1.0}),
+        ("multiclass", "balanced"),
+        ("binary", {1: 4.0}),
+        ("binary", "balanced"),
+        ("multilabel", "balanced"),
+        ("multilabel", [{0: 1.0, 1: 3.0}, {0: 2.0, 1: 1.0}, {0: 1.0, 1: 1.0}]),
+    )
+
+    @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weighted"])
+    @pytest.mark.parametrize(("kind", "class_weight"), BY_CLASS)
+    def test_of_classes_multiply_those_of_samples(
+        self, kind: str, class_weight: Any, weight: Any
+    ) -> None:
+        y = Y[kind]
+        by_class = compute_sample_weight(class_weight, y)
+        one = classifier(class_weight=class_weight).fit(X, y, weight)
+        other = classifier().fit(X, y, by_class if weight is None else by_class * weight)
+        assert_same(one, other)
+        assert one.loss_ != classifier().fit(X, y, weight).loss_
+
+    def test_of_labels_that_are_strings(self) -> None:
+        y = np.array(["a", "b", "c"])[Y["multiclass"]]
+        one = classifier(class_weight={"a": 2.0, "c": 0.1}).fit(X, y)
+        assert_same(one, classifier(class_weight={0: 2.0, 2: 0.1}).fit(X, Y["multiclass"]))
+
+    @pytest.mark.parametrize("kind", Y)
+    def test_a_weight_of_two_is_a_sample_twice(self, kind: str) -> None:
+        twice = np.repeat(np.arange(N), 2)
+        settings = {"shuffle": False, "max_iter": 3, "alpha": 0.1}
+        one = classifier(batch_size=30, **settings).fit(X, Y[kind], np.full(N, 2.0))
+        other = classifier(batch_size=60, **settings).fit(X[twice], Y[kind][twice])
+        assert_same(one, other)
+
+    def test_in_partial_fit(self) -> None:
+        one, other = classifier(class_weight={0: 2.0}), classifier()
+        for rows in (TRAIN, HELD):
+            y, weight = Y["binary"][rows], WEIGHT[rows]
+            one.partial_fit(X[rows], y, weight, classes=[0, 1])
+            other.partial_fit(X[rows], y, np.where(y == 0, 2 * weight, weight), classes=[0, 1])
+        assert_same(one, other)
+
+    def test_of_the_data_held_out(self) -> None:
+        model = regressor()
+        model.fit(
+            X[TRAIN],
+            NUMBERS["one"][TRAIN],
+            X_val=X[HELD],
+            y_val=NUMBERS["one"][HELD],
+            sample_weight_val=WEIGHT[HELD],
+        )
+        errors = (model.predict(X[HELD]) - NUMBERS["one"][HELD]) ** 2 / 2
+        wanted = np.average(errors, weights=WEIGHT[HELD])
+        assert model.validation_loss_curve_[-1] == pytest.approx(wanted)
+
+
+class TestDropout:
+    def test_it_is_drawn_from_the_seed(self) -> None:
+        first, again, other = (
+            classifier(dropout=0.4, random_state=seed).fit(X, Y["binary"]) for seed in (0, 0, 1)
+        )
+        assert first.loss_curve_ == again.loss_curve_
+        assert first.loss_curve_ != other.loss_curve_
+        assert first.loss_curve_ != classifier().fit(X, Y["binary"]).loss_curve_
+
+    def test_it_is_off_in_answers(self) -> None:
+        model = classifier(dropout=0.9).fit(X, Y["multiclass"])
+        assert_array_equal(model.predict_proba(X), model.predict_proba(X))
+        hidden = np.maximum(X @ model.coefs_[0] + model.intercepts_[0], 0.0)
+        z = hidden @ model.coefs_[1] + model.intercepts_[1]
+        assert_array_equal(model.predict(X), z.argmax(axis=1))
+
+    def test_a_rate_for_each_layer(self) -> None:
+        settings = {"hidden_layer_sizes": (6, 5)}
+        one, other, none = (
+            regressor(dropout=rates, **settings).fit(X, NUMBERS["three"])
+            for rates in (0.3, [0.3, 0.0], (0.0, 0.0))
+        )
+        assert none.loss_curve_ == regressor(**settings).fit(X, NUMBERS["three"]).loss_curve_
+        assert len({one.loss_, other.loss_, none.loss_}) == 3
+        assert one.n_layers_ == other.n_layers_ == none.n_layers_ == 4
+
+
+class TestValidation:
+    def test_the_loss_of_the_data_given(self) -> None:
+        y = Y["multiclass"]
+        model = classifier(alpha=5.0).fit(X[TRAIN], y[TRAIN], X_val=X[HELD], y_val=y[HELD])
+        assert len(model.validation_loss_curve_) == model.n_iter_ == 5
+        wanted = log_loss(y[HELD], model.predict_proba(X[HELD]))
+        assert model.validation_loss_curve_[-1] == pytest.approx(wanted)  # without the penalty
+        assert model.validation_scores_ is None
+        assert_same(model, classifier(alpha=5.0).fit(X[TRAIN], y[TRAIN]))  # nothing else changes
+        assert classifier().fit(X, y).validation_loss_curve_ is None
+
+    @pytest.mark.parametrize("kind", Y)
+    def test_early_stopping_by_the_data_given(self, kind: str) -> None:
+        y = Y[kind]
+        model = classifier(early_stopping=True, max_iter=40, n_iter_no_change=3)
+        model.fit(X[TRAIN], y[TRAIN], X_val=X[HELD], y_val=y[HELD])
+        scores = model.validation_scores_
+        assert len(scores) == model.n_iter_ == len(model.validation_loss_curve_)
+        assert model.t_ == 80 * model.n_iter_  # all that are not held out
+        assert model.best_validation_score_ == max(scores)
+        assert accuracy_score(y[HELD], model.predict(X[HELD])) == max(scores)
+        assert model.best_loss_ is None
+
+    def test_early_stopping_of_a_regressor(self) -> None:
+        y = NUMBERS["three"]
+        model = regressor(early_stopping=True, max_iter=40, n_iter_no_change=3)
+        model.fit(X[TRAIN], y[TRAIN], X_val=X[HELD], y_val=y[HELD], sample_weight_val=WEIGHT[HELD])
+        wanted = r2_score(y[HELD], model.predict(X[HELD]), sample_weight=WEIGHT[HELD])
+        assert model.best_validation_score_ == max(model.validation_scores_)
+        assert model.best_validation_score_ == pytest.approx(wanted)
+
+
+class TestHistory:
+    def test_metrics(self) -> None:
+        y = Y["multiclass"]
+        model = classifier(metrics=["accuracy", gn.TopK(2)])
+        model.fit(X[TRAIN], y[TRAIN], X_val=X[HELD], y_val=y[HELD])
+        history = model.history_
+        assert len(history) == 5
+        assert history.loss == model.loss_curve_
+        top = gn.TopK(2).name
+        names = ["loss", "accuracy", top, "validation_loss", "validation_accuracy"]
+        assert list(history.columns)[:6] == [*names, f"validation_{top}"]
+        wanted = accuracy_score(y[HELD], model.predict(X[HELD]))
+        assert history["validation_accuracy"][-1] == pytest.approx(wanted)
+        assert history["learning_rate"] == [0.03] * 5
+
+    @pytest.mark.parametrize("kind", ["binary", "multilabel"])
+    def test_accuracy_of_yes_and_no(self, kind: str) -> None:
+        y = Y[kind]
+        model = classifier(metrics=("accuracy",)).fit(X, y, X_val=X, y_val=y)
+        wanted = (model.predict(X) == y).mean()
+        assert model.history_["validation_accuracy"][-1] == pytest.approx(wanted)
+
+    def test_metrics_of_a_regressor(self) -> None:
+        y = NUMBERS["three"]
+        model = regressor(metrics=["mae", "r2"]).fit(X, y, X_val=X, y_val=y)
+        answers = model.predict(X)
+        assert model.history_["validation_mae"][-1] == pytest.approx(
+            mean_absolute_error(y, answers)
+        )
+        assert model.history_["validation_r2"][-1] == pytest.approx(r2_score(y, answers))
+
+    def test_the_learning_rates(self) -> None:
+        model = classifier(
+            solver="sgd", learning_rate="invscaling", learning_rate_init=0.5, power_t=0.25
+        ).fit(X, Y["binary"])
+        rates = [0.5] + [0.5 / (N * epoch + 1) ** 0.25 for epoch in range(1, 5)]
+        assert_allclose(model.history_["learning_rate"], rates, rtol=1e-12)
+
+
+class TestActivations:
+    @pytest.mark.parametrize("name", sorted({*gn.ACTIVATIONS, "logistic"}))
+    def test_each(self, name: str) -> None:
+        model = regressor(activation=name).fit(X, NUMBERS["one"])
+        f = gn.ACTIVATIONS["sigmoid" if name == "logistic" else name]()
+        hidden = gn.to_numpy(f(X @ model.coefs_[0] + model.intercepts_[0]))
+        wanted = (hidden @ model.coefs_[1] + model.intercepts_[1])[:, 0]
+        assert_allclose(model.predict(X), wanted, rtol=1e-10)
+
+    def test_one_for_each_layer(self) -> None:
+        model = classifier(hidden_layer_sizes=[6, 4], activation=["tanh", gn.LeakyReLU(0.3)]).fit(
+            X, Y["multiclass"]
+        )
+        h = np.tanh(X @ model.coefs_[0] + model.intercepts_[0])
+        h = h @ model.coefs_[1] + model.intercepts_[1]
+        z = np.where(h > 0, h, 0.3 * h) @ model.coefs_[2] + model.intercepts_[2]
+        assert_allclose(model.predict_proba(X), gn.Softmax()(z), rtol=1e-10)
+
+    def test_an_object_is_its_name(self) -> None:
+        one, other = (classifier(activation=a).fit(X, Y["binary"]) for a in ("relu", gn.ReLU()))
+        assert one.loss_curve_ == other.loss_curve_
+
+
+class TestLosses:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            gn.SoftmaxCrossEntropy(),
+            gn.SoftmaxCrossEntropy(label_smoothing=0.1),
+            gn.SoftmaxCrossEntropy(class_weight=[1.0, 2.0, 0.5]),
+            gn.BinaryCrossEntropy(),
+            gn.MeanSquaredError(),
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("kind", Y)
+    def test_each_learns(self, loss: gn.Loss, kind: str) -> None:
+        if isinstance(loss, gn.CrossEntropy) and kind == "multilabel":
+            with pytest.raises(ValueError, match="for labels that exclude each other"):
+                classifier(loss=loss).fit(X, Y[kind])
+            return
+        if getattr(loss, "class_weight", None) and kind == "binary":
+            loss = gn.SoftmaxCrossEntropy(class_weight=[1.0, 2.0])
+        model = classifier(loss=loss, max_iter=60, early_stopping=True).fit(X, Y[kind])
+        assert (model.predict(X) == Y[kind]).mean() > 0.8
+        p = model.predict_proba(X)
+        assert p.shape == (N, {"binary": 2}.get(kind, 3))
+        assert p.min() >= 0.0
+        if kind != "multilabel":
+            assert_allclose(p.sum(axis=1), 1.0, rtol=1e-12)
+            assert_array_equal(p.argmax(axis=1), model.predict(X))
+        assert_allclose(np.exp(model.predict_log_proba(X)), p, rtol=1e-9, atol=1e-15)
+
+    def test_label_smoothing_is_that_of_the_loss(self) -> None:
+        smooth = gn.SoftmaxCrossEntropy(label_smoothing=0.2)
+        y = Y["multiclass"]
+        model = classifier(loss=smooth).fit(X[TRAIN], y[TRAIN], X_val=X[HELD], y_val=y[HELD])
+        log_p = model.predict_log_proba(X[HELD])
+        target = 0.8 * np.eye(3)[y[HELD]] + 0.2 / 3
+        wanted = -(target * log_p).sum(axis=1).mean()
+        assert model.validation_loss_curve_[-1] == pytest.approx(wanted)
+        assert model.out_activation_ == "softmax"
+
+    def test_squared_error_of_classes(self) -> None:
+        y = Y["multiclass"]
+        one = classifier(loss=gn.MeanSquaredError()).fit(X, y)
+        other = regressor().fit(X, np.eye(3)[y])
+        for a, b in zip(one.coefs_, other.coefs_, strict=True):
+            assert_array_equal(a, b)
+        assert_array_equal(one.predict(X), other.predict(X).argmax(axis=1))
+        assert one.out_activation_ == "identity"
+
+
+class TestSolvers:
+    def test_a_function(self) -> None:
+        sgd = partial(gn.SGD, learning_rate=0.05, momentum=0.8)
+        one = classifier(solver=sgd).fit(X, Y["multiclass"])
+        other = classifier(
+            solver="sgd", learning_rate_init=0.05, momentum=0.8, nesterovs_momentum=False
+        ).fit(X, Y["multiclass"])
+        assert_same(one, other)
+
+    def test_its_schedule(self) -> None:
+        sgd = partial(gn.SGD, learning_rate=gn.StepDecay(0.1, every=4), clip_norm=1.0)
+        model = classifier(solver=sgd, learning_rate="adaptive").fit(X, Y["binary"])
+        assert_allclose(model.history_["learning_rate"], 0.1 ** np.arange(1.0, 6.0), rtol=1e-9)
+
+
+class TestParts:
+    def test_several_labels(self) -> None:
+        parts, whole = classifier(shuffle=False), classifier(shuffle=False, max_iter=4)
+        whole.fit(X, Y["multilabel"])
+        for _ in range(4):
+            parts.partial_fit(X, Y["multilabel"])
+        assert_same(parts, whole, 0.0)
+        assert_array_equal(parts.classes_, [0, 1, 2])
+
+    def test_several_numbers(self) -> None:
+        parts, whole = regressor(shuffle=False), regressor(shuffle=False, max_iter=4)
+        whole.fit(X, NUMBERS["three"])
+        for _ in range(4):
+            parts.partial_fit(X, NUMBERS["three"])
+        assert_same(parts, whole, 0.0)
+        assert parts.predict(X).shape == (N, 3)
+
+    def test_labels_that_come_later(self) -> None:
+        y = np.array(["a", "b", "c"])[Y["multiclass"]]
+        model = classifier()
+        for label in "cab":
+            model.partial_fit(X[y == label], y[y == label], classes=["c", "b", "a", "a"])
+        assert_array_equal(model.classes_, ["a", "b", "c"])
+        assert model.predict_proba(X).shape == (N, 3)
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("model", [classifier(), regressor(), LogisticRegression(max_iter=3)])
+    def test_float32_stays(self, model: Any) -> None:
+        y = Y["binary"]
+        for dtype in ("float32", "float64"):
+            model.fit(X.astype(dtype), y, X_val=X, y_val=y)
+            assert {p.value.dtype.name for p in model._network.parameters()} == {dtype}
+        model.fit(np.rint(3 * X).astype(int), y)
+        assert {p.value.dtype.name for p in model._network.parameters()} == {"float64"}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"backend": "cupy"},
+            {"backend": "cupy", "device": 0},
+            {"backend": "auto", "device": 0},
+            {"backend": "cupy:0"},
+            pytest.param({"backend": "cupy", "device": 1}, marks=pytest.mark.two_devices),
+        ],
+        ids=str,
+    )
+    @pytest.mark.gpu
+    def test_on_a_gpu(self, settings: dict[str, Any]) -> None:
+        model = classifier(**settings).fit(X, Y["multiclass"])
+        assert str(model._network.backend) == f"cupy:{settings.get('device', 0)}"
+        assert isinstance(model.predict_proba(X), np.ndarray)
+        assert_same(model, classifier().fit(X, Y["multiclass"]), 1e-9)
+
+    def test_the_default(self) -> None:
+        place = get_place("array-api-strict:1").backend
+        with gn.use(backend=place):
+            model = classifier().fit(X, Y["multiclass"])
+        assert model._network.backend == place
+        given = classifier(backend=place).fit(X, Y["multiclass"])
+        assert given.loss_curve_ == model.loss_curve_
+        assert isinstance(model.predict_proba(X), np.ndarray)
