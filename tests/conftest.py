@@ -12,6 +12,7 @@ os.environ["SCIPY_ARRAY_API"] = "1"  # scikit-learn's dispatch needs it; SciPy r
 import numpy as np
 import pytest
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 import gpunn as gn
 
@@ -87,6 +88,13 @@ def _default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start every test from the same default."""
     monkeypatch.delenv("GPUNN_BACKEND", raising=False)
     with gn.use(backend="numpy"):
+        yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Keep BLAS from waking threads for small arrays, as it does for scikit-learn's solvers."""
+    with threadpool_limits(1):
         yield
 
 

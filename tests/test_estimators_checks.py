@@ -13,7 +13,10 @@ from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
 KINDS = (MLPClassifier, MLPRegressor, LogisticRegression)
 
 # They train for a few epochs.
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def of(check: Callable[..., None]) -> str | None:

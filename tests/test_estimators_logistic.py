@@ -17,6 +17,8 @@ import gpunn as gn
 from gpunn.estimators import LogisticRegression
 from tests.conftest import get_place
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROBLEMS = {
     "breast cancer": datasets.load_breast_cancer,
     "digits": datasets.load_digits,
