@@ -247,15 +247,19 @@ class TestMixed:
 
     @pytest.mark.gpu
     @pytest.mark.two_devices
-    def test_it_is_trained_where_the_features_are(self) -> None:
+    @pytest.mark.parametrize(("model", "y"), CASES)
+    def test_it_is_trained_where_the_features_are(self, model: Any, y: Any) -> None:
         first, second = (gn.get_backend(f"cupy:{i}") for i in range(2))
+        x = second.asarray(X)
         with config_context(array_api_dispatch=True):
-            model = MLPClassifier(**FEW).fit(second.asarray(X), first.asarray(Y["binary"]))
-            assert model._network.backend == second
-            assert gn.backend_of(model.predict(second.asarray(X))) == second
-            assert gn.backend_of(model.coefs_[0]) == second
+            for targets in (first.asarray(y), second.asarray(y)):
+                got = clone_of(model).fit(x, targets, first.asarray(WEIGHT))
+                assert got._network.backend == second
+                assert_allclose(got.loss_curve_, fitted(model, y).loss_curve_, rtol=1e-9)
+            for array in (*answers(got, x).values(), *weights(got)):
+                assert gn.backend_of(array) == second
             with pytest.raises(ValueError, match=r"had X in cupy:1, this has it in cupy:0"):
-                model.predict(first.asarray(X))
+                got.predict(first.asarray(X))
 
     @pytest.mark.gpu
     def test_sparse_on_a_gpu(self) -> None:

@@ -182,10 +182,11 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     def _validated(self, given: Samples, *, reset: bool) -> Samples:
         """Return the data as arrays, checked as scikit-learn checks them."""
         X, y, sample_weight = given
-        X, y = validate_data(self, X, y, reset=reset, **_of_features(X), **self._checks())
         weight = None
-        if sample_weight is not None:
-            weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
+        with scope_of(X):  # scikit-learn brings arrays of CuPy's to the current device
+            X, y = validate_data(self, X, y, reset=reset, **_of_features(X), **self._checks())
+            if sample_weight is not None:
+                weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
         by_class = self._class_weights(y)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
@@ -420,7 +421,8 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
                 f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
                 f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
             )
-        X = validate_data(self, X, reset=False, **_of_features(X))
+        with scope_of(X):
+            X = validate_data(self, X, reset=False, **_of_features(X))
         return self._forward(X), origin
 
     def _forward(self, X: Any) -> Array:
@@ -583,7 +585,8 @@ def _rows(x: Any, rows: Any) -> Any:
     if isinstance(x, np.ndarray) or hasattr(x, "toarray"):
         return x[rows]
     xp = namespace_of(x)
-    return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)
+    with scope_of(x):
+        return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)
 
 
 def _metadata(sample_weight: Any) -> dict[str, Any]:

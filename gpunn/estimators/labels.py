@@ -9,7 +9,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from gpunn._typing import Array
-from gpunn.backend import to_numpy
+from gpunn.backend import scope_of, to_numpy
 from gpunn.estimators.origin import Origin, namespace_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class Labels:
         if self.classes.dtype.kind not in "biuf":
             return self.classes[to_numpy(codes)]
         classes = origin.give(self.classes)
-        return namespace_of(classes).take(classes, origin.give(codes))
+        with scope_of(classes):
+            return namespace_of(classes).take(classes, origin.give(codes))
 
 
 def as_labels(y: Any) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
-from gpunn.backend import Backend
+from gpunn.backend import Backend, scope_of
 from gpunn.estimators.base import given_validation
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
@@ -211,7 +211,9 @@ class LogisticRegression(Classifying):
     def intercept_(self) -> Any:
         """The intercepts, (1,) or (n_classes,), in the library of X."""
         (layer,) = self._layers()
-        return self._given(0 * layer.weight.value[0, :] if layer.bias is None else layer.bias.value)
+        with scope_of(layer.weight.value):
+            zeros = 0.0 * layer.weight.value[0, :]
+        return self._given(zeros if layer.bias is None else layer.bias.value)
 
     def _checks(self) -> dict[str, Any]:
         return super()._checks() | {"multi_output": False}

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, to_numpy
+from gpunn.backend import Backend, scope_of, to_numpy
 from gpunn.estimators.base import NetworkEstimator, given_validation
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
@@ -506,7 +506,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         xp = namespace_of(y)
-        y = xp.astype(y, getattr(xp, dtype))
+        with scope_of(y):
+            y = xp.astype(y, getattr(xp, dtype))
         return xp.reshape(y, (-1, 1)) if y.ndim == 1 else y
 
     def _make_loss(self) -> Loss:
