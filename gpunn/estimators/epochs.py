@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.utils import shuffle
 
 from gpunn._typing import Array
 from gpunn.data import Loader
@@ -51,9 +50,14 @@ class Order:
         self._counts = np.diff(self._starts, append=n_samples).tolist()
 
     def __call__(self) -> NDArray[Any]:
-        """Return the indices of the next epoch."""
+        """Return the indices of the next epoch.
+
+        They are those of `sklearn.utils.shuffle`, which takes several times as long to begin.
+        """
         if self._rng is not None:
-            self._indices = shuffle(self._indices, random_state=self._rng)
+            chosen = np.arange(len(self._indices))
+            self._rng.shuffle(chosen)
+            self._indices = self._indices[chosen]
         return self._indices
 
     def masses(self) -> list[float]:

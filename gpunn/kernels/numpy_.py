@@ -26,7 +26,7 @@ _MOST_CONSTANTS = 64
 _PIECE = 1 << 14
 
 #: Products of up to so many multiplications are left to one thread.
-_WORK_OF_ONE_THREAD = 1 << 20
+_WORK_OF_ONE_THREAD = 1 << 21
 
 #: Up to so many classes are summed down a column, term by term; the generic twin sums pairwise.
 _FEW_CLASSES = 64
