@@ -162,6 +162,10 @@ class CrossEntropy(Loss):
             self._weights_there = where, place.asarray(list(self.class_weight or ()), dtype)
         return self._weights_there[1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is kept in a copy or a pickle: not the weights that went to a device."""
+        return vars(self) | {"_weights_there": None}
+
     def __repr__(self) -> str:
         """Return the loss as it would be written."""
         given = {
