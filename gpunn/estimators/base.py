@@ -130,7 +130,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
                 self._as_if_fitted,
             )
             self._train(epochs, held_out, hooks, incremental=incremental)
-        except Exception:
+        except BaseException:  # an interrupt before training, too
             for name in vars(self).keys() - before.keys():
                 if "callback" not in name:  # they are yet to be told
                     delattr(self, name)
@@ -528,7 +528,8 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     @property
     def loss_(self) -> float:
         """The loss of the last epoch, with the penalty."""
-        return self._fitted_progress().loss_curve[-1]
+        curve = self._fitted_progress().loss_curve
+        return curve[-1] if curve else math.nan  # where training was interrupted at once
 
     @property
     def loss_curve_(self) -> list[float]:

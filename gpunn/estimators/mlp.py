@@ -490,6 +490,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
     @property
     def out_activation_(self) -> str:
         """What the last layer's activation is."""
+        check_is_fitted(self)
         return "identity"
 
     def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:  # noqa: ARG002

@@ -1,0 +1,341 @@
+"""What the estimators refuse, and what is left of them then."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from numpy.testing import assert_array_equal
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils._param_validation import InvalidParameterError
+
+import gpunn as gn
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, base, epochs
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+N = 60
+_RNG = np.random.default_rng(0)
+X = _RNG.standard_normal((N, 4))
+Y = X[:, :3].argmax(axis=1)
+FEW: dict[str, Any] = {"max_iter": 3, "random_state": 0, "tol": 1e3, "n_iter_no_change": 1}
+KINDS = (MLPClassifier, MLPRegressor, LogisticRegression)
+NETWORKS = (MLPClassifier, MLPRegressor)
+CLASSIFIERS = (MLPClassifier, LogisticRegression)
+
+
+def network(**settings: Any) -> MLPClassifier:
+    return MLPClassifier(**{"hidden_layer_sizes": (5,), **FEW, **settings})
+
+
+def state(model: Any) -> dict[str, Any]:
+    """Return all that must be as before when a fit has failed."""
+    kept = {k: v for k, v in vars(model).items() if k in ("_origin", "n_features_in_")}
+    progress = {k: v for k, v in vars(model._progress).items() if k != "history"}
+    weights = [p.value.tolist() for p in model._network.parameters()]
+    history = model.history_.to_dict()
+    return copy.deepcopy({**kept, "progress": progress, "history": history, "weights": weights})
+
+
+class TestSettings:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_solver_that_is_not_here(self, kind: Any) -> None:
+        with pytest.raises(InvalidParameterError, match=r"lbfgs.*'adam'.*'sgd'.*function"):
+            kind(solver="lbfgs").fit(X, Y)
+
+    BAD = (
+        ("solver", "newton"), ("batch_size", 0), ("batch_size", "all"), ("batch_size", 2.5),
+        ("learning_rate", "optimal"), ("learning_rate_init", 0.0), ("learning_rate_init", -1.0),
+        ("power_t", -1.0), ("max_iter", 0), ("max_iter", 1.5), ("shuffle", "yes"),
+        ("random_state", "seed"), ("tol", -1.0), ("verbose", -1), ("warm_start", 2),
+        ("momentum", 1.0), ("momentum", -0.1), ("nesterovs_momentum", None),
+        ("early_stopping", "maybe"), ("validation_fraction", 0.0), ("validation_fraction", 1.0),
+        ("beta_1", 1.0), ("beta_2", -0.1), ("epsilon", 0.0), ("n_iter_no_change", 0),
+        ("metrics", 3), ("backend", 1), ("device", -1), ("device", "cuda"),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("name", "value"), BAD)
+    def test_of_training(self, kind: Any, name: str, value: Any) -> None:
+        with pytest.raises(InvalidParameterError, match=f"'{name}' parameter of {kind.__name__}"):
+            kind(**{name: value}).fit(X, Y)
+
+    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"hidden_layer_sizes": 0}, "hidden_layer_sizes"),
+            ({"hidden_layer_sizes": (4, 0)}, "hidden_layer_sizes must be > 0"),
+            ({"hidden_layer_sizes": (4, -1)}, "hidden_layer_sizes must be > 0"),
+            ({"hidden_layer_sizes": [2.5]}, "hidden_layer_sizes must be > 0"),
+            ({"activation": "step"}, "'activation' parameter"),
+            ({"activation": ["tanh", "relu"]}, "activation has 2 entries and the network 1 hidden"),
+            ({"activation": ["step"]}, "step"),
+            ({"alpha": -1.0}, "'alpha' parameter"),
+            ({"dropout": 1.0}, "'dropout' parameter"),
+            ({"dropout": [0.1, 0.2]}, "dropout has 2 entries and the network 1 hidden"),
+            ({"dropout": [1.5]}, "1.5"),
+            ({"loss": "hinge"}, "'loss' parameter"),
+            ({"loss": gn.BinaryCrossEntropy(from_logits=False)}, "takes probabilities"),
+            ({"device": 0}, "device=0 is an index of a GPU and needs backend='cupy'"),
+            ({"backend": "numpy", "device": 0}, "needs backend='cupy'"),
+            ({"backend": "tpu"}, "tpu"),
+            ({"metrics": ["gini"]}, "gini"),
+        ],
+        ids=str,
+    )
+    def test_of_networks(self, kind: Any, settings: dict[str, Any], message: str) -> None:
+        model = kind(**settings)
+        with pytest.raises((ValueError, gn.errors.GpunnError), match=message):
+            model.fit(X, Y)
+        assert not model.__sklearn_is_fitted__()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"C": 0.0}, "'C' parameter"),
+            ({"C": -1.0}, "'C' parameter"),
+            ({"fit_intercept": "no"}, "'fit_intercept' parameter"),
+            ({"class_weight": "even"}, "'class_weight' parameter"),
+        ],
+        ids=str,
+    )
+    def test_of_logistic_regression(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(InvalidParameterError, match=message):
+            LogisticRegression(**settings).fit(X, Y)
+
+    def test_a_function_that_returns_no_optimizer(self) -> None:
+        with pytest.raises(TypeError, match=r"solver must return an optimizer.*returned list"):
+            network(solver=list).fit(X, Y)
+
+
+class TestBeforeFit:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_answers(self, kind: Any) -> None:
+        for name in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+            if hasattr(kind, name):
+                with pytest.raises(NotFittedError, match="not fitted yet"):
+                    getattr(kind(), name)(X)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_attributes(self, kind: Any) -> None:
+        names = [name for name in dir(kind) if name.endswith("_") and not name.startswith("_")]
+        assert len(names) > 8
+        for name in names:
+            assert not hasattr(kind(), name), name
+            assert hasattr(kind(**FEW).fit(X, Y), name), name
+
+
+class TestData:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_columns(self, kind: Any) -> None:
+        model = kind(**FEW).fit(X, Y)
+        for x in (X[:, :3], scipy.sparse.csr_matrix(X[:, :3])):
+            with pytest.raises(ValueError, match=r"X has 3 features, but .* is expecting 4"):
+                model.predict(x)
+        with pytest.raises(ValueError, match="X has 3 features"):
+            model.partial_fit(X[:, :3], Y)
+        with pytest.raises(ValueError, match="X has 3 features"):
+            kind(**FEW).fit(X, Y, X_val=X[:, :3], y_val=Y)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_values(self, kind: Any) -> None:
+        for bad in (np.nan, np.inf):
+            x = X.copy()
+            x[1, 1] = bad
+            with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
+                kind(**FEW).fit(x, Y)
+            with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
+                kind(**FEW).fit(X, Y).predict(x)
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            kind(**FEW).fit(X, Y[:-1])
+        with pytest.raises(ValueError, match="go together"):
+            kind(**FEW).fit(X, Y, X_val=X)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_weights(self, kind: Any) -> None:
+        for weight, message in [
+            (np.zeros(N), "zero"),
+            (np.full(N, -1.0), "[Nn]egative"),
+            (np.ones(N - 1), "shape"),
+            (np.full(N, np.nan), "NaN"),
+        ]:
+            for method in ("fit", "partial_fit"):
+                extra = {} if method == "fit" or kind is MLPRegressor else {"classes": [0, 1, 2]}
+                with pytest.raises(ValueError, match=message):
+                    getattr(kind(**FEW), method)(X, Y, sample_weight=weight, **extra)
+        some = (np.arange(N) == 3).astype(float)
+        with pytest.raises(ValueError, match="split for early_stopping has no sample of weight"):
+            kind(**FEW, early_stopping=True).fit(X, Y, some)
+
+    @pytest.mark.parametrize("kind", CLASSIFIERS)
+    def test_labels(self, kind: Any) -> None:
+        with pytest.raises(ValueError, match="Unknown label type"):
+            kind(**FEW).fit(X, X[:, 0])
+        with pytest.raises(ValueError, match="classes must be passed on the first call"):
+            kind(**FEW).partial_fit(X, Y)
+        with pytest.raises(ValueError, match="classes must be passed on the first call"):
+            kind(**FEW).partial_fit(X, Y[:, None])
+        with pytest.raises(ValueError, match=r"not there before: \[2\]; known are \[0, 1\]"):
+            kind(**FEW).partial_fit(X, Y, classes=[0, 1])
+        model = kind(**FEW).partial_fit(X, Y, classes=[0, 1, 2])
+        with pytest.raises(ValueError, match="not the same as on last call"):
+            model.partial_fit(X, Y, classes=[0, 1])
+        with pytest.raises(ValueError, match=r"not there before: \[3\]"):
+            model.partial_fit(X, Y + 1)
+        with pytest.raises(ValueError, match=r"not there before"):
+            kind(**FEW).fit(X, Y, X_val=X, y_val=Y + 1)
+        with pytest.raises(ValueError, match="partial_fit sees some"):
+            kind(class_weight="balanced").partial_fit(X, Y, classes=[0, 1, 2])
+        model = kind(warm_start=True, **FEW).fit(X, Y)
+        for other in (Y + 1, np.minimum(Y, 1), np.array(list("abc"))[Y]):
+            with pytest.raises(ValueError, match="warm_start can only be used where"):
+                model.fit(X, other)
+
+    def test_columns_of_labels(self) -> None:
+        with pytest.raises(ValueError, match="several columns of more than two classes"):
+            network().fit(X, np.column_stack([Y, Y]))
+        model = network().fit(X, np.eye(3, dtype=int)[Y])
+        with pytest.raises(ValueError, match="3 columns of zeros and ones"):
+            model.partial_fit(X, np.eye(3, dtype=int)[Y][:, :2])
+        with pytest.raises(ValueError, match="y should be a 1d array"):
+            LogisticRegression().fit(X, np.eye(3, dtype=int)[Y])
+
+    def test_columns_of_numbers(self) -> None:
+        model = MLPRegressor(**FEW).fit(X, X[:, :2])
+        with pytest.raises(ValueError, match=r"3 outputs a sample, and the network .* 2"):
+            model.partial_fit(X, X[:, :3])
+        with pytest.raises(ValueError, match=r"could not convert|dtype"):
+            MLPRegressor(**FEW).fit(X, np.array(list("abc"))[Y])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_too_few_to_hold_out(self, kind: Any) -> None:
+        with pytest.raises(ValueError, match="The validation set is too small"):
+            kind(early_stopping=True, validation_fraction=0.01, **FEW).fit(X, Y)
+        with pytest.raises(ValueError, match="does not support early_stopping"):
+            kind(early_stopping=True).partial_fit(
+                X, Y, **({} if kind is MLPRegressor else {"classes": [0, 1, 2]})
+            )
+
+
+class TestFailures:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("max_iter", [1, 30])
+    def test_divergence(self, kind: Any, max_iter: int) -> None:
+        bad = {"solver": "sgd", "learning_rate_init": 1e200, "max_iter": max_iter}
+        model = kind(**{**FEW, **bad})
+        y = 1e100 * Y if kind is MLPRegressor else Y
+        message = rf"{kind.__name__}: .*diverged\. Lower learning_rate_init \(now 1e\+200\).*scale"
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
+            model.fit(1e150 * X, y)
+        assert not model.__sklearn_is_fitted__()
+        assert not hasattr(model, "n_features_in_")
+        good = kind(**FEW).get_params()
+        assert model.set_params(**good).fit(X, Y).loss_curve_ == kind(**FEW).fit(X, Y).loss_curve_
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("way", ["fit", "warm", "partial_fit"])
+    def test_a_fitted_model_stays_as_it_was(self, kind: Any, way: str) -> None:
+        model = kind(warm_start=way == "warm", solver="sgd", batch_size=20, **FEW).fit(X, Y)
+        before, answers = state(model), model.predict(X)
+        method = model.partial_fit if way == "partial_fit" else model.fit
+        good = model.get_params()
+        y = 1e200 * Y if kind is MLPRegressor else Y
+        if way != "partial_fit":
+            model.set_params(learning_rate_init=1e300)
+        with np.errstate(all="ignore"), pytest.raises(ValueError, match="diverged"):
+            method(1e300 * X, y)
+        assert state(model) == before
+        for x, labels in ((X[:, :2], Y), (X, Y[:-1]), (X * np.nan, Y)):
+            with pytest.raises(ValueError, match=r"features|inconsistent|NaN"):
+                model.partial_fit(x, labels)
+        assert state(model) == before
+        assert_array_equal(model.predict(X), answers)
+        other = copy.deepcopy(model.set_params(**good))
+        for one in (model, other):
+            one.partial_fit(X, Y)
+        assert state(model)["weights"] == state(other)["weights"] != before["weights"]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("early_stopping", [False, True])
+    @pytest.mark.parametrize("n_calls", [1, 40], ids=["at once", "later"])
+    def test_control_c(
+        self, kind: Any, early_stopping: bool, n_calls: int, monkeypatch: Any
+    ) -> None:
+        calls, learn = [], epochs.learn
+
+        def interrupt(*arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == n_calls:
+                raise KeyboardInterrupt
+            return learn(*arguments)
+
+        settings = {"tol": 0.0, "max_iter": 500, "early_stopping": early_stopping, "batch_size": 20}
+        model = kind(**{**FEW, "n_iter_no_change": 500, **settings})
+        with monkeypatch.context() as patch:
+            patch.setattr(epochs, "learn", interrupt)
+            with pytest.warns(UserWarning, match=r"^Training interrupted by user\.$"):
+                model.fit(X, Y)
+        assert model.n_iter_ == len(model.loss_curve_) == (n_calls - 1) // 3
+        assert np.isnan(model.loss_) == (n_calls == 1)
+        assert model.predict(X).shape == (N,)
+        assert model._repr_html_()
+        model.set_params(early_stopping=False).partial_fit(X, Y)
+        assert np.isfinite(model.loss_)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_control_c_before_training(self, kind: Any, monkeypatch: Any) -> None:
+        def interrupt(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        fitted = kind(**FEW).fit(X, Y)
+        before = state(fitted)
+        monkeypatch.setattr(base, "Loader", interrupt)
+        model = kind(**FEW)
+        for one in (model, fitted):
+            with pytest.raises(KeyboardInterrupt):
+                one.fit(X[:, :3], Y)
+        assert not model.__sklearn_is_fitted__()
+        assert not hasattr(model, "n_features_in_")
+        assert state(fitted) == before
+
+
+class TestWarnings:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_of_convergence(self, kind: Any) -> None:
+        model = kind(max_iter=2, random_state=0)
+        with pytest.warns(ConvergenceWarning, match=r"\(2\).*Increase max_iter.*tol.*scaled") as w:
+            model.fit(X, Y)
+        assert w[0].filename == __file__ or "sklearn" in w[0].filename
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.partial_fit(X, Y)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_of_batches(self, kind: Any) -> None:
+        model = kind(batch_size=N + 1, **FEW)
+        with pytest.warns(UserWarning, match=rf"`batch_size` {N + 1}.*clipped to {N}"):
+            model.fit(X, Y)
+        assert model.loss_curve_ == kind(batch_size=N, **FEW).fit(X, Y).loss_curve_
+
+
+class TestImports:
+    def run(self, program: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-c", program]
+        return subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+
+    def test_gpunn_needs_no_scikit_learn(self) -> None:
+        found = self.run("import gpunn, sys; sys.exit('sklearn' in sys.modules)")
+        assert found.returncode == 0, found.stderr
+
+    def test_what_to_install(self) -> None:
+        found = self.run("import sys; sys.modules['sklearn'] = None\nimport gpunn.estimators")
+        assert found.returncode == 1
+        assert "ImportError: gpunn.estimators needs scikit-learn" in found.stderr
+        assert 'pip install "gpunn[sklearn]"' in found.stderr
