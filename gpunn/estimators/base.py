@@ -305,6 +305,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
                 stopped = self._stops()
                 stopped = hooks.epoch_ends() or stopped
         except KeyboardInterrupt:
+            self._optimizer.clear()  # half of a gradient may be there
             warnings.warn("Training interrupted by user.", stacklevel=6)
             stopped = True
         if best is not None:
