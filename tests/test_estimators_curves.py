@@ -30,7 +30,7 @@ WEIGHT = _RNG.uniform(0.1, 3.0, N)
 _Z = np.tanh(X[:, :3] + X[:, 3:] ** 2 - 1.0) + 0.3 * _RNG.standard_normal((N, 3))
 CLASSES = {
     "multiclass": np.array([3, 5, 9])[_Z.argmax(axis=1)],
-    "binary": np.where(_Z[:, 0] > 0, "yes", "no"),
+    "binary": np.where(_Z[:, 0] > 0, 7, -4),
     "multilabel": (_Z > 0).astype(int),
 }
 LABELS = {kind: np.arange(3) if y.ndim == 2 else np.unique(y) for kind, y in CLASSES.items()}
