@@ -1,47 +1,38 @@
-"""What the estimators share: the data's way in and out, and the training in between."""
+"""What the estimators share in training: the data's way in, and scikit-learn's rules."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from array_api_compat import device
-from sklearn import get_config
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpunn._typing import Array
 from gpunn.adam import Adam
-from gpunn.backend import Backend, backend_of, get_backend, scope_of, to_numpy
+from gpunn.backend import Backend, scope_of, to_numpy
 from gpunn.data import Loader
-from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.epochs import Epochs, Order
-from gpunn.estimators.hooks import CallbackSupportMixin, Hooks
-from gpunn.estimators.network import dense_layers
-from gpunn.estimators.origin import HOST, Origin, namespace_of
+from gpunn.estimators.fitted import ROWS, FittedNetwork, of_features
+from gpunn.estimators.hooks import DECORATORS, CallbackSupportMixin, Hooks
+from gpunn.estimators.origin import Origin, namespace_of
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.settings import check_solver, place_of
-from gpunn.history import History
 from gpunn.kernels import kernels
 from gpunn.layers.compose import Sequential
 from gpunn.loss import Loss
 from gpunn.optim import Optimizer
-from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, observe
 from gpunn.sgd import SGD
 from gpunn.stopping import BestWeights
 from gpunn.training import Trainer
-
-#: So many rows go through the network at a time, where nothing is learned.
-_ROWS = 8192
 
 #: The learning rate "adaptive" is divided by this, until it is no more than that.
 _DIVISOR, _LOWEST_RATE = 5.0, 1e-6
@@ -64,7 +55,7 @@ def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
     return Samples(X, y, weight)
 
 
-class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
+class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     """An estimator around a network.
 
     A subclass has scikit-learn's settings as attributes, and defines the methods that say what
@@ -184,7 +175,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
         X, y, sample_weight = given
         weight = None
         with scope_of(X):  # scikit-learn brings arrays of CuPy's to the current device
-            X, y = validate_data(self, X, y, reset=reset, **_of_features(X), **self._checks())
+            X, y = validate_data(self, X, y, reset=reset, **of_features(X), **self._checks())
             if sample_weight is not None:
                 weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
         by_class = self._class_weights(y)
@@ -231,7 +222,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
             warnings.warn(
                 f"Got `batch_size` {batch_size}, more than there are samples; it is clipped to "
                 f"{n_samples}",
-                stacklevel=7,
+                stacklevel=5 + DECORATORS,
             )
             batch_size = n_samples
         order = Order(n_samples, batch_size, rng if self.shuffle else None, train.weight)
@@ -254,7 +245,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
         )
 
     def _loader(
-        self, samples: Samples | None, batch_size: int = _ROWS, *, shuffle: Any = False
+        self, samples: Samples | None, batch_size: int = ROWS, *, shuffle: Any = False
     ) -> Loader | None:
         """Return batches of samples where the network is."""
         if samples is None:
@@ -306,14 +297,14 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
                 stopped = hooks.epoch_ends() or stopped
         except KeyboardInterrupt:
             self._optimizer.clear()  # half of a gradient may be there
-            warnings.warn("Training interrupted by user.", stacklevel=6)
+            warnings.warn("Training interrupted by user.", stacklevel=4 + DECORATORS)
             stopped = True
         if best is not None:
             best.restore()
         self._check_weights()
         hooks.fit_ends()
         if not (stopped or incremental):
-            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=6)
+            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=4 + DECORATORS)
 
     def _epoch(self, epochs: Epochs, held_out: Loader | None) -> float | None:
         """Run an epoch and take down its numbers; return the score of the data held out."""
@@ -409,175 +400,6 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     def _is_random(self) -> bool:
         """Return whether the network draws masks."""
         return False
-
-    # Out
-
-    def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
-        """Return the network's outputs (N, P) where it is, and where answers go."""
-        check_is_fitted(self)
-        origin = Origin.of(X)
-        if get_config()["array_api_dispatch"] and origin != self._origin:
-            name = type(self).__name__
-            raise ValueError(
-                f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
-                f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
-            )
-        with scope_of(X):
-            X = validate_data(self, X, reset=False, **_of_features(X))
-        return self._forward(X), origin
-
-    def _forward(self, X: Any) -> Array:
-        """Return the outputs for checked features, some rows at a time."""
-        network = self._network
-        place = network.backend
-        assert place is not None  # noqa: S101
-        outputs = []
-        with place.scope():
-            for start in range(0, X.shape[0], _ROWS):
-                rows = X[start : start + _ROWS, :] if X.shape[0] > _ROWS else X
-                rows = rows.toarray() if hasattr(rows, "toarray") else rows
-                outputs.append(network.forward(place.asarray(rows, self._dtype)))
-            return outputs[0] if len(outputs) == 1 else place.xp.concat(outputs)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether there is a network to predict with."""
-        return hasattr(self, "_network")
-
-    def _as_if_fitted(self) -> dict[str, Any]:
-        """Return attributes of an estimator that stays as this one is now."""
-        return {
-            "_network": copy.deepcopy(self._network),
-            "_progress": copy.deepcopy(self._progress),
-        }
-
-    @property
-    def _dtype(self) -> str:
-        return str(self._network.parameters()[0].value.dtype).rpartition(".")[2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a pickle: arrays on the host, and where they were."""
-        state: dict[str, Any] = super().__getstate__()
-        home = self._network.backend if self.__sklearn_is_fitted__() else None
-        if home is None or home.package == "numpy":
-            return state
-        network, optimizer = copy.deepcopy((self._network, self._optimizer))
-        optimizer.to("numpy")
-        return state | {"_network": network, "_optimizer": optimizer, "_home": str(home)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a pickle has kept, and go back to its device, if it is here."""
-        home = state.pop("_home", None)
-        super().__setstate__(state)
-        if home is None:
-            return
-        try:
-            self._optimizer.to(get_backend(home))
-        except BackendUnavailableError:
-            self._origin = HOST
-
-    # What training leaves
-
-    @property
-    def coefs_(self) -> list[Any]:
-        """The weights of each layer, (inputs, outputs), in the library of X."""
-        return [self._given(layer.weight.value) for layer in self._layers()]
-
-    @coefs_.setter
-    def coefs_(self, values: Sequence[Any]) -> None:
-        self._write([layer.weight for layer in self._layers()], values)
-
-    @property
-    def intercepts_(self) -> list[Any]:
-        """The biases of each layer, (outputs,), in the library of X."""
-        return [self._given(layer.bias.value) for layer in self._layers() if layer.bias]
-
-    @intercepts_.setter
-    def intercepts_(self, values: Sequence[Any]) -> None:
-        self._write([layer.bias for layer in self._layers() if layer.bias], values)
-
-    def _write(self, parameters: list[Parameter], values: Sequence[Any]) -> None:
-        """Give the parameters new values, of their shapes."""
-        shapes = [tuple(p.value.shape) for p in parameters]
-        if [tuple(np.shape(value)) for value in values] != shapes:
-            raise ValueError(f"{type(self).__name__}: expected arrays of the shapes {shapes}")
-        for parameter, value in zip(parameters, values, strict=True):
-            place = backend_of(parameter.value)
-            assert place is not None  # noqa: S101
-            with place.scope():
-                parameter.value[...] = place.asarray(value, self._dtype)
-
-    @property
-    def n_layers_(self) -> int:
-        """The number of layers, the inputs counted as one."""
-        return len(self._layers()) + 1
-
-    @property
-    def n_outputs_(self) -> int:
-        """The number of outputs."""
-        return self._layers()[-1].out_features
-
-    @property
-    def n_iter_(self) -> int:
-        """The number of epochs of the last call of fit."""
-        return self._fitted_progress().n_iter
-
-    @property
-    def t_(self) -> int:
-        """The number of samples seen, each as often as it was seen."""
-        return self._fitted_progress().n_samples
-
-    @property
-    def loss_(self) -> float:
-        """The loss of the last epoch, with the penalty."""
-        curve = self._fitted_progress().loss_curve
-        return curve[-1] if curve else math.nan  # where training was interrupted at once
-
-    @property
-    def loss_curve_(self) -> list[float]:
-        """The loss of each epoch, with the penalty: the mean of its batches' before their steps."""
-        return self._fitted_progress().loss_curve
-
-    @property
-    def best_loss_(self) -> float | None:
-        """The lowest of these; None with early stopping."""
-        return self._fitted_progress().best_loss
-
-    @property
-    def validation_scores_(self) -> list[float] | None:
-        """The score of the data held out, after each epoch; None without early stopping."""
-        return self._fitted_progress().scores
-
-    @property
-    def best_validation_score_(self) -> float | None:
-        """The highest of these; None without early stopping."""
-        return self._fitted_progress().best_score
-
-    @property
-    def validation_loss_curve_(self) -> list[float] | None:
-        """The loss over the data held out, after each epoch; None where none are."""
-        return self._fitted_progress().history.columns.get("validation_loss")
-
-    @property
-    def history_(self) -> History:
-        """All numbers of all epochs: losses, metrics, learning rate and times."""
-        return self._fitted_progress().history
-
-    def _fitted_progress(self) -> Progress:
-        check_is_fitted(self)
-        return self._progress
-
-    def _layers(self) -> list[Any]:
-        check_is_fitted(self)
-        return dense_layers(self._network)
-
-    def _given(self, x: Array) -> Any:
-        return self._origin.give(x)
-
-
-def _of_features(X: Any) -> dict[str, Any]:
-    """Return what scikit-learn is to check of X: float32 stays, all else becomes float64."""
-    xp = np if Origin.of(X) == HOST else namespace_of(X)
-    return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}
 
 
 def _rows(x: Any, rows: Any) -> Any:

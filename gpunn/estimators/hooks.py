@@ -7,7 +7,11 @@ from typing import Any
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
+
+    #: How many of scikit-learn's decorators stand between a caller and `fit`, for warnings.
+    DECORATORS = 2
 except ImportError:
+    DECORATORS = 1
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Adds nothing: this scikit-learn has no callbacks."""
@@ -17,7 +21,7 @@ except ImportError:
         return method
 
 
-__all__ = ["CallbackSupportMixin", "Hooks", "with_callbacks"]
+__all__ = ["DECORATORS", "CallbackSupportMixin", "Hooks", "with_callbacks"]
 
 
 class Hooks:

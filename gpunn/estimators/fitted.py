@@ -1,0 +1,203 @@
+"""What is there after training: answers, weights, curves, and the way into a pickle and back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import get_config
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from gpunn._typing import Array
+from gpunn.backend import backend_of, get_backend, scope_of
+from gpunn.errors import BackendUnavailableError
+from gpunn.estimators.network import dense_layers
+from gpunn.estimators.origin import HOST, Origin, namespace_of
+from gpunn.estimators.progress import Progress
+from gpunn.history import History
+from gpunn.layers.compose import Sequential
+from gpunn.optim import Optimizer
+from gpunn.parameter import Parameter
+
+#: So many rows go through the network at a time, where nothing is learned.
+ROWS = 8192
+
+
+class FittedNetwork(BaseEstimator):
+    """An estimator that holds a network, once it is fitted."""
+
+    _network: Sequential
+    _optimizer: Optimizer
+    _origin: Origin
+    _progress: Progress
+
+    def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
+        """Return the network's outputs (N, P) where it is, and where answers go."""
+        check_is_fitted(self)
+        origin = Origin.of(X)
+        if get_config()["array_api_dispatch"] and origin != self._origin:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
+                f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
+            )
+        with scope_of(X):
+            X = validate_data(self, X, reset=False, **of_features(X))
+        return self._forward(X), origin
+
+    def _forward(self, X: Any) -> Array:
+        """Return the outputs for checked features, some rows at a time."""
+        network = self._network
+        place = network.backend
+        assert place is not None  # noqa: S101
+        outputs = []
+        with place.scope():
+            for start in range(0, X.shape[0], ROWS):
+                rows = X[start : start + ROWS, :] if X.shape[0] > ROWS else X
+                rows = rows.toarray() if hasattr(rows, "toarray") else rows
+                outputs.append(network.forward(place.asarray(rows, self._dtype)))
+            return outputs[0] if len(outputs) == 1 else place.xp.concat(outputs)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether there is a network to predict with."""
+        return hasattr(self, "_network")
+
+    def _as_if_fitted(self) -> dict[str, Any]:
+        """Return attributes of an estimator that stays as this one is now."""
+        return {
+            "_network": copy.deepcopy(self._network),
+            "_progress": copy.deepcopy(self._progress),
+        }
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._network.parameters()[0].value.dtype).rpartition(".")[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is kept in a pickle: arrays on the host, and where they were."""
+        state: dict[str, Any] = super().__getstate__()
+        home = self._network.backend if self.__sklearn_is_fitted__() else None
+        if home is None or home.package == "numpy":
+            return state
+        network, optimizer = copy.deepcopy((self._network, self._optimizer))
+        optimizer.to("numpy")
+        return state | {"_network": network, "_optimizer": optimizer, "_home": str(home)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a pickle has kept, and go back to its device, if it is here."""
+        home = state.pop("_home", None)
+        super().__setstate__(state)
+        if home is None:
+            return
+        try:
+            self._optimizer.to(get_backend(home))
+        except BackendUnavailableError:
+            self._origin = HOST
+
+    # What training leaves
+
+    @property
+    def coefs_(self) -> list[Any]:
+        """The weights of each layer, (inputs, outputs), in the library of X."""
+        return [self._given(layer.weight.value) for layer in self._layers()]
+
+    @coefs_.setter
+    def coefs_(self, values: Sequence[Any]) -> None:
+        self._write([layer.weight for layer in self._layers()], values)
+
+    @property
+    def intercepts_(self) -> list[Any]:
+        """The biases of each layer, (outputs,), in the library of X."""
+        return [self._given(layer.bias.value) for layer in self._layers() if layer.bias]
+
+    @intercepts_.setter
+    def intercepts_(self, values: Sequence[Any]) -> None:
+        self._write([layer.bias for layer in self._layers() if layer.bias], values)
+
+    def _write(self, parameters: list[Parameter], values: Sequence[Any]) -> None:
+        """Give the parameters new values, of their shapes."""
+        shapes = [tuple(p.value.shape) for p in parameters]
+        if [tuple(np.shape(value)) for value in values] != shapes:
+            raise ValueError(f"{type(self).__name__}: expected arrays of the shapes {shapes}")
+        for parameter, value in zip(parameters, values, strict=True):
+            place = backend_of(parameter.value)
+            assert place is not None  # noqa: S101
+            with place.scope():
+                parameter.value[...] = place.asarray(value, self._dtype)
+
+    @property
+    def n_layers_(self) -> int:
+        """The number of layers, the inputs counted as one."""
+        return len(self._layers()) + 1
+
+    @property
+    def n_outputs_(self) -> int:
+        """The number of outputs."""
+        return self._layers()[-1].out_features
+
+    @property
+    def n_iter_(self) -> int:
+        """The number of epochs of the last call of fit."""
+        return self._fitted_progress().n_iter
+
+    @property
+    def t_(self) -> int:
+        """The number of samples seen, each as often as it was seen."""
+        return self._fitted_progress().n_samples
+
+    @property
+    def loss_(self) -> float:
+        """The loss of the last epoch, with the penalty."""
+        curve = self._fitted_progress().loss_curve
+        return curve[-1] if curve else math.nan  # where training was interrupted at once
+
+    @property
+    def loss_curve_(self) -> list[float]:
+        """The loss of each epoch, with the penalty: the mean of its batches' before their steps."""
+        return self._fitted_progress().loss_curve
+
+    @property
+    def best_loss_(self) -> float | None:
+        """The lowest of these; None with early stopping."""
+        return self._fitted_progress().best_loss
+
+    @property
+    def validation_scores_(self) -> list[float] | None:
+        """The score of the data held out, after each epoch; None without early stopping."""
+        return self._fitted_progress().scores
+
+    @property
+    def best_validation_score_(self) -> float | None:
+        """The highest of these; None without early stopping."""
+        return self._fitted_progress().best_score
+
+    @property
+    def validation_loss_curve_(self) -> list[float] | None:
+        """The loss over the data held out, after each epoch; None where none are."""
+        return self._fitted_progress().history.columns.get("validation_loss")
+
+    @property
+    def history_(self) -> History:
+        """All numbers of all epochs: losses, metrics, learning rate and times."""
+        return self._fitted_progress().history
+
+    def _fitted_progress(self) -> Progress:
+        check_is_fitted(self)
+        return self._progress
+
+    def _layers(self) -> list[Any]:
+        check_is_fitted(self)
+        return dense_layers(self._network)
+
+    def _given(self, x: Array) -> Any:
+        return self._origin.give(x)
+
+
+def of_features(X: Any) -> dict[str, Any]:
+    """Return what scikit-learn is to check of X: float32 stays, all else becomes float64."""
+    xp = np if Origin.of(X) == HOST else namespace_of(X)
+    return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}
