@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 
 import gpunn as gn
-from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, fitted
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
 
 try:
     import cudasim  # the emulator's counters
@@ -100,7 +100,7 @@ class TestOnTheHost:
                 "toarray",
                 lambda x, *a, dense=dense, **k: rows.append(x.shape[0]) or dense(x, *a, **k),
             )
-        monkeypatch.setattr(fitted, "ROWS", 40)
+        monkeypatch.setattr("gpunn.estimators.fitted.ROWS", 40)
         monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 0)
         got = clone_of(model, batch_size=30).fit(make(X), y, WEIGHT)
         wanted = clone_of(model, batch_size=30).fit(X, y, WEIGHT)
