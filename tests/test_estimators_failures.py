@@ -77,6 +77,14 @@ class TestFailures:
             one.partial_fit(X, Y)
         assert state(model)["weights"] == state(other)["weights"] != before["weights"]
 
+    @pytest.mark.parametrize("solver", ["sgd", "adam"])
+    def test_a_refused_call_leaves_the_optimizer_in_its_stride(self, solver: str) -> None:
+        model, other = (network(solver=solver).partial_fit(X, Y, classes=range(3)) for _ in "12")
+        with pytest.raises(ValueError, match="classes that were not there"):
+            model.partial_fit(X, Y + 1)
+        assert model.partial_fit(X, Y).loss_ == other.partial_fit(X, Y).loss_
+        assert state(model)["weights"] == state(other)["weights"]
+
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("early_stopping", [False, True])
     @pytest.mark.parametrize("n_calls", [1, 40], ids=["at once", "later"])

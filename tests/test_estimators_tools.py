@@ -22,7 +22,7 @@ from sklearn.utils import get_tags
 
 import gpunn as gn
 from gpunn.errors import BackendUnavailableError
-from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, base, origin
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, fitted, origin
 from tests.conftest import get_place
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -101,7 +101,7 @@ class TestCopies:
                 return gn.get_backend(name)
 
             with monkeypatch.context() as patch:
-                for module in (base, origin):
+                for module in (fitted, origin):
                     patch.setattr(module, "get_backend", none)
                 other = pickle.loads(kept)  # noqa: S301
                 assert other._network.backend == gn.get_backend("numpy")

@@ -111,6 +111,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         fresh = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
         before = dict(vars(self))
         weights = None if fresh else BestWeights(self._network)
+        begun = False
         try:
             given = Samples(X, y, sample_weight)
             epochs, held_out = self._prepare(given, validation, classes, fresh, incremental)
@@ -120,15 +121,16 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
                 {"X": X, "y": y, "metadata": _metadata(sample_weight)},
                 self._as_if_fitted,
             )
+            begun = True
             self._train(epochs, held_out, hooks, incremental=incremental)
         except BaseException:  # an interrupt before training, too
             for name in vars(self).keys() - before.keys():
                 if "callback" not in name:  # they are yet to be told
                     delattr(self, name)
             self.__dict__.update(before)
-            if weights is not None:
+            if begun and weights is not None:
                 weights.restore()
-                self._optimizer.reset()
+                self._optimizer.reset()  # it saw what was not finite
             raise
         return self
 
