@@ -162,6 +162,9 @@ class TestData:
                 extra = {} if method == "fit" or kind is MLPRegressor else {"classes": [0, 1, 2]}
                 with pytest.raises(ValueError, match=message):
                     getattr(kind(**FEW), method)(X, Y, sample_weight=weight, **extra)
+        if kind in CLASSIFIERS:
+            with pytest.raises(ValueError, match="sample weights sum to zero"):
+                kind(class_weight=dict.fromkeys(range(3), 0.0), **FEW).fit(X, Y)
         some = (np.arange(N) == 3).astype(float)
         with pytest.raises(ValueError, match="split for early_stopping has no sample of weight"):
             kind(**FEW, early_stopping=True).fit(X, Y, some)
