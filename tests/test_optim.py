@@ -349,13 +349,17 @@ class TestAdam:
         theirs = values(held)
         own = gn.Adam(held, alpha, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
         reference = AdamOptimizer(theirs, alpha, beta_1, beta_2, epsilon)
+        way: list[Any] = []
         for _ in range(100):
             size = 10.0 ** rng.integers(-12, 4)  # tiny ones, too, where epsilon counts
             grads = [size * rng.standard_normal(shape) for shape in SHAPES]
             update(get_place("numpy"), own, grads)
+            before = [value.copy() for value in theirs]
             reference.update_params(theirs, grads)
-        for got, want in zip(held, theirs, strict=True):
-            assert_allclose(got.value, want, rtol=1e-12, atol=1e-12 * alpha)
+            way += [abs(now - then) for now, then in zip(theirs, before, strict=True)]
+        # Rounding is of each step, and steps may cancel: 1e-12 of the way, not of where it ends.
+        for i, (got, want) in enumerate(zip(held, theirs, strict=True)):
+            assert (abs(got.value - want) <= 1e-12 * sum(way[i :: len(held)])).all()
 
     def test_as_in_torch(self, limits: dict[str, Any]) -> None:
         as_in_torch(gn.Adam, "Adam", (), 0.05, limits)
