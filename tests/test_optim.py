@@ -227,6 +227,7 @@ class TestSGD:
         assert changed == [True, False, True]
 
     @given(st.integers(0, 2**32), st.floats(0.01, 10.0), st.sampled_from(["float32", "float64"]))
+    @example(63, 2.0, "float32")
     def test_clipping_by_norm(self, seed: int, share: float, dtype: str) -> None:
         place, grads = get_place("numpy"), gradients(seed)
         norm = math.sqrt(sum(float((g**2).sum()) for g in grads))

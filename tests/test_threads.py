@@ -61,7 +61,7 @@ def fit(counting: Counting, batch_size: int, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "width", "wanted"),
-    [(8, 4, 1), (512, 128, 1), (513, 128, 2), (64, 2048, 2)],  # 2^20 multiplications are few
+    [(8, 4, 1), (1024, 128, 1), (1025, 128, 2), (64, 4096, 2)],  # 2^21 multiplications are few
 )
 def test_small_products_have_one_thread(batch_size: int, width: int, wanted: int) -> None:
     counting = Counting()
