@@ -52,14 +52,16 @@ def exact(**settings: Any) -> linear_model.LogisticRegression:
 
 
 class TestTheMinimum:
+    @pytest.mark.parametrize("c", [0.01, 0.1, 1.0])
     @pytest.mark.parametrize("name", PROBLEMS)
-    def test_within_a_hundredth(self, name: str) -> None:
+    def test_within_a_hundredth(self, name: str, c: float) -> None:
         x, y = load(name)
-        ours, best = LogisticRegression(random_state=0).fit(x, y), exact().fit(x, y)
-        assert cost(best, x, y) * 0.9999 <= cost(ours, x, y) <= 1.01 * cost(best, x, y)
+        ours, best = LogisticRegression(C=c, random_state=0).fit(x, y), exact(C=c).fit(x, y)
+        costs = [cost(model, x, y, None, c) for model in (best, ours)]
+        assert 0.9999 * costs[0] <= costs[1] <= 1.01 * costs[0]
         assert ours.coef_.shape == best.coef_.shape
         assert ours.intercept_.shape == best.intercept_.shape
-        assert (ours.predict(x) == best.predict(x)).mean() > 0.99
+        assert (ours.predict(x) == best.predict(x)).mean() > 0.98  # some lie on the border
 
     @pytest.mark.parametrize("c", [0.01, 0.1, 1.0, 3.0])
     @pytest.mark.parametrize("kind", Y)
@@ -168,7 +170,7 @@ class TestInParts:
         model = LogisticRegression(C=0.1, solver="sgd", momentum=0.0, random_state=0)
         theta = np.zeros(5)
         ones = np.column_stack([X, np.ones(80)])
-        for rows in (slice(0, 30), slice(30, 80)):
+        for rows in (slice(0, 30), slice(30, 60)):
             x, y = ones[rows], Y["binary"][rows]
             n = len(y)
             decay = np.append(theta[:4], 0.0) / (0.1 * n)

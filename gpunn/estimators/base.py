@@ -65,6 +65,9 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     #: The solvers that `learning_rate` is for; scikit-learn's networks leave Adam's alone.
     _SCHEDULED: ClassVar[tuple[str, ...]] = ("sgd",)
 
+    #: The batch size that "auto" stands for, where there are so many samples.
+    _AUTO: ClassVar[int] = 200
+
     def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:
         """Return the number of outputs; learn the labels if fresh, else check them."""
         raise NotImplementedError
@@ -219,7 +222,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     def _epochs(self, train: Samples, rng: np.random.RandomState, total: float) -> Epochs:
         """Return what runs the network over the training data."""
         n_samples = train.x.shape[0]
-        batch_size = min(200, n_samples) if self.batch_size == "auto" else self.batch_size
+        batch_size = min(self._AUTO, n_samples) if self.batch_size == "auto" else self.batch_size
         if batch_size > n_samples:
             warnings.warn(
                 f"Got `batch_size` {batch_size}, more than there are samples; it is clipped to "

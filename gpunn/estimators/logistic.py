@@ -31,8 +31,9 @@ class LogisticRegression(Classifying):
 
     divided by :math:`C \sum_i w_i`, so that a learning rate means the same for any C and N. The
     intercept is not in the penalty. The default schedule, "adaptive", lowers the learning rate
-    whenever the cost stops falling, until it is too small to matter; on standardised features the
-    cost is then within about 1 % of its minimum. scikit-learn's own solvers are exact, and the
+    whenever the cost stops falling, until it is too small to matter. On standardised features the
+    cost is then within 1 % of its minimum for C up to 1; where the penalty is weaker, a smaller
+    `tol` and more epochs bring it as near. scikit-learn's own solvers are exact, and the
     better choice where they can be had; this one is for data that come in parts, and for a GPU.
     Its settings are those of the networks: there is no `penalty`, `l1_ratio` or `n_jobs`,
     `max_iter` counts epochs, and `tol` is how much of the cost an epoch must take off.
@@ -48,8 +49,8 @@ class LogisticRegression(Classifying):
     solver : {"sgd", "adam"} or function, default "sgd"
         As for `MLPClassifier`; so are the following.
     batch_size, learning_rate, learning_rate_init, power_t, max_iter, shuffle, random_state, tol
-        How to train: by default in batches of "auto" (the smaller of 200 and N), "adaptive" from
-        0.1, in at most 500 epochs. An epoch that does not bring the cost 1e-5 down is in vain.
+        How to train: by default in batches of "auto" (here the smaller of 32 and N), "adaptive"
+        from 0.1, in at most 500 epochs. An epoch that does not bring the cost 1e-5 down is in vain.
     verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction
         How to train.
     beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device
@@ -229,6 +230,7 @@ class LogisticRegression(Classifying):
         return Sequential(dense(np.zeros(sizes), bias, None, dtype, place))
 
     _SCHEDULED = ("sgd", "adam")
+    _AUTO = 32
 
     def _decay(self, total: float) -> Callable[[float], float]:
         return lambda _: 1.0 / (self.C * total)
