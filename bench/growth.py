@@ -2,7 +2,8 @@
 
     python bench/growth.py [--rounds N] [--into FOLDER]
 
-One thing grows at a time, the others stay; a step is measured through `Trainer.fit`. Writes a table
+One thing grows at a time, the others stay; a step is measured through `Trainer.fit`, with its share
+of what an epoch costs. Writes a table
 and a plot. The time should grow as the work does, in multiplications and additions, once the work
 outweighs the calls; a jump would be a cliff: a cache left, memory given back and faulted in again.
 """

@@ -33,14 +33,20 @@ class History:
         self.stopped = ""
 
     def append(self, record: dict[str, float]) -> None:
-        """Add an epoch's numbers; a callback may add columns of its own."""
+        """Add an epoch's numbers; a callback may add columns of its own.
+
+        A record with a "loss" begins an epoch; epochs that a column was left out of are NaN in it.
+        """
+        earlier = len(self) - (0 if "loss" in record else 1)
         for name, value in record.items():
-            self.columns.setdefault(name, []).append(value)
+            column = self.columns.setdefault(name, [])
+            column.extend([math.nan] * (earlier - len(column)))
+            column.append(value)
 
     @property
     def last(self) -> dict[str, float]:
         """The numbers of the last epoch, by name."""
-        return {name: values[-1] for name, values in self.columns.items()}
+        return {name: self._filled(name)[-1] for name in self.columns}
 
     def __getitem__(self, name: str) -> list[float]:
         """Return a column."""
@@ -80,8 +86,12 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and strings, ready for JSON or a data frame."""
-        columns = {name: list(values) for name, values in self.columns.items()}
+        columns = {name: self._filled(name) for name in self.columns}
         return {"epoch": list(range(1, len(self) + 1)), **columns, "stopped": self.stopped}
+
+    def _filled(self, name: str) -> list[float]:
+        """Return a column with an entry for each epoch, NaN where there is none."""
+        return self[name] + [math.nan] * (len(self) - len(self[name]))
 
     def __repr__(self) -> str:
         """Return a table of the first, the best and the last epochs."""
@@ -97,7 +107,7 @@ class History:
         for epoch in (e for e in shown if e <= len(self)):
             if epoch > before + 1:
                 lines.append("    ...")
-            cells = (f"{self[name][epoch - 1]:{widths[name]}.4g}" for name in names)
+            cells = (f"{self._filled(name)[epoch - 1]:{widths[name]}.4g}" for name in names)
             best = "  best" if epoch == self.best_epoch else ""
             lines.append(f"  {epoch:5}  " + "  ".join(cells) + best)
             before = epoch

@@ -170,12 +170,12 @@ class Optimizer:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Forget the gradients, and what has been kept of earlier ones."""
+        """Forget the gradients, and what has been kept of earlier ones.
+
+        The blocks are made anew: what lies between the arrays in them may have become NaN.
+        """
         self.clear()
-        for state in self._states:
-            for x in state:
-                with scope_of(x):
-                    x[...] = 0.0
+        self._lay_out([[_zeros_like(x) for x in state] for state in self._states])
 
     def state_bytes(self) -> int:
         """Return the size of what is kept beside the parameters, in bytes."""
@@ -233,7 +233,7 @@ class Optimizer:
             [self._values[i] for i in held],
             [self.parameters[i].grad for i in held],
             [[state[i] for i in held] for state in self._states],
-            self._decays(self.parameters[i].decay for i in held),
+            self._decays(self._decay_applies[i] for i in held),
         )
 
     def _lay_out(self, states: list[list[Array]]) -> None:
@@ -242,6 +242,7 @@ class Optimizer:
         `self._blocks` is what an update of all parameters works on; the other lists are views of
         it, one a parameter. What decays lies apart from what does not, if anything decays now.
         """
+        self._decay_applies = [parameter.decay for parameter in self.parameters]
         alike: dict[Any, list[int]] = {}
         for i, (parameter, place) in enumerate(zip(self.parameters, self._places, strict=True)):
             kind = (place, parameter.value.dtype, bool(self._weight_decay) and parameter.decay)

@@ -43,7 +43,8 @@ class Parameter(Held):
     value : array
         The initial value. The parameter owns it from now on: the optimizer writes to it.
     decay : bool, default True
-        Whether weight decay applies to it: to weights, by custom, and not to biases.
+        Whether weight decay applies to it: to weights, by custom, and not to biases. An optimizer
+        reads it when it is built.
 
     Attributes
     ----------

@@ -154,10 +154,10 @@ class Trainer:
         self.optimizer.clear()
         bar = _progress_bar(epochs * len(loader), show=progress)
         values = [parameter.value for parameter in self.optimizer.parameters]
-        work = loader.batch_size * max(math.prod(value.shape) for value in values)
         try:
             while len(history) < epochs and not history.stopped:
-                with loader.backend.scope(), kernels(values[0]).threads(work):
+                threads = kernels(values[0]).threads(loader.batch_size, values)
+                with loader.backend.scope(), threads:
                     self._epoch(loader, validation, history, bar)
                 self._check_finite(history, best)
                 history.stopped = self._reason(history, early_stopping, callbacks)

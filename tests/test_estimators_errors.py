@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,10 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"hidden_layer_sizes": 0}, "hidden_layer_sizes"),
+            (
+                {"solver": functools.partial(gn.SGD, weight_decay=1.0)},
+                "weight_decay=1; leave it out",
+            ),
             ({"hidden_layer_sizes": (4, 0)}, "hidden_layer_sizes must be > 0"),
             ({"hidden_layer_sizes": (4, -1)}, "hidden_layer_sizes must be > 0"),
             ({"hidden_layer_sizes": [2.5]}, "hidden_layer_sizes must be whole numbers"),

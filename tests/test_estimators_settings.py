@@ -89,6 +89,15 @@ class TestWeights:
             other.partial_fit(X[rows], y, np.where(y == 0, 2 * weight, weight), classes=[0, 1])
         assert_same(one, other)
 
+    def test_of_classes_that_a_call_has_not(self) -> None:
+        one, other = classifier(class_weight={1: 5.0}), classifier()
+        zeros = np.flatnonzero(Y["binary"] == 0)
+        for rows in (zeros, slice(None)):
+            y = Y["binary"][rows]
+            one.partial_fit(X[rows], y, classes=[0, 1])
+            other.partial_fit(X[rows], y, np.where(y == 1, 5.0, 1.0), classes=[0, 1])
+        assert_same(one, other)
+
     def test_of_the_data_held_out(self) -> None:
         model = regressor()
         model.fit(
@@ -136,6 +145,18 @@ class TestValidation:
 
 
 class TestHistory:
+    def test_columns_stay_beside_each_other(self) -> None:
+        model = classifier(warm_start=True).fit(X, Y["multiclass"], X_val=X, y_val=Y["multiclass"])
+        n = model.n_iter_
+        model.fit(X, Y["multiclass"])
+        table = model.history_.to_dict()
+        assert {len(v) for k, v in table.items() if k != "stopped"} == {2 * n}
+        assert np.isnan(table["validation_loss"]).tolist() == [False] * n + [True] * n
+        assert "validation_loss" in repr(model.history_)
+        model.fit(X, Y["multiclass"], X_val=X, y_val=Y["multiclass"])
+        missing = np.isnan(model.history_["validation_loss"])
+        assert missing.tolist() == [False] * n + [True] * n + [False] * n
+
     def test_metrics(self) -> None:
         y = Y["multiclass"]
         model = classifier(metrics=["accuracy", gn.TopK(2)])

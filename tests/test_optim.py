@@ -244,6 +244,34 @@ class TestSGD:
             moves[1], moves[0] * min(1.0, share), rtol=2e-5 if dtype == "float32" else 1e-12
         )
 
+    def test_a_limit_below_all_numbers_of_the_dtype_is_a_limit(self, place: Place) -> None:
+        held = parameters(place, "float32")
+        before = values(held)
+        update(place, gn.SGD(held, 1.0, clip_value=1e-50), gradients(0))
+        for now, then in zip(values(held), before, strict=True):
+            assert_array_equal(now, then)
+
+    @pytest.mark.parametrize("in_rooms", [True, False])
+    def test_decay_is_as_it_was_when_built(self, place: Place, in_rooms: bool) -> None:
+        held = parameters(place)
+        before, optimizer = values(held), gn.SGD(held, 0.1, weight_decay=1.0)
+        decays = [parameter.decay for parameter in held]
+        for parameter in held:
+            parameter.decay = not parameter.decay
+        update(place, optimizer, [0 * g for g in gradients(0)], in_rooms)
+        moved = [(now != then).any() for now, then in zip(values(held), before, strict=True)]
+        assert moved == decays
+
+    @pytest.mark.parametrize("kind", [gn.SGD, gn.Adam])
+    def test_reset_leaves_no_nan_between_the_arrays(self, place: Place, kind: Any) -> None:
+        held = parameters(place)
+        before, optimizer = values(held), kind(held, 0.1, weight_decay=0.1, clip_norm=1.0)
+        update(place, optimizer, [g * np.nan for g in gradients(0)], True)
+        for parameter, value in zip(held, before, strict=True):
+            parameter.value[...] = place.array(value)
+        optimizer.reset()
+        assert np.isfinite(float(optimizer.penalty()))
+
     @pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
     def test_a_limit_from_numpy_keeps_the_dtype(self, place: Place, name: str) -> None:
         held = parameters(place, "float32")

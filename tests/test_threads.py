@@ -11,18 +11,18 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpunn as gn
-from gpunn.kernels import numpy_
+from gpunn.kernels import kernels, numpy_
 
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     """Start from two threads; a machine with one core can have them, too."""
-    numpy_._blas_pools.cache_clear()
+    numpy_._one_thread.cache_clear()
     with threadpool_limits(2, user_api="blas"):
         if threads() != {2}:
             pytest.skip("the BLAS of this NumPy has a fixed number of threads")
         yield
-    numpy_._blas_pools.cache_clear()
+    numpy_._one_thread.cache_clear()
 
 
 def threads() -> set[int]:
@@ -67,6 +67,17 @@ def test_small_products_have_one_thread(batch_size: int, width: int, wanted: int
     counting = Counting()
     fit(counting, batch_size, width)
     assert counting.seen == {wanted}
+    assert threads() == {2}
+
+
+def test_the_last_of_several_trainings_sets_them_back() -> None:
+    weight = np.zeros((4, 4), "float32")
+    inside = [kernels(weight).threads(8, [weight]) for _ in range(2)]
+    inside[0].__enter__()
+    inside[1].__enter__()
+    inside[0].__exit__(None, None, None)  # not the one that came last
+    assert threads() == {1}
+    inside[1].__exit__(None, None, None)
     assert threads() == {2}
 
 

@@ -216,6 +216,17 @@ class TestPrediction:
 
 
 class TestHistory:
+    def test_what_a_callback_adds_is_of_its_epoch(self) -> None:
+        history = gn.History()
+        history.append({"loss": 3.0})
+        history.append({"loss": 2.0, "other": 5.0})
+        history.append({"own": 7.0})
+        history.append({"loss": 1.0})
+        assert_array_equal(history["other"], [math.nan, 5.0])
+        assert_array_equal(history["own"], [math.nan, 7.0])
+        assert_array_equal(history.to_dict()["own"], [math.nan, 7.0, math.nan])
+        assert math.isnan(history.last["other"])
+
     def test_an_entry_an_epoch(self, place: Place) -> None:
         t = trainer(place, gn.StepDecay(0.2, every=5), metrics=["accuracy"])
         history = t.fit(loader(place), 4, validation=(X, NOISE))

@@ -162,15 +162,14 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             self._dropout_rng = _generator(rng) if self._is_random() else None
             self._progress = Progress(self.early_stopping)
         else:
-            self._progress = self._progress.again()
+            self._progress = self._progress.again(early_stopping=self.early_stopping)
         if fresh or not incremental:
             self._optimizer = self._make_optimizer()
-        train = train._replace(y=self._targets(train.y, self._dtype))
+        train = self._encoded(train)
         total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
         held_out = None
         if validation is not None:
-            held_out = self._validated(validation, reset=False)
-            held_out = held_out._replace(y=self._targets(held_out.y, self._dtype))
+            held_out = self._encoded(self._validated(validation, reset=False))
         elif self.early_stopping:
             train, held_out = self._split(train, rng)
         return self._epochs(train, rng, total), self._loader(held_out)
@@ -183,14 +182,19 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             X, y = validate_data(self, X, y, reset=reset, **of_features(X), **self._checks())
             if sample_weight is not None:
                 weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
-        by_class = self._class_weights(y)
+        return Samples(X, y, weight)
+
+    def _encoded(self, samples: Samples) -> Samples:
+        """Return y as the loss takes it, and weights that those of its classes have gone into."""
+        y, weight = self._targets(samples.y, self._dtype), samples.weight
+        by_class = self._class_weights(samples.y)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
         if weight is not None and not weight.sum() > 0:
             raise ValueError(
                 f"{type(self).__name__}: the sample weights sum to zero; some must be above it"
             )
-        return Samples(X, y, weight)
+        return Samples(samples.x, y, weight)
 
     def _checks(self) -> dict[str, Any]:
         """Return what scikit-learn is to check of X and y together."""
@@ -280,6 +284,12 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             raise TypeError(
                 f"{type(self).__name__}: solver must return an optimizer of gpunn's when given the "
                 f"parameters, such as gpunn.SGD; it returned {type(optimizer).__name__}"
+            )
+        if optimizer.weight_decay:
+            raise ValueError(
+                f"{type(self).__name__}: solver returned an optimizer with weight_decay="
+                f"{optimizer.weight_decay:g}; leave it out, the penalty is a setting of this "
+                "estimator (alpha, or C)"
             )
         return optimizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import is_multilabel
 
 from gpunn._typing import Array
@@ -81,7 +81,13 @@ class Classifying(ClassifierMixin, NetworkEstimator):
     def _class_weights(self, y: Any) -> Any:
         if self.class_weight is None:
             return None
-        return compute_sample_weight(self.class_weight, as_labels(y))
+        y = as_labels(y)
+        if self._labels.kind == "multilabel" or self.class_weight == "balanced":
+            return compute_sample_weight(self.class_weight, y)
+        # By the classes that there are, of which this y may have some.
+        classes = self._labels.classes
+        weights = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        return weights[self._labels.places(y)]
 
     def _make_loss(self) -> Loss:
         given = self._given_loss()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -120,10 +119,10 @@ class Epochs:
         network, loss, optimizer, rng = self.network, self.loss, self.optimizer, self._rng
         readings = Readings(loss, self.metrics)
         values = [parameter.value for parameter in optimizer.parameters]
-        work = self.loader.batch_size * max(math.prod(value.shape) for value in values)
         batches = iter(self.loader)  # draws the order
         masses = self._order.masses()
-        with closing(batches), self.loader.backend.scope(), kernels(values[0]).threads(work):
+        threads = kernels(values[0]).threads(self.loader.batch_size, values)
+        with closing(batches), self.loader.backend.scope(), threads:
             for (x, y, weight), mass in zip(batches, masses, strict=True):
                 optimizer.weight_decay = self._decay(mass)
                 penalty = optimizer.penalty()

@@ -78,6 +78,19 @@ class Labels:
                     f"got shape {y.shape}"
                 )
             return y.astype(dtype)
+        codes = self.places(y)
+        if self.kind == "binary":
+            return codes.astype(dtype)[:, None]
+        return np.eye(len(self.classes), dtype=dtype)[codes] if one_hot else codes.astype(np.int64)
+
+    def places(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Return the place of each label of y (N,) among the classes.
+
+        Raises
+        ------
+        ValueError
+            If y has a label that is not among them.
+        """
         codes = np.searchsorted(self.classes, y).clip(0, len(self.classes) - 1)
         strange = self.classes[codes] != y
         if strange.any():
@@ -85,9 +98,7 @@ class Labels:
                 f"y has classes that were not there before: {np.unique(y[strange])[:5].tolist()}; "
                 f"known are {self.classes.tolist()}"
             )
-        if self.kind == "binary":
-            return codes.astype(dtype)[:, None]
-        return np.eye(len(self.classes), dtype=dtype)[codes] if one_hot else codes.astype(np.int64)
+        return codes
 
     def codes(self, outputs: Array, threshold: float) -> Array:
         """Return what outputs say, where they are: the place of each class, or zeros and ones."""

@@ -41,19 +41,27 @@ class Progress:
 
     def __post_init__(self) -> None:
         """Begin with the worst."""
-        if self.early_stopping and self.scores is None:
+        if self.early_stopping:
             self.scores, self.best_loss, self.best_score = [], None, -math.inf
 
-    def again(self) -> Progress:
-        """Return a copy for another call of fit, so that a call that fails leaves this one."""
+    def again(self, *, early_stopping: bool) -> Progress:
+        """Return a copy for another call of fit, so that a call that fails leaves this one.
+
+        Where that call stops by another measure than this one, it begins to wait anew.
+        """
         other = copy.deepcopy(self)
         other.n_iter = 0
+        if early_stopping != self.early_stopping:
+            other.early_stopping, other.waited = early_stopping, 0
+            other.scores = other.best_score = None
+            other.best_loss = min(self.loss_curve, default=math.inf)
+            other.__post_init__()
         return other
 
     def note(
         self, record: dict[str, float], n_samples: int, score: float | None, tolerance: float
-    ) -> bool:
-        """Take an epoch's numbers; return whether the score is the best so far.
+    ) -> None:
+        """Take an epoch's numbers.
 
         An epoch is an improvement if its loss is below the best one by the tolerance, or its
         score, where data are held out, not below the best one plus the tolerance.
@@ -67,13 +75,11 @@ class Progress:
             best = math.inf if self.best_loss is None else self.best_loss
             self.waited = self.waited + 1 if loss > best - tolerance else 0
             self.best_loss = min(best, loss)
-            return False
+            return
         best = -math.inf if self.best_score is None else self.best_score
         self.scores.append(score)
         self.waited = self.waited + 1 if score < best + tolerance else 0
-        improved = score > best  # NaN is no improvement
-        self.best_score = score if improved else best
-        return improved
+        self.best_score = max(best, score)  # in this order: NaN is no improvement
 
     def why_stop(self, patience: float, tolerance: float) -> str:
         """Return scikit-learn's message if patience is at an end, else an empty string."""

@@ -7,6 +7,7 @@ take the generic twin. Nothing here waits for the device or reads a value back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from itertools import accumulate
@@ -343,7 +344,8 @@ def _update(
     clip_value: float | None,
 ) -> None:
     """Launch a kernel of optimizer.cu for each table, after one for the norm if that is limited."""
-    limits = float(clip_value or 0.0), float(clip_norm or 0.0)  # an int would arrive as other bits
+    # An int would arrive as other bits.
+    limits = math.inf if clip_value is None else float(clip_value), float(clip_norm or 0.0)
     partial, partials = None, 0
     if clip_norm is not None:
         partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)

@@ -37,8 +37,12 @@ class Kernels:
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
 
-    def threads(self, work: int) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """Return a context for products of at most `work` multiplications: the host's threads."""
+    def threads(
+        self,
+        batch_size: int,  # noqa: ARG002
+        values: Sequence[Array],  # noqa: ARG002
+    ) -> AbstractContextManager[Any]:
+        """Return a context for the products of batches with these: the number of host threads."""
         return nullcontext()
 
     # Layers

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -49,17 +50,14 @@ class NumpyKernels(Kernels):
         # until the first large block is freed: from then on it keeps twice as much as that had.
         np.empty(_LARGE_BLOCK, np.uint8)
 
-    def threads(self, work: int) -> AbstractContextManager[Any]:
-        """Return a context in which BLAS uses one thread, if `work` is too little for more.
+    def threads(self, batch_size: int, values: Sequence[Array]) -> AbstractContextManager[Any]:
+        """Return a context in which BLAS uses one thread, if the products are too small for more.
 
-        A second thread gains nothing there, and where another program keeps its core busy, each
+        A second thread gains little there, and where another program keeps its core busy, each
         product waits for it. Needs threadpoolctl; without it, BLAS decides.
         """
-        pools = _blas_pools() if work <= _WORK_OF_ONE_THREAD else None
-        if pools is None:
-            return super().threads(work)
-        limited: AbstractContextManager[Any] = pools.limit(limits=1)
-        return limited
+        small = batch_size * max(value.size for value in values) <= _WORK_OF_ONE_THREAD
+        return (_one_thread() if small else None) or super().threads(batch_size, values)
 
     def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
         """Return the product by `dot`, which reaches BLAS with fewer checks than `@`."""
@@ -223,14 +221,40 @@ class NumpyKernels(Kernels):
         return constant
 
 
+class _OneThread:
+    """A context in which BLAS uses one thread, for as long as any thread of the process is in it.
+
+    The number belongs to the process: who set it back while another is still at work, or in another
+    order than it was set, would leave a number that nobody asked for.
+    """
+
+    def __init__(self, pools: Any) -> None:
+        self._pools = pools
+        self._lock = Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit = self._pools.limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
 @cache
-def _blas_pools() -> Any:
-    """Return what sets the threads of BLAS, or None without threadpoolctl."""
+def _one_thread() -> _OneThread | None:
+    """Return the context in which BLAS has one thread, or None without threadpoolctl."""
     try:
         from threadpoolctl import ThreadpoolController  # noqa: PLC0415 (optional)
     except ImportError:
         return None
-    return ThreadpoolController().select(user_api="blas")
+    return _OneThread(ThreadpoolController().select(user_api="blas"))
 
 
 def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:

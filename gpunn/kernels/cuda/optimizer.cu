@@ -35,7 +35,6 @@ __device__ Piece piece_of(const Arrays& arrays, int block) {
 }
 
 __device__ T clipped(T g, T limit) {
-  if (limit == T(0)) return g;  // no limit
   return g < -limit ? -limit : g > limit ? limit : g;
 }
 
