@@ -18,7 +18,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
-from gpunn.kernels.generic import Formula, Kernels
+from gpunn.kernels.generic import Formula, Kernels, in_one_block
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -189,16 +189,7 @@ class CupyKernels(Kernels):
     @_there
     def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
         """Return one block, and the arrays as views of it, each where a fresh one might be."""
-        step = 512 // arrays[0].itemsize
-        starts = [0, *accumulate(-(-x.size // step) * step for x in arrays)]
-        block = cupy.zeros(starts.pop(), arrays[0].dtype)
-        views = [
-            block[start : start + x.size].reshape(x.shape)
-            for start, x in zip(starts, arrays, strict=True)
-        ]
-        for view, x in zip(views, arrays, strict=True):
-            view[...] = x
-        return [block], views
+        return in_one_block(arrays, cupy.zeros, 512)
 
     @_there
     def sgd(

@@ -7,8 +7,9 @@ cost J with respect to an output. An argument marked as *owned* may be overwritt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any, Protocol
 
 from array_api_compat import device
@@ -314,6 +315,24 @@ class Kernels:
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of each array at `indices` (N,), all in range, as new arrays."""
         return [self.xp.take(x, indices, axis=0) for x in arrays]
+
+
+def in_one_block(
+    arrays: list[Array], zeros: Callable[..., Array], alignment: int
+) -> tuple[list[Array], list[Array]]:
+    """Return one block with copies of the arrays, and each copy, a view of it.
+
+    For libraries that know views. Each begins at a multiple of `alignment` bytes; what lies between
+    them is zero.
+    """
+    step = alignment // arrays[0].itemsize
+    starts = [0, *accumulate(-(-x.size // step) * step for x in arrays)]
+    block = zeros(starts.pop(), arrays[0].dtype)
+    places = zip(starts, arrays, strict=True)
+    views = [block[start : start + x.size].reshape(x.shape) for start, x in places]
+    for view, x in zip(views, arrays, strict=True):
+        view[...] = x
+    return [block], views
 
 
 def _written(x: Array, into: Array | None) -> Array:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from itertools import accumulate
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array, Namespace
-from gpunn.kernels.generic import Formula, Kernels
+from gpunn.kernels.generic import Formula, Kernels, in_one_block
 from gpunn.layers.activation import ReLU
 
 #: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
@@ -170,16 +169,7 @@ class NumpyKernels(Kernels):
 
     def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
         """Return one block, and the arrays as views of it, each at a multiple of 64 bytes."""
-        step = 64 // arrays[0].itemsize
-        starts = [0, *accumulate(-(-x.size // step) * step for x in arrays)]
-        block = np.zeros(starts.pop(), arrays[0].dtype)
-        views = [
-            block[start : start + x.size].reshape(x.shape)
-            for start, x in zip(starts, arrays, strict=True)
-        ]
-        for view, x in zip(views, arrays, strict=True):
-            view[...] = x
-        return [block], views
+        return in_one_block(arrays, np.zeros, 64)
 
     def sum_of_squares(self, arrays: list[Array]) -> Array:
         """Return the sum of the products of each array with itself, by BLAS."""

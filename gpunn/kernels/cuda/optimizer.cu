@@ -38,6 +38,12 @@ __device__ T clipped(T g, T limit) {
   return g < -limit ? -limit : g > limit ? limit : g;
 }
 
+// What an update takes for the gradient. Without decay the value is not looked at: 0 times NaN is NaN.
+__device__ T regular(T g, T value, T limit, T shrink, T decay) {
+  g = clipped(g, limit) * shrink;
+  return decay == T(0) ? g : g + decay * value;
+}
+
 // The sum of what each thread of the block has; every thread gets it.
 __device__ T sum_of_block(T* sums, T own) {
   sums[threadIdx.x] = own;
@@ -83,7 +89,7 @@ extern "C" __global__ void sgd(
   T* value = arrays.value[i];
   T* velocity = arrays.first[i];
   for (long long j = piece.begin + threadIdx.x; j < piece.end; j += blockDim.x) {
-    T g = clipped(arrays.grad[i][j], T(clip_value)) * shrink + T(arrays.decay[i]) * value[j];
+    T g = regular(arrays.grad[i][j], value[j], T(clip_value), shrink, T(arrays.decay[i]));
     T step = T(-learning_rate) * g;
     if (velocity) {
       T v = T(momentum) * velocity[j] + step;
@@ -105,7 +111,7 @@ extern "C" __global__ void adam(
   T* first = arrays.first[i];
   T* second = arrays.second[i];
   for (long long j = piece.begin + threadIdx.x; j < piece.end; j += blockDim.x) {
-    T g = clipped(arrays.grad[i][j], T(clip_value)) * shrink + T(arrays.decay[i]) * value[j];
+    T g = regular(arrays.grad[i][j], value[j], T(clip_value), shrink, T(arrays.decay[i]));
     T m = T(beta_1) * first[j] + T(1.0 - beta_1) * g;
     T v = T(beta_2) * second[j] + T(1.0 - beta_2) * (g * g);
     first[j] = m;
