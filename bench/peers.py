@@ -52,7 +52,7 @@ class Worker:
     """A process that runs the workloads in one library, when asked."""
 
     def __init__(self, library: str) -> None:
-        self.library = library
+        self.name = library
         command = [sys.executable, __file__, "--worker", library]
         environment = os.environ | ({"GPUNN_COMPILED": "0"} if library == "gpunn-numpy" else {})
         self._process = subprocess.Popen(  # noqa: S603
@@ -67,7 +67,7 @@ class Worker:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process of {self.library} ended; see above")
+            raise RuntimeError(f"the process of {self.name} ended; see above")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -130,17 +130,17 @@ def measure(name: str, workers: list[Worker], rounds: int) -> dict[str, list[flo
     """Return the seconds of each library in each round."""
     work = WORKLOADS[name]
     steps = 6 if max(work.sizes) > 2000 else 20
-    found = {w.library: w.ask("prepare", name=name, steps=steps) for w in workers}
+    found = {w.name: w.ask("prepare", name=name, steps=steps) for w in workers}
     gap = check_agreement(name, work, found)
     print(f"{name}: agree to {gap:.1e}", file=sys.stderr)
     rng = random.Random(name)  # noqa: S311
-    seconds: dict[str, list[float]] = {worker.library: [] for worker in workers}
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):  # the first warms up
         for worker in rng.sample(workers, len(workers)):
             time.sleep(PAUSE_S)
             elapsed = worker.ask("run")
             if turn:
-                seconds[worker.library].append(elapsed)
+                seconds[worker.name].append(elapsed)
     return seconds
 
 
@@ -198,7 +198,7 @@ def main() -> None:
         wanted.insert(0, "gpunn")
     workers = [Worker(library) for library in LIBRARIES if library in wanted and installed(library)]
     print("; ".join(worker.ask("version") for worker in workers))
-    print(f"{'us a step':11}{''.join(f'{worker.library:>30}' for worker in workers)}{'bar':>8}")
+    print(f"{'us a step':11}{''.join(f'{worker.name:>30}' for worker in workers)}{'bar':>8}")
     rows = []
     for name in names:
         found = rows_of(name, measure(name, workers, arguments.rounds))

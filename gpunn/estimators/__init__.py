@@ -12,7 +12,8 @@ except ImportError as error:
         'gpunn.estimators needs scikit-learn, 1.7 or newer: pip install "gpunn[sklearn]"'
     ) from error
 
+from gpunn.estimators.classifier import MLPClassifier
 from gpunn.estimators.logistic import LogisticRegression
-from gpunn.estimators.mlp import MLPClassifier, MLPRegressor
+from gpunn.estimators.regressor import MLPRegressor
 
 __all__ = ["LogisticRegression", "MLPClassifier", "MLPRegressor"]

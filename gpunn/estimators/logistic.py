@@ -14,8 +14,8 @@ from gpunn.backend import Backend, scope_of
 from gpunn.estimators.base import given_validation
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
-from gpunn.estimators.mlp import Solver
 from gpunn.estimators.network import dense
+from gpunn.estimators.perceptron import Solver
 from gpunn.estimators.settings import CLASSES, TRAINING
 from gpunn.layers.compose import Sequential
 from gpunn.metrics import Metric

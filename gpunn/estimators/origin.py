@@ -19,14 +19,14 @@ class Origin:
 
     Attributes
     ----------
-    library : str
+    package : str
         What `get_backend` takes (``"numpy"``, ``"cupy:0"``); or the namespace of a library that
         gpunn knows nothing of, such as PyTorch's.
     device : str or None
         The device, in that other library.
     """
 
-    library: str
+    package: str
     device: str | None = None
 
     @classmethod
@@ -58,13 +58,13 @@ class Origin:
         """The backend to compute on, if it is one and not the default one."""
         if self.device is not None or self == HOST:
             return None
-        return get_backend(self.library)
+        return get_backend(self.package)
 
     def give(self, x: Array) -> Any:
         """Return an array of a backend as an array of this library, on this device."""
         if self.device is None:
-            return get_backend(self.library).asarray(x)
-        xp = importlib.import_module(self.library)
+            return get_backend(self.package).asarray(x)
+        xp = importlib.import_module(self.package)
         place = backend_of(x)
         if place is not None and place.package == "cupy":
             return xp.from_dlpack(x)
@@ -72,7 +72,7 @@ class Origin:
 
     def __str__(self) -> str:
         """Return both names."""
-        return self.library if self.device is None else f"{self.library} on {self.device}"
+        return self.package if self.device is None else f"{self.package} on {self.device}"
 
 
 HOST = Origin("numpy")
