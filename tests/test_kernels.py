@@ -481,14 +481,14 @@ class TestDispatch:
 
     def test_without_numba_there_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GPUNN_COMPILED", raising=False)
-        monkeypatch.setattr(kernels_module, "find_spec", lambda name: None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert kernels_module._for_numpy() is NumpyKernels
 
     def test_a_numba_that_does_not_start_is_told(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.delenv("GPUNN_COMPILED", raising=False)
-        monkeypatch.setattr(kernels_module, "find_spec", lambda name: "found")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: "found")
         monkeypatch.setitem(sys.modules, "gpunn.kernels.numba_", None)  # type: ignore[arg-type]
         assert kernels_module._for_numpy() is NumpyKernels
         assert "numba is not used" in caplog.text

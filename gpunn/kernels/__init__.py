@@ -7,9 +7,7 @@ which one it got.
 
 from __future__ import annotations
 
-import logging
 import os
-from importlib.util import find_spec
 
 from gpunn._typing import Array
 from gpunn.backend import backend_of
@@ -47,6 +45,8 @@ def _make(x: Array) -> Kernels:
 
 def _for_numpy() -> type[Kernels]:
     """Return the compiled kernels where numba can be had and `GPUNN_COMPILED` is not 0."""
+    from importlib.util import find_spec  # noqa: PLC0415 (not needed to import gpunn)
+
     from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
 
     if os.environ.get("GPUNN_COMPILED") == "0" or find_spec("numba") is None:
@@ -54,6 +54,8 @@ def _for_numpy() -> type[Kernels]:
     try:
         from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (imports numba)
     except ImportError as error:  # such as that it does not know this NumPy yet
+        import logging  # noqa: PLC0415 (slow to import)
+
         logging.getLogger("gpunn").warning("numba is not used: %s", error)
         return NumpyKernels
     return NumbaKernels
