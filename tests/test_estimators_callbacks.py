@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from sklearn import config_context
 from sklearn.base import is_regressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -124,9 +126,15 @@ class TestCallbacks:
         assert model.n_iter_ == 3
         assert model.loss_curve_ == fresh(model, max_iter=3).fit(X, y).loss_curve_
 
-    @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
     def test_stopping_is_no_lack_of_convergence(self) -> None:
-        MLPClassifier(**FEW).set_callbacks(Recorder(epochs=5)).fit(X, Y)
+        model = MLPClassifier(**FEW).set_callbacks(Recorder(epochs=5))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, Y)
+        assert model.n_iter_ == model.max_iter
+        assert not caught
+        with pytest.warns(ConvergenceWarning):
+            model.set_callbacks().fit(X, Y)
 
     def test_one_that_fails(self) -> None:
         recorder = Recorder(error=True)

@@ -61,7 +61,9 @@ class TestTheMinimum:
         assert 0.9999 * costs[0] <= costs[1] <= 1.01 * costs[0]
         assert ours.coef_.shape == best.coef_.shape
         assert ours.intercept_.shape == best.intercept_.shape
-        assert (ours.predict(x) == best.predict(x)).mean() > 0.98  # some lie on the border
+        # They differ only about samples that are on the border: two classes about as probable.
+        second, first = np.sort(best.predict_proba(x), axis=1)[:, -2:].T
+        assert ((ours.predict(x) == best.predict(x)) | (first - second < 0.05)).all()
 
     @pytest.mark.parametrize("c", [0.01, 0.1, 1.0, 3.0])
     @pytest.mark.parametrize("kind", Y)
