@@ -17,12 +17,12 @@ from gpunn.kernels import kernels, numpy_
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     """Start from two threads; a machine with one core can have them, too."""
-    numpy_._one_thread.cache_clear()
+    numpy_.one_thread.cache_clear()
     with threadpool_limits(2, user_api="blas"):
         if threads() != {2}:
             pytest.skip("the BLAS of this NumPy has a fixed number of threads")
         yield
-    numpy_._one_thread.cache_clear()
+    numpy_.one_thread.cache_clear()
 
 
 def threads() -> set[int]:

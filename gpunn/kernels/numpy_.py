@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ class NumpyKernels(Kernels):
         A second thread gains little there, and where another program keeps its core busy, each
         product waits for it. Needs threadpoolctl; without it, BLAS decides.
         """
-        small = batch_size * max(value.size for value in values) <= _WORK_OF_ONE_THREAD
-        return (_one_thread() if small else None) or super().threads(batch_size, values)
+        limit = one_thread() if is_small(batch_size, values) else None
+        return super().threads(batch_size, values) if limit is None else limit.hold()
 
     def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
         """Return the product by `dot`, which reaches BLAS with fewer checks than `@`."""
@@ -211,40 +211,98 @@ class NumpyKernels(Kernels):
         return constant
 
 
-class _OneThread:
-    """A context in which BLAS uses one thread, for as long as any thread of the process is in it.
+def is_small(batch_size: int, values: Sequence[Array]) -> bool:
+    """Return whether the products of batches with these are better left to one thread."""
+    largest: int = max(value.size for value in values)
+    return batch_size * largest <= _WORK_OF_ONE_THREAD
+
+
+class OneThread:
+    """The limit of one thread of BLAS, for as long as any thread of the process holds it.
 
     The number belongs to the process: who set it back while another is still at work, or in another
     order than it was set, would leave a number that nobody asked for.
     """
 
-    def __init__(self, pools: Any) -> None:
+    def __init__(self, pools: Sequence[Any], let_go: Callable[[], None]) -> None:
         self._pools = pools
-        self._lock = Lock()
-        self._inside = 0
-        self._limit: Any = None
+        self._let_go = let_go
+        self._lock = RLock()
+        self._holds: set[int] = set()
+        #: What each library had before, while the limit is in force.
+        self._before: list[int] | None = None
+
+    def count(self) -> int:
+        """Return how many threads BLAS has now."""
+        return max(self._counts(), default=1)
+
+    def _counts(self) -> list[int]:
+        return [pool.num_threads for pool in self._pools]
+
+    def of_all_threads(self) -> bool:
+        """Return whether the limit holds in all threads, and not only in the one that sets it."""
+        return "openmp" not in [getattr(pool, "threading_layer", "") for pool in self._pools]
+
+    def hold(self) -> Hold:
+        """Return a context with that limit."""
+        return Hold(self)
+
+    def enter(self, hold: Hold) -> None:
+        """Set the limit, if nobody has."""
+        with self._lock:
+            first = not self._holds
+            self._holds.add(id(hold))
+            if first:
+                if self._before is None:  # else an interrupt has kept the last hold from leaving
+                    self._before = self._counts()
+                self._set([1] * len(self._pools))
+
+    def leave(self, hold: Hold) -> None:
+        """Set back what there was before, if nobody else holds the limit."""
+        with self._lock:
+            self._holds.discard(id(hold))
+            if not self._holds and self._before is not None:
+                self._set(self._before)
+                self._before = None
+
+    def _set(self, counts: list[int]) -> None:
+        for pool, count in zip(self._pools, counts, strict=True):
+            pool.set_num_threads(count)
+        self._let_go()
+
+
+class Hold:
+    """Holds a limit within a `with` block.
+
+    If an interrupt comes just when it lets go, it does so when it is deleted.
+    """
+
+    def __init__(self, limit: OneThread) -> None:
+        self._limit = limit
 
     def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._limit = self._pools.limit(limits=1)
-            self._inside += 1
+        self._limit.enter(self)
 
     def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._limit.restore_original_limits()
+        self._limit.leave(self)
+
+    def __del__(self) -> None:
+        self._limit.leave(self)
 
 
 @cache
-def _one_thread() -> _OneThread | None:
-    """Return the context in which BLAS has one thread, or None without threadpoolctl."""
+def one_thread() -> OneThread | None:
+    """Return the limit of one thread of BLAS, or None without threadpoolctl."""
     try:
-        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 (optional)
+        import threadpoolctl  # noqa: PLC0415 (optional)
     except ImportError:
         return None
-    return _OneThread(ThreadpoolController().select(user_api="blas"))
+    pools = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    # From 3.8 on the first thread that sets a limit is the only one that may, until it lets go.
+    openblas = threadpoolctl.OpenBLASController
+    return OneThread(
+        pools.lib_controllers, getattr(openblas, "clear_controlling_thread", lambda: None)
+    )
 
 
 def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:
