@@ -59,11 +59,10 @@ def tests_all(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest supported versions of what gpunn needs."""
     extras = PYPROJECT["project"]["optional-dependencies"]
-    optional = [extras[name] for name in ("sklearn", "threads", "compiled")]
+    optional = [extras[name] for name in ("sklearn", "compiled")]
     wanted = chain(PYPROJECT["project"]["dependencies"], *optional)
     pins = [bound.replace(">=", "==") for bound in wanted]
-    # A scikit-learn of that age warns of what a newer SciPy will remove.
-    session.install("-e", ".", *pins, "scipy<1.16", *TEST)
+    session.install("-e", ".", *pins, *TEST)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -106,7 +105,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks of the CPU; `-- bench/step_time.py --help`: one, with arguments."""
-    session.install(".[sklearn,plot,threads,compiled]")
+    session.install(".[sklearn,plot,compiled]")
     if session.posargs:
         session.run("python", *session.posargs)
         return
@@ -117,5 +116,5 @@ def bench(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def peers(session: nox.Session) -> None:
     """Time a training step against PyTorch, JAX and scikit-learn, on the CPU."""
-    session.install(".[sklearn,threads,compiled]", "torch==2.13.0", "jax")
+    session.install(".[sklearn,compiled]", "torch==2.13.0", "jax")
     session.run("python", "bench/peers.py", *session.posargs)

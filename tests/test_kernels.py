@@ -439,7 +439,7 @@ class TestTheSetOfKernels:
         return {name for name, item in vars(kind).items() if callable(item) and name[0] != "_"}
 
     def test_every_kernel_is_tested(self) -> None:
-        names = self.public(Kernels) - {"threads"}  # a setting; see test_threads.py
+        names = self.public(Kernels) - {"threads", "steps"}  # see test_threads.py and test_steps.py
         assert names == self.public(Plain)
         assert names == set(calls(np.random.default_rng(0), 1, 1))
 
@@ -495,7 +495,7 @@ class TestDispatch:
 
     def test_no_folder_for_what_is_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         numba = pytest.importorskip("numba", reason="the compiled kernels need numba")
-        numba_ = importlib.import_module("gpunn.kernels.numba_")
+        native = importlib.import_module("gpunn.kernels.compiled.native")
 
         def njit(cache: bool = False, **settings: Any) -> Any:
             if cache:
@@ -504,7 +504,7 @@ class TestDispatch:
 
         real = numba.njit
         monkeypatch.setattr(numba, "njit", njit)
-        assert numba_._compiled(lambda x: x + 1)(1) == 2
+        assert native.compiled(lambda x: x + 1)(1) == 2
 
     def test_what_is_gathered_is_a_copy(self, place: Place) -> None:
         x = place.backend.asarray(np.arange(4.0))

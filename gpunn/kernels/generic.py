@@ -7,10 +7,10 @@ cost J with respect to an output. An argument marked as *owned* may be overwritt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import device
 
@@ -29,6 +29,37 @@ class Formula(Protocol):
         """Return dJ/dx, from dJ/dh and either h or x, whichever `saves_output` says."""
 
 
+class Stretch(NamedTuple):
+    """Some consecutive steps of an epoch, as they were made.
+
+    Attributes
+    ----------
+    rows : slice
+        Which turns of the epoch's order they took.
+    costs, penalties : array (S,)
+        J of each step before its update, and half the weight decay times the sum of squares.
+    totals : array (S,) or None
+        The sum of each batch's weights, if there are any.
+    outputs : array or None
+        The network's outputs before the updates, a row for each turn, if they were asked for.
+    """
+
+    rows: slice
+    costs: Array
+    penalties: Array
+    totals: Array | None
+    outputs: Array | None
+
+
+class Steps(Protocol):
+    """Makes many steps of training at a time."""
+
+    def run(
+        self, order: Any, stop: int, decays: Sequence[float], *, outputs: bool
+    ) -> Iterator[Stretch]:
+        """Train on the rows of the first `stop` turns of an order (None: as the data stand)."""
+
+
 class Kernels:
     """The kernels over one library's namespace `xp`.
 
@@ -45,6 +76,22 @@ class Kernels:
     ) -> AbstractContextManager[Any]:
         """Return a context for the products of batches with these: the number of host threads."""
         return nullcontext()
+
+    def steps(  # noqa: PLR0917 (all that training is made of)
+        self,
+        model: Any,  # noqa: ARG002
+        loss: Any,  # noqa: ARG002
+        optimizer: Any,  # noqa: ARG002
+        data: Any,  # noqa: ARG002
+        batch_size: int,  # noqa: ARG002
+        before: Any,  # noqa: ARG002
+    ) -> Steps | None:
+        """Return what trains a model on rows of the data, many steps at a time.
+
+        That may be the one `before`, if nothing has changed. None says that it is one step after
+        the other: always, but for overrides.
+        """
+        return None
 
     # Layers
 
