@@ -105,14 +105,26 @@ class Adam(Optimizer):
         super().reset()
         self.updates = 0
 
+    def rates(self, n: int) -> list[float]:
+        """Return alpha_t of the next n updates."""
+        rates = super().rates(n)
+        return [rate * self._correction(self.updates + i) for i, rate in enumerate(rates, 1)]
+
+    def made(self, n: int) -> None:
+        """Count n updates, which somebody else has made."""
+        super().made(n)
+        self.updates += n
+
+    def _correction(self, t: int) -> float:
+        """Return alpha_t / alpha."""
+        return math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
+
     def _update(self, slots: Slots) -> None:
-        t = self.updates + 1
-        unbiased = math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
         kernels(slots.values[0]).adam(
             slots.values,
             slots.grads,
             *slots.states,
-            rate=self.learning_rate * unbiased,
+            rate=self.learning_rate * self._correction(self.updates + 1),
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
@@ -120,4 +132,4 @@ class Adam(Optimizer):
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
         )
-        self.updates = t
+        self.updates += 1

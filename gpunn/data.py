@@ -183,7 +183,7 @@ class Loader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch."""
-        return self._batches(self._draw_order(), len(self) * self.batch_size)
+        return self._batches(self.draw_order(), self.n_turns)
 
     def in_order(self) -> Generator[Batch, None, None]:
         """Yield all samples in their own order, whatever the settings; draws nothing from `rng`."""
@@ -193,8 +193,21 @@ class Loader:
         """Return the first sample as a batch of one."""
         return next(self._batches(None, 1))
 
-    def _draw_order(self) -> Any:
-        """Return the indices of an epoch, drawn on the host, or None for the data's own order."""
+    @property
+    def n_turns(self) -> int:
+        """The number of samples in an epoch."""
+        return min(self.n_samples, len(self) * self.batch_size)
+
+    def rows(self) -> Batch | None:
+        """Return all of the data, where batches are nothing but rows of them, else None.
+
+        An epoch's batches are then the rows that `draw_order` returns, up to `n_turns` of them.
+        """
+        plain = type(self) is Loader and self.transform is None
+        return self.stored if plain and self.resident else None
+
+    def draw_order(self) -> Any:
+        """Return the order of one more epoch, drawn on the host, or None for the data's own."""
         if callable(self.shuffle):
             return intake.check_order(self.shuffle(), self.n_samples)
         if self.shuffle == "blocks":
@@ -277,7 +290,13 @@ class Loader:
 
     def _bring_all(self) -> Batch:
         try:
-            return self._bring(self.stored)
+            brought = self._bring(self.stored)
+            if self.backend.package != "numpy":
+                return brought
+            # Rows are taken from it: they had better lie together.
+            return Batch(
+                *(part if part is None else np.ascontiguousarray(part) for part in brought)
+            )
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -150,6 +150,28 @@ class Optimizer:
             parameter.grad = None
         self.steps += 1
 
+    def rates(self, n: int) -> list[float]:
+        """Return the learning rates of the next n updates."""
+        return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
+
+    def slots(self) -> Slots | None:
+        """Return what belongs to each parameter, for who makes whole steps of training at once.
+
+        The gradients are the places that they would go to. None if a parameter has a gradient
+        already, or an array that it was given later. Follow it by `made`.
+        """
+        pairs = zip(self.parameters, self._values, strict=True)
+        if any(
+            parameter.value is not value or parameter.grad is not None for parameter, value in pairs
+        ):
+            return None
+        decays = [float(applies) for applies in self._decay_applies]
+        return Slots(self._values, self._rooms, self._states, decays)
+
+    def made(self, n: int) -> None:
+        """Count n updates, which somebody else has made."""
+        self.steps += n
+
     def penalty(self) -> Array | None:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
         if not self.weight_decay:

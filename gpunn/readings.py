@@ -8,7 +8,9 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.backend import to_numpy
+from gpunn.data import Loader
 from gpunn.kernels import kernels
+from gpunn.kernels.generic import Stretch
 from gpunn.loss import Loss
 from gpunn.metrics import Metric
 
@@ -27,6 +29,11 @@ class _Column:
         self._loose.append(x)
         if len(self._loose) >= _FOLD:
             self._fold()
+
+    def extend(self, x: Array) -> None:
+        """Take those of several batches, in one array."""
+        self._fold()
+        self._folded.append(x)
 
     def read(self) -> list[Any]:
         """Return all as Python numbers, or lists of them; this waits for the device."""
@@ -48,23 +55,70 @@ class Readings:
         Whose values are collected.
     metrics : sequence of Metric
         What else to measure.
+    scale : float, default 1.0
+        What multiplies the loss, but not a penalty.
+    weighted : bool, default True
+        Whether a batch counts by the weight of its samples, or by their number.
     """
 
-    def __init__(self, loss: Loss, metrics: Sequence[Metric]) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        metrics: Sequence[Metric],
+        *,
+        scale: float = 1.0,
+        weighted: bool = True,
+    ) -> None:
         self.loss = loss
         self.metrics = metrics
+        self._scale = scale
+        self._weighted = weighted
         self.counts: list[int] = []
         self._costs = _Column()
         self._weights = _Column()
         self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
 
-    def add(self, cost: Array, prediction: Array, y: Array, sample_weight: Array | None) -> None:
+    def add(
+        self,
+        cost: Array,
+        prediction: Array,
+        y: Array,
+        sample_weight: Array | None,
+        penalty: Array | None = None,
+    ) -> None:
         """Take a batch: its cost, and what the metrics make of its prediction."""
         self.counts.append(prediction.shape[0])
-        self._costs.append(cost)
-        total = self.loss.total_weight(prediction, y, sample_weight)
+        cost = cost if self._scale == 1.0 else self._scale * cost
+        self._costs.append(cost if penalty is None else cost + penalty)
+        total = None
+        if self._weighted:
+            total = self.loss.total_weight(prediction, y, sample_weight)
         if total is not None:
             self._weights.append(total)
+        self._measure(prediction, y)
+
+    def add_many(
+        self, stretch: Stretch, loader: Loader, order: Array | None, *, penalized: bool
+    ) -> None:
+        """Take some batches of an epoch's order; with the penalty in their costs, or without.
+
+        Their loss is one that weighs no classes.
+        """
+        start, stop, size = stretch.rows.start, stretch.rows.stop, loader.batch_size
+        batches = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+        self.counts.extend(batch.stop - batch.start for batch in batches)
+        costs = self._scale * stretch.costs
+        self._costs.extend(costs + stretch.penalties if penalized else costs)
+        if self._weighted and stretch.totals is not None:
+            self._weights.extend(stretch.totals)
+        if self.metrics:
+            targets: Array = loader.stored.y
+            outputs: Array = stretch.outputs
+            for batch in batches:
+                y = targets[batch if order is None else order[batch]]
+                self._measure(outputs[batch.start - start : batch.stop - start], y)
+
+    def _measure(self, prediction: Array, y: Array) -> None:
         for metric, columns in self._statistics:
             values = metric.measure(prediction, y)
             columns.extend(_Column() for _ in range(len(values) - len(columns)))

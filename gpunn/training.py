@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
 from gpunn.backend import scope_of
 from gpunn.data import Loader
+from gpunn.epoch import Course
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
 from gpunn.history import History
 from gpunn.init import as_generator
@@ -25,7 +25,6 @@ from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
-from gpunn.step import learn
 from gpunn.stopping import BestWeights, EarlyStopping
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
@@ -152,13 +151,12 @@ class Trainer:
         history = History(early_stopping.monitor if early_stopping is not None else None)
         best = BestWeights(self.model)
         self.optimizer.clear()
+        course = Course(loader, self._rng)
         bar = _progress_bar(epochs * len(loader), show=progress)
-        values = [parameter.value for parameter in self.optimizer.parameters]
         try:
             while len(history) < epochs and not history.stopped:
-                threads = kernels(values[0]).threads(loader.batch_size, values)
-                with loader.backend.scope(), threads:
-                    self._epoch(loader, validation, history, bar)
+                with loader.backend.scope():
+                    self._epoch(course, validation, history, bar)
                 self._check_finite(history, best)
                 history.stopped = self._reason(history, early_stopping, callbacks)
                 best.offer(len(history), history[history.monitored][-1])
@@ -212,17 +210,12 @@ class Trainer:
         with scope_of(outputs):
             return self.loss.probabilities(outputs)
 
-    def _epoch(self, loader: Loader, validation: Loader | None, history: History, bar: Any) -> None:
+    def _epoch(self, course: Course, validation: Loader | None, history: History, bar: Any) -> None:
         """Train for an epoch, then validate; append both to the history."""
         rate = self.optimizer.learning_rate
-        model, loss, optimizer, rng = self.model, self.loss, self.optimizer, self._rng
-        readings = Readings(loss, self.metrics)
+        readings = Readings(self.loss, self.metrics)
         start = time.perf_counter()
-        with closing(iter(loader)) as batches:  # an error here ends a thread that fetches ahead
-            for x, y, weight in batches:
-                cost, prediction = learn(model, loss, optimizer, x, y, weight, rng)
-                readings.add(cost, prediction, y, weight)
-                bar.update()
+        course.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
         record = readings.read()
         penalty = self.optimizer.penalty()
         if penalty is not None:
@@ -239,7 +232,9 @@ class Trainer:
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
-        with loader.backend.scope():
+        values = [parameter.value for parameter in self.optimizer.parameters]
+        threads = kernels(values[0]).threads(loader.batch_size, values)
+        with loader.backend.scope(), threads:
             for batch in loader.in_order():
                 prediction = self.model.forward(batch.x)
                 cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)

@@ -15,6 +15,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
+from gpunn.kernels import Kernels, kernels
 
 settings.register_profile("gpunn", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("gpunn")
@@ -125,3 +126,9 @@ class OnlyDLPack:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.x.__dlpack_device__()
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step for itself, in the layers' own functions, also where they could be compiled."""
+    monkeypatch.setattr(type(kernels(np.zeros(1))), "steps", Kernels.steps)

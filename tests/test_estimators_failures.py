@@ -14,7 +14,8 @@ from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
 import gpunn as gn
-from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, base, epochs
+from gpunn import epoch
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, base
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -88,13 +89,14 @@ class TestFailures:
         assert model.partial_fit(X, Y).loss_ == other.partial_fit(X, Y).loss_
         assert state(model)["weights"] == state(other)["weights"]
 
+    @pytest.mark.usefixtures("one_by_one")
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("early_stopping", [False, True])
     @pytest.mark.parametrize("n_calls", [1, 40], ids=["at once", "later"])
     def test_control_c(
         self, kind: Any, early_stopping: bool, n_calls: int, monkeypatch: Any
     ) -> None:
-        calls, learn = [], epochs.learn
+        calls, learn = [], epoch.learn
 
         def interrupt(*arguments: Any) -> Any:
             calls.append(1)
@@ -105,7 +107,7 @@ class TestFailures:
         settings = {"tol": 0.0, "max_iter": 500, "early_stopping": early_stopping, "batch_size": 20}
         model = kind(**{**FEW, "n_iter_no_change": 500, **settings})
         with monkeypatch.context() as patch:
-            patch.setattr(epochs, "learn", interrupt)
+            patch.setattr(epoch, "learn", interrupt)
             with pytest.warns(UserWarning, match=r"^Training interrupted by user\.$"):
                 model.fit(X, Y)
         assert model.n_iter_ == len(model.loss_curve_) == (n_calls - 1) // 3
@@ -118,6 +120,7 @@ class TestFailures:
         after = model.predict(X) if kind is MLPRegressor else model.predict_proba(X)
         assert (before != after).any()
 
+    @pytest.mark.usefixtures("one_by_one")
     @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
     def test_in_the_middle_of_a_step(self, error: type[BaseException], monkeypatch: Any) -> None:
         calls, backward = [], gn.Dense.backward

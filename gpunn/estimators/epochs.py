@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpunn._typing import Array
 from gpunn.data import Loader
+from gpunn.epoch import Course
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
 from gpunn.loss import Loss
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
-from gpunn.step import learn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,36 +108,31 @@ class Epochs:
         self._order = order
         self._decay = decay
         self._scale = scale
-        self._rng = rng
+        self._course = Course(loader, rng)
 
     def run(self) -> dict[str, float]:
         """Train for an epoch; return the mean of the batches' costs as `loss`, and the metrics.
 
         A batch's cost is its loss before its step, plus the penalty at that time.
         """
-        network, loss, optimizer, rng = self.network, self.loss, self.optimizer, self._rng
-        readings = Readings(loss, self.metrics)
-        values = [parameter.value for parameter in optimizer.parameters]
-        batches = iter(self.loader)  # draws the order
-        masses = self._order.masses()
-        threads = kernels(values[0]).threads(self.loader.batch_size, values)
-        with closing(batches), self.loader.backend.scope(), threads:
-            for (x, y, weight), mass in zip(batches, masses, strict=True):
-                optimizer.weight_decay = self._decay(mass)
-                penalty = optimizer.penalty()
-                cost, prediction = learn(network, loss, optimizer, x, y, weight, rng)
-                cost = cost if self._scale == 1 else self._scale * cost
-                readings.add(cost if penalty is None else cost + penalty, prediction, y, None)
+        readings = Readings(self.loss, self.metrics, scale=self._scale, weighted=False)
+        with self.loader.backend.scope():
+            parts = self.network, self.loss, self.optimizer
+            self._course.run(*parts, readings, decays=self._decays)
             return readings.read()
+
+    def _decays(self) -> list[float]:
+        """Return the weight decay of each step of the epoch whose order was drawn last."""
+        return [self._decay(mass) for mass in self._order.masses()]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], Array]:
         """Return the loss and the metrics over other data, and the outputs for them."""
-        readings = Readings(self.loss, self.metrics)
+        readings = Readings(self.loss, self.metrics, scale=self._scale)
         outputs = []
         with loader.backend.scope():
             for x, y, weight in loader.in_order():
                 outputs.append(self.network.forward(x))
                 cost = self.loss.forward(outputs[-1], y, None, weight)
-                readings.add(self._scale * cost, outputs[-1], y, weight)
+                readings.add(cost, outputs[-1], y, weight)
             numbers = readings.read()
             return numbers, kernels(outputs[0]).xp.concat(outputs)
