@@ -6,7 +6,8 @@ Each part of a step is run alone, again and again: the loader, the layers' forwa
 passes, the loss, the tape, the optimizer. The kernel calls that it made are recorded once, and run
 alone, too. What is left of the part without them is the Python around them. `trainer` is what
 `Trainer.fit` takes beyond all parts, in a large network mostly caches that a part alone finds warm;
-`epoch` is what an epoch costs whatever its length, and is not in the sum.
+`epoch` is what an epoch costs whatever its length, and is not in the sum. All that is for steps one
+by one. `compiled` is a step of `Trainer.fit` where many are made in a compiled call, all in all.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ def recording() -> Iterator[Recorder]:
         table[np.ndarray] = real
 
 
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Make no steps but by the layers, within the block."""
+    kind = type(kernels(np.zeros(1)))
+    own = kind.steps
+    kind.steps = Kernels.steps  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.steps = own  # type: ignore[method-assign]
+
+
 def nanoseconds(function: Callable[[], object], seconds: float = 0.02) -> float:
     """Return the time of a call, over as many as fit into some seconds."""
     function()
@@ -102,8 +115,8 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """Take what a kernel takes."""
 
 
-def measure(work: Workload) -> tuple[dict[str, float], float, float]:
-    """Return the time outside of kernels by part, that within, and the cost of an epoch."""
+def measure(work: Workload) -> tuple[dict[str, float], float, float, float]:
+    """Return the time outside of kernels by part, that within, an epoch's, a compiled step's."""
     trainer, loader = prepare_training(work)
     values = [parameter.value for parameter in trainer.optimizer.parameters]
     with kernels(values[0]).threads(loader.batch_size, values):  # as many as `fit` has
@@ -115,11 +128,16 @@ def measure(work: Workload) -> tuple[dict[str, float], float, float]:
         return nanoseconds(lambda: trainer.fit(own, epochs, progress=False), 0.1)
 
     few = max(2, 300 // len(loader))
-    step = (fit(loader, few + 1) - fit(loader, 1)) / (few * len(loader))
-    single = gn.Loader(batch.x, batch.y, batch_size=None, rng=0)
-    epoch = (fit(single, 101) - fit(single, 1)) / 100
-    found["trainer"] = step - sum(found.values()) - inside
-    return found, inside, epoch - step
+
+    def step() -> float:
+        return (fit(loader, few + 1) - fit(loader, 1)) / (few * len(loader))
+
+    compiled = step()
+    with one_by_one():
+        single = gn.Loader(batch.x, batch.y, batch_size=None, rng=0)
+        epoch = (fit(single, 101) - fit(single, 1)) / 100
+        found["trainer"] = (alone := step()) - sum(found.values()) - inside
+    return found, inside, epoch - alone, compiled
 
 
 def measure_parts(trainer: gn.Trainer, loader: gn.Loader) -> tuple[dict[str, float], float]:
@@ -177,14 +195,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else training
-    columns = (*PARTS, "sum", "kernels", "epoch")
+    columns = (*PARTS, "sum", "kernels", "epoch", "compiled")
     print(f"{'ns a step':11}{''.join(f'{name:>11}' for name in columns)}")
     for name in names:
         rows: list[list[float]] = []
         for _ in range(arguments.rounds):
-            found, inside, epoch = measure(WORKLOADS[name])
+            found, inside, *others = measure(WORKLOADS[name])
             parts = [found[part] for part in PARTS]
-            rows.append([*parts, sum(parts), inside, epoch])
+            rows.append([*parts, sum(parts), inside, *others])
         medians = [spread(column).median for column in zip(*rows, strict=True)]
         print(f"{name:11}{''.join(f'{value:11,.0f}' for value in medians)}", flush=True)
 
