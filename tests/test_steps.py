@@ -33,7 +33,14 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from gpunn.kernels.compiled import blas, crew, loops, perceptron, steps  # noqa: E402
+from gpunn.kernels.compiled import (  # noqa: E402
+    blas,
+    crew,
+    forget_what_is_old,
+    loops,
+    perceptron,
+    steps,
+)
 from gpunn.kernels.compiled.native import compiled  # noqa: E402
 from gpunn.kernels.numba_ import NumbaKernels, _perceptrons  # noqa: E402
 
@@ -220,6 +227,17 @@ class TestSteps:
     def test_each_is_served(self, loss: str, optimizer: str, dtype: str, calls: list[int]) -> None:
         assert_the_same(Case(loss=loss, optimizer=optimizer, dtype=dtype))
         assert calls == [1] * 3  # epochs
+
+    def test_more_threads_than_this_machine_may_have(
+        self, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+    ) -> None:
+        monkeypatch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+        monkeypatch.setattr(perceptron, "_WORK_OF_A_THREAD", 1)
+        monkeypatch.setattr(perceptron, "_ROWS_OF_A_THREAD", 1)
+        monkeypatch.setattr(crew, "available", lambda threads: threads)
+        with threadpool_limits(5, user_api="blas"):
+            assert_the_same(Case(sizes=(4, 3, 2), loss="binary", weights="some", epochs=1))
+        assert calls == [5]
 
     def test_large_products_on_two_threads(self, calls: list[int]) -> None:
         case = Case(n=600, batch_size=250, sizes=(300, 270, 10), epochs=2, optimizer="adam")
@@ -701,6 +719,22 @@ def _state_of(case: Case) -> list[Any]:
 @compiled
 def _wait(meeting: Any, threads: int) -> bool:
     return steps._meet(meeting, threads, threads)
+
+
+class TestMachineCodeThatIsKept:
+    @pytest.mark.parametrize("newer", ["source", "code"])
+    def test_it_goes_when_any_source_has_changed(self, newer: str, tmp_path: Any) -> None:
+        (tmp_path / "__pycache__").mkdir()
+        files = [tmp_path / "a.py", tmp_path / "b.py", *self.code(tmp_path)]
+        for i, file in enumerate(files):
+            file.touch()
+            os.utime(file, (i, i) if newer == "code" or i else (99, 99))
+        forget_what_is_old(tmp_path)
+        assert [file.exists() for file in self.code(tmp_path)] == [newer == "code"] * 2
+        forget_what_is_old(tmp_path)
+
+    def code(self, folder: Any) -> list[Any]:
+        return [folder / "__pycache__" / name for name in ("a.f-1.nbi", "b.g-2.nbi")]
 
 
 class TestLoops:

@@ -6,13 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def _forget_what_is_old() -> None:
-    """Remove the machine code that numba has kept, if a source file here is newer.
+def forget_what_is_old(folder: Path) -> None:
+    """Remove the machine code that numba has kept of a folder, if a source file there is newer.
 
     numba makes a function anew when the file that it is written in changes, but not when one does
     whose functions it calls.
     """
-    folder = Path(__file__).parent
     kept = list((folder / "__pycache__").glob("*.nbi"))
     if not kept:
         return
@@ -23,4 +22,4 @@ def _forget_what_is_old() -> None:
 
 
 with suppress(OSError):  # nothing there, or no permission
-    _forget_what_is_old()
+    forget_what_is_old(Path(__file__).parent)
