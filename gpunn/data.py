@@ -82,6 +82,7 @@ class Loader:
     resident : bool or "auto", default "auto"
         Whether the data are brought to the device once, converted, and batches are gathered there;
         else each batch is gathered on the host, sent as it is stored, and converted on the device.
+        What is brought may be the given array itself or a copy: do not change that while training.
         "auto" does so unless `x` is a memmap, is sparse (which stays so), or would take more than
         half of the free memory.
     check_finite : bool, default False

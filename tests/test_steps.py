@@ -122,7 +122,7 @@ class Case:
             model.parameters(), SCHEDULES[self.schedule], weight_decay=self.weight_decay
         )
         loss = LOSSES[self.loss](reduction=self.reduction)
-        return gn.Trainer(model, loss, optimizer, metrics=self.metrics)
+        return gn.Trainer(model, loss, optimizer, metrics=self.metrics, rng=3)
 
     def run(self) -> tuple[gn.Trainer, gn.History, gn.Loader]:
         trainer, loader = self.trainer(), self.loader()
@@ -330,6 +330,11 @@ NOT_SERVED: dict[str, Callable[[gn.Trainer], None]] = {
     "a subclass": lambda t: setattr(t.model.layers[0], "__class__", Own),
     "probabilities": lambda t: setattr(t, "loss", gn.BinaryCrossEntropy(from_logits=False)),
     "a method of one's own": lambda t: setattr(t.model.layers[0], "forward", t.model[0].forward),
+    "an outer layer that was cut": lambda t: cut(t.model.layers[-1], 2),
+    "an inner layer that was cut": lambda t: cut(t.model.layers[0], 2),
+    "biases of another dtype": lambda t: setattr(
+        t.model[0].bias, "value", t.model[0].bias.value.astype("float32")
+    ),
     "part of the parameters": lambda t: setattr(
         t, "optimizer", gn.SGD(list(t.model.parameters())[2:])
     ),
@@ -337,18 +342,50 @@ NOT_SERVED: dict[str, Callable[[gn.Trainer], None]] = {
 }
 
 
+def cut(layer: gn.Dense, outputs: int) -> None:
+    """Leave so many outputs, whatever `out_features` says."""
+    layer.weight.value = layer.weight.value[:, :outputs].copy()
+    layer.bias.value = layer.bias.value[:outputs].copy()
+
+
 class TestWhatIsServed:
     @pytest.mark.parametrize("name", sorted(NOT_SERVED))
     def test_what_is_not(self, name: str, calls: list[int]) -> None:
-        case = Case(sizes=(3, 3, 3), loss="binary" if name == "probabilities" else "softmax")
-        trainer, loader = case.trainer(), case.loader()
-        NOT_SERVED[name](trainer)
-        if name == "probabilities":
-            trainer.model.layers[-1].activation = gn.Sigmoid()
-        before = [x.copy() for x in state(trainer)]
-        trainer.fit(loader, 1, progress=False)
+        """All is as it is one by one, errors, too."""
+        results: list[Any] = []
+        for way in WAYS:
+            case = Case(sizes=(3, 3, 3), loss="binary" if name == "probabilities" else "softmax")
+            trainer, loader = case.trainer(), case.loader()
+            NOT_SERVED[name](trainer)
+            if name == "probabilities":
+                trainer.model.layers[-1].activation = gn.Sigmoid()
+            if "outer" in name:
+                loader.stored.y[...] %= 2
+            given = trainer.optimizer
+            clips: Any = {"clip_norm": given.clip_norm, "clip_value": given.clip_value}
+            trainer.optimizer = gn.SGD(given.parameters, **clips)
+            with way():
+                try:
+                    results.append(trainer.fit(loader, 1, progress=False).loss)
+                except (ValueError, TypeError) as error:
+                    results.append(str(error))
+        assert results[0] == results[1]
         assert not calls
-        assert any((a != b).any() for a, b in zip(state(trainer), before, strict=True))
+
+    def test_methods_in_the_place_of_those_of_a_class(
+        self, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+    ) -> None:
+        seen = []
+        forward = gn.Dense.forward
+
+        def patched(*arguments: Any) -> Any:
+            seen.append(1)
+            return forward(*arguments)
+
+        monkeypatch.setattr(gn.Dense, "forward", patched)
+        Case().run()
+        assert len(seen) >= 3 * 4 * 2
+        assert not calls
 
     @pytest.mark.parametrize(
         "change", [np.asfortranarray, lambda x: np.repeat(x, 2, axis=1)[:, ::2]]
@@ -465,10 +502,12 @@ class TestChangesOnTheWay:
             lambda t: setattr(t, "loss", gn.SoftmaxCrossEntropy(reduction="sum")),
             lambda t: setattr(t, "optimizer", gn.Adam(t.model.parameters(), 0.01)),
             lambda t: setattr(t, "model", t.model[:]),
+            lambda t: setattr(t.model[0], "weight", gn.Parameter(np.ones((5, 7)))),
+            lambda t: setattr(t.model[1], "bias", None),
         ],
         ids=[
             *("decay", "rate", "clip", "reset", "moved", "value", "activation", "layer"),
-            *("smoothing", "loss", "optimizer", "model"),
+            *("smoothing", "loss", "optimizer", "model", "weight", "bias"),
         ],
     )
     def test_they_are_heard(self, change: Any, optimizer: str) -> None:
@@ -490,6 +529,16 @@ class TestChangesOnTheWay:
         case = Case(loss="binary")
         loaders: list[gn.Loader] = []
         self.both(lambda _: change(loaders[-1]), case, loaders)
+
+    def test_data_of_another_shape(self) -> None:
+        case = Case(n=48)
+        loader = case.loader()
+
+        def callback(trainer: gn.Trainer, history: gn.History) -> None:
+            loader.stored.x.shape = (24, 10)
+
+        with pytest.raises(gn.errors.ShapeError):
+            case.trainer().fit(loader, 2, callbacks=[callback], progress=False)
 
     def test_momentum_that_there_is_no_room_for(self) -> None:
         trainer, loader = Case().trainer(), Case().loader()
@@ -534,6 +583,16 @@ class TestThreads:
             found = pool.apply_async(_state_of, (self.CASE,)).get(timeout=60)
         for a, b in zip(found, wanted, strict=True):
             assert_array_equal(a, b)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+    def test_a_process_that_was_forked_meanwhile(self) -> None:
+        """It has as many threads of BLAS as there were before."""
+        limit = numpy_.one_thread()
+        with limit.hold(), multiprocessing.get_context("fork").Pool(1) as pool:
+            assert limit.count() == 1
+            assert pool.apply_async(_threads_of_blas).get(timeout=60) == 2
+        assert limit.count() == 2
 
     @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
     @pytest.mark.parametrize("after_s", [0.001, 0.02, 0.05, 0.1])
@@ -714,6 +773,10 @@ fit()
 
 def _state_of(case: Case) -> list[Any]:
     return state(case.run()[0])
+
+
+def _threads_of_blas() -> int:
+    return numpy_.one_thread().count()
 
 
 @compiled

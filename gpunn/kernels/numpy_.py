@@ -7,6 +7,7 @@ gains; what gains nothing is not here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -224,7 +225,7 @@ class OneThread:
     order than it was set, would leave a number that nobody asked for.
     """
 
-    def __init__(self, pools: Sequence[Any], let_go: Callable[[], None]) -> None:
+    def __init__(self, pools: Sequence[Any], let_go: Callable[[], None] | None) -> None:
         self._pools = pools
         self._let_go = let_go
         self._lock = RLock()
@@ -242,6 +243,14 @@ class OneThread:
     def of_all_threads(self) -> bool:
         """Return whether the limit holds in all threads, and not only in the one that sets it."""
         return "openmp" not in [getattr(pool, "threading_layer", "") for pool in self._pools]
+
+    def begin_anew(self) -> None:
+        """Forget the holds of threads that are not there: in a process that was forked."""
+        self._lock = RLock()
+        self._holds.clear()
+        if self._before is not None:
+            self._set(self._before)
+            self._before = None
 
     def hold(self) -> Hold:
         """Return a context with that limit."""
@@ -268,7 +277,8 @@ class OneThread:
     def _set(self, counts: list[int]) -> None:
         for pool, count in zip(self._pools, counts, strict=True):
             pool.set_num_threads(count)
-        self._let_go()
+        if self._let_go is not None:
+            self._let_go()
 
 
 class Hold:
@@ -300,9 +310,11 @@ def one_thread() -> OneThread | None:
     pools = threadpoolctl.ThreadpoolController().select(user_api="blas")
     # From 3.8 on the first thread that sets a limit is the only one that may, until it lets go.
     openblas = threadpoolctl.OpenBLASController
-    return OneThread(
-        pools.lib_controllers, getattr(openblas, "clear_controlling_thread", lambda: None)
-    )
+    let_go = getattr(openblas, "clear_controlling_thread", None)
+    limit = OneThread(pools.lib_controllers, let_go)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=limit.begin_anew)
+    return limit
 
 
 def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:

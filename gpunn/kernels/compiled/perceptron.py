@@ -43,8 +43,12 @@ _LOSSES: dict[type[Loss], int] = {
     MeanSquaredError: steps.SQUARED,
 }
 
-#: What training would call.
+#: What training would call, and what it is in the classes that are served.
 _METHODS = frozenset({"forward", "backward", "cost", "per_sample", "match", "step"})
+_FUNCTIONS: dict[type, list[tuple[str, Any]]] = {
+    kind: [(name, getattr(kind, name)) for name in _METHODS if hasattr(kind, name)]
+    for kind in (Dense, Sequential, SGD, Adam, *_ACTIVATIONS, *_LOSSES)
+}
 
 #: A thread pays from so many multiplications a step on, and from so many rows.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -59,10 +63,21 @@ _WORK_OF_AN_UPDATE = 24
 
 
 class Stage(NamedTuple):
-    """A layer and the activation that follows it, by number."""
+    """A layer, its parameters, and the activation that follows it, by number."""
 
     layer: Dense
+    weight: Parameter
+    bias: Parameter | None
     activation: int
+
+    @classmethod
+    def of(cls, layer: Dense, activation: Activation) -> Stage:
+        """Return a layer followed by an activation."""
+        return cls(layer, layer.weight, layer.bias, _ACTIVATIONS[type(activation)])
+
+    def parameters(self) -> list[Parameter]:
+        """Return the weight, and the bias if there is one."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 class Entries:
@@ -117,6 +132,7 @@ class CompiledSteps:
         self._batch = batch
         self._batch_size = batch_size
         self._dtype = batch.x.dtype
+        self._shape = batch.x.shape
         self._outputs = stages[-1].layer.out_features
         self._work = _work(stages, batch_size)
         self._most_threads = self._threads_worth()
@@ -138,6 +154,7 @@ class CompiledSteps:
         """Return whether this was made for just these."""
         same = loss is self._loss and optimizer is self._optimizer and batch is self._batch
         same = same and slots.values is self._slots.values and batch_size == self._batch_size
+        same = same and batch.x.shape == self._shape
         return same and stages == self._stages
 
     def run(
@@ -220,14 +237,14 @@ class CompiledSteps:
 
     def _enter(self, i: int, stage: Stage) -> Entries:
         """Write down a layer."""
-        layer, activation = stage
+        layer, weight, bias, activation = stage
         entries = Entries(self._layers[i : i + 1])
         shape = self._batch_size, layer.out_features
         entries.put(inputs=layer.in_features, outputs=layer.out_features, activation=activation)
         entries.put(output=_empty(shape, self._dtype), grad=_empty(shape, self._dtype))
-        entries.put(has_bias=layer.bias is not None, **self._of("weight", layer.weight))
-        if layer.bias is not None:
-            entries.put(**self._of("bias", layer.bias))
+        entries.put(has_bias=bias is not None, **self._of("weight", weight))
+        if bias is not None:
+            entries.put(**self._of("bias", bias))
         else:
             entries.put(bias=np.zeros(layer.out_features, self._dtype))
         return entries
@@ -261,14 +278,14 @@ def serve(
         return None
     if not _known(loss) or not _plain(optimizer, slots) or _work(stages, batch_size) > _MOST_WORK:
         return None
+    own = [id(parameter) for stage in stages for parameter in stage.parameters()]
+    trained = {id(parameter) for parameter in optimizer.parameters}
+    if len(own) != len(trained) or set(own) != trained or not _fits(batch, stages, loss):
+        return None
     parts = stages, loss, optimizer, slots, batch, batch_size
     if isinstance(before, CompiledSteps) and before.known_by(*parts):
         return before
-    own = [p for layer, _ in stages for p in (layer.weight, layer.bias) if p is not None]
-    trained = {id(parameter) for parameter in optimizer.parameters}
-    if len(own) != len(trained) or {id(p) for p in own} != trained:
-        return None
-    return CompiledSteps(*parts) if _fits(batch, stages, loss) else None
+    return CompiledSteps(*parts)
 
 
 def _known(loss: Loss) -> bool:
@@ -290,20 +307,23 @@ def _plain(optimizer: Optimizer, slots: Slots) -> bool:
 
 
 def _untouched(part: object) -> bool:
-    """Return whether its methods are those of its class: nobody has put others in their place."""
-    return _METHODS.isdisjoint(vars(part))
+    """Return whether its methods are those we know: nobody has put others in their place."""
+    known = _FUNCTIONS[type(part)]
+    return _METHODS.isdisjoint(vars(part)) and all(
+        getattr(type(part), name) is function for name, function in known
+    )
 
 
 def _stages(model: Layer) -> list[Stage]:
     """Return the model as layers with activations, or an empty list if it has anything else."""
     stages: list[Stage] = []
     for part in _flat(model):
-        if not _untouched(part):
+        if type(part) not in _FUNCTIONS or not _untouched(part):
             return []
-        if type(part) is Dense and type(part.activation) in _ACTIVATIONS:
-            stages.append(Stage(part, _ACTIVATIONS[type(part.activation)]))
-        elif isinstance(part, Activation) and type(part) in _ACTIVATIONS and _awaits(stages):
-            stages[-1] = Stage(stages[-1].layer, _ACTIVATIONS[type(part)])
+        if isinstance(part, Dense) and type(part.activation) in _ACTIVATIONS:
+            stages.append(Stage.of(part, part.activation))
+        elif isinstance(part, Activation) and _awaits(stages):
+            stages[-1] = Stage.of(stages[-1].layer, part)
         else:
             return []
     return stages
@@ -325,24 +345,34 @@ def _flat(model: Layer) -> Iterator[Layer]:
 
 def _work(stages: Sequence[Stage], rows: int) -> int:
     """Return how many multiplications a step has, most of them in its three products a layer."""
-    weights = sum(layer.in_features * layer.out_features for layer, _ in stages)
+    weights = sum(stage.weight.value.size for stage in stages)
     return (3 * rows + _WORK_OF_AN_UPDATE) * weights
 
 
 def _fits(batch: Batch, stages: Sequence[Stage], loss: Loss) -> bool:
     """Return whether features and targets are arrays of NumPy's that go with layers and loss."""
     x, y, weight = batch
-    first, last = stages[0].layer, stages[-1].layer
-    dtypes = {layer.weight.value.dtype for layer, _ in stages}
-    if type(x) is not np.ndarray or type(y) is not np.ndarray or {x.dtype} != dtypes:
+    if type(x) is not np.ndarray or type(y) is not np.ndarray or x.ndim != 2:
         return False
-    if weight is not None and weight.dtype != x.dtype:
+    if len(y) != len(x) or (weight is not None and weight.dtype != x.dtype):
         return False
-    if x.ndim != 2 or x.shape[1] != first.in_features:
-        return False
+    inputs = x.shape[1]
+    for layer, own_weight, bias, _ in stages:
+        outputs = layer.out_features
+        if not _is(own_weight, (inputs, outputs), x.dtype) or layer.in_features != inputs:
+            return False
+        if bias is not None and not _is(bias, (outputs,), x.dtype):
+            return False
+        inputs = outputs
     if isinstance(loss, SoftmaxCrossEntropy):
         return y.ndim == 1 and y.dtype.kind in "iu"
-    return y.size == y.shape[0] * last.out_features
+    return y.size == y.shape[0] * inputs
+
+
+def _is(parameter: Parameter, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Return whether a parameter's value has that shape and dtype."""
+    value = parameter.value
+    return value.shape == shape and value.dtype == dtype
 
 
 def _data(batch: Batch, loss: Loss, outputs: int) -> dict[str, Any]:
