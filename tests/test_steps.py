@@ -33,14 +33,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from gpunn.kernels.compiled import (  # noqa: E402
-    blas,
-    crew,
-    forget_what_is_old,
-    loops,
-    perceptron,
-    steps,
-)
+from gpunn.kernels.compiled import blas, crew, perceptron, steps  # noqa: E402
 from gpunn.kernels.compiled.native import compiled  # noqa: E402
 from gpunn.kernels.numba_ import NumbaKernels, _perceptrons  # noqa: E402
 
@@ -463,7 +456,7 @@ class TestWhatIsServed:
 
 
 class TestChangesOnTheWay:
-    def both(
+    def assert_both_alike(
         self,
         change: Callable[[gn.Trainer], object],
         case: Case,
@@ -511,7 +504,7 @@ class TestChangesOnTheWay:
         ],
     )
     def test_they_are_heard(self, change: Any, optimizer: str) -> None:
-        self.both(change, Case(optimizer=optimizer))
+        self.assert_both_alike(change, Case(optimizer=optimizer))
 
     @pytest.mark.parametrize(
         "change",
@@ -528,7 +521,7 @@ class TestChangesOnTheWay:
     def test_so_are_those_of_the_data(self, change: Any) -> None:
         case = Case(loss="binary")
         loaders: list[gn.Loader] = []
-        self.both(lambda _: change(loaders[-1]), case, loaders)
+        self.assert_both_alike(lambda _: change(loaders[-1]), case, loaders)
 
     def test_data_of_another_shape(self) -> None:
         case = Case(n=48)
@@ -547,7 +540,9 @@ class TestChangesOnTheWay:
             trainer.fit(loader, 1, progress=False)
 
     def test_momentum(self) -> None:
-        self.both(lambda t: setattr(t.optimizer, "momentum", 0.5), Case(optimizer="nesterov"))
+        self.assert_both_alike(
+            lambda t: setattr(t.optimizer, "momentum", 0.5), Case(optimizer="nesterov")
+        )
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -782,84 +777,3 @@ def _threads_of_blas() -> int:
 @compiled
 def _wait(meeting: Any, threads: int) -> bool:
     return steps._meet(meeting, threads, threads)
-
-
-class TestMachineCodeThatIsKept:
-    @pytest.mark.parametrize("newer", ["source", "code"])
-    def test_it_goes_when_any_source_has_changed(self, newer: str, tmp_path: Any) -> None:
-        (tmp_path / "__pycache__").mkdir()
-        files = [tmp_path / "a.py", tmp_path / "b.py", *self.code(tmp_path)]
-        for i, file in enumerate(files):
-            file.touch()
-            os.utime(file, (i, i) if newer == "code" or i else (99, 99))
-        forget_what_is_old(tmp_path)
-        assert [file.exists() for file in self.code(tmp_path)] == [newer == "code"] * 2
-        forget_what_is_old(tmp_path)
-
-    def code(self, folder: Any) -> list[Any]:
-        return [folder / "__pycache__" / name for name in ("a.f-1.nbi", "b.g-2.nbi")]
-
-
-class TestLoops:
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_exponentials(self, dtype: str) -> None:
-        x = np.concatenate([-np.geomspace(1e-30, 80, 10_000), [0.0, -0.0]]).astype(dtype)
-        found = x.copy()
-        loops.exponentiate(found)
-        wanted = np.exp(x.astype("float64"))
-        assert_allclose(found, wanted, rtol=2 * np.finfo(dtype).eps)
-        odd = np.array([-np.inf, -1e4, np.nan], dtype)
-        loops.exponentiate(odd)
-        assert odd[0] == odd[1] <= 1e-37
-        assert np.isnan(odd[2])
-
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    @pytest.mark.parametrize(
-        ("kind", "exact"),
-        [(loops.TANH, np.tanh), (loops.SIGMOID, lambda x: 1 / (1 + np.exp(-x)))],
-    )
-    def test_activations(self, dtype: str, kind: int, exact: Any) -> None:
-        size = np.geomspace(1e-30, 80, 10_000)
-        x = np.concatenate([-size, size, [0.0, np.inf, -np.inf, 1e30, np.nan]]).astype(dtype)
-        found = x.copy()
-        loops.activate(kind, found)
-        with np.errstate(over="ignore"):
-            wanted = exact(x.astype("float64"))
-        assert_allclose(found, wanted, rtol=6 * np.finfo(dtype).eps, atol=1e-37)
-
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
-    @given(
-        shape=st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 600)),
-        wider=st.integers(0, 5),
-    )
-    def test_products(
-        self, dtype: str, transposed: tuple[bool, bool], shape: Any, wider: int
-    ) -> None:
-        """Also of parts of wider matrices, and of more terms, rows and columns than a block has."""
-        m, n, k = shape
-        rng = np.random.default_rng(0)
-
-        def matrix(rows: int, columns: int) -> Any:
-            return rng.standard_normal((rows, columns + wider)).astype(dtype)[:, :columns]
-
-        a = matrix(k, m) if transposed[0] else matrix(m, k)
-        b = matrix(n, k) if transposed[1] else matrix(k, n)
-        c = matrix(m, n)
-        beside = c.base[:, n:].copy()
-        room = np.zeros(blas.ROOM // 8)
-        places = [(x.ctypes.data, x.strides[0] // x.itemsize) for x in (a, b, c)]
-        _multiply(shape, transposed, *places, room.ctypes.data, np.dtype(dtype).type(1))
-        wanted = (a.T if transposed[0] else a) @ (b.T if transposed[1] else b)
-        assert_allclose(c, wanted, rtol=1e-9 if dtype == "float64" else 1e-3, atol=1e-3)
-        assert_array_equal(c.base[:, n:], beside)
-
-
-@compiled
-def _multiply(
-    shape: Any, transposed: Any, a: Any, b: Any, c: Any, arguments: int, one: Any
-) -> None:
-    first, second = blas.matrix(*a), blas.matrix(*b)
-    first = blas.transpose(first) if transposed[0] else first
-    second = blas.transpose(second) if transposed[1] else second
-    blas.product(shape, first, second, blas.matrix(*c), arguments, one)

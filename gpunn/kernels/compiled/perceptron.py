@@ -1,54 +1,35 @@
-"""Which networks, losses and optimizers `run_steps` serves, and epochs of these."""
+"""Epochs of compiled steps: the tables for `run_steps`, its threads, and what comes back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
 from gpunn.adam import Adam
 from gpunn.data import Batch
-from gpunn.kernels.compiled import crew, loops, steps
+from gpunn.kernels.compiled import crew, steps
 from gpunn.kernels.compiled.blas import ROOM
+from gpunn.kernels.compiled.served import (
+    LOSSES,
+    Stage,
+    fits,
+    knows_loss,
+    knows_optimizer,
+    stages_of,
+)
 from gpunn.kernels.compiled.steps import LAYER, PLAN
 from gpunn.kernels.generic import Stretch
 from gpunn.kernels.numpy_ import OneThread, is_small, one_thread
 from gpunn.layer import Layer
-from gpunn.layers.activation import Activation, Identity, ReLU, Sigmoid, Tanh
-from gpunn.layers.compose import Sequential
-from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
-from gpunn.losses import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    MeanSquaredError,
-    SoftmaxCrossEntropy,
-)
+from gpunn.losses import SoftmaxCrossEntropy
 from gpunn.optim import Optimizer, Slots
 from gpunn.parameter import Parameter
 from gpunn.sgd import SGD
-
-_ACTIVATIONS: dict[type[Activation], int] = {
-    ReLU: loops.RELU,
-    Tanh: loops.TANH,
-    Sigmoid: loops.SIGMOID,
-    Identity: loops.IDENTITY,
-}
-_LOSSES: dict[type[Loss], int] = {
-    SoftmaxCrossEntropy: steps.SOFTMAX,
-    BinaryCrossEntropy: steps.BINARY,
-    MeanSquaredError: steps.SQUARED,
-}
-
-#: What training would call, and what it is in the classes that are served.
-_METHODS = frozenset({"forward", "backward", "cost", "per_sample", "match", "step"})
-_FUNCTIONS: dict[type, list[tuple[str, Any]]] = {
-    kind: [(name, getattr(kind, name)) for name in _METHODS if hasattr(kind, name)]
-    for kind in (Dense, Sequential, SGD, Adam, *_ACTIVATIONS, *_LOSSES)
-}
 
 #: A thread pays from so many multiplications a step on, and from so many rows.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -60,24 +41,6 @@ _WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
 _ENTRIES_AT_ONCE = 1 << 20
 #: An update takes as long as so many multiplications, for each weight.
 _WORK_OF_AN_UPDATE = 24
-
-
-class Stage(NamedTuple):
-    """A layer, its parameters, and the activation that follows it, by number."""
-
-    layer: Dense
-    weight: Parameter
-    bias: Parameter | None
-    activation: int
-
-    @classmethod
-    def of(cls, layer: Dense, activation: Activation) -> Stage:
-        """Return a layer followed by an activation."""
-        return cls(layer, layer.weight, layer.bias, _ACTIVATIONS[type(activation)])
-
-    def parameters(self) -> list[Parameter]:
-        """Return the weight, and the bias if there is one."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 class Entries:
@@ -273,14 +236,18 @@ def serve(
 
     It is the one `before`, if that was made for the same.
     """
-    stages, slots = _stages(model), optimizer.slots()
+    stages, slots = stages_of(model), optimizer.slots()
     if not stages or slots is None or one_thread() is None:
         return None
-    if not _known(loss) or not _plain(optimizer, slots) or _work(stages, batch_size) > _MOST_WORK:
+    if (
+        not knows_loss(loss)
+        or not knows_optimizer(optimizer, slots)
+        or _work(stages, batch_size) > _MOST_WORK
+    ):
         return None
     own = [id(parameter) for stage in stages for parameter in stage.parameters()]
     trained = {id(parameter) for parameter in optimizer.parameters}
-    if len(own) != len(trained) or set(own) != trained or not _fits(batch, stages, loss):
+    if len(own) != len(trained) or set(own) != trained or not fits(batch, stages, loss):
         return None
     parts = stages, loss, optimizer, slots, batch, batch_size
     if isinstance(before, CompiledSteps) and before.known_by(*parts):
@@ -288,91 +255,10 @@ def serve(
     return CompiledSteps(*parts)
 
 
-def _known(loss: Loss) -> bool:
-    """Return whether the loss is one of ours, from logits, with all classes alike."""
-    if type(loss) not in _LOSSES or loss.reduction == "none" or not _untouched(loss):
-        return False
-    if isinstance(loss, CrossEntropy):
-        return not loss.class_weight and not loss.label_smoothing
-    return loss.from_logits or not isinstance(loss, BinaryCrossEntropy)
-
-
-def _plain(optimizer: Optimizer, slots: Slots) -> bool:
-    """Return whether the optimizer is one of ours, and takes gradients as they are."""
-    if type(optimizer) not in (SGD, Adam) or not _untouched(optimizer):
-        return False
-    if isinstance(optimizer, SGD) and optimizer.momentum and not slots.states:
-        return False
-    return optimizer.clip_norm is None and optimizer.clip_value is None
-
-
-def _untouched(part: object) -> bool:
-    """Return whether its methods are those we know: nobody has put others in their place."""
-    known = _FUNCTIONS[type(part)]
-    return _METHODS.isdisjoint(vars(part)) and all(
-        getattr(type(part), name) is function for name, function in known
-    )
-
-
-def _stages(model: Layer) -> list[Stage]:
-    """Return the model as layers with activations, or an empty list if it has anything else."""
-    stages: list[Stage] = []
-    for part in _flat(model):
-        if type(part) not in _FUNCTIONS or not _untouched(part):
-            return []
-        if isinstance(part, Dense) and type(part.activation) in _ACTIVATIONS:
-            stages.append(Stage.of(part, part.activation))
-        elif isinstance(part, Activation) and _awaits(stages):
-            stages[-1] = Stage.of(stages[-1].layer, part)
-        else:
-            return []
-    return stages
-
-
-def _awaits(stages: Sequence[Stage]) -> bool:
-    """Return whether an activation may be added to the last layer."""
-    return bool(stages) and stages[-1].activation == loops.IDENTITY
-
-
-def _flat(model: Layer) -> Iterator[Layer]:
-    """Yield the layers in the order in which they apply."""
-    if type(model) is Sequential and _untouched(model):
-        for layer in model.layers:
-            yield from _flat(layer)
-    else:
-        yield model
-
-
 def _work(stages: Sequence[Stage], rows: int) -> int:
     """Return how many multiplications a step has, most of them in its three products a layer."""
     weights = sum(stage.weight.value.size for stage in stages)
     return (3 * rows + _WORK_OF_AN_UPDATE) * weights
-
-
-def _fits(batch: Batch, stages: Sequence[Stage], loss: Loss) -> bool:
-    """Return whether features and targets are arrays of NumPy's that go with layers and loss."""
-    x, y, weight = batch
-    if type(x) is not np.ndarray or type(y) is not np.ndarray or x.ndim != 2:
-        return False
-    if len(y) != len(x) or (weight is not None and weight.dtype != x.dtype):
-        return False
-    inputs = x.shape[1]
-    for layer, own_weight, bias, _ in stages:
-        outputs = layer.out_features
-        if not _is(own_weight, (inputs, outputs), x.dtype) or layer.in_features != inputs:
-            return False
-        if bias is not None and not _is(bias, (outputs,), x.dtype):
-            return False
-        inputs = outputs
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return y.ndim == 1 and y.dtype.kind in "iu"
-    return y.size == y.shape[0] * inputs
-
-
-def _is(parameter: Parameter, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Return whether a parameter's value has that shape and dtype."""
-    value = parameter.value
-    return value.shape == shape and value.dtype == dtype
 
 
 def _data(batch: Batch, loss: Loss, outputs: int) -> dict[str, Any]:
@@ -392,7 +278,7 @@ def _data(batch: Batch, loss: Loss, outputs: int) -> dict[str, Any]:
 
 def _rule(loss: Loss, optimizer: SGD | Adam) -> dict[str, Any]:
     """Return the entries of loss and update."""
-    found = {"loss": _LOSSES[type(loss)], "mean": loss.reduction == "mean"}
+    found = {"loss": LOSSES[type(loss)], "mean": loss.reduction == "mean"}
     if isinstance(optimizer, SGD):
         return found | {"beta_1": optimizer.momentum, "nesterov": optimizer.nesterov}
     names = ("beta_1", "beta_2", "epsilon")
