@@ -157,8 +157,9 @@ class Optimizer:
     def slots(self) -> Slots | None:
         """Return what belongs to each parameter, for who makes whole steps of training at once.
 
-        The gradients are the places that they would go to. None if a parameter has a gradient
-        already, or an array that it was given later. Follow it by `made`.
+        The gradients are the places that they would go to, and the decays are 1 where weight decay
+        applies, whatever it is. None if a parameter has a gradient already, or an array that it was
+        given later. Follow it by `made`.
         """
         pairs = zip(self.parameters, self._values, strict=True)
         if any(
