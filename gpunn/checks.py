@@ -1,0 +1,111 @@
+"""Checks of settings: one helper for each kind of value, so that all errors read alike.
+
+Each names who speaks (a class or function), the setting, what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any
+
+from gpunn.errors import SettingError
+
+
+def number(owner: str, name: str, value: Any, interval: str) -> float:
+    """Return a setting as a float, if it is a number in an interval.
+
+    Parameters
+    ----------
+    owner, name : str
+        Who speaks, and the setting: ``"SGD", "momentum"``.
+    value : number
+        An `int`, `float` or a number of NumPy's; neither a `bool` nor an array.
+    interval : str
+        As mathematics writes it: ``"[0, 1)"``, ``"(0, inf)"``. NaN is in none.
+
+    Raises
+    ------
+    SettingError
+        If it is no number, or outside of the interval.
+    """
+    return _checked(owner, name, value, interval, "")
+
+
+def optional_number(owner: str, name: str, value: Any, interval: str) -> float | None:
+    """Return a setting as a float, or None; see `number`."""
+    return None if value is None else _checked(owner, name, value, interval, "None or ")
+
+
+def whole_number(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """Return a setting as an int, if it is a whole number that is large enough.
+
+    Parameters
+    ----------
+    owner, name : str
+        Who speaks, and the setting: ``"TopK", "k"``.
+    value : int
+        Or an integer of NumPy's; neither a `bool` nor an array.
+    least : int, default 1
+        The smallest that is allowed.
+
+    Raises
+    ------
+    SettingError
+        If it is anything else.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    wanted = "above 0" if least == 1 else f"of at least {least}"
+    raise SettingError(f"{owner}: {name} must be a whole number {wanted}, got {value!r}")
+
+
+def one_of(owner: str, name: str, value: Any, choices: Collection[Any]) -> Any:
+    """Return a setting that must be one of a few.
+
+    Raises
+    ------
+    SettingError
+        If it is none of them; they are listed.
+    """
+    for choice in choices:
+        if value is choice or (isinstance(value, type(choice)) and value == choice):
+            return choice
+    listed = ", ".join(map(repr, choices))
+    raise SettingError(f"{owner}: {name} must be one of {listed}; got {value!r}")
+
+
+def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        converted = float(value)
+        if _contains(interval, converted):
+            return converted
+    wanted = otherwise + _in_words(interval)
+    raise SettingError(f"{owner}: {name} must be {wanted}, got {value!r}")
+
+
+@lru_cache(maxsize=64)
+def _bounds(interval: str) -> tuple[float, float, bool, bool]:
+    """Return both ends of an interval, and whether each belongs to it."""
+    lowest, highest = (float(end) for end in interval[1:-1].split(","))
+    return lowest, highest, interval[0] == "[", interval[-1] == "]"
+
+
+def _contains(interval: str, value: float) -> bool:
+    lowest, highest, closed_below, closed_above = _bounds(interval)
+    if math.isnan(value):
+        return False
+    above = value > lowest or (closed_below and value == lowest)
+    return above and (value < highest or (closed_above and value == highest))
+
+
+@lru_cache(maxsize=64)
+def _in_words(interval: str) -> str:
+    lowest, highest, closed_below, _ = _bounds(interval)
+    if math.isinf(highest) and not math.isinf(lowest):
+        return f"a number {'of at least' if closed_below else 'above'} {lowest:g}"
+    if math.isinf(highest):
+        return "a finite number"
+    return f"a number in {interval}"
