@@ -118,8 +118,12 @@ class TestActivations:
         wanted = ORACLES[name](x.astype("float64"))
         of_one, of_x = ULPS.get(name, (0.0, 0.0))
         allowed = 8 * np.abs(wanted) + of_one + of_x * np.abs(x)
+        # CuPy compiles for a GPU on which single-precision subnormals are zero: a factor e^x that
+        # is one of them vanishes, and with it a product of up to |x| times the smallest normal.
+        flushes = place.backend.package == "cupy" and dtype == "float32"
+        underflow = float(info.tiny) * (np.maximum(np.abs(x), 1.0) if flushes else 1.0)
         assert got.dtype == dtype
-        assert (np.abs(got - wanted) <= float(info.eps) * allowed + float(info.tiny)).all()
+        assert (np.abs(got - wanted) <= float(info.eps) * allowed + underflow).all()
 
     @pytest.mark.parametrize(
         ("dtype", "tolerance"), [("float32", 3e-7), ("float64", 5e-16)], ids=str
