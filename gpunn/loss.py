@@ -36,6 +36,17 @@ class Loss:
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let `cost` count only where it was written for the class's own `per_sample`.
+
+        A class that brings another formula, and inherits a cost, would be trained by the formula
+        of the class that the cost is from.
+        """
+        super().__init_subclass__(**settings)
+        formula, cost = (_owner(cls, name) for name in ("per_sample", "cost"))
+        if cls.__mro__.index(formula) < cls.__mro__.index(cost):
+            cls.cost = Loss.cost  # type: ignore[method-assign]
+
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         if reduction not in ("mean", "sum", "none"):
             raise SettingError(
@@ -54,7 +65,8 @@ class Loss:
     def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return J, the sum of scale * L, 0-d; and its gradient, of the shape of `prediction`.
 
-        For a subclass that has both at less than the price of `per_sample` and a sum.
+        For a subclass that has both at less than the price of `per_sample` and a sum. It counts
+        for the `per_sample` of its own class: a subclass that brings another one starts from here.
         """
         losses, grad = self.per_sample(prediction, target, scale)
         return kernels(losses).total(losses), grad
@@ -98,8 +110,12 @@ class Loss:
         if sample_weight is not None:
             self._check_weight(prediction, sample_weight)
         scale = self._scale(prediction, target, sample_weight)
-        compute = self.per_sample if self.reduction == "none" else self.cost
-        cost, grad = compute(prediction, target, scale)
+        if self.reduction == "none":
+            cost, grad = self.per_sample(prediction, target, scale)
+        elif "per_sample" in self.__dict__:  # a formula that this object alone was given
+            cost, grad = Loss.cost(self, prediction, target, scale)
+        else:
+            cost, grad = self.cost(prediction, target, scale)
         if tape is not None:
             tape.push(self, grad)
         return cost
@@ -215,6 +231,11 @@ class Loss:
         """Return the loss as it would be written."""
         shown = "" if self.reduction == "mean" else f"reduction={self.reduction!r}"
         return f"{type(self).__name__}({shown})"
+
+
+def _owner(kind: type, name: str) -> type:
+    """Return the class that an attribute of a class is from."""
+    return next(base for base in kind.__mro__ if name in vars(base))
 
 
 def _same_library(loss: Loss, prediction: Array, other: Array, name: str = "target") -> None:

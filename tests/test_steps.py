@@ -332,7 +332,45 @@ NOT_SERVED: dict[str, Callable[[gn.Trainer], None]] = {
         t, "optimizer", gn.SGD(list(t.model.parameters())[2:])
     ),
     "one layer twice": lambda t: setattr(t.model, "layers", [t.model.layers[0]] * 2),
+    "an activation's own function": lambda t: setattr(
+        t.model[0].activation, "function", lambda xp, x: 2.0 * xp.maximum(x, 0.0)
+    ),
+    "an activation's own gradient": lambda t: setattr(
+        t.model[0].activation, "gradient", lambda xp, grad, saved: 2.0 * grad
+    ),
+    "an activation of a subclass": lambda t: setattr(t.model[0], "activation", Doubled()),
+    "a loss's own formula": lambda t: setattr(
+        t.loss, "per_sample", lambda p, y, scale: (0.0 * p[:, 0] + 1.0, 0.0 * p + 0.1)
+    ),
+    "a loss's own scale": lambda t: setattr(t.loss, "_scale", lambda *_: 0.25),
+    "a loss of a subclass": lambda t: setattr(t, "loss", Flat()),
+    "a parameter of a subclass": lambda t: setattr(t.model[0], "weight", halved(t.model[0])),
 }
+
+
+class Doubled(gn.ReLU):
+    """Rises twice as steeply."""
+
+    def function(self, xp: Any, x: Any) -> Any:
+        return 2.0 * xp.maximum(x, 0.0)
+
+
+class Flat(gn.SoftmaxCrossEntropy):
+    """Has the same gradient everywhere."""
+
+    def per_sample(self, prediction: Any, target: Any, scale: Any) -> Any:
+        return 0.0 * prediction[:, 0] + 1.0, 0.0 * prediction + 0.1
+
+
+class Halved(gn.Parameter):
+    """Takes half of each gradient."""
+
+    def add_grad(self, grad: Any) -> None:
+        super().add_grad(0.5 * grad)
+
+
+def halved(layer: gn.Dense) -> gn.Parameter:
+    return Halved(layer.weight.value)
 
 
 def cut(layer: gn.Dense, outputs: int) -> None:
@@ -355,6 +393,8 @@ class TestWhatIsServed:
             if "outer" in name:
                 loader.stored.y[...] %= 2
             given = trainer.optimizer
+            if "parameter of a subclass" in name:
+                given = gn.SGD(trainer.model.parameters())
             clips: Any = {"clip_norm": given.clip_norm, "clip_value": given.clip_value}
             trainer.optimizer = gn.SGD(given.parameters, **clips)
             with way():
@@ -363,6 +403,32 @@ class TestWhatIsServed:
                 except (ValueError, TypeError) as error:
                     results.append(str(error))
         assert results[0] == results[1]
+        assert not calls
+
+    @pytest.mark.parametrize("kind", [gn.SGD, gn.Adam])
+    @pytest.mark.parametrize("method", ["_update", "step", "rates", "made"])
+    def test_an_optimizer_with_a_rule_of_its_own(
+        self, kind: type[gn.Optimizer], method: str, calls: list[int]
+    ) -> None:
+        """Replaced on the object, or written in a subclass."""
+        case = Case()
+
+        def update(optimizer: gn.Optimizer, slots: Any) -> None:
+            for value, grad in zip(slots.values, slots.grads, strict=True):
+                value[...] = value - 0.5 * grad
+
+        states = []
+        for as_subclass in (True, False):
+            trainer = case.trainer()
+            rule: Any = update if method == "_update" else getattr(kind, method)
+            own = type("Own", (kind,), {method: rule}) if as_subclass else kind
+            trainer.optimizer = own(trainer.model.parameters(), 0.01)
+            if not as_subclass:
+                setattr(trainer.optimizer, method, rule.__get__(trainer.optimizer))
+            trainer.fit(case.loader(), 2, progress=False)
+            states.append(state(trainer))
+        for a, b in zip(*states, strict=True):
+            assert_array_equal(a, b)
         assert not calls
 
     def test_methods_in_the_place_of_those_of_a_class(

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
+from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.generic import Formula, Kernels, in_one_block
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -430,9 +431,10 @@ def _served(*arrays: Array) -> bool:
 
 def _known(formula: Formula, *arrays: Array) -> tuple[str, float] | None:
     """Return the name and parameter of a formula that activation.cu has for these arrays."""
-    if type(formula) not in FORMULAS or not _served(*arrays):
+    kernel = kernel_of(formula)
+    if kernel not in FORMULAS or not _served(*arrays):
         return None
-    name, parameter = FORMULAS[type(formula)]
+    name, parameter = FORMULAS[kernel]
     return name, 0.0 if parameter is None else float(getattr(formula, parameter))
 
 

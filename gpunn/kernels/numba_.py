@@ -18,9 +18,9 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.kernels.compiled import loops
+from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.generic import Formula
 from gpunn.kernels.numpy_ import NumpyKernels
-from gpunn.layers.activation import ReLU, Sigmoid, Tanh
 
 with suppress(ImportError):  # a BLAS that must be here before anybody counts the threads of BLAS
     import scipy.linalg.cython_blas  # noqa: F401
@@ -33,8 +33,12 @@ _FEW_EXPONENTIALS = 200
 #: From so many entries on, one pass pays for the look at its arrays.
 _MANY = 4096
 
-#: The slopes that are computed from h, by number.
-_SLOPES: dict[type, int] = {ReLU: loops.RELU, Tanh: loops.TANH, Sigmoid: loops.SIGMOID}
+#: The slopes that are computed from h: their numbers, by the kernel that a formula names.
+_SLOPES: dict[str | None, int] = {
+    "relu": loops.RELU,
+    "tanh": loops.TANH,
+    "sigmoid": loops.SIGMOID,
+}
 
 
 class NumbaKernels(NumpyKernels):
@@ -53,7 +57,7 @@ class NumbaKernels(NumpyKernels):
         """Return h and what its gradient needs; with ReLU in the same pass as the bias."""
         if bias is None or not _alike(z, bias):
             return super().bias_activation(z, bias, formula)
-        relu = type(formula) is ReLU
+        relu = kernel_of(formula) == "relu"
         loops.add_bias(z, bias, relu)
         if relu:
             return z, z
@@ -62,7 +66,7 @@ class NumbaKernels(NumpyKernels):
 
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
         """Return dJ/dx of ReLU, tanh and the logistic function in one pass."""
-        slope = _SLOPES.get(type(formula))
+        slope = _SLOPES.get(kernel_of(formula))
         if slope is None or grad.size < _MANY or not _alike(grad, saved):
             return super().activation_backward(grad, saved, formula)
         result = np.empty_like(grad)
@@ -73,7 +77,7 @@ class NumbaKernels(NumpyKernels):
         self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient, its column sums, from the same pass."""
-        slope = _SLOPES.get(type(formula))
+        slope = _SLOPES.get(kernel_of(formula))
         if slope is None or not _alike(grad, saved):
             return super().bias_activation_backward(grad, saved, formula, into)
         sums = np.empty(grad.shape[1], grad.dtype) if into is None else into

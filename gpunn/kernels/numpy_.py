@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array, Namespace
+from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.generic import Formula, Kernels, in_one_block
-from gpunn.layers.activation import ReLU
 
 #: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
 _MOST_CONSTANTS = 64
@@ -69,7 +69,7 @@ class NumpyKernels(Kernels):
         """Return h and what its gradient needs, in the place of z where NumPy can."""
         if bias is not None:
             z += bias
-        if type(formula) is ReLU:
+        if kernel_of(formula) == "relu":
             self._relu(z)
             return z, z
         h = formula.function(self.xp, z)
@@ -77,7 +77,7 @@ class NumpyKernels(Kernels):
 
     def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
         """Return dJ/dx; for ReLU in the place of the mask."""
-        if type(formula) is not ReLU:
+        if kernel_of(formula) != "relu":
             return formula.gradient(self.xp, grad, saved)
         result: Array = (saved > _ZERO).astype(grad.dtype)
         result *= grad

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
+from gpunn.kernels.declared import Declaration, declare
 from gpunn.layer import Layer
 from gpunn.layers.special import erf
 from gpunn.tape import Tape
@@ -23,7 +24,8 @@ class Activation(Layer):
     """A function h = f(x) without parameters, as a layer; the base of all activations.
 
     A subclass gives `function` and `gradient`, and says in `saves_output` whether the gradient is
-    computed from h or from x.
+    computed from h or from x. Formulas of the library's own name the fused kernel that serves them
+    in `kernel`; the name counts for that class alone, and a subclass runs its formula as written.
 
     Notes
     -----
@@ -33,6 +35,13 @@ class Activation(Layer):
 
     has_parameters: ClassVar[bool] = False
     saves_output: bool = True
+    kernel: ClassVar[str | None] = None
+    _declared: ClassVar[Declaration]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Note which formula the kernel stands for, if the class names one."""
+        super().__init_subclass__(**settings)
+        cls._declared = declare(cls, ("function", "gradient"))
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return h = f(x), in a new array or `x` itself."""
@@ -58,6 +67,8 @@ class Activation(Layer):
 class Identity(Activation):
     """h = x; dh/dx = 1."""
 
+    kernel = "identity"
+
     def function(self, xp: Namespace, x: Array) -> Array:  # noqa: ARG002
         """Return x."""
         return x
@@ -73,6 +84,8 @@ class Sigmoid(Activation):
     Computed as :math:`e^{\min(x, 0)} / (1 + e^{-|x|})`, exact in both tails.
     """
 
+    kernel = "sigmoid"
+
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return the logistic function of x."""
         return sigmoid(xp, x)
@@ -85,6 +98,8 @@ class Sigmoid(Activation):
 class Tanh(Activation):
     """h = tanh x; dh/dx = 1 - h^2."""
 
+    kernel = "tanh"
+
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return tanh x."""
         return xp.tanh(x)
@@ -96,6 +111,8 @@ class Tanh(Activation):
 
 class ReLU(Activation):
     """h = max(x, 0); dh/dx = 1 where x > 0, else 0 (at zero, too)."""
+
+    kernel = "relu"
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, 0)."""
@@ -114,6 +131,8 @@ class LeakyReLU(Activation):
     negative_slope : float, default 0.01
         The slope s below zero, in [0, 1).
     """
+
+    kernel = "leaky_relu"
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         if not 0 <= negative_slope < 1:
@@ -150,6 +169,8 @@ class ELU(Activation):
     linear units", ICLR 2016.
     """
 
+    kernel = "elu"
+
     def __init__(self, alpha: float = 1.0) -> None:
         if not 0 < alpha < math.inf:
             raise SettingError(f"ELU: alpha must be above 0 and finite, got {alpha!r}")
@@ -177,6 +198,7 @@ class SiLU(Activation):
     Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units", Neural Networks 107, 2018.
     """
 
+    kernel = "silu"
     saves_output = False
 
     def function(self, xp: Namespace, x: Array) -> Array:
@@ -209,6 +231,7 @@ class GELU(Activation):
     Hendrycks and Gimpel, "Gaussian error linear units", arXiv:1606.08415, 2016.
     """
 
+    kernel = "gelu"
     saves_output = False
     _C = math.sqrt(2.0 / math.pi)
     _B = 0.044715
@@ -243,6 +266,8 @@ class GELU(Activation):
 
 class Softplus(Activation):
     """h = log(1 + e^x); dh/dx is the logistic function of x, which is 1 - e^-h."""
+
+    kernel = "softplus"
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, 0) + log(1 + e^-|x|)."""

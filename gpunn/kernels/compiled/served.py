@@ -10,6 +10,7 @@ import numpy as np
 from gpunn.adam import Adam
 from gpunn.data import Batch
 from gpunn.kernels.compiled import loops, steps
+from gpunn.kernels.declared import functions_of, is_unchanged
 from gpunn.layer import Layer
 from gpunn.layers.activation import Activation, Identity, ReLU, Sigmoid, Tanh
 from gpunn.layers.compose import Sequential
@@ -37,11 +38,10 @@ LOSSES: dict[type[Loss], int] = {
     MeanSquaredError: steps.SQUARED,
 }
 
-#: What training would call, and what it is in the classes that are served.
-_METHODS = frozenset({"forward", "backward", "cost", "per_sample", "match", "step"})
-_FUNCTIONS: dict[type, list[tuple[str, Any]]] = {
-    kind: [(name, getattr(kind, name)) for name in _METHODS if hasattr(kind, name)]
-    for kind in (Dense, Sequential, SGD, Adam, *_ACTIVATIONS, *LOSSES)
+#: All that the classes that are served run, as it was when they were made.
+_FUNCTIONS: dict[type, dict[str, Any]] = {
+    kind: functions_of(kind)
+    for kind in (Dense, Sequential, SGD, Adam, Parameter, *_ACTIVATIONS, *LOSSES)
 }
 
 
@@ -82,20 +82,21 @@ def knows_optimizer(optimizer: Optimizer, slots: Slots) -> bool:
 
 
 def _untouched(part: object) -> bool:
-    """Return whether its methods are those we know: nobody has put others in their place."""
-    known = _FUNCTIONS[type(part)]
-    return _METHODS.isdisjoint(vars(part)) and all(
-        getattr(type(part), name) is function for name, function in known
-    )
+    """Return whether it is of a class that we know, and runs what that class was made with."""
+    known = _FUNCTIONS.get(type(part))
+    return known is not None and is_unchanged(part, known)
 
 
 def stages_of(model: Layer) -> list[Stage]:
     """Return the model as layers with activations, or an empty list if it has anything else."""
     stages: list[Stage] = []
     for part in _flat(model):
-        if type(part) not in _FUNCTIONS or not _untouched(part):
+        if not _untouched(part):
             return []
-        if isinstance(part, Dense) and type(part.activation) in _ACTIVATIONS:
+        if isinstance(part, Dense):
+            parameters = (part.weight,) if part.bias is None else (part.weight, part.bias)
+            if not all(map(_untouched, (part.activation, *parameters))):
+                return []
             stages.append(Stage.of(part, part.activation))
         elif isinstance(part, Activation) and _awaits(stages):
             stages[-1] = Stage.of(stages[-1].layer, part)
