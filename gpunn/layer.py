@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
@@ -29,6 +29,10 @@ class Layer:
     - with a tape, `forward` pushes once what `backward` pops;
     - a layer never writes to an array that it was given;
     - the first axis is the batch, of any length.
+
+    Where only a part of a model is trained, a layer may ask the tape what is wanted, and save
+    work: ``tape.wants(self.factor)`` before it computes the gradient of a parameter, and
+    `Tape.wants_grad` before that of its input. Training is right without asking, too.
 
     Examples
     --------
@@ -115,6 +119,10 @@ class Layer:
     def buffers(self) -> list[Buffer]:
         """Return the arrays that are saved and not trained, each once."""
         return list(self.named_buffers().values())
+
+    def holds_any(self, parameters: Collection[Parameter]) -> bool:
+        """Return whether any of these parameters is the layer's."""
+        return any(parameter in parameters for parameter in self.parameters())
 
     @property
     def backend(self) -> Backend | None:

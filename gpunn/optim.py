@@ -65,6 +65,9 @@ class Optimizer:
         How many arrays of the shape of each parameter are kept from one update to the next.
     """
 
+    #: What part of a model it trains; `gpunn.freezing` keeps it here from step to step.
+    part: Any = None
+
     _blocks: Slots
     _states: list[list[Array]]
 
@@ -293,7 +296,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is kept in a pickle, where arrays are no longer views of others."""
-        views = ("_blocks", "_decaying", "_values", "_rooms")
+        views = ("_blocks", "_decaying", "_values", "_rooms", "part")
         return {k: v for k, v in vars(self).items() if k not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

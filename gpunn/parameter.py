@@ -50,7 +50,7 @@ class Parameter(Held):
     ----------
     grad : array or None
         dJ/d value, of the shape of `value`, summed over all backward passes since the optimizer's
-        last step; None before the first.
+        last step; None before the first. `train_step` adds to those that its optimizer holds only.
     """
 
     __slots__ = ("_room", "_room_is_for", "decay", "grad")
@@ -88,6 +88,16 @@ class Parameter(Held):
         else:
             with scope_of(grad):  # backward is called by hand, too
                 self.grad += grad
+
+    def set_aside(self) -> Any:
+        """Take the gradient and its room away; return both, for `put_back`."""
+        kept = self.grad, self._room_is_for
+        self.grad = self._room_is_for = None
+        return kept
+
+    def put_back(self, kept: Any) -> None:
+        """Take back what `set_aside` has returned, in place of any gradient that came since."""
+        self.grad, self._room_is_for = kept
 
     def move(self, backend: Backend, dtype: Any = None) -> None:
         """Bring the value and the gradient to `backend`."""

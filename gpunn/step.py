@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpunn._typing import RNG, Array
 from gpunn.backend import scope_of
+from gpunn.freezing import part_of
 from gpunn.layer import Layer
 from gpunn.loss import Loss
 from gpunn.memory import explain, is_out_of_memory
@@ -33,7 +34,8 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     loss : Loss
         J.
     optimizer : Optimizer
-        Built on the model's parameters.
+        Built on the model's parameters, or on some of them: the others stay as they are, their
+        gradients, too.
     x, y : array
         The batch, on the model's device.
     sample_weight : array, optional
@@ -52,6 +54,11 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     ------
     DeviceMemoryError
         If the device has too little memory; the weights are then as they were before.
+
+    Notes
+    -----
+    After an error or an interrupt the optimizer's parameters have no gradients: half of one may
+    have been there.
     """
     with scope_of(x):
         return learn(model, loss, optimizer, x, y, sample_weight, rng)
@@ -67,18 +74,25 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     rng: RNG,
 ) -> tuple[Array, Array]:
     """Do what `train_step` does, where the device of `x` is the current one already."""
+    part = optimizer.part
+    if part is None or part.model() is not model:
+        part = part_of(model, optimizer)
     try:
-        tape = Tape(rng=rng, input_grad=False)
+        tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
         prediction = model.forward(x, tape)
         cost = loss.forward(prediction, y, tape, sample_weight)
-        model.backward(loss.backward(tape), tape)
+        if part.frozen:
+            with part.aside():
+                model.backward(loss.backward(tape), tape)
+        else:
+            model.backward(loss.backward(tape), tape)
         optimizer.step()
-    except Exception as error:
-        if not is_out_of_memory(error):
+    except BaseException as error:
+        optimizer.clear()
+        if not (isinstance(error, Exception) and is_out_of_memory(error)):
             raise
         failure = error.with_traceback(None)  # the traceback holds the step's arrays
     else:
         return cost, prediction
     tape, prediction, cost = Tape(), None, None
-    optimizer.clear()
     raise explain(failure, model, x) from failure

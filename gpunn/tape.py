@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from gpunn._typing import RNG
-from gpunn.errors import TapeError
+from gpunn.errors import SettingError, TapeError
 from gpunn.init import as_generator
+from gpunn.parameter import Parameter
 
 
 class Tape:
@@ -26,13 +28,32 @@ class Tape:
     input_grad : bool, default True
         Whether the gradient with respect to the network's input is wanted. Training does not
         want it, which saves the first layer a product.
+    parameters : iterable of Parameter, optional
+        Those whose gradients are wanted, such as ``optimizer.parameters``; all by default. Layers
+        ask `wants` and leave the other gradients out. A frozen lower half of a network then costs
+        nothing, provided that `input_grad` is False.
+
+    Attributes
+    ----------
+    parameters : frozenset of Parameter or None
+        None is all of them.
     """
 
-    __slots__ = ("_entries", "_rng", "input_grad", "training")
+    __slots__ = ("_entries", "_rng", "input_grad", "parameters", "training")
 
-    def __init__(self, *, training: bool = True, rng: RNG = None, input_grad: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        training: bool = True,
+        rng: RNG = None,
+        input_grad: bool = True,
+        parameters: Iterable[Parameter] | None = None,
+    ) -> None:
+        if parameters is not None and not isinstance(parameters, frozenset):
+            parameters = _as_set(parameters)
         self.training = training
         self.input_grad = input_grad
+        self.parameters = parameters
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []
 
@@ -68,12 +89,30 @@ class Tape:
         """Whether anything below the entry just popped needs its output's gradient.
 
         A layer whose input gradient costs much asks this first and returns None in its place,
-        if not: below it are no parameters, and the input's own gradient was not asked for.
+        if not: below it are no parameters whose gradients are wanted, and the input's own gradient
+        was not asked for.
         """
         if self.input_grad or not self._entries:
             return self.input_grad
+        if self.parameters is not None:
+            return self._wants_below(self.parameters)
         for owner, _ in self._entries:  # noqa: SIM110 (a generator costs more)
             if owner.has_parameters:
+                return True
+        return False
+
+    def wants(self, parameter: Parameter) -> bool:
+        """Return whether the gradient of a parameter is wanted.
+
+        A layer that asks before it computes one saves its cost. One that does not ask may add a
+        gradient all the same: `train_step` does away with it.
+        """
+        return self.parameters is None or parameter in self.parameters
+
+    def _wants_below(self, wanted: frozenset[Parameter]) -> bool:
+        """Return whether any layer that is still to come holds one of these."""
+        for owner, _ in reversed(self._entries):
+            if owner.has_parameters and owner.holds_any(wanted):
                 return True
         return False
 
@@ -93,3 +132,18 @@ class Tape:
     def __repr__(self) -> str:
         """Return the owners of the entries, the first to push first."""
         return f"Tape({', '.join(repr(owner) for owner, _ in self._entries)})"
+
+
+def _as_set(parameters: Iterable[Parameter]) -> frozenset[Parameter]:
+    if hasattr(parameters, "parameters"):
+        raise SettingError(
+            f"Tape: got {parameters!r} as parameters; pass its parameters, model.parameters()"
+        )
+    wanted = frozenset(parameters)
+    for parameter in wanted:
+        if not isinstance(parameter, Parameter):
+            raise SettingError(
+                f"Tape: expected parameters such as model.parameters(), "
+                f"got {type(parameter).__name__}"
+            )
+    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NoReturn
 
 from gpunn._typing import RNG, Array
@@ -122,18 +123,27 @@ class Dense(Layer):
         return h
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
-        """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's."""
+        """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's.
+
+        Each of the three is left out where the tape does not want it.
+        """
         x, saved = tape.pop(self)
-        k = kernels(grad)
-        if self.bias is None:
+        k, wanted = kernels(grad), tape.parameters
+        bias = self.bias if wanted is None or self.bias in wanted else None
+        if bias is None:
             grad = k.activation_backward(grad, saved, self.activation)
         else:
             grad, grad_bias = k.bias_activation_backward(
-                grad, saved, self.activation, into=self.bias.room
+                grad, saved, self.activation, into=bias.room
             )
-            self.bias.add_grad(grad_bias)
-        self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
+            bias.add_grad(grad_bias)
+        if wanted is None or self.weight in wanted:
+            self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
         return k.product(grad, self.weight.value.T) if tape.wants_grad else None
+
+    def holds_any(self, parameters: Collection[Parameter]) -> bool:
+        """Return whether any of these parameters is the layer's."""
+        return self.weight in parameters or self.bias in parameters
 
     def _refuse(self, x: Array) -> NoReturn:
         """Raise the error that says what is wrong with `x`."""
