@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpunn.errors import SettingError
+
 
 class History:
     """One number an epoch for each quantity that was followed, and why training ended.
@@ -17,18 +19,23 @@ class History:
     Parameters
     ----------
     monitor : str, optional
-        The column that tells the best epoch, the lower the better.
+        The column that tells the best epoch.
+    higher_is_better : bool, default False
+        Whether its highest value is the best one, or its lowest.
 
     Attributes
     ----------
     columns : dict of str to list of float
         All of them.
+    higher_is_better : bool
+        As given.
     stopped : str
         Why training ended.
     """
 
-    def __init__(self, monitor: str | None = None) -> None:
+    def __init__(self, monitor: str | None = None, *, higher_is_better: bool = False) -> None:
         self._monitor = monitor
+        self.higher_is_better = higher_is_better
         self.columns: dict[str, list[float]] = {}
         self.stopped = ""
 
@@ -36,8 +43,19 @@ class History:
         """Add an epoch's numbers; a callback may add columns of its own.
 
         A record with a "loss" begins an epoch; epochs that a column was left out of are NaN in it.
+
+        Raises
+        ------
+        SettingError
+            If a column has a number for the epoch already.
         """
         earlier = len(self) - (0 if "loss" in record else 1)
+        for name in record:
+            if len(self.columns.get(name, ())) > max(earlier, 0):
+                raise SettingError(
+                    f"History.append: {name!r} has a number for epoch {earlier + 1} already; "
+                    "give the new column a name of its own"
+                )
         for name, value in record.items():
             column = self.columns.setdefault(name, [])
             column.extend([math.nan] * (earlier - len(column)))
@@ -80,9 +98,21 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, counted from 1, of the lowest monitored value; 0 before the first."""
-        values = [v if math.isfinite(v) else math.inf for v in self.columns.get(self.monitored, [])]
-        return 1 + values.index(min(values)) if values else 0
+        """The epoch, counted from 1, of the best monitored value; 0 if none was finite so far."""
+        values = [v if math.isfinite(v) else math.inf for v in self.to_minimize]
+        best = min(values, default=math.inf)
+        return 1 + values.index(best) if math.isfinite(best) else 0
+
+    @property
+    def to_minimize(self) -> list[float]:
+        """The monitored column, an entry an epoch; its negative where higher is better.
+
+        NaN where there is no entry.
+        """
+        if self.monitored not in self.columns:
+            return [math.nan] * len(self)
+        values = self._filled(self.monitored)
+        return [-value for value in values] if self.higher_is_better else values
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and strings, ready for JSON or a data frame."""

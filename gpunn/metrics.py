@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn._typing import Array
+from gpunn.checks import number, whole_number
 from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels import kernels
 
@@ -17,7 +18,20 @@ class Metric:
     A subclass defines `measure`, which returns the statistics of one batch, still on the device,
     and `combine`, which makes one number of those of all batches, on the host. Sample weights
     are not applied to metrics.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> class Bias(gn.Metric):
+    ...     higher_is_better = False
+    ...
+    ...     def measure(self, prediction, target):
+    ...         return (abs((prediction - target).mean()),)
     """
+
+    #: Whether a higher value is a better one; early stopping goes by it. None does not say, and
+    #: such a metric can be recorded but not monitored.
+    higher_is_better: ClassVar[bool | None] = None
 
     @property
     def name(self) -> str:
@@ -45,6 +59,8 @@ class Accuracy(Metric):
     Targets are labels (N,) or one-hot or soft rows (N, K), whose largest entry is the true class.
     """
 
+    higher_is_better: ClassVar[bool | None] = True
+
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the share in this batch."""
         if prediction.shape[1] == 1:
@@ -66,10 +82,10 @@ class TopK(Metric):
         At least 1. Among equal outputs, the true class counts as the largest.
     """
 
+    higher_is_better: ClassVar[bool | None] = True
+
     def __init__(self, k: int = 5) -> None:
-        if not hasattr(k, "__index__") or k < 1:
-            raise SettingError(f"TopK: k must be a whole number above 0, got {k!r}")
-        self.k = int(k)
+        self.k = whole_number("TopK", "k", k)
 
     @property
     def name(self) -> str:
@@ -105,8 +121,10 @@ class BinaryAccuracy(Metric):
         that is given the name ``"binary_accuracy"`` takes the one that suits its loss.
     """
 
+    higher_is_better: ClassVar[bool | None] = True
+
     def __init__(self, threshold: float = 0.0) -> None:
-        self.threshold = float(threshold)
+        self.threshold = number("BinaryAccuracy", "threshold", threshold, "(-inf, inf)")
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
         """Return the share in this batch."""
@@ -121,6 +139,8 @@ class BinaryAccuracy(Metric):
 
 class MAE(Metric):
     """The mean absolute error, over samples and outputs."""
+
+    higher_is_better: ClassVar[bool | None] = False
 
     @property
     def name(self) -> str:
@@ -140,6 +160,8 @@ class R2(Metric):
     Of several outputs, the mean of each one's R^2, as in scikit-learn. An output whose targets are
     all alike gives 1 if the prediction is exact, else 0.
     """
+
+    higher_is_better: ClassVar[bool | None] = True
 
     @property
     def name(self) -> str:
@@ -195,7 +217,10 @@ def get_metric(metric: str | Metric) -> Metric:
     """Return the metric of that name, or the given one itself."""
     if isinstance(metric, Metric):
         return metric
-    if metric not in METRICS:
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        name = metric.__name__
+        raise SettingError(f"{name} is a class, and a metric is an object of it; write {name}()")
+    if not isinstance(metric, str) or metric not in METRICS:
         raise SettingError(
             f"unknown metric {metric!r}; known are {', '.join(METRICS)}, "
             "and any object of the class Metric"

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import TypeAlias
 
 from gpunn.errors import SettingError
+from gpunn.patience import Patience
 
 #: A function from the number of updates made so far to the learning rate of the next one.
 Schedule: TypeAlias = Callable[[int], float]
@@ -160,8 +161,9 @@ class WarmUp:
 class ReduceOnPlateau(Constant):
     """Multiply the learning rate by `factor` when the loss has stopped falling.
 
-    The trainer reports, once an epoch, the validation loss if there is one, else the training
-    loss; by hand, call `observe`.
+    The trainer reports, once an epoch, what it monitors: the validation loss if there is one, else
+    the training loss, or what early stopping monitors; a metric where higher is better counts by
+    its negative. By hand, call `observe`.
 
     Parameters
     ----------
@@ -199,22 +201,21 @@ class ReduceOnPlateau(Constant):
             )
         self.tolerance = float(tolerance)
         self.minimum = float(minimum)
-        self._best = math.inf
-        self._waited = 0
+        self._so_far = Patience()
 
     def observe(self, loss: float) -> None:
-        """Take an epoch's loss into account."""
-        if loss < self._best - self.tolerance:
-            self._best, self._waited = loss, 0
-            return
-        self._waited += 1
-        if self._waited >= self.patience:
+        """Take an epoch's loss into account, or anything else that should fall."""
+        self._so_far.observe(loss, self.tolerance)
+        if self._so_far.waited >= self.patience:
             self.learning_rate = max(self.learning_rate * self.factor, self.minimum)
-            self._waited = 0
+            self._so_far.waited = 0
 
 
 def observe(schedule: Schedule, loss: float) -> None:
-    """Tell a schedule an epoch's loss, if it wants to know."""
+    """Tell a schedule an epoch's loss, if it wants to know.
+
+    Of a number that is better the higher, give the negative.
+    """
     listen = getattr(schedule, "observe", None)
     if listen is not None:
         listen(loss)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpunn.backend import copy_of, scope_of
+from gpunn.checks import number, one_of, whole_number
 from gpunn.errors import SettingError
 from gpunn.history import History
 from gpunn.layer import Layer
+from gpunn.patience import Patience
 
 
 @dataclass(frozen=True)
@@ -16,52 +19,115 @@ class EarlyStopping:
     """Stop when the loss no longer falls: "repeat until convergence", made precise.
 
     Training stops after `patience` epochs in a row none of which brought the monitored loss more
-    than `tolerance` below its best.
+    than `tolerance` below its best; or the monitored metric above it, where higher is better.
+    A value that is not finite is never an improvement.
 
     Parameters
     ----------
     patience : int, default 10
         At least 1.
     tolerance : float, default 1e-4
-        At least 0, in units of the loss.
+        At least 0, in units of what is monitored.
     monitor : str, optional
-        A column of the history that falls as training goes well. By default the validation loss
+        A column of the history, such as ``"validation_accuracy"``. By default the validation loss
         if there is one, else the training loss with the penalty of weight decay.
     restore_best : bool, default True
         Whether to end with the weights of the best epoch rather than of the last.
+    higher_is_better : bool, optional
+        Which way the monitored column is better. Losses and metrics say it themselves (see
+        `Metric.higher_is_better`); it is needed for a column that a callback appends.
     """
 
     patience: int = 10
     tolerance: float = 1e-4
     monitor: str | None = None
     restore_best: bool = True
+    higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not hasattr(self.patience, "__index__") or self.patience < 1:
+        whole_number("EarlyStopping", "patience", self.patience)
+        number("EarlyStopping", "tolerance", self.tolerance, "[0, inf)")
+        if self.monitor is not None and not isinstance(self.monitor, str):
             raise SettingError(
-                f"EarlyStopping: patience must be a whole number above 0, got {self.patience!r}"
+                "EarlyStopping: monitor must be None or the name of a column, such as "
+                f"'validation_loss'; got {self.monitor!r}"
             )
-        if not 0 <= self.tolerance < math.inf:
+        one_of("EarlyStopping", "restore_best", self.restore_best, (True, False))
+        one_of("EarlyStopping", "higher_is_better", self.higher_is_better, (None, True, False))
+
+    def direction(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> bool:
+        """Return whether the column `name` is better the higher.
+
+        Parameters
+        ----------
+        name : str
+            What is monitored.
+        columns : mapping of str to bool or None
+            The columns that there will be, and whether each is better the higher; None where that
+            is not known.
+        appended : bool
+            Whether there are callbacks, which may append more.
+
+        Raises
+        ------
+        SettingError
+            If there is no such column, or nobody says which way it is better.
+        """
+        stated = self.higher_is_better
+        if name not in columns:
+            if stated is None or not appended:
+                raise SettingError(self._unknown(name, columns, appended=appended))
+            return stated
+        known = columns[name]
+        if stated is None and known is None:
             raise SettingError(
-                f"EarlyStopping: tolerance must be at least 0, got {self.tolerance!r}"
+                f"EarlyStopping: it is not known whether {name!r} is better the higher; say "
+                "higher_is_better = True (or False) in the metric's class, or "
+                f"EarlyStopping(monitor={name!r}, higher_is_better=True)"
             )
+        if known is not None and stated not in (None, known):
+            better = "the higher" if known else "the lower"
+            raise SettingError(
+                f"EarlyStopping: {name} is better {better}, and higher_is_better={stated} says "
+                "otherwise; leave it out"
+            )
+        return bool(stated if known is None else known)
+
+    def _unknown(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> str:
+        if name.startswith("validation_") and "validation_loss" not in columns:
+            advice = "; pass fit(..., validation=(x, y))"
+        elif appended:
+            advice = (
+                "; if a callback appends it, say which way it is better: "
+                f"EarlyStopping(monitor={name!r}, higher_is_better=True)"
+            )
+        else:
+            advice = (
+                "; a metric is followed once it is among Trainer(..., metrics=[...]), or a "
+                "callback may append it and EarlyStopping(..., higher_is_better=True) say which "
+                "way it is better"
+            )
+        return _absent(name, columns) + advice
 
     def reason(self, history: History) -> str | None:
-        """Return why to stop now, or None to go on."""
+        """Return why to stop after the history's last epoch, or None to go on."""
         name = history.monitored
         if name not in history:
-            raise SettingError(
-                f"EarlyStopping: there is no {name!r} to monitor; "
-                f"there are {', '.join(history.columns)}"
-            )
-        best, waited = math.inf, 0
-        for value in history[name]:
-            improved = value < best - self.tolerance
-            best, waited = (value, 0) if improved else (best, waited + 1)
-        if waited < self.patience:
+            raise SettingError(_absent(name, history.columns))
+        patience = Patience()
+        for value in history.to_minimize:
+            patience.observe(value, self.tolerance)
+        if patience.waited < self.patience:
             return None
-        return f"{name} has not fallen by more than {self.tolerance:g} in {waited} epochs"
+        if math.isinf(patience.best):
+            return f"{name} was not finite in {patience.waited} epochs"
+        verb = "risen" if history.higher_is_better else "fallen"
+        return f"{name} has not {verb} by more than {self.tolerance:g} in {patience.waited} epochs"
+
+
+def _absent(name: str, columns: Mapping[str, object]) -> str:
+    return f"EarlyStopping: there is no {name!r} to monitor; there are {', '.join(columns)}"
 
 
 class BestWeights:
@@ -71,6 +137,13 @@ class BestWeights:
     ----------
     model : Layer
         Whose arrays are copied, once now and again whenever a loss is the lowest.
+
+    Attributes
+    ----------
+    loss : float
+        The lowest so far.
+    epoch : int
+        Of which epoch; 0 before the first.
     """
 
     def __init__(self, model: Layer) -> None:
@@ -80,8 +153,11 @@ class BestWeights:
         self._copies = [copy_of(item.value) for item in self._held]
 
     def offer(self, epoch: int, loss: float) -> None:
-        """Copy the weights if `loss` is the lowest so far."""
-        if not loss < self.loss:
+        """Copy the weights if `loss` is the lowest so far, and finite.
+
+        Of a number that is better the higher, give the negative.
+        """
+        if not (math.isfinite(loss) and loss < self.loss):
             return
         self.epoch, self.loss = epoch, loss
         for item, copy in zip(self._held, self._copies, strict=True):

@@ -148,7 +148,8 @@ class Trainer:
             validation = self._as_loader(validation)
             self.check(validation)
         callbacks = tuple(callbacks)
-        history = History(early_stopping.monitor if early_stopping is not None else None)
+        columns = self._columns(validated=validation is not None)
+        history = _history(early_stopping, columns, appended=bool(callbacks))
         best = BestWeights(self.model)
         self.optimizer.clear()
         course = Course(loader, self._rng)
@@ -159,15 +160,17 @@ class Trainer:
                     self._epoch(course, validation, history, bar)
                 self._check_finite(history, best)
                 history.stopped = self._reason(history, early_stopping, callbacks)
-                best.offer(len(history), history[history.monitored][-1])
-                observe(self.optimizer.schedule, history[history.monitored][-1])
+                latest = history.to_minimize[-1]
+                best.offer(len(history), latest)
+                observe(self.optimizer.schedule, latest)
             history.stopped = history.stopped or f"all {epochs} epochs run"
         except KeyboardInterrupt:
             history.stopped = f"interrupted in epoch {len(history) + 1}"
             self.optimizer.clear()
         finally:
             bar.close()
-        if early_stopping is not None and early_stopping.restore_best:
+        wanted = early_stopping is not None and early_stopping.restore_best
+        if wanted and (best.epoch or not len(history)):  # if nothing was finite, no epoch was best
             best.restore()
         return history
 
@@ -218,8 +221,8 @@ class Trainer:
         course.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
         record = readings.read()
         penalty = self.optimizer.penalty()
-        if penalty is not None:
-            record["cost"] = record["loss"] + float(penalty)
+        if penalty is not None or "cost" in history:
+            record["cost"] = record["loss"] + (0.0 if penalty is None else float(penalty))
         elapsed = time.perf_counter() - start
         if validation is not None:
             numbers = self._evaluate(validation)
@@ -229,6 +232,17 @@ class Trainer:
         history.append(record)
         if not bar.disable:
             bar.set_postfix(loss=f"{record['loss']:.4g}")
+
+    def _columns(self, *, validated: bool) -> dict[str, bool | None]:
+        """Return the columns that a history will have, and whether each is better the higher."""
+        columns: dict[str, bool | None] = {"loss": False}
+        columns |= {metric.name: metric.higher_is_better for metric in self.metrics}
+        measured = dict(columns)
+        if self.optimizer.penalty() is not None:
+            columns["cost"] = False
+        if validated:
+            columns |= {f"validation_{name}": higher for name, higher in measured.items()}
+        return columns | dict.fromkeys(("learning_rate", "elapsed_s", "samples_per_s"))
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
@@ -319,6 +333,19 @@ class Trainer:
     def __repr__(self) -> str:
         """Return the parts."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
+
+
+def _history(
+    early_stopping: EarlyStopping | None, columns: dict[str, bool | None], *, appended: bool
+) -> History:
+    """Return an empty history that follows what early stopping says, or by default a loss."""
+    losses = ("validation_loss", "cost", "loss")
+    usual = next(name for name in losses if name in columns)
+    if early_stopping is None:
+        return History(usual)
+    name = usual if early_stopping.monitor is None else early_stopping.monitor
+    higher = early_stopping.direction(name, columns, appended=appended)
+    return History(name, higher_is_better=higher)
 
 
 def _check_head(model: Layer, loss: Loss) -> None:

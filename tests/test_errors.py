@@ -238,7 +238,17 @@ SETTINGS = [
     (gn.ReduceOnPlateau, {"tolerance": -1}, "ReduceOnPlateau: tolerance must be at least 0"),
     (gn.ReduceOnPlateau, {"minimum": 1}, "ReduceOnPlateau: minimum must be in [0, 0.1], got 1"),
     (gn.EarlyStopping, {"patience": 0}, "EarlyStopping: patience must be a whole number above 0"),
-    (gn.EarlyStopping, {"tolerance": -1.0}, "EarlyStopping: tolerance must be at least 0"),
+    (gn.EarlyStopping, {"patience": True}, "patience must be a whole number above 0, got True"),
+    (gn.EarlyStopping, {"patience": 2.5}, "patience must be a whole number above 0, got 2.5"),
+    (gn.EarlyStopping, {"tolerance": "0.1"}, "a number of at least 0, got '0.1'"),
+    (gn.EarlyStopping, {"monitor": gn.Accuracy()}, "monitor must be None or the name of a column"),
+    (gn.EarlyStopping, {"restore_best": "no"}, "restore_best must be one of True, False; got 'no'"),
+    (gn.EarlyStopping, {"higher_is_better": "max"}, "one of None, True, False; got 'max'"),
+    (gn.TopK, {"k": True}, "TopK: k must be a whole number above 0, got True"),
+    (gn.TopK, {"k": 0}, "TopK: k must be a whole number above 0, got 0"),
+    (gn.BinaryAccuracy, {"threshold": "0"}, "threshold must be a finite number, got '0'"),
+    (gn.BinaryAccuracy, {"threshold": float("nan")}, "threshold must be a finite number, got nan"),
+    (gn.EarlyStopping, {"tolerance": -1.0}, "tolerance must be a number of at least 0, got -1.0"),
 ]
 
 
