@@ -11,7 +11,6 @@ from gpunn.layer import Layer, children
 from gpunn.layers.compose import Residual, Sequential
 from gpunn.layers.dense import Dense
 from gpunn.optim import Optimizer
-from gpunn.parameter import Parameter
 
 #: Layers of layers that stop where a layer returns None for a gradient that nobody needs.
 _STOP_AT_NONE = (Sequential, Residual, Dense)
@@ -77,11 +76,3 @@ def _layers(value: Any, seen: set[int] | None = None) -> Iterator[Layer]:
     for _, item in children(value):
         if isinstance(item, (Layer, list, tuple, dict)) and id(item) not in seen:
             yield from _layers(item, seen)
-
-
-def names_of(model: Layer, parameters: list[Parameter]) -> str:
-    """Return the dotted names of some of the model's parameters, at most three of them."""
-    known = {id(parameter): name for name, parameter in model.named_parameters().items()}
-    names = [known[id(parameter)] for parameter in parameters]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -9,6 +9,7 @@ from typing import Any
 from gpunn._typing import Array
 from gpunn.backend import to_numpy
 from gpunn.data import Loader
+from gpunn.errors import DataError
 from gpunn.kernels import kernels
 from gpunn.kernels.generic import Stretch
 from gpunn.loss import Loss
@@ -126,12 +127,23 @@ class Readings:
                 column.append(value)
 
     def read(self) -> dict[str, float]:
-        """Return the epoch's loss and metrics, as numbers."""
+        """Return the epoch's loss and metrics, as numbers.
+
+        Raises
+        ------
+        DataError
+            If the loss is a mean of samples whose weights are all zero.
+        """
         costs, weights = self._costs.read(), self._weights.read() or self.counts
         if self.loss.reduction == "sum":
             loss = math.fsum(costs)
         else:
             total = math.fsum(weights)
+            if total == 0 and self.counts:
+                raise DataError(
+                    f"{self.loss!r}: the weights of all samples of an epoch add up to 0, so they "
+                    "have no mean loss; look at sample_weight and class_weight"
+                )
             loss = _weighted_sum(costs, weights) / (total or 1.0)
         numbers = {"loss": loss}
         for metric, columns in self._statistics:

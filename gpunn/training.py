@@ -8,10 +8,21 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import scope_of
+from gpunn.arguments import (
+    as_callbacks,
+    as_metrics,
+    check_data,
+    check_early_stopping,
+    check_parts,
+    kind_of,
+    names_among,
+)
+from gpunn.backend import scope_of, to_numpy
+from gpunn.checks import one_of, whole_number
 from gpunn.data import Loader
 from gpunn.epoch import Course
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
+from gpunn.freezing import part_of
 from gpunn.history import History
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
@@ -21,7 +32,7 @@ from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy
-from gpunn.metrics import BinaryAccuracy, Metric, get_metric
+from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
@@ -44,7 +55,9 @@ class Trainer:
     loss : Loss
         With reduction "mean" or "sum".
     optimizer : Optimizer
-        Built on ``model.parameters()``, after ``model.to(...)``.
+        Built on ``model.parameters()``, after ``model.to(...)``; or on some of them, and the others
+        stay as they are. A layer that the model gets later on is refused where the optimizer does
+        not hold its parameters.
     metrics : sequence of str or Metric, optional
         Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
         ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
@@ -67,21 +80,11 @@ class Trainer:
         metrics: Sequence[str | Metric] = (),
         rng: RNG = None,
     ) -> None:
-        for name, part, kind in (
-            ("model", model, Layer),
-            ("loss", loss, Loss),
-            ("optimizer", optimizer, Optimizer),
-        ):
-            if not isinstance(part, kind):
-                raise SettingError(
-                    f"Trainer: {name} must be a {kind.__name__}, got {type(part).__name__}"
-                )
-        if isinstance(metrics, str):
-            raise SettingError(f"Trainer: metrics must be a list, such as [{metrics!r}]")
+        check_parts(model, loss, optimizer)
         if loss.reduction == "none":
             raise SettingError("Trainer: the loss must reduce to one number; reduction is 'none'")
-        trained = {id(parameter) for parameter in optimizer.parameters}
-        if not trained <= {id(parameter) for parameter in model.parameters()}:
+        self._known = frozenset(model.parameters())
+        if not self._known.issuperset(optimizer.parameters):
             raise SettingError(
                 "Trainer: the optimizer holds parameters that are not the model's; "
                 "build it on model.parameters()"
@@ -90,7 +93,7 @@ class Trainer:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
-        self.metrics = [_resolve(metric, loss) for metric in metrics]
+        self.metrics = as_metrics(metrics, loss)
         self._rng = as_generator(rng)
 
     def fit(
@@ -133,25 +136,27 @@ class Trainer:
             the error's `history` is the history so far.
         DeviceError, DTypeError, ShapeError, LabelError, DataError
             Before the first epoch, where model, loss and data do not fit together.
+        SettingError
+            If the model has got parameters that nobody would train.
         """
         if not isinstance(loader, Loader):
             raise SettingError(
-                f"Trainer.fit: expected a Loader, got {type(loader).__name__}; "
+                f"Trainer.fit: expected a Loader, got {kind_of(loader)}; "
                 "make one with gn.Loader(x, y, batch_size=32)"
             )
-        if not hasattr(epochs, "__index__") or epochs < 1:
-            raise SettingError(
-                f"Trainer.fit: epochs must be a whole number above 0, got {epochs!r}"
-            )
+        epochs = whole_number("Trainer.fit", "epochs", epochs)
+        one_of("Trainer.fit", "progress", progress, (None, True, False))
+        check_early_stopping(early_stopping)
+        callbacks = as_callbacks(callbacks)
         self.check(loader)
         if validation is not None:
-            validation = self._as_loader(validation)
-            self.check(validation)
-        callbacks = tuple(callbacks)
+            validation = self._as_loader(validation, "Trainer.fit, validation")
+            self._check_data(validation)
         columns = self._columns(validated=validation is not None)
         history = _history(early_stopping, columns, appended=bool(callbacks))
         best = BestWeights(self.model)
         self.optimizer.clear()
+        part_of(self.model, self.optimizer)  # it may be another one than in earlier steps
         course = Course(loader, self._rng)
         bar = _progress_bar(epochs * len(loader), show=progress)
         try:
@@ -182,8 +187,8 @@ class Trainer:
         data : Loader or (x, y) or (x, y, sample_weight)
             A loader is read in order and to its end, whatever its settings.
         """
-        loader = self._as_loader(data)
-        self.check(loader)
+        loader = self._as_loader(data, "Trainer.evaluate")
+        self._check_data(loader)
         return self._evaluate(loader)
 
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
@@ -198,6 +203,7 @@ class Trainer:
         batch_size : int, default 1024
             How many samples at a time.
         """
+        batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
         outputs = [self.model(batch.x) for batch in loader.in_order()]
         with loader.backend.scope():
@@ -255,14 +261,10 @@ class Trainer:
                 readings.add(cost, prediction, batch.y, batch.sample_weight)
             return readings.read()
 
-    def _as_loader(self, data: Data) -> Loader:
+    def _as_loader(self, data: Data, owner: str) -> Loader:
         if isinstance(data, Loader):
             return data
-        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-            got = f"{len(data)} items" if isinstance(data, (tuple, list)) else type(data).__name__
-            raise SettingError(
-                f"Trainer: expected a Loader, (x, y) or (x, y, sample_weight), got {got}"
-            )
+        check_data(owner, data)
         x, y, *weight = data
         return self._loader(x, y, sample_weight=weight[0] if weight else None)
 
@@ -283,7 +285,28 @@ class Trainer:
         return loader
 
     def check(self, loader: Loader) -> None:
-        """Check, on one sample and all targets, that the parts fit together."""
+        """Check, on one sample, all targets and all weights, that the parts fit together."""
+        self._check_parameters()
+        self._check_data(loader)
+
+    def _check_parameters(self) -> None:
+        """Check that the optimizer holds no less of the model than when the trainer was built."""
+        held, named = set(self.optimizer.parameters), self.model.named_parameters()
+        own = set(named.values())
+        faults = []
+        if missed := own - held - self._known:
+            faults.append(f"it has {names_among(named, missed)}, which the optimizer does not hold")
+        if lost := len(held - own):
+            some = "1 parameter that is" if lost == 1 else f"{lost} parameters that are"
+            faults.append(f"the optimizer holds {some} no longer the model's")
+        if faults:
+            raise SettingError(
+                f"Trainer: the model has changed since the trainer was built: {'; '.join(faults)}. "
+                f"Build the optimizer anew, {type(self.optimizer).__name__}(model.parameters()), "
+                "and the trainer"
+            )
+
+    def _check_data(self, loader: Loader) -> None:
         self.optimizer.check_places()
         home = self.model.backend
         if home is not None and home != loader.backend:
@@ -294,6 +317,12 @@ class Trainer:
             )
         if loader.targets is None:
             raise DataError("Trainer: the loader has no targets; say Loader(x, y)")
+        weight = loader.stored.sample_weight
+        if weight is not None and not to_numpy(weight).any():
+            raise DataError(
+                "Trainer: every sample_weight is 0, so there is nothing to learn from or to "
+                "evaluate; leave sample_weight out, or give some samples a weight above 0"
+            )
         first = loader.first_row()
         output = self.model(first.x)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
@@ -326,6 +355,8 @@ class Trainer:
     ) -> str:
         """Return why to stop after this epoch, or an empty string."""
         asked = [callback for callback in callbacks if callback(self, history) is True]
+        if callbacks:
+            part_of(self.model, self.optimizer)  # they may have changed the model
         if asked:
             return f"{getattr(asked[0], '__name__', repr(asked[0]))} asked for it"
         return (early_stopping.reason(history) if early_stopping is not None else None) or ""
@@ -367,13 +398,6 @@ def _check_head(model: Layer, loss: Loss) -> None:
             "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
             "softmax or sigmoid"
         )
-
-
-def _resolve(metric: str | Metric, loss: Loss) -> Metric:
-    """Return the metric; of a name whose meaning depends on the loss, the one that suits it."""
-    if metric == "binary_accuracy":
-        return BinaryAccuracy(0.0 if loss.from_logits else 0.5)
-    return get_metric(metric)
 
 
 def _progress_bar(total: int, *, show: bool | None) -> Any:

@@ -78,8 +78,11 @@ class Case:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.n, self.sizes[0])).astype(self.dtype)
         weight = None
+        dropping = self.drop_last and self.n >= self.batch_size
         if self.weights is not None:
-            weight = np.zeros(self.n) if self.weights == "zero" else rng.uniform(0, 2, self.n)
+            weight = rng.uniform(0, 2, self.n)
+            if self.weights == "zero":
+                weight[self.batch_size if dropping else 1 :] = 0.0  # not all that are trained on
         if self.loss == "softmax":
             y: Any = rng.integers(0, self.sizes[-1], self.n)
         else:
@@ -91,7 +94,7 @@ class Case:
             sample_weight=weight,
             batch_size=min(self.batch_size, self.n),
             shuffle=self.shuffle,
-            drop_last=self.drop_last and self.n >= self.batch_size,
+            drop_last=dropping,
             dtype=self.dtype,
             backend="numpy",
             rng=1,
