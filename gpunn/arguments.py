@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from gpunn.checks import one_of
 from gpunn.errors import SettingError
 from gpunn.layer import Layer
 from gpunn.loss import Loss
 from gpunn.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.optim import Optimizer
+from gpunn.parameter import Parameter
 from gpunn.stopping import EarlyStopping
 
 #: What a history calls its columns, and two more things in what it makes of them.
@@ -59,6 +61,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
     ]
     taken = set(_COLUMNS)
     for metric in resolved:
+        one_of(repr(metric), "higher_is_better", metric.higher_is_better, (None, True, False))
         if not isinstance(metric.name, str):
             raise SettingError(
                 f"Trainer: the name of a metric must be a string, got {metric.name!r} of {metric!r}"
@@ -123,7 +126,28 @@ def check_data(owner: str, given: Any) -> None:
     raise SettingError(f"{owner}: expected a Loader, (x, y) or (x, y, sample_weight), got {came}")
 
 
-def names_among(known: dict[str, Any], chosen: Collection[Any]) -> str:
+def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Parameter]) -> None:
+    """Check that the optimizer holds no less of a model than when its parameters were `known`.
+
+    What it left out then was left out on purpose. What has come since would never be trained.
+    """
+    held, named = set(optimizer.parameters), model.named_parameters()
+    own = set(named.values())
+    faults = []
+    if missed := own - held - known:
+        faults.append(f"it has {_names(named, missed)}, which the optimizer does not hold")
+    if lost := len(held - own):
+        some = "1 parameter that is" if lost == 1 else f"{lost} parameters that are"
+        faults.append(f"the optimizer holds {some} no longer the model's")
+    if faults:
+        raise SettingError(
+            f"Trainer: the model has changed since the trainer was built: {'; '.join(faults)}. "
+            f"Build the optimizer anew, {type(optimizer).__name__}(model.parameters()), "
+            "and the trainer"
+        )
+
+
+def _names(known: dict[str, Parameter], chosen: Collection[Parameter]) -> str:
     """Return the names of those chosen, in order, at most three of them."""
     names = [name for name, parameter in known.items() if parameter in chosen]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -7,6 +7,7 @@ from contextlib import closing
 
 from gpunn._typing import RNG
 from gpunn.data import Loader
+from gpunn.freezing import part_of
 from gpunn.kernels import kernels
 from gpunn.kernels.generic import Steps
 from gpunn.layer import Layer
@@ -97,7 +98,8 @@ class Course:
         decays: Callable[[], Sequence[float]] | None,
         tell: Callable[[int], object],
     ) -> None:
-        values = [parameter.value for parameter in optimizer.parameters]
+        part = optimizer.part or part_of(model, optimizer)
+        values = [p.value for p in (*optimizer.parameters, *part.frozen)]
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
         with closing(iter(self.loader)) as batches, threads:  # ends a thread that fetches ahead
             each = None if decays is None else iter(decays())

@@ -130,6 +130,22 @@ def _absent(name: str, columns: Mapping[str, object]) -> str:
     return f"EarlyStopping: there is no {name!r} to monitor; there are {', '.join(columns)}"
 
 
+def follow(
+    early_stopping: EarlyStopping | None, columns: Mapping[str, bool | None], *, appended: bool
+) -> History:
+    """Return an empty history that follows what early stopping says, or by default a loss.
+
+    `columns` and `appended` are those of `EarlyStopping.direction`.
+    """
+    losses = ("validation_loss", "cost", "loss")
+    usual = next(name for name in losses if name in columns)
+    if early_stopping is None:
+        return History(usual)
+    name = usual if early_stopping.monitor is None else early_stopping.monitor
+    higher = early_stopping.direction(name, columns, appended=appended)
+    return History(name, higher_is_better=higher)
+
+
 class BestWeights:
     """The weights and buffers of a model at its best epoch so far, on its own device.
 

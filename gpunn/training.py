@@ -14,8 +14,8 @@ from gpunn.arguments import (
     check_data,
     check_early_stopping,
     check_parts,
+    check_unchanged,
     kind_of,
-    names_among,
 )
 from gpunn.backend import scope_of, to_numpy
 from gpunn.checks import one_of, whole_number
@@ -36,7 +36,7 @@ from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
 from gpunn.schedules import observe
-from gpunn.stopping import BestWeights, EarlyStopping
+from gpunn.stopping import BestWeights, EarlyStopping, follow
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
 Callback: TypeAlias = "Callable[[Trainer, History], object]"
@@ -153,7 +153,7 @@ class Trainer:
             validation = self._as_loader(validation, "Trainer.fit, validation")
             self._check_data(validation)
         columns = self._columns(validated=validation is not None)
-        history = _history(early_stopping, columns, appended=bool(callbacks))
+        history = follow(early_stopping, columns, appended=bool(callbacks))
         best = BestWeights(self.model)
         self.optimizer.clear()
         part_of(self.model, self.optimizer)  # it may be another one than in earlier steps
@@ -252,7 +252,7 @@ class Trainer:
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
-        values = [parameter.value for parameter in self.optimizer.parameters]
+        values = [parameter.value for parameter in self.model.parameters()]
         threads = kernels(values[0]).threads(loader.batch_size, values)
         with loader.backend.scope(), threads:
             for batch in loader.in_order():
@@ -286,25 +286,8 @@ class Trainer:
 
     def check(self, loader: Loader) -> None:
         """Check, on one sample, all targets and all weights, that the parts fit together."""
-        self._check_parameters()
+        check_unchanged(self.model, self.optimizer, self._known)
         self._check_data(loader)
-
-    def _check_parameters(self) -> None:
-        """Check that the optimizer holds no less of the model than when the trainer was built."""
-        held, named = set(self.optimizer.parameters), self.model.named_parameters()
-        own = set(named.values())
-        faults = []
-        if missed := own - held - self._known:
-            faults.append(f"it has {names_among(named, missed)}, which the optimizer does not hold")
-        if lost := len(held - own):
-            some = "1 parameter that is" if lost == 1 else f"{lost} parameters that are"
-            faults.append(f"the optimizer holds {some} no longer the model's")
-        if faults:
-            raise SettingError(
-                f"Trainer: the model has changed since the trainer was built: {'; '.join(faults)}. "
-                f"Build the optimizer anew, {type(self.optimizer).__name__}(model.parameters()), "
-                "and the trainer"
-            )
 
     def _check_data(self, loader: Loader) -> None:
         self.optimizer.check_places()
@@ -364,19 +347,6 @@ class Trainer:
     def __repr__(self) -> str:
         """Return the parts."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
-
-
-def _history(
-    early_stopping: EarlyStopping | None, columns: dict[str, bool | None], *, appended: bool
-) -> History:
-    """Return an empty history that follows what early stopping says, or by default a loss."""
-    losses = ("validation_loss", "cost", "loss")
-    usual = next(name for name in losses if name in columns)
-    if early_stopping is None:
-        return History(usual)
-    name = usual if early_stopping.monitor is None else early_stopping.monitor
-    higher = early_stopping.direction(name, columns, appended=appended)
-    return History(name, higher_is_better=higher)
 
 
 def _check_head(model: Layer, loss: Loss) -> None:

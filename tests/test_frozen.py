@@ -175,6 +175,45 @@ class TestProducts:
         assert len(made) - 3 == wanted  # three of the forward pass
 
 
+class Shifted(gn.Dense):
+    """A Dense of the user's, with one more parameter."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, rng=0, dtype="float64")
+        self.shift = gn.Parameter(np.zeros(sizes[1]))
+
+    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+        return super().forward(x, tape) + self.shift.value
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        self.shift.add_grad(grad.sum(axis=0))
+        return super().backward(grad, tape)
+
+
+def test_a_parameter_that_a_subclass_adds_is_reached() -> None:
+    model, loss = gn.Sequential(Shifted(4, 5), dense(5, 3, seed=1)), gn.SoftmaxCrossEntropy()
+    shift = model[0].shift
+    tape = gn.Tape(parameters=[shift], input_grad=False)
+    loss(model(X, tape), LABELS, tape)
+    model.backward(loss.backward(tape), tape)
+    assert shift.grad is not None
+    optimizer = gn.SGD([shift], 0.1)
+    optimizer.clear()
+    gn.train_step(model, loss, optimizer, X, LABELS)
+    assert shift.value.any()
+
+
+def test_frozen_layers_count_for_the_number_of_threads(monkeypatch: Any) -> None:
+    """Their products are among those of a step."""
+    model, seen = network(), []
+    k = type(kernels(X))
+    real = k.threads
+    monkeypatch.setattr(k, "threads", lambda *a: seen.append(sum(v.size for v in a[2])) or real(*a))
+    t = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model[1].parameters()))
+    t.fit(gn.Loader(X, LABELS, dtype="float64", batch_size=4), 1, validation=(X, LABELS))
+    assert seen == [sum(p.value.size for p in model.parameters())] * 2
+
+
 class TestTape:
     def test_it_wants_all_or_what_it_is_told(self) -> None:
         first, second = dense(4, 5), dense(5, 3)

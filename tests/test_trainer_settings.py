@@ -30,6 +30,10 @@ class Bare(gn.Metric):
         return (prediction[0, 0],)
 
 
+class Odd(Bare):
+    higher_is_better: Any = "max"
+
+
 def network() -> gn.Sequential:
     return gn.Sequential(gn.Dense(3, 4, "tanh", rng=0), gn.Dense(4, 2, rng=1))
 
@@ -128,6 +132,8 @@ MISTAKES: list[tuple[str, Callable[[], Any], tuple[str, ...]]] = [
     ),
     ("metric over another", lambda: trainer(metrics=["mae", Bare("validation_mae")]),
      ("'validation_mae'",)),
+    ("metric's direction", lambda: trainer(metrics=[Odd("odd")]),
+     ("Odd(): higher_is_better must be one of None, True, False; got 'max'",)),
     ("metric without a name", lambda: trainer(metrics=[Bare(None)]),
      ("the name of a metric must be a string, got None",)),
 ]

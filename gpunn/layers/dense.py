@@ -143,6 +143,8 @@ class Dense(Layer):
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
         """Return whether any of these parameters is the layer's."""
+        if type(self) is not Dense:  # a subclass may hold more
+            return super().holds_any(parameters)
         return self.weight in parameters or self.bias in parameters
 
     def _refuse(self, x: Array) -> NoReturn:
