@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -77,11 +78,45 @@ def one_of(owner: str, name: str, value: Any, choices: Collection[Any]) -> Any:
     raise SettingError(f"{owner}: {name} must be one of {listed}; got {value!r}")
 
 
+def flag(owner: str, name: str, value: Any) -> bool:
+    """Return a setting that must be True or False: a `bool`, or one of an array library's.
+
+    Raises
+    ------
+    SettingError
+        If it is anything else, numbers included.
+    """
+    if isinstance(value, bool):
+        return value
+    if getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool":
+        return bool(value)
+    raise SettingError(f"{owner}: {name} must be True or False, got {value!r}")
+
+
+def float_dtype(owner: str, dtype: Any) -> str:
+    """Return the name of a dtype that must be float32 or float64; one of NumPy's is taken, too."""
+    if str(dtype) in ("float32", "float64"):
+        return str(dtype)
+    raise SettingError(f"{owner}: dtype must be 'float32' or 'float64', got {dtype!r}")
+
+
+def sample_shape(owner: str, input_shape: Any) -> tuple[int, ...]:
+    """Return the shape of one sample as a tuple; a number n stands for (n,)."""
+    lengths = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
+    for length in lengths:
+        if not isinstance(length, Integral) or isinstance(length, bool) or length < 0:
+            raise SettingError(
+                f"{owner}: input_shape must be whole numbers of at least 0, got {input_shape!r}"
+            )
+    return tuple(int(length) for length in lengths)
+
+
 def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
-        converted = float(value)
-        if _contains(interval, converted):
-            return converted
+        with suppress(OverflowError):  # an int that is larger than any float
+            converted = float(value)
+            if _contains(interval, converted):
+                return converted
     wanted = otherwise + _in_words(interval)
     raise SettingError(f"{owner}: {name} must be {wanted}, got {value!r}")
 
