@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from gpunn._typing import Array, Shape
 from gpunn.backend import backend_of, scope_of
-from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
+from gpunn.checks import one_of
+from gpunn.errors import DeviceError, DTypeError, ShapeError
 from gpunn.kernels import kernels
+from gpunn.settings import checked
 from gpunn.tape import Tape
 
 Reduction = Literal["mean", "sum", "none"]
@@ -35,6 +37,7 @@ class Loss:
     has_parameters: ClassVar[bool] = False
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
+    reduction: Reduction = checked(one_of, ("mean", "sum", "none"))
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let `cost` count only where it was written for the class's own `per_sample`.
@@ -48,11 +51,6 @@ class Loss:
             cls.cost = Loss.cost  # type: ignore[method-assign]
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise SettingError(
-                f"{type(self).__name__}: unknown reduction {reduction!r}; "
-                "known are 'mean', 'sum' and 'none'"
-            )
         self.reduction = reduction
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:

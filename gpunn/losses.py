@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from gpunn._typing import Array, Namespace, Shape
 from gpunn.backend import backend_of
-from gpunn.errors import DTypeError, LabelError, SettingError, ShapeError
+from gpunn.checks import flag, number
+from gpunn.class_weight import ClassWeight, as_class_weight, table_of
+from gpunn.errors import DTypeError, LabelError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.layers.activation import Sigmoid, Softmax
 from gpunn.loss import Loss, Reduction
+from gpunn.settings import checked
 
 
 class MeanSquaredError(Loss):
@@ -52,10 +55,11 @@ class CrossEntropy(Loss):
     ----------
     reduction : {"mean", "sum", "none"}, default "mean"
         See `Loss`.
-    class_weight : sequence of K floats, optional
-        c_k, which multiplies the term of class k. In the mean a sample counts for
-        :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch for labels; for soft targets it divides by N),
-        so that J stays an average.
+    class_weight : sequence of K floats or dict of int to float, optional
+        c_k, which multiplies the term of class k: all of them in order (a list, a tuple or an
+        array of one axis), or some by their class; a class that a dict does not name has 1. In
+        the mean a sample counts for :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch for labels; for
+        soft targets it divides by N), so that J stays an average.
     label_smoothing : float, default 0.0
         e in [0, 1]: y becomes (1 - e) y + e / K.
 
@@ -69,24 +73,19 @@ class CrossEntropy(Loss):
     CVPR 2016.
     """
 
+    class_weight: ClassWeight | None = checked(as_class_weight)
+    label_smoothing: float = checked(number, "[0, 1]")
+
     def __init__(
         self,
         *,
         reduction: Reduction = "mean",
-        class_weight: Sequence[float] | None = None,
+        class_weight: Sequence[float] | Mapping[int, float] | Array | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(reduction=reduction)
-        name = type(self).__name__
-        if not 0 <= label_smoothing <= 1:
-            raise SettingError(f"{name}: label_smoothing must be in [0, 1], got {label_smoothing}")
-        weights = None if class_weight is None else tuple(float(c) for c in class_weight)
-        if weights is not None and not all(0 <= c < float("inf") for c in weights):
-            raise SettingError(
-                f"{name}: class_weight must be finite and not negative, got {weights}"
-            )
-        self.label_smoothing = float(label_smoothing)
-        self.class_weight = weights
+        self.label_smoothing = label_smoothing
+        self.class_weight = as_class_weight(type(self).__name__, "class_weight", class_weight)
         self._weights_there: tuple[Any, Array] | None = None
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
@@ -117,7 +116,7 @@ class CrossEntropy(Loss):
         """Return sum_k y_k c_k, the weight of each sample's class."""
         if self.class_weight is None:
             return None
-        k, c = kernels(like), self._class_weight(like)
+        k, c = kernels(like), self._weight_of_each(like)
         if target.ndim == 2:
             return k.xp.sum(target * c, axis=1)
         # A label out of range makes its loss NaN; here it only must not be an error.
@@ -128,11 +127,8 @@ class CrossEntropy(Loss):
         """Check that labels are integers in [0, K), or that soft targets are not negative."""
         self._check_outputs(output_shape)
         classes = output_shape[0]
-        if self.class_weight is not None and len(self.class_weight) != classes:
-            raise SettingError(
-                f"{self!r}: class_weight has {len(self.class_weight)} entries, "
-                f"and the model puts out {classes} classes"
-            )
+        if self.class_weight is not None:
+            table_of(self, self.class_weight, classes)
         if target.ndim == 1:
             check_labels(repr(self), target, classes)
             return
@@ -151,15 +147,18 @@ class CrossEntropy(Loss):
         if self.label_smoothing:
             uniform = self.label_smoothing / prediction.shape[1]
             target = target * (1.0 - self.label_smoothing) + uniform
-        return target if self.class_weight is None else target * self._class_weight(prediction)
+        return target if self.class_weight is None else target * self._weight_of_each(prediction)
 
-    def _class_weight(self, like: Array) -> Array:
-        """Return c in the dtype and place of `like`; it goes there once."""
-        where = (backend_of(like), like.dtype)
-        if self._weights_there is None or self._weights_there[0] != where:
-            place, dtype = where
+    def _weight_of_each(self, like: Array) -> Array:
+        """Return c, one for each output, in the dtype and place of `like`; it goes there once."""
+        key = (backend_of(like), like.dtype, like.shape[1], self.class_weight)
+        if self._weights_there is None or self._weights_there[0] != key:
+            place, dtype, classes, given = key
             assert place is not None  # noqa: S101 (the caller has kernels for it)
-            self._weights_there = where, place.asarray(list(self.class_weight or ()), dtype)
+            there = place.asarray(table_of(self, given, classes), dtype)
+            # A dict may change later.
+            given = dict(given) if isinstance(given, dict) else given
+            self._weights_there = (place, dtype, classes, given), there
         return self._weights_there[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -188,8 +187,8 @@ class SoftmaxCrossEntropy(CrossEntropy):
     ----------
     reduction : {"mean", "sum", "none"}, default "mean"
         See `Loss`.
-    class_weight : sequence of K floats, optional
-        c_k, as in `CrossEntropy`.
+    class_weight : sequence of K floats or dict of int to float, optional
+        c_k, as in `CrossEntropy`; a class that a dict does not name has 1.
     label_smoothing : float, default 0.0
         e in [0, 1], as in `CrossEntropy`.
 
@@ -249,9 +248,11 @@ class BinaryCrossEntropy(Loss):
     dtype.
     """
 
+    from_logits: bool = checked(flag)
+
     def __init__(self, *, from_logits: bool = True, reduction: Reduction = "mean") -> None:
         super().__init__(reduction=reduction)
-        self.from_logits = bool(from_logits)
+        self.from_logits = from_logits
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * L, and scale * (h - y) or scale * (h - y) / (h (1 - h))."""
