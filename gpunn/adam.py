@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from gpunn.errors import SettingError
+from gpunn.checks import number
 from gpunn.kernels import kernels
 from gpunn.optim import Optimizer, Slots
 from gpunn.parameter import Parameter
 from gpunn.schedules import Schedule
+from gpunn.settings import checked
 
 
 class Adam(Optimizer):
@@ -70,6 +71,10 @@ class Adam(Optimizer):
     Adam(learning_rate=0.001, beta_2=0.99)
     """
 
+    beta_1: float = checked(number, "[0, 1)")
+    beta_2: float = checked(number, "[0, 1)")
+    epsilon: float = checked(number, "(0, inf)")
+
     def __init__(
         self,
         parameters: Iterable[Parameter],
@@ -82,11 +87,9 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
-                raise SettingError(f"Adam: {name} must be in [0, 1), got {beta!r}")
-        if not 0 < epsilon < math.inf:
-            raise SettingError(f"Adam: epsilon must be above 0, got {epsilon!r}")
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
         super().__init__(
             parameters,
             learning_rate,
@@ -95,9 +98,6 @@ class Adam(Optimizer):
             clip_value=clip_value,
             n_states=2,
         )
-        self.beta_1 = float(beta_1)
-        self.beta_2 = float(beta_2)
-        self.epsilon = float(epsilon)
         self.updates = 0
 
     def reset(self) -> None:

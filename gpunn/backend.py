@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Array, Namespace
+from gpunn.checks import one_of, whole_number
 from gpunn.errors import BackendUnavailableError, DeviceError, DTypeError, SettingError
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Backend:
 
     package: str
     index: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        one_of("Backend", "package", self.package, list(_NAMESPACES))
+        whole_number("Backend", "index", self.index, 0)
 
     @property
     def xp(self) -> Namespace:
@@ -208,12 +214,17 @@ def backend_of(x: Any) -> Backend | None:
         return _NUMPY
     library = type(x).__module__.partition(".")[0]
     if library == "cupy":
-        return Backend("cupy", int(x.device.id))
+        return _known("cupy", int(x.device.id))
     if library == "array_api_strict":
         name = str(x.device)
         digits = "".join(character for character in name if character.isdecimal())
-        return Backend("array-api-strict", int(digits or 0))
+        return _known("array-api-strict", int(digits or 0))
     return None
+
+
+@lru_cache(maxsize=64)  # asked of each array
+def _known(package: str, index: int) -> Backend:
+    return Backend(package, index)
 
 
 def scope_of(x: Any) -> AbstractContextManager[Any]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, backend_of, scope_of, to_numpy
+from gpunn.checks import number, whole_number
 from gpunn.errors import DTypeError, GradientError, SettingError
 from gpunn.init import as_generator
-from gpunn.layer import Layer
+from gpunn.layer import Layer, as_instance
 from gpunn.loss import Loss
 from gpunn.tape import Tape
 
@@ -125,14 +126,22 @@ def check_gradients(
     >>> report.error < 1e-6
     True
     """
+    name = "check_gradients"
+    if isinstance(function, type) and issubclass(function, (Layer, Loss)):
+        raise SettingError(f"{name}: expected a layer or a loss, got {as_instance(function)}")
     if not isinstance(function, (Layer, Loss)):
         raise SettingError(f"check_gradients: expected a layer or a loss, got {function!r}")
+    if not isinstance(loss, Loss | None):
+        raise SettingError(f"{name}: loss must be a Loss or None, got {loss!r}")
+    tolerance = number(name, "tolerance", tolerance, "[0, inf)")
+    step = number(name, "step", step, "(0, inf)")
+    max_entries = whole_number(name, "max_entries", max_entries)
     if (isinstance(function, Loss) or loss is not None) and target is None:
         raise SettingError("check_gradients: a loss needs a target")
     place = backend_of(x)
     if place is None:
         raise DTypeError(f"check_gradients: expected an array as x, got {type(x).__name__}")
-    generator = as_generator(rng)
+    generator = as_generator(rng, name)
     with scope_of(x):
         check = _Check(function, loss, place, x, target, sample_weight, generator)
         report = check.report(step, max_entries)

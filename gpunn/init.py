@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from gpunn._typing import RNG
+from gpunn.backend import backend_of
 from gpunn.errors import SettingError
 
 if TYPE_CHECKING:
@@ -21,15 +23,30 @@ if TYPE_CHECKING:
 Initializer: TypeAlias = "Callable[[np.random.Generator, int, int], NDArray[np.float64]]"
 
 
-def as_generator(rng: RNG) -> np.random.Generator:
+def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
     """Return a generator for an `rng` keyword, as scientific Python's SPEC 7 has it.
 
     Parameters
     ----------
     rng : None, int, sequence of int, SeedSequence, BitGenerator or Generator
         None draws fresh entropy; a Generator is returned as it is.
+    owner : str
+        Who speaks if it is none of these.
+
+    Raises
+    ------
+    SettingError
+        If it is none of these.
     """
-    return np.random.default_rng(rng)
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if not isinstance(rng, bool):
+        with suppress(TypeError, ValueError):
+            return np.random.default_rng(rng)
+    raise SettingError(
+        f"{owner}{': ' if owner else ''}rng must be None, a seed (a whole number of at least 0) or "
+        f"a numpy.random.Generator, got {rng!r}"
+    )
 
 
 def glorot_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
@@ -81,10 +98,25 @@ INITIALIZERS: dict[str, Initializer] = {
 }
 
 
-def get_initializer(init: str | Initializer) -> Initializer:
-    """Return the initialiser of that name, or the given function itself."""
+def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
+    """Return the initialiser of that name, or the given function itself.
+
+    Parameters
+    ----------
+    init : str or function
+        Which one.
+    owner : str
+        Who speaks if it is neither.
+    """
     if callable(init):
-        return init
+        return cast("Initializer", init)
+    if backend_of(init) is not None:
+        raise SettingError(
+            f"{owner}: init must be a name or a function, got an array; say init=lambda *_: array"
+        )
+    if not isinstance(init, str):
+        raise SettingError(f"{owner}: init must be a name or a function, got {init!r}")
     if init not in INITIALIZERS:
-        raise SettingError(f"unknown initializer {init!r}; known are {', '.join(INITIALIZERS)}")
+        known = ", ".join(INITIALIZERS)
+        raise SettingError(f"{owner}: unknown initializer {init!r}; known are {known}")
     return INITIALIZERS[init]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
 from gpunn.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
-from gpunn.errors import DeviceError, DTypeError, SettingError
+from gpunn.checks import float_dtype, sample_shape
+from gpunn.errors import DeviceError, DTypeError
 from gpunn.parameter import Buffer, Held, Parameter
 from gpunn.tape import Tape
 
@@ -153,8 +155,7 @@ class Layer:
 
         An optimizer keeps arrays beside the parameters: build it after the move.
         """
-        if dtype not in (None, "float32", "float64"):
-            raise SettingError(f"{self!r}: dtype must be 'float32' or 'float64', got {dtype!r}")
+        dtype = None if dtype is None else float_dtype(repr(self), dtype)
         target = None if backend is None else get_backend(backend)
         for item in (*self.parameters(), *self.buffers()):
             home = backend_of(item.value)
@@ -163,8 +164,9 @@ class Layer:
             item.move(target or home, dtype if floating else None)
         return self
 
-    def output_shape(self, input_shape: Shape) -> Shape:
+    def output_shape(self, input_shape: Shape | int) -> Shape:
         """Return the shape of one sample's output, from that of one sample's input."""
+        input_shape = sample_shape("output_shape", input_shape)
         first = next(iter(self.parameters()), None)
         place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
         dtype = first.value.dtype if first is not None else place.xp.float32
@@ -210,6 +212,16 @@ class Layer:
     def __repr__(self) -> str:
         """Return the layer as it would be written."""
         return f"{type(self).__name__}()"
+
+
+def as_instance(kind: type) -> str:
+    """Return what to tell who gave a class where a layer or loss of that class was wanted."""
+    settings = inspect.signature(kind).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    bare = all(s.default is not s.empty or s.kind in optional for s in settings)
+    said = f"{kind.__name__}({'' if bare else '...'})"
+    library = "gn." if kind.__module__.startswith("gpunn.") else ""
+    return f"the class {kind.__name__}; say {library}{said}"
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:

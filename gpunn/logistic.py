@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpunn._typing import RNG
 from gpunn.backend import Backend
-from gpunn.errors import SettingError
+from gpunn.checks import whole_number
 from gpunn.layers.dense import Dense
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, SoftmaxCrossEntropy
@@ -54,8 +54,8 @@ def logistic_regression(
     >>> model, loss
     (Dense(30, 1), BinaryCrossEntropy())
     """
-    if not hasattr(n_classes, "__index__") or n_classes < 2:
-        raise SettingError(f"logistic_regression: n_classes must be at least 2, got {n_classes!r}")
+    n_features = whole_number("logistic_regression", "n_features", n_features)
+    n_classes = whole_number("logistic_regression", "n_classes", n_classes, 2)
     binary = n_classes == 2
     model = Dense(n_features, 1 if binary else n_classes, rng=rng, dtype=dtype, backend=backend)
     return model, BinaryCrossEntropy() if binary else SoftmaxCrossEntropy()

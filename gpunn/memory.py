@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array, Shape
 from gpunn.backend import backend_of, get_backend
+from gpunn.checks import sample_shape, whole_number
 from gpunn.errors import DeviceMemoryError, ShapeError
 from gpunn.layer import Layer
 from gpunn.tape import Tape
@@ -74,6 +75,7 @@ def account(
     optimizer: Optimizer | None = None,
 ) -> MemoryReport:
     """Return what a step of training takes; see `Layer.memory`."""
+    batch_size = whole_number("memory", "batch_size", batch_size)
     shape = _sample_shape(model, input_shape)
     one, two = (_tape_bytes(model, shape, n) for n in (1, 2))
     # What a layer keeps is a + b n for n samples; two small passes tell both.
@@ -151,9 +153,9 @@ def _tape_bytes(model: Layer, shape: Shape, n: int) -> dict[str, int]:
 def _sample_shape(model: Layer, input_shape: Shape | int | None) -> Shape:
     from gpunn.summary import first_features  # noqa: PLC0415
 
-    if isinstance(input_shape, int):
-        return (input_shape,)
-    shape = input_shape if input_shape is not None else first_features(model)
+    if input_shape is not None:
+        return sample_shape("memory", input_shape)
+    shape = first_features(model)
     if shape is None:
         raise ShapeError(f"memory: the input of {model!r} is not known; give input_shape")
     return shape

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from itertools import compress
 from typing import Any, NamedTuple, TypeVar
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, backend_of, get_backend, scope_of
+from gpunn.checks import number, optional_number, whole_number
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
 from gpunn.memory import size_of
 from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, Schedule, as_schedule
+from gpunn.settings import checked
 
 _Self = TypeVar("_Self", bound="Optimizer")
 
@@ -49,6 +50,9 @@ class Optimizer:
     side into one block of memory, and makes room for their gradients in another: the update of a
     network is then the update of one array. So read ``parameter.value`` anew afterwards.
 
+    All settings but the parameters may be set later, as attributes; they are checked then, too, and
+    hold from the next update on.
+
     Parameters
     ----------
     parameters : iterable of Parameter
@@ -67,6 +71,10 @@ class Optimizer:
 
     #: What part of a model it trains; `gpunn.freezing` keeps it here from step to step.
     part: Any = None
+    #: The function from the number of updates to the learning rate.
+    schedule: Schedule = checked(as_schedule)
+    clip_norm: float | None = checked(optional_number, "(0, inf)")
+    clip_value: float | None = checked(optional_number, "(0, inf)")
 
     _blocks: Slots
     _states: list[list[Array]]
@@ -81,36 +89,26 @@ class Optimizer:
         clip_value: float | None = None,
         n_states: int = 0,
     ) -> None:
-        name = type(self).__name__
-        for limited, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not 0 < limit < math.inf:
-                raise SettingError(f"{name}: {limited} must be above 0 or None, got {limit!r}")
-        if hasattr(parameters, "parameters"):
-            raise SettingError(f"{name}: got a model; pass its parameters, model.parameters()")
-        self.parameters = list(parameters)
-        for i, parameter in enumerate(self.parameters):
-            if not isinstance(parameter, Parameter):
-                raise SettingError(
-                    f"{name}: expected model.parameters(), got {type(parameter).__name__} "
-                    f"at position {i}"
-                )
-        if not self.parameters:
-            raise SettingError(f"{name}: there is nothing to train; pass model.parameters()")
-        if len({id(parameter) for parameter in self.parameters}) != len(self.parameters):
-            raise SettingError(f"{name}: a parameter was given twice")
-        self.schedule = as_schedule(learning_rate)
-        self.clip_norm = None if clip_norm is None else float(clip_norm)
-        self.clip_value = None if clip_value is None else float(clip_value)
+        self.learning_rate = learning_rate
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.parameters = _as_list(type(self).__name__, parameters)
         self._weight_decay = self._checked_decay(weight_decay)
         self.steps = 0
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
-        zeros = [[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)]
-        self._lay_out(zeros)
+        self._keep(whole_number(type(self).__name__, "n_states", n_states, 0))
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next update."""
+        """The learning rate of the next update.
+
+        A number that is set here stays; a schedule goes on with the count of all updates.
+        """
         return float(self.schedule(self.steps))
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float | Schedule) -> None:
+        self.schedule = as_schedule(type(self).__name__, "learning_rate", learning_rate)
 
     @property
     def weight_decay(self) -> float:
@@ -122,13 +120,13 @@ class Optimizer:
 
     @weight_decay.setter
     def weight_decay(self, weight_decay: float) -> None:
-        checked = self._checked_decay(weight_decay)
-        if checked and not any(self._decaying):
+        decay = self._checked_decay(weight_decay)
+        if decay and not any(self._decaying):
             self.check_places()
-            self._weight_decay = checked
+            self._weight_decay = decay
             self._lay_out(self._states)
         else:
-            self._weight_decay = checked
+            self._weight_decay = decay
             self._blocks.decays[:] = self._decays(self._decaying)
 
     def step(self) -> None:
@@ -239,14 +237,15 @@ class Optimizer:
                     f"move both with optimizer.to({str(now)!r})"
                 )
 
+    def _keep(self, n_states: int) -> None:
+        """Keep so many arrays for each parameter from one update to the next; they start at 0."""
+        self._lay_out([[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)])
+
     def _update(self, slots: Slots) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _update(slots)")
 
     def _checked_decay(self, weight_decay: float) -> float:
-        if not 0 <= weight_decay < math.inf:
-            name = type(self).__name__
-            raise SettingError(f"{name}: weight_decay must be at least 0, got {weight_decay!r}")
-        return float(weight_decay)
+        return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
 
     def _decays(self, decaying: Iterable[bool]) -> list[float]:
         """Return the weight decay of arrays, of which it is known whether it applies to them."""
@@ -314,6 +313,33 @@ class Optimizer:
                 shown[name] = value
         settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _as_list(owner: str, parameters: Any) -> list[Parameter]:
+    """Return the parameters, if that is what they are."""
+    if isinstance(parameters, Parameter):
+        raise SettingError(f"{owner}: got a Parameter; pass a list, [parameter]")
+    if hasattr(parameters, "parameters"):
+        raise SettingError(f"{owner}: got a model; pass its parameters, model.parameters()")
+    if isinstance(parameters, Mapping):
+        kind = type(parameters).__name__
+        raise SettingError(f"{owner}: got a {kind}; pass its values, or model.parameters()")
+    if isinstance(parameters, Set):
+        kind = type(parameters).__name__
+        raise SettingError(f"{owner}: parameters must be in an order, got {kind}; pass a list")
+    if not isinstance(parameters, Iterable):
+        kind = type(parameters).__name__
+        raise SettingError(f"{owner}: expected model.parameters(), got {kind}")
+    listed = list(parameters)
+    for i, parameter in enumerate(listed):
+        if not isinstance(parameter, Parameter):
+            kind = type(parameter).__name__
+            raise SettingError(f"{owner}: expected model.parameters(), got {kind} at position {i}")
+    if not listed:
+        raise SettingError(f"{owner}: there is nothing to train; pass model.parameters()")
+    if len({id(parameter) for parameter in listed}) != len(listed):
+        raise SettingError(f"{owner}: a parameter was given twice")
+    return listed
 
 
 def _zeros_like(x: Array) -> Array:

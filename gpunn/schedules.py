@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from gpunn.checks import number, whole_number
 from gpunn.errors import SettingError
 from gpunn.patience import Patience
 
@@ -28,7 +28,8 @@ class Constant:
     """
 
     def __init__(self, learning_rate: float) -> None:
-        self.learning_rate = _positive(type(self).__name__, "learning_rate", learning_rate)
+        name = type(self).__name__
+        self.learning_rate = number(name, "learning_rate", learning_rate, "(0, inf)")
 
     def __call__(self, step: int) -> float:  # noqa: ARG002
         """Return the learning rate of update `step`, counted from 0."""
@@ -57,8 +58,8 @@ class StepDecay(Constant):
 
     def __init__(self, learning_rate: float, *, every: int, factor: float = 0.1) -> None:
         super().__init__(learning_rate)
-        self.every = _steps(type(self).__name__, "every", every)
-        self.factor = _fraction(type(self).__name__, "factor", factor)
+        self.every = whole_number(type(self).__name__, "every", every)
+        self.factor = number(type(self).__name__, "factor", factor, "(0, 1]")
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
@@ -80,8 +81,8 @@ class ExponentialDecay(Constant):
 
     def __init__(self, learning_rate: float, *, factor: float, steps: int = 1) -> None:
         super().__init__(learning_rate)
-        self.factor = _fraction(type(self).__name__, "factor", factor)
-        self.steps = _steps(type(self).__name__, "steps", steps)
+        self.factor = number(type(self).__name__, "factor", factor, "(0, 1]")
+        self.steps = whole_number(type(self).__name__, "steps", steps)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
@@ -109,10 +110,8 @@ class Cosine(Constant):
 
     def __init__(self, learning_rate: float, *, steps: int, final: float = 0.0) -> None:
         super().__init__(learning_rate)
-        self.steps = _steps(type(self).__name__, "steps", steps)
-        if not 0 <= final <= learning_rate:
-            raise SettingError(f"Cosine: final must be in [0, {learning_rate}], got {final!r}")
-        self.final = float(final)
+        self.steps = whole_number(type(self).__name__, "steps", steps)
+        self.final = number(type(self).__name__, "final", final, f"[0, {self.learning_rate}]")
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
@@ -140,8 +139,8 @@ class WarmUp:
     """
 
     def __init__(self, steps: int, after: float | Schedule) -> None:
-        self.steps = _steps("WarmUp", "steps", steps)
-        self.after = as_schedule(after)
+        self.steps = whole_number("WarmUp", "steps", steps)
+        self.after = as_schedule("WarmUp", "after", after)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
@@ -189,18 +188,11 @@ class ReduceOnPlateau(Constant):
         minimum: float = 0.0,
     ) -> None:
         super().__init__(learning_rate)
-        if not 0 < factor < 1:
-            raise SettingError(f"ReduceOnPlateau: factor must be in (0, 1), got {factor!r}")
-        self.factor = float(factor)
-        self.patience = _steps("ReduceOnPlateau", "patience", patience)
-        if not 0 <= tolerance < math.inf:
-            raise SettingError(f"ReduceOnPlateau: tolerance must be at least 0, got {tolerance!r}")
-        if not 0 <= minimum <= learning_rate:
-            raise SettingError(
-                f"ReduceOnPlateau: minimum must be in [0, {learning_rate}], got {minimum!r}"
-            )
-        self.tolerance = float(tolerance)
-        self.minimum = float(minimum)
+        name = type(self).__name__
+        self.factor = number(name, "factor", factor, "(0, 1)")
+        self.patience = whole_number(name, "patience", patience)
+        self.tolerance = number(name, "tolerance", tolerance, "[0, inf)")
+        self.minimum = number(name, "minimum", minimum, f"[0, {self.learning_rate}]")
         self._so_far = Patience()
 
     def observe(self, loss: float) -> None:
@@ -221,24 +213,17 @@ def observe(schedule: Schedule, loss: float) -> None:
         listen(loss)
 
 
-def as_schedule(learning_rate: float | Schedule) -> Schedule:
-    """Return a schedule as it is, and a number as a constant one."""
-    return learning_rate if callable(learning_rate) else Constant(learning_rate)
+def as_schedule(owner: str, name: str, value: Any) -> Schedule:
+    """Return a schedule as it is, and a number as a constant one.
 
-
-def _positive(who: str, name: str, value: float) -> float:
-    if not isinstance(value, Real) or not 0 < value < math.inf:
-        raise SettingError(f"{who}: {name} must be a number above 0, got {value!r}")
-    return float(value)
-
-
-def _fraction(who: str, name: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise SettingError(f"{who}: {name} must be in (0, 1], got {value!r}")
-    return float(value)
-
-
-def _steps(who: str, name: str, value: int) -> int:
-    if not hasattr(value, "__index__") or value < 1:
-        raise SettingError(f"{who}: {name} must be a whole number above 0, got {value!r}")
-    return int(value)
+    Raises
+    ------
+    SettingError
+        In the name of `owner`, whose setting it is: if it is neither.
+    """
+    if isinstance(value, type):
+        kind = value.__name__
+        raise SettingError(
+            f"{owner}: {name} is the class {kind}; make a schedule of it, {kind}(...)"
+        )
+    return value if callable(value) else Constant(number(owner, name, value, "(0, inf)"))

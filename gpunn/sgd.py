@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gpunn.checks import flag, number
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.optim import Optimizer, Slots
@@ -70,29 +71,58 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise SettingError(f"SGD: momentum must be in [0, 1), got {momentum!r}")
-        if nesterov and not momentum:
-            raise SettingError("SGD: nesterov=True needs momentum above 0")
+        self._momentum, self._nesterov = self._checked(momentum, nesterov)
         super().__init__(
             parameters,
             learning_rate,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             clip_value=clip_value,
-            n_states=1 if momentum else 0,
+            n_states=1 if self._momentum else 0,
         )
-        self.momentum = float(momentum)
-        self.nesterov = bool(nesterov)
+
+    @property
+    def momentum(self) -> float:
+        """mu; one that is set here applies from the next update on.
+
+        Where it was 0, the velocities start at 0; where it becomes 0, they are given up. In both
+        cases parameters may move to other arrays: read ``parameter.value`` anew.
+        """
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, momentum: float) -> None:
+        momentum, _ = self._checked(momentum, self._nesterov)
+        if bool(momentum) != bool(self._momentum):
+            self.check_places()
+            self._keep(1 if momentum else 0)
+        self._momentum = momentum
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether to look ahead, from the next update on."""
+        return self._nesterov
+
+    @nesterov.setter
+    def nesterov(self, nesterov: bool) -> None:
+        _, self._nesterov = self._checked(self._momentum, nesterov)
+
+    def _checked(self, momentum: float, nesterov: bool) -> tuple[float, bool]:  # noqa: FBT001
+        name = type(self).__name__
+        momentum = number(name, "momentum", momentum, "[0, 1)")
+        nesterov = flag(name, "nesterov", nesterov)
+        if nesterov and not momentum:
+            raise SettingError(f"{name}: nesterov=True needs momentum above 0")
+        return momentum, nesterov
 
     def _update(self, slots: Slots) -> None:
         kernels(slots.values[0]).sgd(
             slots.values,
             slots.grads,
-            slots.states[0] if self.momentum else [],
+            slots.states[0] if self._momentum else [],
             learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
+            momentum=self._momentum,
+            nesterov=self._nesterov,
             decays=slots.decays,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,

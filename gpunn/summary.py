@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gpunn._typing import Shape
+from gpunn.checks import sample_shape
 from gpunn.layer import Layer, children
 from gpunn.layers.compose import Sequential
 
@@ -21,7 +22,7 @@ def summarize(model: Layer, input_shape: Shape | int | None = None) -> str:
         The shape of one sample. By default it is taken from the first layer with `in_features`,
         if that is known.
     """
-    shape = (input_shape,) if isinstance(input_shape, int) else input_shape
+    shape = None if input_shape is None else sample_shape("summary", input_shape)
     rows = [("layer", "output", "parameters", "shapes")]
     rows += _rows(model, shape if shape is not None else first_features(model), "")
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

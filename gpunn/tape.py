@@ -122,7 +122,7 @@ class Tape:
 
     def draw_key(self) -> int:
         """Draw the 64-bit key of one random mask, on the host."""
-        self._rng = as_generator(self._rng)
+        self._rng = as_generator(self._rng, "Tape")
         return int(self._rng.integers(2**64, dtype="uint64"))
 
     def __len__(self) -> int:

@@ -110,7 +110,7 @@ LAYERS = [
     ),
     *(
         (f"Dropout({rate})", lambda rate=rate: gn.Dropout(rate), SettingError,
-         f"Dropout: rate must be in [0, 1), got {rate}")
+         f"Dropout: rate must be a number in [0, 1), got {rate}")
         for rate in (1.0, -0.1, float("nan"))
     ),
     ("float64 into float32", lambda: network()(X.astype("float64")), DTypeError,
@@ -122,7 +122,8 @@ LAYERS = [
     ("half a model", half_moved, DeviceError, "different places", "layers.1.weight on numpy"),
     ("activation", lambda: gn.Dense(4, 3, "rleu"), SettingError,
      "unknown activation 'rleu'; known are ", *gn.ACTIVATIONS),
-    ("activation class", lambda: gn.Dense(4, 3, gn.ReLU), SettingError, "activation <class"),
+    ("activation class", lambda: gn.Dense(4, 3, gn.ReLU), SettingError,
+     "Dense: activation is the class ReLU; say gn.ReLU()"),
     ("initializer", lambda: gn.Dense(4, 3, init="xavier"), SettingError,
      "unknown initializer 'xavier'; known are ", *gn.init.INITIALIZERS),
     ("initial shape", lambda: gn.Dense(4, 3, init=lambda *_: np.zeros((3, 4))), ShapeError,
@@ -134,10 +135,11 @@ LAYERS = [
     ("backend", lambda: gn.Dense(4, 3, backend="gpu"), SettingError,
      "unknown backend 'gpu'; known are auto, numpy, cupy"),
     ("backend to", lambda: network().to("gpu"), SettingError, "unknown backend 'gpu'; known are"),
-    ("Sequential([...])", lambda: gn.Sequential([gn.Dense(4, 3), gn.ReLU()]), TypeError,
+    ("Sequential([...])", lambda: gn.Sequential([gn.Dense(4, 3), gn.ReLU()]), SettingError,
      "Sequential: expected layers, got list at position 0",
      "Sequential(a, b), or unpack a list, Sequential(*layers)"),
-    ("Residual(class)", lambda: gn.Residual(gn.ReLU), TypeError, "expected a layer, got type"),
+    ("Residual(class)", lambda: gn.Residual(gn.ReLU), SettingError,
+     "Residual: expected a layer, got the class ReLU; say gn.ReLU()"),
     ("Residual", lambda: gn.Residual(gn.Dense(4, 3))(X), ShapeError,
      "Residual(Dense(4, 3)): the inner layer must keep the shape (6, 4), it returned (6, 3)"),
 ]
@@ -197,15 +199,15 @@ LOSSES = [
     ("weights elsewhere", lambda: gn.MeanSquaredError()(Z, Z, sample_weight=there(Z[:, 0])),
      DeviceError, f"on numpy and the sample_weight on {STRICT1}"),
     ("reduction", lambda: gn.MeanSquaredError(reduction="avg"), SettingError,
-     "unknown reduction 'avg'; known are 'mean', 'sum' and 'none'"),
+     "MeanSquaredError: reduction must be one of 'mean', 'sum', 'none'; got 'avg'"),
     ("class weights", lambda: gn.CrossEntropy(class_weight=[1.0, 2.0])(Z, Y), SettingError,
      "class_weight has 2 entries, and the model puts out 3 classes"),
     ("bad class weights", lambda: gn.CrossEntropy(class_weight=[1.0, -2.0]), SettingError,
-     "CrossEntropy: class_weight must be finite and not negative"),
+     "CrossEntropy: class_weight[1] must be a number of at least 0, got -2.0"),
     ("smoothing", lambda: gn.CrossEntropy(label_smoothing=1.5), SettingError,
-     "CrossEntropy: label_smoothing must be in [0, 1], got 1.5"),
+     "CrossEntropy: label_smoothing must be a number in [0, 1], got 1.5"),
     ("one class", lambda: gn.logistic_regression(4, 1), SettingError,
-     "logistic_regression: n_classes must be at least 2, got 1"),
+     "logistic_regression: n_classes must be a whole number of at least 2, got 1"),
 ]
 
 P = network().parameters()
@@ -213,30 +215,34 @@ SETTINGS = [
     (gn.SGD, {"learning_rate": 0.0}, "learning_rate must be a number above 0, got 0.0"),
     (gn.SGD, {"learning_rate": -1}, "learning_rate must be a number above 0, got -1"),
     (gn.SGD, {"learning_rate": "1"}, "learning_rate must be a number above 0, got '1'"),
-    (gn.SGD, {"momentum": 1.0}, "SGD: momentum must be in [0, 1), got 1.0"),
-    (gn.SGD, {"momentum": -0.5}, "SGD: momentum must be in [0, 1), got -0.5"),
+    (gn.SGD, {"momentum": 1.0}, "SGD: momentum must be a number in [0, 1), got 1.0"),
+    (gn.SGD, {"momentum": -0.5}, "SGD: momentum must be a number in [0, 1), got -0.5"),
     (gn.SGD, {"nesterov": True}, "SGD: nesterov=True needs momentum above 0"),
-    (gn.SGD, {"weight_decay": -0.1}, "SGD: weight_decay must be at least 0, got -0.1"),
-    (gn.Adam, {"beta_1": 1.0}, "Adam: beta_1 must be in [0, 1), got 1.0"),
-    (gn.Adam, {"beta_2": -0.1}, "Adam: beta_2 must be in [0, 1), got -0.1"),
-    (gn.Adam, {"epsilon": 0.0}, "Adam: epsilon must be above 0, got 0.0"),
-    (gn.SGD, {"clip_norm": 0.0}, "SGD: clip_norm must be above 0 or None, got 0.0"),
-    (gn.SGD, {"clip_value": -1}, "SGD: clip_value must be above 0 or None, got -1"),
+    (gn.SGD, {"weight_decay": -0.1}, "SGD: weight_decay must be a number of at least 0, got -0.1"),
+    (gn.Adam, {"beta_1": 1.0}, "Adam: beta_1 must be a number in [0, 1), got 1.0"),
+    (gn.Adam, {"beta_2": -0.1}, "Adam: beta_2 must be a number in [0, 1), got -0.1"),
+    (gn.Adam, {"epsilon": 0.0}, "Adam: epsilon must be a number above 0, got 0.0"),
+    (gn.SGD, {"clip_norm": 0.0}, "SGD: clip_norm must be None or a number above 0, got 0.0"),
+    (gn.SGD, {"clip_value": -1}, "SGD: clip_value must be None or a number above 0, got -1"),
     (gn.SGD, {"parameters": []}, "SGD: there is nothing to train; pass model.parameters()"),
     (gn.SGD, {"parameters": [*P, P[0]]}, "SGD: a parameter was given twice"),
     (gn.SGD, {"parameters": network()}, "SGD: got a model; pass its parameters"),
     (gn.SGD, {"parameters": [X]}, "SGD: expected model.parameters(), got ndarray at position 0"),
     (gn.Constant, {"learning_rate": float("nan")}, "Constant: learning_rate must be a number"),
     (gn.StepDecay, {"every": 0}, "StepDecay: every must be a whole number above 0, got 0"),
-    (gn.StepDecay, {"every": 5, "factor": 1.5}, "StepDecay: factor must be in (0, 1], got 1.5"),
-    (gn.ExponentialDecay, {"factor": 0}, "ExponentialDecay: factor must be in (0, 1], got 0"),
+    (gn.StepDecay, {"every": 5, "factor": 1.5},
+     "StepDecay: factor must be a number in (0, 1], got 1.5"),
+    (gn.ExponentialDecay, {"factor": 0},
+     "ExponentialDecay: factor must be a number in (0, 1], got 0"),
     (gn.Cosine, {"steps": 1.5}, "Cosine: steps must be a whole number above 0, got 1.5"),
-    (gn.Cosine, {"steps": 5, "final": 0.2}, "Cosine: final must be in [0, 0.1], got 0.2"),
+    (gn.Cosine, {"steps": 5, "final": 0.2}, "Cosine: final must be a number in [0, 0.1], got 0.2"),
     (gn.WarmUp, {"steps": 0, "after": 0.1}, "WarmUp: steps must be a whole number above 0, got 0"),
     (gn.ReduceOnPlateau, {"patience": 0}, "ReduceOnPlateau: patience must be a whole number"),
-    (gn.ReduceOnPlateau, {"factor": 2}, "ReduceOnPlateau: factor must be in (0, 1"),
-    (gn.ReduceOnPlateau, {"tolerance": -1}, "ReduceOnPlateau: tolerance must be at least 0"),
-    (gn.ReduceOnPlateau, {"minimum": 1}, "ReduceOnPlateau: minimum must be in [0, 0.1], got 1"),
+    (gn.ReduceOnPlateau, {"factor": 2}, "ReduceOnPlateau: factor must be a number in (0, 1"),
+    (gn.ReduceOnPlateau, {"tolerance": -1},
+     "ReduceOnPlateau: tolerance must be a number of at least 0"),
+    (gn.ReduceOnPlateau, {"minimum": 1},
+     "ReduceOnPlateau: minimum must be a number in [0, 0.1], got 1"),
     (gn.EarlyStopping, {"patience": 0}, "EarlyStopping: patience must be a whole number above 0"),
     (gn.EarlyStopping, {"patience": True}, "patience must be a whole number above 0, got True"),
     (gn.EarlyStopping, {"patience": 2.5}, "patience must be a whole number above 0, got 2.5"),
@@ -315,7 +321,7 @@ def test_a_mistake_is_told(
 ) -> None:
     with pytest.raises(kind) as caught:
         make()
-    assert isinstance(caught.value, GpunnError) or type(caught.value) is TypeError
+    assert isinstance(caught.value, GpunnError)
     missing = [part for part in parts if part not in str(caught.value)]
     assert missing == [], str(caught.value)
 

@@ -284,7 +284,7 @@ class TestDropout:
 
     @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
     def test_rates_that_make_no_sense(self, rate: float) -> None:
-        with pytest.raises(gn.errors.SettingError, match=r"rate must be in \[0, 1\)"):
+        with pytest.raises(gn.errors.SettingError, match=r"rate must be a number in \[0, 1\)"):
             gn.Dropout(rate)
 
 

@@ -314,11 +314,11 @@ class TestSGD:
             ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
             ({"learning_rate": math.nan}, "learning_rate must be a number above 0"),
             ({"learning_rate": "fast"}, "learning_rate must be a number above 0"),
-            ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+            ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\)"),
             ({"nesterov": True}, "needs momentum"),
-            ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
-            ({"clip_norm": 0.0}, "clip_norm must be above 0"),
-            ({"clip_value": math.inf}, "clip_value must be above 0"),
+            ({"weight_decay": -0.1}, "weight_decay must be a number of at least 0"),
+            ({"clip_norm": 0.0}, "clip_norm must be None or a number above 0"),
+            ({"clip_value": math.inf}, "clip_value must be None or a number above 0"),
         ],
     )
     def test_settings_that_make_no_sense(self, settings: dict[str, Any], message: str) -> None:
@@ -442,11 +442,14 @@ class TestAdam:
         ("settings", "message"),
         [
             ({"learning_rate": -1.0}, "learning_rate must be a number above 0"),
-            ({"beta_1": 1.0}, r"Adam: beta_1 must be in \[0, 1\), got 1\.0"),
-            ({"beta_2": -0.1}, r"Adam: beta_2 must be in \[0, 1\), got -0\.1"),
-            ({"epsilon": 0.0}, r"Adam: epsilon must be above 0, got 0\.0"),
-            ({"weight_decay": math.nan}, "Adam: weight_decay must be at least 0, got nan"),
-            ({"clip_norm": -1}, "Adam: clip_norm must be above 0 or None, got -1"),
+            ({"beta_1": 1.0}, r"Adam: beta_1 must be a number in \[0, 1\), got 1\.0"),
+            ({"beta_2": -0.1}, r"Adam: beta_2 must be a number in \[0, 1\), got -0\.1"),
+            ({"epsilon": 0.0}, r"Adam: epsilon must be a number above 0, got 0\.0"),
+            (
+                {"weight_decay": math.nan},
+                "Adam: weight_decay must be a number of at least 0, got nan",
+            ),
+            ({"clip_norm": -1}, "Adam: clip_norm must be None or a number above 0, got -1"),
         ],
     )
     def test_settings_that_make_no_sense(self, settings: dict[str, Any], message: str) -> None:
@@ -502,7 +505,9 @@ class TestWeightDecay:
     @pytest.mark.parametrize("first", [0.0, 0.2])
     def test_a_wrong_one_is_told(self, wrong: float, first: float) -> None:
         optimizer = gn.Adam(parameters(get_place("numpy")), weight_decay=first)
-        with pytest.raises(gn.errors.SettingError, match="Adam: weight_decay must be at least 0"):
+        with pytest.raises(
+            gn.errors.SettingError, match="Adam: weight_decay must be a number of at least 0"
+        ):
             optimizer.weight_decay = wrong
         assert optimizer.weight_decay == first
 

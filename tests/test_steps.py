@@ -602,11 +602,22 @@ class TestChangesOnTheWay:
         with pytest.raises(gn.errors.ShapeError):
             case.trainer().fit(loader, 2, callbacks=[callback], progress=False)
 
-    def test_momentum_that_there_is_no_room_for(self) -> None:
-        trainer, loader = Case().trainer(), Case().loader()
-        trainer.optimizer.momentum = 0.9
-        with pytest.raises(IndexError):
-            trainer.fit(loader, 1, progress=False)
+    @pytest.mark.parametrize("momentum", [0.9, 0.0])
+    @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+    def test_momentum_that_begins_or_ends(self, optimizer: str, momentum: float) -> None:
+        self.assert_both_alike(
+            lambda t: setattr(t.optimizer, "momentum", momentum), Case(optimizer=optimizer)
+        )
+
+    def test_momentum_that_was_set_before(self) -> None:
+        trainers = [Case(optimizer=optimizer).trainer() for optimizer in ("sgd", "momentum")]
+        trainers[0].optimizer.momentum = trainers[1].optimizer.momentum
+        for trainer in trainers:
+            trainer.optimizer.weight_decay = 0.0
+            trainer.optimizer.learning_rate = 0.1
+            trainer.fit(Case().loader(), 3, progress=False)
+        for a, b in zip(*(state(trainer) for trainer in trainers), strict=True):
+            assert_array_equal(a, b)
 
     def test_momentum(self) -> None:
         self.assert_both_alike(

@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace
+from gpunn.checks import flag, number
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
-from gpunn.layer import Layer
+from gpunn.layer import Layer, as_instance
 from gpunn.layers.special import erf
+from gpunn.settings import checked
 from gpunn.tape import Tape
 
 
@@ -133,13 +135,10 @@ class LeakyReLU(Activation):
     """
 
     kernel = "leaky_relu"
+    negative_slope: float = checked(number, "[0, 1)")
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        if not 0 <= negative_slope < 1:
-            raise SettingError(
-                f"LeakyReLU: negative_slope must be in [0, 1), got {negative_slope!r}"
-            )
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = negative_slope
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, s x)."""
@@ -170,11 +169,10 @@ class ELU(Activation):
     """
 
     kernel = "elu"
+    alpha: float = checked(number, "(0, inf)")
 
     def __init__(self, alpha: float = 1.0) -> None:
-        if not 0 < alpha < math.inf:
-            raise SettingError(f"ELU: alpha must be above 0 and finite, got {alpha!r}")
-        self.alpha = float(alpha)
+        self.alpha = alpha
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, 0) + a (e^min(x, 0) - 1): one of the two terms is zero."""
@@ -236,8 +234,10 @@ class GELU(Activation):
     _C = math.sqrt(2.0 / math.pi)
     _B = 0.044715
 
+    approximate: bool = checked(flag)
+
     def __init__(self, *, approximate: bool = False) -> None:
-        self.approximate = bool(approximate)
+        self.approximate = approximate
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return x times the normal distribution function."""
@@ -330,15 +330,25 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
 }
 
 
-def get_activation(activation: str | Activation | None) -> Activation:
-    """Return the activation of that name, the given one itself, or for None the identity."""
+def get_activation(activation: Any, owner: str = "get_activation") -> Activation:
+    """Return the activation of that name, the given one itself, or for None the identity.
+
+    Parameters
+    ----------
+    activation : str, Activation or None
+        Which one.
+    owner : str
+        Who speaks if there is none such.
+    """
     if activation is None:
         return Identity()
     if isinstance(activation, Activation):
         return activation
+    if isinstance(activation, type) and issubclass(activation, Activation):
+        raise SettingError(f"{owner}: activation is {as_instance(activation)}")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise SettingError(
-            f"unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}, "
+            f"{owner}: unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}, "
             "and any object of the class Activation"
         )
     return ACTIVATIONS[activation]()

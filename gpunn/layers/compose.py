@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import overload
 
 from gpunn._typing import Array
-from gpunn.errors import ShapeError
-from gpunn.layer import Layer
+from gpunn.errors import SettingError, ShapeError
+from gpunn.layer import Layer, as_instance
 from gpunn.tape import Tape
 
 
@@ -25,8 +25,13 @@ class Sequential(Layer):
 
     def __init__(self, *layers: Layer) -> None:
         for i, layer in enumerate(layers):
+            if isinstance(layer, type) and issubclass(layer, Layer):
+                name, _, advice = as_instance(layer).partition(";")
+                raise SettingError(
+                    f"Sequential: expected layers, got {name} at position {i};{advice}"
+                )
             if not isinstance(layer, Layer):
-                raise TypeError(
+                raise SettingError(
                     f"Sequential: expected layers, got {type(layer).__name__} at position {i}; "
                     "pass them one by one, Sequential(a, b), or unpack a list, Sequential(*layers)"
                 )
@@ -85,8 +90,10 @@ class Residual(Layer):
     """
 
     def __init__(self, layer: Layer) -> None:
+        if isinstance(layer, type) and issubclass(layer, Layer):
+            raise SettingError(f"Residual: expected a layer, got {as_instance(layer)}")
         if not isinstance(layer, Layer):
-            raise TypeError(f"Residual: expected a layer, got {type(layer).__name__}")
+            raise SettingError(f"Residual: expected a layer, got {type(layer).__name__}")
         self.layer = layer
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.backend import Backend, apart, backend_of, get_backend
-from gpunn.errors import DTypeError, SettingError, ShapeError
+from gpunn.checks import flag, float_dtype, whole_number
+from gpunn.errors import DTypeError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
@@ -90,23 +91,26 @@ class Dense(Layer):
         dtype: str = "float32",
         backend: str | Backend | None = None,
     ) -> None:
-        self.in_features = _count("in_features", in_features)
-        self.out_features = _count("out_features", out_features)
-        self.activation = get_activation(activation)
+        name = type(self).__name__
+        self.in_features = whole_number(name, "in_features", in_features)
+        self.out_features = whole_number(name, "out_features", out_features)
+        self.activation = get_activation(activation, name)
+        has_bias = flag(name, "bias", bias)
         if init is None:
             init = he_normal if isinstance(self.activation, _RECTIFIERS) else glorot_uniform
         place = get_backend(backend)
-        drawn = get_initializer(init)(as_generator(rng), self.in_features, self.out_features)
-        if drawn.shape != (self.in_features, self.out_features):
+        draw, generator = get_initializer(init, name), as_generator(rng, name)
+        drawn = draw(generator, self.in_features, self.out_features)
+        _check_kind(repr(self), drawn)
+        if tuple(drawn.shape) != (self.in_features, self.out_features):
             raise ShapeError(
                 f"{self!r}: init must return shape {(self.in_features, self.out_features)}, "
-                f"got {drawn.shape}"
+                f"got {tuple(drawn.shape)}"
             )
-        if dtype not in ("float32", "float64"):
-            raise SettingError(f"{self!r}: dtype must be 'float32' or 'float64', got {dtype!r}")
+        dtype = float_dtype(repr(self), dtype)
         self.weight = Parameter(place.asarray(drawn, dtype))
         zeros = place.asarray([0.0] * self.out_features, dtype)
-        self.bias = Parameter(zeros, decay=False) if bias else None
+        self.bias = Parameter(zeros, decay=False) if has_bias else None
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return f(x W + b)."""
@@ -185,7 +189,10 @@ def _name(activation: Activation) -> str:
     return repr(activation)
 
 
-def _count(name: str, value: int) -> int:
-    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
-        raise SettingError(f"Dense: {name} must be a whole number above 0, got {value!r}")
-    return int(value)
+def _check_kind(owner: str, drawn: Any) -> None:
+    """Check that an initialiser has returned an array of real numbers."""
+    place = backend_of(drawn)
+    if place is None:
+        raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
+    if not place.xp.isdtype(drawn.dtype, ("integral", "real floating")):
+        raise DTypeError(f"{owner}: init must return real numbers, got {drawn.dtype}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gpunn._typing import Array
-from gpunn.errors import SettingError
+from gpunn.checks import number
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
+from gpunn.settings import checked
 from gpunn.tape import Tape
 
 
@@ -36,10 +37,10 @@ class Dropout(Layer):
 
     has_parameters: ClassVar[bool] = False
 
+    rate: float = checked(number, "[0, 1)")
+
     def __init__(self, rate: float) -> None:
-        if not 0 <= rate < 1:
-            raise SettingError(f"Dropout: rate must be in [0, 1), got {rate!r}")
-        self.rate = float(rate)
+        self.rate = rate
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return x, or with a training tape m x / (1 - p)."""
