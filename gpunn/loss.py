@@ -14,6 +14,7 @@ from gpunn.backend import backend_of, scope_of
 from gpunn.checks import one_of
 from gpunn.errors import DeviceError, DTypeError, ShapeError
 from gpunn.kernels import kernels
+from gpunn.kernels.host import has_nan, is_on_host
 from gpunn.settings import checked
 from gpunn.tape import Tape
 
@@ -99,7 +100,13 @@ class Loss:
         tape: Tape | None = None,
         sample_weight: Array | None = None,
     ) -> Array:
-        """Return J, 0-d and still on the device; or (N,) values for reduction "none"."""
+        """Return J, 0-d and still on the device; or (N,) values for reduction "none".
+
+        The target's values are not checked, since that would wait for a device: a class label out
+        of range makes J and the gradient NaN, and targets of `BinaryCrossEntropy` outside of
+        [0, 1], or negative soft targets, make them numbers that mean nothing. Calling the loss
+        checks first, and so does `check_target`, for a whole data set.
+        """
         if type(prediction) is not type(target):
             _same_library(self, prediction, target)
         if prediction.ndim != 2:
@@ -179,6 +186,33 @@ class Loss:
                 f"{self!r}: expected a target of shape {wanted}, as the model puts it out, "
                 f"got {tuple(target.shape)}"
             )
+
+    def check_batch(self, prediction: Array, target: Array, cost: Array) -> None:
+        """Check the targets of a batch that `forward` has taken, where that takes no waiting.
+
+        That is for NumPy's arrays. Elsewhere nothing is checked.
+
+        Parameters
+        ----------
+        prediction, target : array
+            What `forward` has taken.
+        cost : array
+            What it has returned; if that is NaN, it is worth a closer look.
+
+        Raises
+        ------
+        LabelError
+            If this loss is not defined for such targets.
+        """
+        if is_on_host(cost) and self.suspects(target, cost):
+            self.check_target(target, tuple(prediction.shape[1:]))
+
+    def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
+        """Return whether the targets of a batch, on the host, may be wrong: the cost is NaN.
+
+        Asked at every step of a loop written by hand; a subclass that can tell more says so here.
+        """
+        return has_nan(cost)
 
     def probabilities(self, prediction: Array) -> Array:
         """Return what the prediction means: here, itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from gpunn.checks import flag, number
 from gpunn.class_weight import ClassWeight, as_class_weight, table_of
 from gpunn.errors import DTypeError, LabelError, ShapeError
 from gpunn.kernels import kernels
+from gpunn.kernels.host import lies_within
 from gpunn.layers.activation import Sigmoid, Softmax
 from gpunn.loss import Loss, Reduction
 from gpunn.settings import checked
@@ -65,7 +67,8 @@ class CrossEntropy(Loss):
 
     Notes
     -----
-    *Shapes*: prediction (N, K); target (N,), integers in [0, K), or (N, K), one-hot or soft.
+    *Shapes*: prediction (N, K); target (N,), integers in [0, K), or (N, K), one-hot or soft: not
+    negative, and a row need not sum to 1.
 
     References
     ----------
@@ -140,6 +143,12 @@ class CrossEntropy(Loss):
             )
         _check_interval(repr(self), target, 0.0, float("inf"))
 
+    def suspects(self, target: Array, cost: Array) -> bool:
+        """Return whether a label is out of range, as the cost tells, or a soft target negative."""
+        if target.ndim == 1:
+            return super().suspects(target, cost)
+        return not lies_within(target, 0.0, math.inf)
+
     def _soft(self, prediction: Array, target: Array) -> Array:
         """Return the targets as (N, K), smoothed and weighted by class."""
         if target.ndim == 1:
@@ -194,7 +203,8 @@ class SoftmaxCrossEntropy(CrossEntropy):
 
     Notes
     -----
-    *Shapes*: prediction (N, K); target (N,), integers in [0, K), or (N, K), one-hot or soft.
+    *Shapes*: prediction (N, K); target (N,), integers in [0, K), or (N, K), one-hot or soft: not
+    negative, and a row need not sum to 1.
     """
 
     from_logits = True
@@ -276,6 +286,10 @@ class BinaryCrossEntropy(Loss):
         """Check the shape, and that the values are in [0, 1]."""
         super().check_target(target, output_shape)
         _check_interval(repr(self), target, 0.0, 1.0)
+
+    def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
+        """Return whether a target is outside of [0, 1]."""
+        return not lies_within(target, 0.0, 1.0)
 
     def probabilities(self, prediction: Array) -> Array:
         """Return h."""

@@ -27,6 +27,12 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     Forward; the loss; its gradient; backward; the update of the parameters. Nothing here waits
     for a device.
 
+    NumPy's targets are checked, before any parameter changes: labels out of range, targets of
+    `BinaryCrossEntropy` outside of [0, 1], negative soft targets. On a device they are not checked,
+    since that would wait for it: there a label out of range makes the cost NaN, and with the update
+    all parameters. Call ``loss.check_target(y, output_shape)`` once for a whole data set, as a
+    `Trainer` does.
+
     Parameters
     ----------
     model : Layer
@@ -52,6 +58,9 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 
     Raises
     ------
+    LabelError
+        If a target on the host is not one that the loss is defined for; the parameters are then as
+        they were before.
     DeviceMemoryError
         If the device has too little memory; the weights are then as they were before.
 
@@ -61,7 +70,7 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     have been there.
     """
     with scope_of(x):
-        return learn(model, loss, optimizer, x, y, sample_weight, rng)
+        return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
 
 
 def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
@@ -72,8 +81,13 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     y: Array,
     sample_weight: Array | None,
     rng: RNG,
+    *,
+    unchecked: bool = False,
 ) -> tuple[Array, Array]:
-    """Do what `train_step` does, where the device of `x` is the current one already."""
+    """Do what `train_step` does, where the device of `x` is the current one already.
+
+    Targets are looked at only if nobody has checked them.
+    """
     part = optimizer.part
     if part is None or part.model() is not model:
         part = part_of(model, optimizer)
@@ -81,6 +95,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
         prediction = model.forward(x, tape)
         cost = loss.forward(prediction, y, tape, sample_weight)
+        if unchecked:
+            loss.check_batch(prediction, y, cost)
         if part.frozen:
             with part.aside():
                 model.backward(loss.backward(tape), tape)
