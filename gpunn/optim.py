@@ -50,8 +50,8 @@ class Optimizer:
     side into one block of memory, and makes room for their gradients in another: the update of a
     network is then the update of one array. So read ``parameter.value`` anew afterwards.
 
-    All settings but the parameters may be set later, as attributes; they are checked then, too, and
-    hold from the next update on.
+    The settings, from the learning rate on, may be set later as attributes; they are checked then,
+    too, and hold from the next update on.
 
     Parameters
     ----------
