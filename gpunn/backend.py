@@ -255,6 +255,27 @@ def copy_of(x: Array) -> Array:
         return backend.xp.asarray(x, copy=True)
 
 
+def read_only(x: Any) -> Any:
+    """Return a view of a NumPy array that refuses to be written to; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def may_overlap(x: Array, y: Array) -> bool:
+    """Return whether two arrays may share memory; no value is read."""
+    places = backend_of(x), backend_of(y)
+    if places[0] != places[1]:
+        return False
+    if isinstance(x, np.ndarray):
+        return np.may_share_memory(x, y)
+    if places[0] is not None and places[0].package == "cupy":
+        return bool(importlib.import_module("cupy").may_share_memory(x, y))
+    return True  # nobody says
+
+
 def to_numpy(x: Any) -> NDArray[Any]:
     """Return any array, of any library and device, as a NumPy array.
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from gpunn import intake
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, backend_of, get_backend
+from gpunn.backend import Backend, backend_of, copy_of, get_backend, read_only
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
+from gpunn.lending import is_lent
 from gpunn.memory import is_out_of_memory, size_of
 
 #: "auto" takes at most this share of the memory that is free.
@@ -46,8 +47,8 @@ class Loader:
     """Shuffled minibatches of arrays, on a device.
 
     Iterating over a loader is one epoch. The order is drawn on the host, so one seed gives the same
-    batches on every backend. The arrays that come out may be views of the loader's own: read them,
-    do not write to them.
+    batches on every backend. A batch that is a view of the data (without shuffling, on NumPy)
+    refuses to be written to; any other is a copy, and yours.
 
     Parameters
     ----------
@@ -78,7 +79,8 @@ class Loader:
         What features (and float targets and weights) are converted to, on the device. None keeps
         what is stored.
     transform : function, optional
-        Applied to the `x` of each batch, on the device, after the conversion.
+        Applied to the `x` of each batch, on the device, after the conversion. The array is its
+        own: it may write to it and return it.
     resident : bool or "auto", default "auto"
         Whether the data are brought to the device once, converted, and batches are gathered there;
         else each batch is gathered on the host, sent as it is stored, and converted on the device.
@@ -97,7 +99,7 @@ class Loader:
     resident : bool
         Whether the data are on the device.
     stored : Batch
-        The whole data set, where it is stored.
+        The whole data set, where it is stored; to be read only.
     n_samples : int
         The number of samples.
 
@@ -221,8 +223,12 @@ class Loader:
         starts = range(0, stop, self.batch_size)
         rows = [slice(start, min(start + self.batch_size, stop)) for start in starts]
         on_host = all(part is None or isinstance(part, np.ndarray) for part in self.stored)
+        # Rows of NumPy's arrays refuse to be written to, and those of sparse ones are made.
+        guarded = on_host or (intake.is_sparse(self.stored.x) and self.backend.package == "numpy")
         staged = self.backend.package == "cupy" and not self.resident and on_host
         batches = (self._staged if staged else self._fetched)(rows, order)
+        if order is None and not guarded and (self.transform is not None or not is_lent()):
+            batches = _copies(batches)
         if self.transform is not None:
             batches = self._transformed(batches)
         return self._on_device(batches) if self.backend.package == "cupy" else batches
@@ -296,7 +302,10 @@ class Loader:
                 return brought
             # Rows are taken from it: they had better lie together.
             return Batch(
-                *(part if part is None else np.ascontiguousarray(part) for part in brought)
+                *(
+                    part if part is None else read_only(np.ascontiguousarray(part))
+                    for part in brought
+                )
             )
         except Exception as error:
             if not is_out_of_memory(error):
@@ -323,11 +332,14 @@ class Loader:
         assert self.transform is not None  # noqa: S101
         with closing(batches):
             for batch in batches:
-                x, result = batch.x, self.transform(batch.x)
-                if backend_of(result) != self.backend or result.shape[:1] != x.shape[:1]:
+                x = batch.x
+                if self.backend.package == "numpy" and not x.flags.writeable:
+                    x = x.copy()
+                result = self.transform(x)
+                if backend_of(result) != self.backend or result.shape[:1] != batch.x.shape[:1]:
                     raise ShapeError(
                         f"Loader: transform must return an array on {self.backend} with "
-                        f"{x.shape[0]} rows, got {type(result).__name__} of shape "
+                        f"{batch.x.shape[0]} rows, got {type(result).__name__} of shape "
                         f"{getattr(result, 'shape', None)}"
                     )
                 yield batch._replace(x=result)
@@ -338,6 +350,13 @@ class Loader:
             f"Loader({self.n_samples} samples, batch_size={self.batch_size}, "
             f"backend={str(self.backend)!r}, {'resident' if self.resident else 'streamed'})"
         )
+
+
+def _copies(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """Yield each batch as a copy."""
+    with closing(batches):
+        for batch in batches:
+            yield Batch(*(part if part is None else copy_of(part) for part in batch))
 
 
 def _target_dtype(y: Array, dtype: str | None) -> str | None:

@@ -11,6 +11,7 @@ from gpunn.freezing import part_of
 from gpunn.kernels import kernels
 from gpunn.kernels.generic import Steps
 from gpunn.layer import Layer
+from gpunn.lending import lend
 from gpunn.loss import Loss
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
@@ -101,7 +102,9 @@ class Course:
         part = optimizer.part or part_of(model, optimizer)
         values = [p.value for p in (*optimizer.parameters, *part.frozen)]
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
-        with closing(iter(self.loader)) as batches, threads:  # ends a thread that fetches ahead
+        readers = model, loss, *readings.metrics
+        epoch = lend(self.loader.__iter__, *readers)
+        with closing(epoch) as batches, threads:  # ends a thread that fetches ahead
             each = None if decays is None else iter(decays())
             for x, y, weight in batches:
                 penalty = None

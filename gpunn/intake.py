@@ -10,12 +10,12 @@ import numpy as np
 
 from gpunn import backend
 from gpunn._typing import Array
-from gpunn.backend import adopt, backend_of, to_numpy
+from gpunn.backend import adopt, backend_of, read_only, to_numpy
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 
 
 def as_array(name: str, x: Any) -> Any:
-    """Return `x` as an array of real numbers with a first axis, where it is."""
+    """Return `x` as an array of real numbers with a first axis, where it is, to be read only."""
     x = adopt(x)
     if is_sparse(x):
         if name != "x":
@@ -36,7 +36,7 @@ def as_array(name: str, x: Any) -> Any:
         )
     if x.ndim == 0:
         raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")
-    return x
+    return read_only(x)
 
 
 def is_sparse(x: Any) -> bool:

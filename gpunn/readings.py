@@ -12,6 +12,7 @@ from gpunn.data import Loader
 from gpunn.errors import DataError
 from gpunn.kernels import kernels
 from gpunn.kernels.generic import Stretch
+from gpunn.lending import is_ours, kept_apart
 from gpunn.loss import Loss
 from gpunn.metrics import Metric
 
@@ -78,6 +79,7 @@ class Readings:
         self._costs = _Column()
         self._weights = _Column()
         self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
+        self._all_ours = all(map(is_ours, metrics))
 
     def add(
         self,
@@ -121,7 +123,10 @@ class Readings:
 
     def _measure(self, prediction: Array, y: Array) -> None:
         for metric, columns in self._statistics:
-            values = metric.measure(prediction, y)
+            if self._all_ours:
+                values = metric.measure(prediction, y)
+            else:  # what one of them writes, the others must not read
+                values = metric.measure(kept_apart(prediction), kept_apart(y))
             columns.extend(_Column() for _ in range(len(values) - len(columns)))
             for column, value in zip(columns, values, strict=True):
                 column.append(value)

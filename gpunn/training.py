@@ -17,7 +17,7 @@ from gpunn.arguments import (
     check_unchanged,
     kind_of,
 )
-from gpunn.backend import scope_of, to_numpy
+from gpunn.backend import copy_of, may_overlap, scope_of, to_numpy
 from gpunn.checks import one_of, whole_number
 from gpunn.data import Loader
 from gpunn.epoch import Course
@@ -30,6 +30,7 @@ from gpunn.layer import Layer
 from gpunn.layers.activation import Identity, LogSoftmax, Sigmoid, Softmax
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
+from gpunn.lending import lend
 from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy
 from gpunn.metrics import Metric
@@ -205,9 +206,15 @@ class Trainer:
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
-        outputs = [self.model(batch.x) for batch in loader.in_order()]
+        outputs = []
+        for batch in lend(loader.in_order, self.model):
+            outputs.append(self.model(batch.x))
         with loader.backend.scope():
-            return kernels(outputs[0]).xp.concat(outputs) if len(outputs) > 1 else outputs[0]
+            if len(outputs) > 1:
+                return kernels(outputs[0]).xp.concat(outputs)
+            # A model may pass its input on.
+            passed_on = may_overlap(outputs[0], batch.x)
+            return copy_of(outputs[0]) if passed_on else outputs[0]
 
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the probabilities that the loss reads from the model's outputs.
@@ -255,7 +262,7 @@ class Trainer:
         values = [parameter.value for parameter in self.model.parameters()]
         threads = kernels(values[0]).threads(loader.batch_size, values)
         with loader.backend.scope(), threads:
-            for batch in loader.in_order():
+            for batch in lend(loader.in_order, self.model, self.loss, *self.metrics):
                 prediction = self.model.forward(batch.x)
                 cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)
                 readings.add(cost, prediction, batch.y, batch.sample_weight)

@@ -290,7 +290,8 @@ class TestPlace:
             loader = gn.Loader(X, Y, batch_size=2, backend=home, resident=keep)
             assert [gn.backend_of(part) for part in loader.stored[:2]] == [wanted, wanted]
             assert ("resident" if wanted == home else "streamed") in repr(loader)
-            assert loader.targets is Y
+            assert loader.targets.base is Y  # as given, and not to be written to
+            assert not loader.targets.flags.writeable
 
     @pytest.mark.parametrize(
         ("dtype", "labels", "size_bytes"),

@@ -281,9 +281,9 @@ class TestSteps:
         for way in WAYS:
             trainer, loader = case.trainer(), case.loader()
             if what == "x":
-                loader.stored.x[7, 2] = value
+                loader.stored.x.base[7, 2] = value  # the given array: views refuse writing
             elif what == "weight":
-                loader.stored.sample_weight[7] = value
+                loader.stored.sample_weight.base[7] = value
             elif what == "parameter":
                 trainer.model.layers[0].weight.value[2, 3] = value
             else:  # a label out of range, or a number
@@ -394,7 +394,7 @@ class TestWhatIsServed:
             if name == "probabilities":
                 trainer.model.layers[-1].activation = gn.Sigmoid()
             if "outer" in name:
-                loader.stored.y[...] %= 2
+                loader.stored.y.base[...] %= 2
             given = trainer.optimizer
             if "parameter of a subclass" in name:
                 given = gn.SGD(trainer.model.parameters())
@@ -581,8 +581,8 @@ class TestChangesOnTheWay:
             lambda loader: setattr(loader, "batch_size", 7),
             lambda loader: setattr(loader, "shuffle", False),
             lambda loader: setattr(loader, "transform", lambda x: 2 * x),
-            lambda loader: loader.stored.x.__imul__(2),
-            lambda loader: loader.stored.y.__ixor__(1),
+            lambda loader: loader.stored.x.base.__imul__(2),
+            lambda loader: loader.stored.y.base.__ixor__(1),
             lambda loader: setattr(loader, "stored", loader.stored._replace(x=loader.stored.x + 1)),
         ],
         ids=["batch size", "order", "transform", "x", "y", "stored"],

@@ -12,6 +12,7 @@ from gpunn.data import Loader
 from gpunn.epoch import Course
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
+from gpunn.lending import lend
 from gpunn.loss import Loss
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
@@ -130,7 +131,8 @@ class Epochs:
         readings = Readings(self.loss, self.metrics, scale=self._scale)
         outputs = []
         with loader.backend.scope():
-            for x, y, weight in loader.in_order():
+            readers = self.network, self.loss, *self.metrics
+            for x, y, weight in lend(loader.in_order, *readers):
                 outputs.append(self.network.forward(x))
                 cost = self.loss.forward(outputs[-1], y, None, weight)
                 readings.add(cost, outputs[-1], y, weight)

@@ -1,8 +1,9 @@
 """Kernels for NumPy's arrays that numba compiles: each of them one pass over memory, in one call.
 
-They serve float32 and float64, contiguous and writable; everything else, and every kernel that is
-not here, is NumPy's. `bench/kernels.py` shows what each gains. They run on one thread: the threads
-of BLAS wait on the other cores. Where a whole step can be compiled, `compiled/steps.py` is it.
+They serve float32 and float64, contiguous, and data that may not be written to, too; everything
+else, and every kernel that is not here, is NumPy's. `bench/kernels.py` shows what each gains. They
+run on one thread: the threads of BLAS wait on the other cores. Where a whole step can be compiled,
+`compiled/steps.py` is it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class NumbaKernels(NumpyKernels):
 
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times a mask, and the mask; see `splitmix64`."""
-        if not _alike(x, x):
+        if not _readable(x, x):
             return super().dropout(x, key, rate)
         result, mask = np.empty_like(x), np.empty_like(x)
         limit = np.uint64(round(rate * 2**32))
@@ -102,7 +103,7 @@ class NumbaKernels(NumpyKernels):
     ) -> tuple[Array, Array]:
         """Return the cost and its gradient; the exponentials are NumPy's, which are wide."""
         served = summed and type(scale) is float and _alike(logits, logits)
-        if not (served and labels.dtype == np.int64 and labels.flags.carray and logits.size):
+        if not (served and labels.dtype == np.int64 and _in_order(labels) and logits.size):
             return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
         grad = np.empty_like(logits)
         cost = loops.shift(logits, labels, grad)
@@ -114,7 +115,7 @@ class NumbaKernels(NumpyKernels):
     ) -> tuple[Array, Array]:
         """Return the cost and its gradient, for few outputs."""
         served = summed and type(scale) is float and logits.size <= _FEW_EXPONENTIALS
-        if not (served and _alike(logits, target)):
+        if not (served and _readable(logits, target)):
             return super().sigmoid_binary_cross_entropy(logits, target, scale, summed=summed)
         grad = np.empty_like(logits)
         cost = loops.binary_cross_entropy(logits.ravel(), target.ravel(), scale, grad.ravel())
@@ -124,7 +125,7 @@ class NumbaKernels(NumpyKernels):
         self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
     ) -> tuple[Array, Array]:
         """Return the cost and its gradient."""
-        if not (summed and type(scale) is float and _alike(prediction, target)):
+        if not (summed and type(scale) is float and _readable(prediction, target)):
             return super().squared_error(prediction, target, scale, summed=summed)
         grad = np.empty_like(prediction)
         cost = loops.squared_error(prediction.ravel(), target.ravel(), scale, grad.ravel())
@@ -229,7 +230,20 @@ def _perceptrons() -> Callable[..., Any] | None:
 
 
 def _alike(x: Array, y: Array) -> bool:
-    """Return whether both arrays are of the one or the other dtype, and lie as C has them."""
+    """Return whether both are of the one or the other dtype, writable, and lie as C has them."""
     dtype = x.dtype
     alike: bool = dtype in _DTYPES and y.dtype == dtype and x.flags.carray and y.flags.carray
     return alike
+
+
+def _readable(x: Array, y: Array) -> bool:
+    """Return what `_alike` does, of arrays that nothing is written to, such as rows of data."""
+    dtype = x.dtype
+    return dtype in _DTYPES and y.dtype == dtype and _in_order(x) and _in_order(y)
+
+
+def _in_order(x: Array) -> bool:
+    """Return whether an array lies as C has it; it may refuse to be written to."""
+    flags = x.flags
+    in_order: bool = flags.carray or (flags.c_contiguous and flags.aligned)
+    return in_order
