@@ -12,6 +12,7 @@ import numpy as np
 from gpunn import intake
 from gpunn._typing import RNG, Array
 from gpunn.backend import Backend, backend_of, copy_of, get_backend, read_only
+from gpunn.checks import one_of, whole_number
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
@@ -54,14 +55,15 @@ class Loader:
     ----------
     x : array
         Features (N, ...), of any library, or what `numpy.asarray` takes: NumPy, CuPy, memmap,
-        DLPack, pandas, lists; or a sparse matrix of SciPy, of which each batch is made dense.
+        DLPack, lists; a frame of pandas whose columns hold numbers or booleans, nullable ones
+        without gaps; or a sparse matrix of SciPy, of which each batch is made dense.
     y : array, optional
         Targets (N, ...). Integers and booleans stay what they are (class labels); floats get
         `dtype`.
     batch_size : int or None, default 32
-        From 1 to N. None is the full batch.
+        From 1 to N. None is the full batch, and so is the default if there are fewer samples.
     sample_weight : array, optional
-        (N,), not negative.
+        (N,), not negative, and finite as `dtype`.
     backend : str, Backend or None, default None
         Where the batches go. None is where `x` is, if that is a GPU; else what `gpunn.use` has
         set, else NumPy.
@@ -88,7 +90,7 @@ class Loader:
         "auto" does so unless `x` is a memmap, is sparse (which stays so), or would take more than
         half of the free memory.
     check_finite : bool, default False
-        Whether to look for NaN and infinity first.
+        Whether to look first for NaN, infinity, and numbers that are infinite as `dtype`.
     rng : None, int or numpy.random.Generator, default None
         The seed of the order.
 
@@ -125,7 +127,7 @@ class Loader:
         x: Any,
         y: Any = None,
         *,
-        batch_size: int | None = 32,
+        batch_size: int | None = intake.DEFAULT_BATCH_SIZE,
         sample_weight: Any = None,
         backend: str | Backend | None = None,
         shuffle: bool | Literal["blocks"] | Callable[[], Any] = True,
@@ -138,14 +140,12 @@ class Loader:
         check_finite: bool = False,
         rng: RNG = None,
     ) -> None:
-        if dtype not in ("float32", "float64", None):
-            raise SettingError(f"Loader: dtype must be 'float32', 'float64' or None, got {dtype!r}")
-        if not callable(shuffle) and shuffle not in (True, False, "blocks"):
-            raise SettingError(
-                f"Loader: shuffle must be True, False, 'blocks' or a function, got {shuffle!r}"
-            )
-        if resident not in (True, False, "auto"):
-            raise SettingError(f"Loader: resident must be True, False or 'auto', got {resident!r}")
+        if isinstance(dtype, np.dtype):
+            dtype = dtype.name
+        one_of("Loader", "dtype", dtype, ("float32", "float64", None))
+        if not callable(shuffle):
+            one_of("Loader", "shuffle, unless a function,", shuffle, (True, False, "blocks"))
+        one_of("Loader", "resident", resident, (True, False, "auto"))
         if transform is not None and not callable(transform):
             raise SettingError(f"Loader: transform must be a function, got {transform!r}")
         self.stored = Batch(
@@ -156,23 +156,23 @@ class Loader:
         #: The targets where and as they were given, for checks that need not wait for a device.
         self.targets = self.stored.y
         self.n_samples = intake.check_lengths(self.stored._asdict())
-        intake.check_weight(self.stored.sample_weight)
+        y = self.stored.y
+        self._dtypes = (dtype, None if y is None else _target_dtype(y, dtype), dtype)
+        intake.check_weight(self.stored.sample_weight, dtype)
         if check_finite:
-            intake.check_finite(self.stored._asdict())
+            intake.check_finite(self.stored._asdict(), self._dtypes)
         self.batch_size = intake.check_batch_size(batch_size, self.n_samples)
-        self.shuffle = shuffle if shuffle == "blocks" or callable(shuffle) else bool(shuffle)
-        self.block_size = intake.check_count("block_size", block_size)
-        self.window = intake.check_count("window", window)
-        self.drop_last = bool(drop_last)
+        self.shuffle = shuffle
+        self.block_size = whole_number("Loader", "block_size", block_size)
+        self.window = whole_number("Loader", "window", window)
+        self.drop_last = one_of("Loader", "drop_last", drop_last, (True, False))
         self.dtype = dtype
         self.transform = transform
         self.backend = _choose_backend(backend, self.stored.x)
         self._rng = as_generator(rng)
-        y = self.stored.y
-        self._dtypes = (dtype, None if y is None else _target_dtype(y, dtype), dtype)
         if resident is True and intake.is_sparse(self.stored.x):
             raise SettingError("Loader: sparse x cannot be resident; make it dense, x.toarray()")
-        self.resident = self._fits() if resident == "auto" else bool(resident)
+        self.resident = self._fits() if resident == "auto" else resident
         if self.resident:
             with self.backend.scope():
                 self.stored = self._bring_all()

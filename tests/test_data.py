@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,14 +369,30 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
     (DataError, ["x is empty"], {"x": [], "y": []}),
     *(
         (SettingError, ["batch_size must be from 1 to", "samples, 7; got", "None is"], {name: size})
-        for name, size in (("batch_size", 0), ("batch_size", -1), ("batch_size", 8))
+        for name, size in (("batch_size", 8), ("batch_size", 32))
     ),
     *(
-        (SettingError, ["batch_size must be a whole number or None, got"], {"batch_size": size})
-        for size in (2.0, "2", True)
+        (
+            SettingError,
+            [f"batch_size, unless None, must be a whole number above 0, got {size!r}"],
+            {"batch_size": size},
+        )
+        for size in (0, -1, 2.0, "2", True)
     ),
-    (SettingError, ["dtype must be 'float32', 'float64' or None, got 'int8'"], {"dtype": "int8"}),
-    (SettingError, ["resident must be True, False or 'auto', got 'yes'"], {"resident": "yes"}),
+    *(
+        (SettingError, [f"{name} must be one of {choices}; got {value!r}"], {name: value})
+        for name, choices, value in (
+            ("dtype", "'float32', 'float64', None", "int8"),
+            ("resident", "True, False, 'auto'", "yes"),
+            ("resident", "True, False, 'auto'", 1),
+            ("drop_last", "True, False", "no"),
+        )
+    ),
+    (SettingError, ["shuffle, unless a function, must be", "got 'block'"], {"shuffle": "block"}),
+    *(
+        (SettingError, [f"{name} must be a whole number above 0, got {value!r}"], {name: value})
+        for name, value in (("block_size", 0), ("block_size", True), ("window", 1.5))
+    ),
     (SettingError, ["transform must be a function, got 3"], {"transform": 3}),
     (DTypeError, ["x must hold real numbers, got object", "convert"], {"x": [{}] * N}),
     (DTypeError, ["y must hold real numbers, got <U1", "encode"], {"y": list("abcabca")}),
@@ -387,6 +404,21 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
         {"x": gn.get_backend(STRICT).asarray(X.astype("complex64"))},
     ),
     (DTypeError, ["x cannot be read as an array"], {"x": [[1.0, 2.0], [3.0]]}),
+    (
+        DTypeError,
+        ["x cannot be read", "its rows have 1 to 2 entries; make them equally long"],
+        {"x": [[1.0, 2.0], [3.0]]},
+    ),
+    (
+        DTypeError,
+        ["x must hold real numbers, got object, such as NoneType in sample 1"],
+        {"x": [[1.0, 2.0], [3.0, None]]},
+    ),
+    (
+        DTypeError,
+        ["y", "got datetime64[s]; convert times first", "timedelta64"],
+        {"y": Y.astype("M8[s]")},
+    ),
     (DTypeError, ["x", "got NoneType"], {"x": None}),
     (DTypeError, ["y is masked", "y.filled(0)"], {"y": np.ma.array(Y, mask=Y > 1)}),
     (ShapeError, ["x must have a first axis", "single number"], {"x": 3.0}),
@@ -398,6 +430,11 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
             {"sample_weight": _with(W, 3, bad)},
         )
         for bad in (-1.0, NAN, INF)
+    ),
+    (
+        DataError,
+        ["sample_weight must be finite and not negative, got 1e+39, which is infinite in float32"],
+        {"sample_weight": _with(W, 3, 1e39)},
     ),
     *(
         (
@@ -465,3 +502,151 @@ class TestRefused:
     def test_what_is_not_checked_is_not_refused(self) -> None:
         gn.Loader(_with(X, 0, NAN), _with(Y, 0, NAN), batch_size=2)
         gn.Loader(X, Y > 0, batch_size=N, sample_weight=np.zeros(N), check_finite=True)
+
+
+class TestFinite:
+    """In the dtype of the batches, which is not always that of the data."""
+
+    #: Halfway from float32's largest number to the next one: what is below becomes the largest.
+    FIRST = 2.0**128 - 2.0**103
+
+    @pytest.mark.parametrize("value", [1e39, -1e39, FIRST, -FIRST, 1e300])
+    @pytest.mark.parametrize("name", ["x", "y"])
+    def test_what_would_be_infinite_is_refused(
+        self, place: Place, resident: bool, name: str, value: float
+    ) -> None:
+        parts = {"x": X, "y": np.asarray(Y, "float64")}
+        settings: dict[str, Any] = {"backend": place.backend, "resident": resident}
+        parts[name] = _with(parts[name], 5, value)
+        with np.errstate(over="ignore"):
+            assert np.isinf(parts[name].astype("float32")).any()
+            message = (
+                f"{name} has [16] values that are NaN or infinite in float32, the first in sample 5"
+            )
+            with pytest.raises(DataError, match=message):
+                gn.Loader(**parts, check_finite=True, **settings)
+        gn.Loader(**parts, check_finite=True, dtype="float64", **settings)
+        gn.Loader(**parts, check_finite=True, dtype=None, **settings)
+
+    def test_what_is_rounded_to_a_number_is_not(self) -> None:
+        last = np.nextafter(self.FIRST, 0)
+        loader = gn.Loader(_with(X, 5, last), sample_weight=_with(W, 5, last), check_finite=True)
+        for batch in loader:
+            assert np.isfinite(batch.x).all()
+            assert np.isfinite(batch.sample_weight).all()
+
+    def test_so_are_weights_whether_asked_or_not(self, place: Place) -> None:
+        weight = place.backend.asarray(_with(W, 5, self.FIRST))
+        with pytest.raises(DataError, match=r"3.40282e\+38, which is infinite in float32"):
+            gn.Loader(X, Y, sample_weight=weight)
+        gn.Loader(X, Y, sample_weight=weight, dtype="float64")
+
+    def test_the_first_is_found_wherever_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gpunn.intake._ENTRIES_AT_ONCE", 13)  # two samples
+        for sample in range(N):
+            with pytest.raises(DataError, match=f"has 1 values .* in sample {sample};"):
+                gn.Loader(_with(X, (sample, 0, 1), 1e39), check_finite=True)
+        gn.Loader(np.ones((5, 0)), check_finite=True)
+
+    def test_entries_of_a_sparse_matrix(self) -> None:
+        for value in (NAN, 1e39):
+            with pytest.raises(DataError, match=r"7 values .* infinite.* the first in sample 0"):
+                gn.Loader(sparse.csr_array(np.diag(np.full(N, value))), check_finite=True)
+        twice = np.full(2, 2.5e38), np.zeros(2, int), np.array([0, 2])
+        with pytest.raises(DataError, match="x has 1 values"):
+            gn.Loader(sparse.csr_array(twice, shape=(1, 1)), check_finite=True)
+
+    def test_numbers_of_extended_precision(self) -> None:
+        x = np.array([[1.0], [10.0]], np.longdouble) ** 400
+        if np.isinf(x).any():  # where they are none
+            return
+        with pytest.raises(DataError, match="infinite in float64, the first in sample 1"):
+            gn.Loader(x, dtype="float64", check_finite=True)
+
+
+class TestBatchSize:
+    @pytest.mark.parametrize("n", [1, 31, 32, 33])
+    def test_the_default_gives_way_to_few_samples(self, n: int) -> None:
+        assert gn.Loader(np.zeros((n, 1))).batch_size == min(n, 32)
+        assert "batch_size: 'int | None' = 32" in str(inspect.signature(gn.Loader))
+
+    def test_a_dtype_may_be_given_as_numpy_has_it(self) -> None:
+        assert next(iter(gn.Loader(X, dtype=np.dtype("float64")))).x.dtype == "float64"
+
+
+class TestPandas:
+    """Frames whose columns differ, and series."""
+
+    @pytest.fixture
+    def pandas(self) -> Any:
+        return pytest.importorskip("pandas")
+
+    def columns(self, pandas: Any) -> dict[str, Any]:
+        return {
+            "float": pandas.Series([0.5, 1.5, 2.5]),
+            "float32": pandas.Series([0.5, 1.5, 2.5], dtype="float32"),
+            "bool": pandas.Series([True, False, True]),
+            "int": pandas.Series([1, 2, 3]),
+            "Int64": pandas.Series([1, 2, 3], dtype="Int64"),
+            "UInt8": pandas.Series([1, 2, 3], dtype="UInt8"),
+            "Float64": pandas.Series([0.5, 1.5, 2.5], dtype="Float64"),
+            "boolean": pandas.Series([True, False, True], dtype="boolean"),
+            "Sparse": pandas.Series([0.0, 1.0, 0.0], dtype="Sparse[float]"),
+        }
+
+    def test_columns_of_all_numeric_kinds(self, pandas: Any, place: Place, resident: bool) -> None:
+        columns = self.columns(pandas)
+        for first in columns:
+            for second in columns:
+                frame = pandas.DataFrame({"a": columns[first], "b": columns[second]})
+                loader = gn.Loader(
+                    frame, columns[first], shuffle=False, backend=place.backend, resident=resident
+                )
+                (batch,) = loader
+                wanted = [[float(columns[kind][i]) for kind in (first, second)] for i in range(3)]
+                assert gn.to_numpy(batch.x).tolist() == wanted
+                assert gn.to_numpy(batch.x).dtype == "float32"
+                assert gn.to_numpy(batch.y).tolist() == [row[0] for row in wanted]
+
+    def test_kinds_stay_what_they_are(self, pandas: Any) -> None:
+        columns = self.columns(pandas)
+        for kind, wanted in {"Int64": "int64", "boolean": "bool", "Float64": "float64"}.items():
+            for y in (columns[kind], pandas.array(columns[kind], dtype=kind)):
+                assert gn.Loader(X[:3], y).targets.dtype == wanted
+
+    @pytest.mark.parametrize("kind", ["Int64", "Float64", "boolean"])
+    def test_gaps_are_refused_by_column(self, pandas: Any, kind: str) -> None:
+        gap = pandas.Series([1, None, 0], dtype=kind)
+        whole = pandas.Series([1.0, 2.0, 3.0])
+        frame = pandas.DataFrame({"a": whole, "b": gap, ("c", 1): gap})
+        with pytest.raises(DataError, match=r"x has missing values in 'b', \('c', 1\); drop or"):
+            gn.Loader(frame)
+        with pytest.raises(DataError, match="y has missing values in y; drop or impute"):
+            gn.Loader(X[:3], gap)
+
+    def test_columns_without_numbers_are_refused_by_name(self, pandas: Any) -> None:
+        frame = pandas.DataFrame(
+            {
+                "a": [1.0, 2.0],
+                "b": pandas.Series(["u", "v"], dtype="category"),
+                "c": ["u", "v"],
+                "d": pandas.to_datetime(["2020-01-01", "2020-01-02"]),
+                "e": pandas.Series([1, "v"], dtype="object"),
+            }
+        )
+        with pytest.raises(DTypeError) as caught:
+            gn.Loader(frame)
+        for part in ("real numbers, got 'b' (category), 'c' (", "'d' (datetime64", "'e' (object);"):
+            assert part in str(caught.value)
+        with pytest.raises(DTypeError, match=r"y must hold real numbers, got y \(category\)"):
+            gn.Loader(X[:2], frame["b"])
+
+    def test_a_frame_of_one_kind_is_not_copied(self, pandas: Any) -> None:
+        frame = pandas.DataFrame(np.arange(6.0).reshape(3, 2))
+        loader = gn.Loader(frame, dtype="float64", backend="numpy", resident=False)
+        assert np.shares_memory(loader.stored.x, frame.to_numpy())
+
+    def test_names_that_occur_twice(self, pandas: Any) -> None:
+        frame = pandas.DataFrame([[1, 2.5], [3, 4.5]], columns=["a", "a"]).astype({"a": "Float64"})
+        (batch,) = gn.Loader(frame, shuffle=False)
+        assert batch.x.tolist() == [[1, 2.5], [3, 4.5]]
