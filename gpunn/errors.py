@@ -57,3 +57,7 @@ class GradientError(GpunnError, AssertionError):
 
 class FileError(GpunnError, ValueError):
     """A file of weights does not fit the model, or is no such file."""
+
+
+class PathError(FileError, OSError):
+    """A file cannot be read or written where it was asked for."""
