@@ -27,7 +27,10 @@ _BYTES_AT_ONCE = 2 << 20
 
 
 class Batch(NamedTuple):
-    """One minibatch, on the device; unpacks as ``x, y, sample_weight``.
+    """One minibatch, on the device.
+
+    It has three parts, always: unpack it as ``x, y, sample_weight``, also where a loader has no
+    weights or no targets, or take its parts by name, ``batch.x`` and ``batch.y``.
 
     Attributes
     ----------
@@ -120,6 +123,14 @@ class Loader:
     >>> loader = gn.Loader(np.zeros((10, 3)), np.zeros(10, dtype=int), batch_size=4, rng=0)
     >>> [batch.x.shape for batch in loader]
     [(4, 3), (4, 3), (2, 3)]
+
+    A batch has three parts, and the last is None without weights:
+
+    >>> for x, y, weight in loader:
+    ...     print(x.shape, y.shape, weight)
+    (4, 3) (4,) None
+    (4, 3) (4,) None
+    (2, 3) (2,) None
     """
 
     def __init__(
@@ -185,7 +196,7 @@ class Loader:
         return whole + (1 if rest and not self.drop_last else 0)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield the batches of one epoch."""
+        """Yield the batches of one epoch, each of three parts: x, y, sample_weight."""
         return self._batches(self.draw_order(), self.n_turns)
 
     def in_order(self) -> Generator[Batch, None, None]:
