@@ -257,7 +257,7 @@ def copy_of(x: Array) -> Array:
 
 def read_only(x: Any) -> Any:
     """Return a view of a NumPy array that refuses to be written to; anything else as it is."""
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, np.ndarray) or not x.flags.writeable:
         return x
     view = x.view()
     view.flags.writeable = False
@@ -266,12 +266,12 @@ def read_only(x: Any) -> Any:
 
 def may_overlap(x: Array, y: Array) -> bool:
     """Return whether two arrays may share memory; no value is read."""
-    places = backend_of(x), backend_of(y)
-    if places[0] != places[1]:
-        return False
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
         return np.may_share_memory(x, y)
-    if places[0] is not None and places[0].package == "cupy":
+    place = backend_of(x)
+    if place != backend_of(y):
+        return False
+    if place is not None and place.package == "cupy":
         return bool(importlib.import_module("cupy").may_share_memory(x, y))
     return True  # nobody says
 

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from gpunn._typing import Array
-from gpunn.backend import copy_of, read_only
+from gpunn.backend import backend_of, copy_of, read_only
 from gpunn.layer import Layer, children
 
 _T = TypeVar("_T")
@@ -61,5 +61,5 @@ def _of_gpunn(part: object) -> bool:
 
 def kept_apart(x: Array) -> Array:
     """Return what others may have of an array: on NumPy a view to read, elsewhere a copy."""
-    frozen = read_only(x)
-    return copy_of(x) if frozen is x else frozen
+    place = backend_of(x)
+    return read_only(x) if place is not None and place.package == "numpy" else copy_of(x)
