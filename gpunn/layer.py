@@ -58,6 +58,15 @@ class Layer:
     #: no gradient is computed for it alone.
     has_parameters: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Take a class for one with parameters unless its own body says otherwise.
+
+        What a base says need not hold for a class that adds to it.
+        """
+        super().__init_subclass__(**settings)
+        if "has_parameters" not in vars(cls):
+            cls.has_parameters = True
+
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return the layer's output for a batch `x`; save on the tape what `backward` needs.
 

@@ -26,8 +26,8 @@ from gpunn.freezing import part_of
 from gpunn.history import History
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
+from gpunn.kernels.declared import kernel_of
 from gpunn.layer import Layer
-from gpunn.layers.activation import Identity, LogSoftmax, Sigmoid, Softmax
 from gpunn.layers.compose import Sequential
 from gpunn.layers.dense import Dense
 from gpunn.lending import lend
@@ -356,20 +356,24 @@ class Trainer:
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
 
 
+#: The formulas whose results are probabilities, or their logarithms.
+_OF_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
+
+
 def _check_head(model: Layer, loss: Loss) -> None:
     """Refuse a loss that would apply the last activation a second time, or that misses it."""
     last: Layer = model
     while isinstance(last, Sequential) and len(last):
         last = last[-1]
     activation = last.activation if isinstance(last, Dense) else last
-    if isinstance(activation, (Sigmoid, Softmax, LogSoftmax)) and loss.from_logits:
+    if kernel_of(activation) in _OF_PROBABILITIES and loss.from_logits:
         raise SettingError(
             f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
             "applies it, too; leave the last activation off (recommended), or use the loss of "
             "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
         )
-    of_probabilities = isinstance(loss, (CrossEntropy, BinaryCrossEntropy)) and not loss.from_logits
-    if isinstance(last, Dense) and isinstance(activation, Identity) and of_probabilities:
+    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
+    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
         raise SettingError(
             f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
             "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "

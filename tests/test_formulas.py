@@ -158,7 +158,7 @@ class TestActivations:
 def test_kernels_go_by_the_class_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_of(gn.ReLU()) == "relu"
     assert kernel_of(gn.GELU()) == "gelu"
-    assert kernel_of(gn.Softmax()) is None
+    assert kernel_of(gn.Softmax()) == "softmax"
     assert kernel_of(type("Own", (gn.ReLU,), {})()) is None
     assert kernel_of(type("Own", (gn.ReLU,), {"kernel": "relu"})()) == "relu"
     assert kernel_of(object()) is None
@@ -166,3 +166,50 @@ def test_kernels_go_by_the_class_that_names_them(monkeypatch: pytest.MonkeyPatch
     assert kernel_of(gn.ReLU()) == "relu"
     monkeypatch.setattr(gn.ReLU, "function", gn.Tanh.function)
     assert kernel_of(gn.ReLU()) is None
+
+
+class Leaky(gn.LeakyReLU):
+    """Learns the slope below zero, which the class it is derived from is given."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.slope = gn.Parameter(np.float64([0.1]))
+
+    def function(self, xp: Any, x: Any) -> Any:
+        return xp.maximum(x, 0.0) + self.slope.value * xp.minimum(x, 0.0)
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        (h,) = tape.pop(self)
+        below = np.minimum(h, 0.0) / self.slope.value
+        self.slope.add_grad(np.asarray([(grad * below).sum()]))
+        return grad * np.where(h > 0, 1.0, self.slope.value)
+
+
+@pytest.mark.parametrize("kind", [gn.ReLU, gn.Flatten, gn.Dropout])
+def test_a_class_that_adds_parameters_trains_them(kind: type[gn.Layer]) -> None:
+    """What its base says, that it has none, does not hold for it."""
+    assert not kind.has_parameters
+    assert type("Own", (kind,), {}).has_parameters
+    assert not type("Own", (kind,), {"has_parameters": False}).has_parameters
+    model = gn.Sequential(Leaky(), gn.Dense(5, 5, rng=0, dtype="float64"))
+    tape = gn.Tape(input_grad=False)
+    model(X, tape)
+    model.backward(np.ones((8, 5)), tape)
+    assert model[0].slope.grad is not None
+    with_kernel = type("Own", (gn.Activation,), {"kernel": "none", "gradient": None})
+    assert not with_kernel.has_parameters
+
+
+@pytest.mark.parametrize(
+    "loss", [gn.BinaryCrossEntropy(), gn.BinaryCrossEntropy(from_logits=False)], ids=repr
+)
+def test_what_a_head_means_is_said_by_its_own_class(loss: gn.Loss) -> None:
+    """A subclass may put out anything: only the library's own formulas are known."""
+    signed = type("Signed", (gn.Sigmoid,), {"function": lambda _, xp, x: xp.tanh(x)})()
+    given = type("Given", (type(loss),), {"per_sample": type(loss).per_sample})
+    for head, cost in ((signed, loss), (None, given(from_logits=loss.from_logits))):
+        model = gn.Dense(5, 1, head, rng=0)
+        gn.Trainer(model, cost, gn.SGD(model.parameters()))
+    known = gn.Dense(5, 1, "sigmoid" if loss.from_logits else None, rng=0)
+    with pytest.raises(gn.errors.SettingError, match="the model ends"):
+        gn.Trainer(known, loss, gn.SGD(known.parameters()))

@@ -41,8 +41,10 @@ class Activation(Layer):
     _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note which formula the kernel stands for, if the class names one."""
+        """Note which formula the kernel stands for, if a class names one: one without parameters."""
         super().__init_subclass__(**settings)
+        if "kernel" in vars(cls):
+            cls.has_parameters = False
         cls._declared = declare(cls, ("function", "gradient"))
 
     def function(self, xp: Namespace, x: Array) -> Array:
@@ -285,6 +287,8 @@ class Softmax(Activation):
     applies it in the stable form.
     """
 
+    kernel = "softmax"
+
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return e^(x - max x), divided by its sum."""
         exponentials = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
@@ -297,6 +301,8 @@ class Softmax(Activation):
 
 class LogSoftmax(Activation):
     """h_k = x_k - log sum_j e^x_j along the last axis; dJ/dx = grad - e^h sum_j grad_j."""
+
+    kernel = "log_softmax"
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return the logarithm of softmax, with the maximum taken out first."""
