@@ -40,7 +40,7 @@ def optional_number(owner: str, name: str, value: Any, interval: str) -> float |
     return None if value is None else _checked(owner, name, value, interval, "None or ")
 
 
-def whole_number(owner: str, name: str, value: Any, least: int = 1) -> int:
+def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise: str = "") -> int:
     """Return a setting as an int, if it is a whole number that is large enough.
 
     Parameters
@@ -51,6 +51,8 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1) -> int:
         Or an integer of NumPy's; neither a `bool` nor an array.
     least : int, default 1
         The smallest that is allowed.
+    otherwise : str, optional
+        What else would do, such as ``"None or "``: the caller has seen that it is not that.
 
     Raises
     ------
@@ -60,10 +62,12 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     wanted = "above 0" if least == 1 else f"of at least {least}"
-    raise SettingError(f"{owner}: {name} must be a whole number {wanted}, got {value!r}")
+    raise SettingError(f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {value!r}")
 
 
-def one_of(owner: str, name: str, value: Any, choices: Collection[Any]) -> Any:
+def one_of(
+    owner: str, name: str, value: Any, choices: Collection[Any], *, otherwise: str = ""
+) -> Any:
     """Return a setting that must be one of a few.
 
     Raises
@@ -75,7 +79,7 @@ def one_of(owner: str, name: str, value: Any, choices: Collection[Any]) -> Any:
         if value is choice or (isinstance(value, type(choice)) and value == choice):
             return choice
     listed = ", ".join(map(repr, choices))
-    raise SettingError(f"{owner}: {name} must be one of {listed}; got {value!r}")
+    raise SettingError(f"{owner}: {name} must be {otherwise}one of {listed}; got {value!r}")
 
 
 def flag(owner: str, name: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from gpunn import intake
 from gpunn._typing import RNG, Array
 from gpunn.backend import Backend, backend_of, copy_of, get_backend, read_only
-from gpunn.checks import one_of, whole_number
+from gpunn.checks import flag, one_of, whole_number
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.init import as_generator
 from gpunn.kernels import kernels
@@ -155,7 +155,8 @@ class Loader:
             dtype = dtype.name
         one_of("Loader", "dtype", dtype, ("float32", "float64", None))
         if not callable(shuffle):
-            one_of("Loader", "shuffle, unless a function,", shuffle, (True, False, "blocks"))
+            choices = (True, False, "blocks")
+            one_of("Loader", "shuffle", shuffle, choices, otherwise="a function or ")
         one_of("Loader", "resident", resident, (True, False, "auto"))
         if transform is not None and not callable(transform):
             raise SettingError(f"Loader: transform must be a function, got {transform!r}")
@@ -170,13 +171,13 @@ class Loader:
         y = self.stored.y
         self._dtypes = (dtype, None if y is None else _target_dtype(y, dtype), dtype)
         intake.check_weight(self.stored.sample_weight, dtype)
-        if check_finite:
+        if flag("Loader", "check_finite", check_finite):
             intake.check_finite(self.stored._asdict(), self._dtypes)
         self.batch_size = intake.check_batch_size(batch_size, self.n_samples)
         self.shuffle = shuffle
         self.block_size = whole_number("Loader", "block_size", block_size)
         self.window = whole_number("Loader", "window", window)
-        self.drop_last = one_of("Loader", "drop_last", drop_last, (True, False))
+        self.drop_last = flag("Loader", "drop_last", drop_last)
         self.dtype = dtype
         self.transform = transform
         self.backend = _choose_backend(backend, self.stored.x)

@@ -250,7 +250,7 @@ def check_batch_size(batch_size: int | None, n_samples: int) -> int:
         return n_samples
     if batch_size is DEFAULT_BATCH_SIZE:
         return min(int(batch_size), n_samples)
-    size = whole_number("Loader", "batch_size, unless None,", batch_size)
+    size = whole_number("Loader", "batch_size", batch_size, otherwise="None or ")
     if size > n_samples:
         raise SettingError(
             f"Loader: batch_size must be from 1 to the number of samples, {n_samples}; got "

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, copy_of, scope_of
+from gpunn.checks import flag
 
 
 class Held:
@@ -57,7 +58,7 @@ class Parameter(Held):
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
-        self.decay = decay
+        self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None
         self._room: Array | None = None
         self._room_is_for: Array | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpunn._typing import RNG
+from gpunn.checks import flag
 from gpunn.errors import SettingError, TapeError
 from gpunn.init import as_generator
 from gpunn.parameter import Parameter
@@ -51,8 +52,11 @@ class Tape:
     ) -> None:
         if parameters is not None and not isinstance(parameters, frozenset):
             parameters = _as_set(parameters)
-        self.training = training
-        self.input_grad = input_grad
+        # `bool`s pass at the least cost: a tape is made at every step.
+        self.training = training if type(training) is bool else flag("Tape", "training", training)
+        self.input_grad = (
+            input_grad if type(input_grad) is bool else flag("Tape", "input_grad", input_grad)
+        )
         self.parameters = parameters
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []

@@ -374,7 +374,7 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
     *(
         (
             SettingError,
-            [f"batch_size, unless None, must be a whole number above 0, got {size!r}"],
+            [f"batch_size must be None or a whole number above 0, got {size!r}"],
             {"batch_size": size},
         )
         for size in (0, -1, 2.0, "2", True)
@@ -385,10 +385,10 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
             ("dtype", "'float32', 'float64', None", "int8"),
             ("resident", "True, False, 'auto'", "yes"),
             ("resident", "True, False, 'auto'", 1),
-            ("drop_last", "True, False", "no"),
         )
     ),
-    (SettingError, ["shuffle, unless a function, must be", "got 'block'"], {"shuffle": "block"}),
+    (SettingError, ["drop_last must be True or False, got 'no'"], {"drop_last": "no"}),
+    (SettingError, ["shuffle must be a function or one of", "got 'block'"], {"shuffle": "block"}),
     *(
         (SettingError, [f"{name} must be a whole number above 0, got {value!r}"], {name: value})
         for name, value in (("block_size", 0), ("block_size", True), ("window", 1.5))

@@ -41,7 +41,7 @@ class Activation(Layer):
     _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note which formula the kernel stands for, if a class names one: one without parameters."""
+        """Note which formula the kernel stands for, if a class names one."""
         super().__init_subclass__(**settings)
         if "kernel" in vars(cls):
             cls.has_parameters = False
