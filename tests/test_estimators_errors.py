@@ -171,7 +171,7 @@ class TestData:
             with pytest.raises(ValueError, match="sample weights sum to zero"):
                 kind(class_weight=dict.fromkeys(range(3), 0.0), **FEW).fit(X, Y)
         some = (np.arange(N) == 3).astype(float)
-        with pytest.raises(ValueError, match="split for early_stopping has no sample of weight"):
+        with pytest.raises(ValueError, match="validation set is too small"):
             kind(**FEW, early_stopping=True).fit(X, Y, some)
 
     @pytest.mark.parametrize("kind", CLASSIFIERS)

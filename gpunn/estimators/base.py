@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import device
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpunn._typing import Array
-from gpunn.adam import Adam
 from gpunn.backend import Backend, scope_of, to_numpy
 from gpunn.data import Loader
+from gpunn.estimators.changes import check_place, check_unchanged
+from gpunn.estimators.convergence import diverged, explosion, not_converged
 from gpunn.estimators.epochs import Epochs, Order
 from gpunn.estimators.fitted import ROWS, FittedNetwork, of_features
 from gpunn.estimators.hooks import DECORATORS, CallbackSupportMixin, Hooks
-from gpunn.estimators.origin import Origin, namespace_of
+from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
-from gpunn.estimators.settings import check_solver, place_of
+from gpunn.estimators.samples import Samples, split
+from gpunn.estimators.settings import as_metrics, check_solver, place_of
+from gpunn.estimators.solvers import epoch_ended, make_optimizer, up_to_date
 from gpunn.kernels import kernels
 from gpunn.layers.compose import Sequential
 from gpunn.loss import Loss
-from gpunn.optim import Optimizer
-from gpunn.schedules import Constant, observe
-from gpunn.sgd import SGD
 from gpunn.stopping import BestWeights
 from gpunn.training import Trainer
-
-#: The learning rate "adaptive" is divided by this, until it is no more than that.
-_DIVISOR, _LOWEST_RATE = 5.0, 1e-6
-
-
-class Samples(NamedTuple):
-    """Features, targets as the loss takes them, and weights on the host or None."""
-
-    x: Any
-    y: Any
-    weight: Any = None
-
-
-def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
-    """Return the validation data that `fit` was given, if any."""
-    if X is None and y is None and weight is None:
-        return None
-    if X is None or y is None:
-        raise ValueError(f"{name}.fit: X_val and y_val go together; give both or none")
-    return Samples(X, y, weight)
 
 
 class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
@@ -68,7 +45,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     #: The batch size that "auto" stands for, where there are so many samples.
     _AUTO: ClassVar[int] = 200
 
-    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:
+    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool, incremental: bool) -> int:
         """Return the number of outputs; learn the labels if fresh, else check them."""
         raise NotImplementedError
 
@@ -79,6 +56,10 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     def _class_weights(self, y: Any) -> Any:  # noqa: ARG002
         """Return what a sample's label makes of its weight (N,), or None."""
         return None
+
+    def _structure(self) -> Iterator[tuple[str, Any]]:
+        """Yield the settings that a network cannot change once it is there, by name."""
+        raise NotImplementedError
 
     def _make_loss(self) -> Loss:
         """Return the loss that goes with the settings and the targets."""
@@ -114,6 +95,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         fresh = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
         before = dict(vars(self))
         weights = None if fresh else BestWeights(self._network)
+        undo = None if fresh else self._progress.mark()
         begun = False
         try:
             given = Samples(X, y, sample_weight)
@@ -131,6 +113,8 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
                 if "callback" not in name:  # they are yet to be told
                     delattr(self, name)
             self.__dict__.update(before)
+            if undo is not None:
+                undo()
             if begun and weights is not None:
                 weights.restore()
                 self._optimizer.reset()  # it saw what was not finite
@@ -150,39 +134,67 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         check_solver(name, self.solver)
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if not fresh:
+            check_unchanged(name, self._made, self._structure())
+            home = self._network.backend
+            assert home is not None  # noqa: S101
+            check_place(name, self._made, self.backend, self.device, home)
         train = self._validated(given, reset=fresh)
         self._origin = Origin.of(train.x)
-        n_outputs = self._learn_targets(train.y, classes, fresh=fresh)
+        n_outputs = self._learn_targets(train.y, classes, fresh=fresh, incremental=incremental)
         rng = self._random_state = check_random_state(self.random_state)
         if fresh:
             place = place_of(name, self.backend, self.device, self._origin.backend)
             dtype = str(train.x.dtype).rpartition(".")[2]
-            self._loss = self._make_loss()
-            self._network = self._make_network((train.x.shape[1], n_outputs), rng, dtype, place)
-            self._dropout_rng = _generator(rng) if self._is_random() else None
-            self._progress = Progress(self.early_stopping)
+            self._begin((train.x.shape[1], n_outputs), rng, dtype, place)
         else:
-            self._progress = self._progress.again(early_stopping=self.early_stopping)
-        if fresh or not incremental:
-            self._optimizer = self._make_optimizer()
+            self._progress.begin(early_stopping=self.early_stopping)
+        if not fresh:
+            if incremental:
+                optimizer = up_to_date(self, self._optimizer, self._made["solver"])
+            else:
+                optimizer = make_optimizer(self)
+            self._optimizer = optimizer
+            self._made = self._made | {"solver": self.solver}
         train = self._encoded(train)
         total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
         held_out = None
         if validation is not None:
             held_out = self._encoded(self._validated(validation, reset=False))
         elif self.early_stopping:
-            train, held_out = self._split(train, rng)
+            binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
+            train, held_out = split(train, self.validation_fraction, rng, stratify=binary)
         return self._epochs(train, rng, total), self._loader(held_out)
+
+    def _begin(
+        self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
+    ) -> None:
+        """Make a network of that many inputs and outputs, and what trains it."""
+        self._made = {
+            **dict(self._structure()),
+            "backend": self.backend,
+            "device": self.device,
+            "solver": self.solver,
+        }
+        self._loss = self._make_loss()
+        self._network = self._make_network(sizes, rng, dtype, place)
+        self._dropout_rng = _generator(rng) if self._is_random() else None
+        self._progress = Progress(self.early_stopping)
+        self._optimizer = make_optimizer(self)
 
     def _validated(self, given: Samples, *, reset: bool) -> Samples:
         """Return the data as arrays, checked as scikit-learn checks them."""
         X, y, sample_weight = given
-        weight = None
+        y, weight = self._readable(y), None
         with scope_of(X):  # scikit-learn brings arrays of CuPy's to the current device
             X, y = validate_data(self, X, y, reset=reset, **of_features(X), **self._checks())
             if sample_weight is not None:
                 weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
         return Samples(X, y, weight)
+
+    def _readable(self, y: Any) -> Any:
+        """Return targets in a form that scikit-learn can check."""
+        return y
 
     def _encoded(self, samples: Samples) -> Samples:
         """Return y as the loss takes it, and weights that those of its classes have gone into."""
@@ -200,29 +212,6 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         """Return what scikit-learn is to check of X and y together."""
         return {"multi_output": True}
 
-    def _split(self, samples: Samples, rng: np.random.RandomState) -> tuple[Samples, Samples]:
-        """Return the data for training, and those held out."""
-        binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
-        train, held_out = train_test_split(
-            np.arange(samples.x.shape[0]),
-            random_state=rng,
-            test_size=self.validation_fraction,
-            stratify=samples.y if binary else None,
-        )
-        if len(held_out) < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' "
-                "or the size of your dataset."
-            )
-        kept, held = (Samples(*(_rows(x, rows) for x in samples)) for rows in (train, held_out))
-        for part in (kept, held):
-            if part.weight is not None and not part.weight.sum() > 0:
-                raise ValueError(
-                    f"{type(self).__name__}: a split for early_stopping has no sample of weight "
-                    "above zero; leave out samples without weight"
-                )
-        return kept, held
-
     def _epochs(self, train: Samples, rng: np.random.RandomState, total: float) -> Epochs:
         """Return what runs the network over the training data."""
         n_samples = train.x.shape[0]
@@ -237,7 +226,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         order = Order(n_samples, batch_size, rng if self.shuffle else None, train.weight)
         loader = self._loader(train, batch_size, shuffle=order if self.shuffle else False)
         assert loader is not None  # noqa: S101
-        given = [self.metrics] if isinstance(self.metrics, str) else self.metrics
+        given = as_metrics(type(self).__name__, self.metrics)
         metrics = [self._metric(metric) for metric in given]
         trainer = Trainer(self._network, self._loss, self._optimizer, metrics=metrics)
         trainer.check(loader)
@@ -269,30 +258,6 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             dtype=self._dtype,
         )
 
-    def _make_optimizer(self) -> Optimizer:
-        """Return the optimizer that the settings name, on the network's parameters."""
-        parameters, rate = self._network.parameters(), self.learning_rate_init
-        if self.solver == "adam":
-            return Adam(
-                parameters, rate, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon
-            )
-        if self.solver == "sgd":
-            nesterov = self.nesterovs_momentum and self.momentum > 0
-            return SGD(parameters, rate, momentum=self.momentum, nesterov=nesterov)
-        optimizer = self.solver(parameters)
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"{type(self).__name__}: solver must return an optimizer of gpunn's when given the "
-                f"parameters, such as gpunn.SGD; it returned {type(optimizer).__name__}"
-            )
-        if optimizer.weight_decay:
-            raise ValueError(
-                f"{type(self).__name__}: solver returned an optimizer with weight_decay="
-                f"{optimizer.weight_decay:g}; leave it out, the penalty is a setting of this "
-                "estimator (alpha, or C)"
-            )
-        return optimizer
-
     def _train(
         self, epochs: Epochs, held_out: Loader | None, hooks: Hooks, *, incremental: bool
     ) -> None:
@@ -305,10 +270,16 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         try:
             while not stopped and progress.n_iter < hooks.n_epochs:
                 hooks.epoch_begins()
-                score = self._epoch(epochs, held_out)
+                record = epochs.run()
+                if not math.isfinite(record["loss"]):
+                    self._give_up(best, record["loss"])
+                    stopped = True
+                    break
+                score = self._note(record, epochs, held_out, incremental=incremental)
                 if best is not None and score is not None:
                     best.offer(progress.n_iter, -score)
-                stopped = self._stops()
+                # A call of partial_fit is no epoch of fit: it neither lowers rates nor ends.
+                stopped = not incremental and epoch_ended(self, progress, self._optimizer)
                 stopped = hooks.epoch_ends() or stopped
         except KeyboardInterrupt:
             self._optimizer.clear()  # half of a gradient may be there
@@ -318,18 +289,47 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             best.restore()
         self._check_weights()
         hooks.fit_ends()
-        if not (stopped or incremental):
-            warnings.warn(self._not_converged(), ConvergenceWarning, stacklevel=4 + DECORATORS)
+        if not incremental and progress.n_iter:
+            self._warn(epochs, progress.n_iter if best is None else best.epoch, stopped=stopped)
 
-    def _epoch(self, epochs: Epochs, held_out: Loader | None) -> float | None:
-        """Run an epoch and take down its numbers; return the score of the data held out."""
-        rate = self._optimizer.learning_rate
-        start = time.perf_counter()
-        record = epochs.run()
-        elapsed = time.perf_counter() - start
-        n_samples = epochs.loader.n_samples
-        if not math.isfinite(record["loss"]):
-            raise ValueError(self._diverged(f"the loss is {record['loss']}"))
+    def _give_up(self, best: BestWeights | None, loss: float) -> None:
+        """End training whose loss is not finite, with the best weights, if there are any."""
+        message = self._diverged(f"the loss is {loss}")
+        if best is None or not best.epoch:
+            raise ValueError(message)
+        best.restore()
+        self._optimizer.reset()  # it saw what was not finite
+        warnings.warn(
+            f"{message}. The weights are the best ones again, those of epoch {best.epoch}",
+            ConvergenceWarning,
+            stacklevel=5 + DECORATORS,
+        )
+
+    def _warn(self, epochs: Epochs, epoch: int, *, stopped: bool) -> None:
+        """Warn if training has not converged, or to what is no solution.
+
+        `epoch` is the one whose weights there are; 0 if they are older than this call.
+        """
+        progress, rate = self._progress, self.learning_rate_init
+        curve, what = progress.loss_curve[-progress.n_iter :], ""
+        if epoch:
+            loss = curve[epoch - 1] - epochs.penalty()
+            what = explosion(loss, epochs.loss_of_zeros(self.n_outputs_), self.tol, rate)
+        message = f"{type(self).__name__}: {what}" if what else ""
+        if not stopped:
+            message = not_converged(curve, self.max_iter, rate, what)
+        if message:
+            warnings.warn(message, ConvergenceWarning, stacklevel=5 + DECORATORS)
+
+    def _note(
+        self,
+        record: dict[str, float],
+        epochs: Epochs,
+        held_out: Loader | None,
+        *,
+        incremental: bool,
+    ) -> float | None:
+        """Take down an epoch's numbers; return the score of the data held out."""
         score = None
         if held_out is not None:
             numbers, outputs = epochs.evaluate(held_out)
@@ -338,13 +338,9 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
                 weight = held_out.stored.sample_weight
                 score = self._score_of(outputs, to_numpy(held_out.targets), weight)
                 record["validation_score"] = score
-        record |= {
-            "learning_rate": rate,
-            "elapsed_s": elapsed,
-            "samples_per_s": n_samples / elapsed,
-        }
-        progress = self._progress
-        progress.note(record, n_samples, score, self.tol)
+        progress, n_samples = self._progress, epochs.loader.n_samples
+        record |= epochs.times
+        progress.note(record, n_samples, score, self.tol, incremental=incremental)
         if self.verbose:
             print(f"Iteration {progress.n_iter}, loss = {record['loss']:.8f}")  # noqa: T201
             if score is not None:
@@ -352,30 +348,6 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             elif held_out is not None:
                 print(f"Validation loss: {record['validation_loss']:.8f}")  # noqa: T201
         return score
-
-    def _stops(self) -> bool:
-        """Set the learning rate of the next epoch; return whether there should be none."""
-        progress, optimizer = self._progress, self._optimizer
-        observe(optimizer.schedule, progress.loss_curve[-1])
-        if self.solver in self._SCHEDULED and self.learning_rate == "invscaling":
-            rate = self.learning_rate_init / (progress.n_samples + 1) ** self.power_t
-            optimizer.schedule = Constant(rate)
-        message = progress.why_stop(self.n_iter_no_change, self.tol)
-        if not message:
-            return False
-        stops = True
-        if self.solver in self._SCHEDULED and self.learning_rate == "adaptive":
-            stops = optimizer.learning_rate <= _LOWEST_RATE
-            message += " Learning rate too small." if stops else ""
-        if stops:
-            message += " Stopping."
-        else:
-            progress.waited = 0
-            optimizer.schedule = Constant(optimizer.learning_rate / _DIVISOR)
-            message += f" Setting learning rate to {optimizer.learning_rate:f}"
-        if self.verbose:
-            print(message)  # noqa: T201
-        return stops
 
     def _check_weights(self) -> None:
         """Check that no weight has overflowed in the last step, whose loss nobody has seen."""
@@ -386,24 +358,8 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
                 raise ValueError(self._diverged("the solver has produced non-finite weights"))
 
     def _diverged(self, what: str) -> str:
-        return (
-            f"{type(self).__name__}: {what} in epoch {self._progress.n_iter + 1}: training has "
-            f"diverged. Lower learning_rate_init (now {self.learning_rate_init:g}), or scale the "
-            "features first, e.g. with sklearn.preprocessing.StandardScaler"
-        )
-
-    def _not_converged(self) -> str:
-        curve = self._progress.loss_curve[-self._progress.n_iter :]
-        advice = "Increase max_iter, or tol to be content with less"
-        if curve[-1] > curve[0]:
-            advice = (
-                f"The loss has risen, from {curve[0]:.4g} to {curve[-1]:.4g}: lower "
-                f"learning_rate_init (now {self.learning_rate_init:g}), or scale the features"
-            )
-        return (
-            f"Maximum iterations ({self.max_iter}) reached and the optimization hasn't converged "
-            f"yet. {advice}."
-        )
+        epoch, rate = self._progress.n_iter + 1, self.learning_rate_init
+        return diverged(type(self).__name__, what, epoch, rate)
 
     def _metric(self, metric: Any) -> Any:
         return metric
@@ -415,17 +371,6 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     def _is_random(self) -> bool:
         """Return whether the network draws masks."""
         return False
-
-
-def _rows(x: Any, rows: Any) -> Any:
-    """Return some rows of an array of any library, of a sparse matrix, or of None."""
-    if x is None:
-        return None
-    if isinstance(x, np.ndarray) or hasattr(x, "toarray"):
-        return x[rows]
-    xp = namespace_of(x)
-    with scope_of(x):
-        return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)
 
 
 def _metadata(sample_weight: Any) -> dict[str, Any]:

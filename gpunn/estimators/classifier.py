@@ -9,10 +9,10 @@ from sklearn.base import _fit_context
 from sklearn.utils.validation import check_is_fitted
 
 from gpunn.backend import Backend
-from gpunn.estimators.base import given_validation
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.perceptron import Perceptron, Solver
+from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import (
     CLASSES,
     NETWORK,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import is_multilabel
+from sklearn.utils.validation import check_is_fitted
 
 from gpunn._typing import Array
 from gpunn.backend import scope_of, to_numpy
 from gpunn.estimators.base import NetworkEstimator
-from gpunn.estimators.labels import Labels, as_labels
+from gpunn.estimators.labels import Labels, as_labels, ascending, readable
 from gpunn.estimators.origin import namespace_of
 from gpunn.kernels import kernels
 from gpunn.layers.activation import LogSoftmax, Softplus
@@ -35,8 +37,28 @@ class Classifying(ClassifierMixin, NetworkEstimator):
     def classes_(self) -> Any:
         """The class labels, ascending, in NumPy."""
         if not hasattr(self, "_labels"):
+            if "classes_" in self._assigned:
+                return self._assigned["classes_"]
             raise AttributeError(f"{type(self).__name__} has no classes_ before it is fitted")
         return self._labels.classes
+
+    @classes_.setter
+    def classes_(self, values: Any) -> None:
+        known = getattr(self, "_labels", None)
+        labels = ascending(f"{type(self).__name__}: classes_", values, known)
+        if known is None:
+            self._assign("classes_", labels)
+        else:
+            self._labels = Labels(labels, known.kind)
+
+    @property
+    def _assigned(self) -> dict[str, Any]:
+        """What has been assigned of a network that is not there yet."""
+        return {}
+
+    def _assign(self, part: str, value: Any) -> None:  # noqa: ARG002
+        """Take a part of a network that is not there yet."""
+        check_is_fitted(self)
 
     # Training
 
@@ -51,7 +73,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
             if classes is None and not is_multilabel(y):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
         elif classes is not None and not np.array_equal(
-            self.classes_, np.unique(to_numpy(classes))
+            self.classes_, np.unique(to_numpy(readable(classes)))
         ):
             raise ValueError(
                 f"`classes={classes}` is not the same as on last call to partial_fit, was: "
@@ -59,20 +81,37 @@ class Classifying(ClassifierMixin, NetworkEstimator):
             )
         return self._fit(X, y, sample_weight, classes=classes, incremental=True)
 
-    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:
+    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool, incremental: bool) -> int:
         y = as_labels(y)
+        if incremental and not fresh:  # any part of the labels may be there; `encode` checks them
+            return self._labels.n_outputs
         several = isinstance(self._given_loss(), CrossEntropy)
         labels = Labels.of(y, several=several)
-        if fresh and classes is not None and labels.kind != "multilabel":
-            labels = Labels.among(classes, several=several)
+        if fresh and classes is not None:
+            if labels.kind == "multilabel":
+                self._check_columns(labels, classes)
+            else:
+                labels = Labels.among(classes, several=several)
         if fresh:
             self._labels = labels
-        elif self.warm_start and not _alike(labels, self._labels):
+        elif not _alike(labels, self._labels):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous "
                 f"call to fit. Previously got {self.classes_}, `y` has {labels.classes}"
             )
         return self._labels.n_outputs
+
+    def _check_columns(self, labels: Labels, classes: Any) -> None:
+        """Check that the classes that were given are the columns of y."""
+        if not np.array_equal(labels.classes, np.unique(to_numpy(readable(classes)))):
+            raise ValueError(
+                f"{type(self).__name__}.partial_fit: y has {len(labels.classes)} columns, one a "
+                f"label; classes must be their indices, {labels.classes.tolist()}, or be left out; "
+                f"got {classes!r}"
+            )
+
+    def _readable(self, y: Any) -> Any:
+        return readable(y)
 
     def _targets(self, y: Any, dtype: str) -> Any:
         one_hot = not isinstance(self._loss, CrossEntropy)
@@ -105,6 +144,10 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         return metric if metric != "accuracy" or exclusive else _OneOutput(self._threshold)
 
     def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
+        with scope_of(outputs):
+            xp = namespace_of(outputs)
+            if not bool(xp.all(xp.isfinite(outputs))):
+                return math.nan  # they stand for no class
         codes = to_numpy(self._codes(outputs))
         if self._labels.kind == "binary":
             target = target[:, 0]
@@ -112,6 +155,22 @@ class Classifying(ClassifierMixin, NetworkEstimator):
             target = target.argmax(axis=1)
         weight = None if weight is None else to_numpy(weight)
         return float(accuracy_score(target.astype(np.int64), codes, sample_weight=weight))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy: the share of samples whose labels are all right.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,), or (n_samples, n_labels)
+            The true labels.
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        score : float
+        """
+        return float(super().score(X, readable(y), sample_weight))
 
     # Answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ from gpunn.readings import Readings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+#: So many samples at a time, where nothing is learned from them.
+_ROWS = 8192
 
 
 class Order:
@@ -86,6 +91,11 @@ class Epochs:
         What else to measure.
     rng : numpy.random.Generator or None
         For dropout.
+
+    Attributes
+    ----------
+    times : dict of str to float
+        The learning rate that the last epoch began with, the seconds it took, and samples a second.
     """
 
     def __init__(
@@ -110,12 +120,21 @@ class Epochs:
         self._decay = decay
         self._scale = scale
         self._course = Course(loader, rng)
+        self.times: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
         """Train for an epoch; return the mean of the batches' costs as `loss`, and the metrics.
 
         A batch's cost is its loss before its step, plus the penalty at that time.
         """
+        rate, start = self.optimizer.learning_rate, time.perf_counter()
+        numbers = self._run()
+        elapsed = time.perf_counter() - start
+        speed = self.loader.n_samples / elapsed
+        self.times = {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": speed}
+        return numbers
+
+    def _run(self) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics, scale=self._scale, weighted=False)
         with self.loader.backend.scope():
             parts = self.network, self.loss, self.optimizer
@@ -125,6 +144,26 @@ class Epochs:
     def _decays(self) -> list[float]:
         """Return the weight decay of each step of the epoch whose order was drawn last."""
         return [self._decay(mass) for mass in self._order.masses()]
+
+    def penalty(self) -> float:
+        """Return the penalty of the present weights, as it was in the last batch."""
+        penalty = self.optimizer.penalty()
+        return 0.0 if penalty is None else float(penalty)
+
+    def loss_of_zeros(self, n_outputs: int) -> float:
+        """Return the loss over the training data of a network that always answers zero."""
+        loader, readings = self.loader, Readings(self.loss, (), scale=self._scale, weighted=False)
+        place, dtype = loader.backend, self.optimizer.parameters[0].value.dtype
+        targets: Any = loader.stored.y
+        weights = loader.stored.sample_weight
+        with place.scope(), np.errstate(all="ignore"):  # it need not be defined for zeros
+            for start in range(0, loader.n_samples, _ROWS):
+                rows = slice(start, min(start + _ROWS, loader.n_samples))
+                y = place.asarray(targets[rows, ...])
+                weight = None if weights is None else place.asarray(weights[rows], dtype)
+                zeros = place.xp.zeros((y.shape[0], n_outputs), dtype=dtype, device=place.device)
+                readings.add(self.loss.forward(zeros, y, None, weight), zeros, y, weight)
+            return readings.read()["loss"]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], Array]:
         """Return the loss and the metrics over other data, and the outputs for them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpunn._typing import Array
-from gpunn.backend import backend_of, get_backend, scope_of
+from gpunn.backend import get_backend, scope_of
 from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
+from gpunn.estimators.weights import Weights, handed_out
 from gpunn.history import History
 from gpunn.layers.compose import Sequential
 from gpunn.optim import Optimizer
-from gpunn.parameter import Parameter
 
 #: So many rows go through the network at a time, where nothing is learned.
 ROWS = 8192
@@ -30,6 +29,7 @@ ROWS = 8192
 class FittedNetwork(BaseEstimator):
     """An estimator that holds a network, once it is fitted."""
 
+    _made: dict[str, Any]
     _network: Sequential
     _optimizer: Optimizer
     _origin: Origin
@@ -102,32 +102,30 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def coefs_(self) -> list[Any]:
-        """The weights of each layer, (inputs, outputs), in the library of X."""
-        return [self._given(layer.weight.value) for layer in self._layers()]
+        """The weights of each layer, (inputs, outputs), in the library of X.
+
+        What is assigned to an entry, or to all, is written to the network. What is written to an
+        array in place is, too, where X is in the library and on the device of the network. Else the
+        arrays are copies: NumPy's are read-only, and those of other libraries do not write through.
+        """
+        return self._weights("coefs_", [layer.weight for layer in self._layers()])
 
     @coefs_.setter
-    def coefs_(self, values: Sequence[Any]) -> None:
-        self._write([layer.weight for layer in self._layers()], values)
+    def coefs_(self, values: Any) -> None:
+        self._weights("coefs_", [layer.weight for layer in self._layers()]).replace(values)
 
     @property
     def intercepts_(self) -> list[Any]:
-        """The biases of each layer, (outputs,), in the library of X."""
-        return [self._given(layer.bias.value) for layer in self._layers() if layer.bias]
+        """The biases of each layer, (outputs,), in the library of X; see `coefs_`."""
+        return self._weights("intercepts_", [layer.bias for layer in self._layers() if layer.bias])
 
     @intercepts_.setter
-    def intercepts_(self, values: Sequence[Any]) -> None:
-        self._write([layer.bias for layer in self._layers() if layer.bias], values)
+    def intercepts_(self, values: Any) -> None:
+        biases = [layer.bias for layer in self._layers() if layer.bias]
+        self._weights("intercepts_", biases).replace(values)
 
-    def _write(self, parameters: list[Parameter], values: Sequence[Any]) -> None:
-        """Give the parameters new values, of their shapes."""
-        shapes = [tuple(p.value.shape) for p in parameters]
-        if [tuple(np.shape(value)) for value in values] != shapes:
-            raise ValueError(f"{type(self).__name__}: expected arrays of the shapes {shapes}")
-        for parameter, value in zip(parameters, values, strict=True):
-            place = backend_of(parameter.value)
-            assert place is not None  # noqa: S101
-            with place.scope():
-                parameter.value[...] = place.asarray(value, self._dtype)
+    def _weights(self, name: str, parameters: list[Any]) -> Weights:
+        return Weights(f"{type(self).__name__}: {name}", parameters, self._given)
 
     @property
     def n_layers_(self) -> int:
@@ -194,7 +192,7 @@ class FittedNetwork(BaseEstimator):
         return dense_layers(self._network)
 
     def _given(self, x: Array) -> Any:
-        return self._origin.give(x)
+        return handed_out(self._origin, x)
 
 
 def of_features(X: Any) -> dict[str, Any]:

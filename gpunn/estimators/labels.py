@@ -53,7 +53,7 @@ class Labels:
     @classmethod
     def among(cls, classes: Any, *, several: bool = False) -> Labels:
         """Return labels that may occur, given in any order and number of times."""
-        known = np.unique(to_numpy(classes))
+        known = np.unique(to_numpy(readable(classes)))
         return cls(known, "multiclass" if several or len(known) > 2 else "binary")
 
     @property
@@ -77,7 +77,16 @@ class Labels:
                     f"y must have {len(self.classes)} columns of zeros and ones, one a label, "
                     f"got shape {y.shape}"
                 )
+            if not ((y == 0) | (y == 1)).all():
+                raise ValueError(
+                    f"y must have {len(self.classes)} columns of zeros and ones, one a label; it "
+                    "has other values"
+                )
             return y.astype(dtype)
+        if y.ndim != 1:
+            raise ValueError(
+                f"y must have one label a sample, as in the first call; got shape {y.shape}"
+            )
         codes = self.places(y)
         if self.kind == "binary":
             return codes.astype(dtype)[:, None]
@@ -125,3 +134,40 @@ def as_labels(y: Any) -> NDArray[Any]:
     """Return labels on the host, without what has no meaning: sparseness, and a single column."""
     y = y.toarray() if hasattr(y, "toarray") else to_numpy(y)
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+
+def readable(y: Any) -> Any:
+    """Return labels of NumPy's variable-width strings as plain strings; all else as it is.
+
+    scikit-learn cannot tell what such labels are.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind != "T":
+        return y
+    if not all(isinstance(label, str) for label in y.ravel().tolist()):
+        raise ValueError("y has missing labels; leave those samples out")
+    return y.astype(str)
+
+
+def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
+    """Return classes as an array, if they can stand in the place of those that are known.
+
+    Raises
+    ------
+    ValueError
+        If they are not as many, or not in order.
+    """
+    classes = np.asarray(readable(to_numpy(values)))
+    if classes.ndim != 1 or not np.array_equal(classes, np.unique(classes)):
+        raise ValueError(
+            f"{name} must be labels in ascending order, each once, got {values!r}; put the weights "
+            "of the outputs in that order, too"
+        )
+    if known is None:
+        return classes
+    if known.kind == "multilabel" and not np.array_equal(classes, known.classes):
+        raise ValueError(f"{name} are the indices of the columns of y, got {values!r}")
+    if len(classes) != len(known.classes):
+        raise ValueError(
+            f"{name} must be {len(known.classes)} labels, as the network has, got {len(classes)}"
+        )
+    return classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -10,18 +10,18 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
-from gpunn.backend import Backend, scope_of
-from gpunn.estimators.base import given_validation
-from gpunn.estimators.classifying import Classifying
+from gpunn.backend import Backend
+from gpunn.estimators.assigned import AssignedLinear
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
+from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import CLASSES, TRAINING
 from gpunn.layers.compose import Sequential
 from gpunn.metrics import Metric
 
 
-class LogisticRegression(Classifying):
+class LogisticRegression(AssignedLinear):
     r"""Logistic regression, trained by minibatches.
 
     Of two classes, :math:`h = \sigma(\theta^T x)` is the probability of the second; of more,
@@ -202,22 +202,11 @@ class LogisticRegression(Classifying):
         outputs, origin = self._outputs(X, "decision_function")
         return origin.give(outputs[:, 0] if self._labels.kind == "binary" else outputs)
 
-    @property
-    def coef_(self) -> Any:
-        """The weights, (1, n_features) or (n_classes, n_features), in the library of X."""
-        (layer,) = self._layers()
-        return self._given(layer.weight.value.T)
-
-    @property
-    def intercept_(self) -> Any:
-        """The intercepts, (1,) or (n_classes,), in the library of X."""
-        (layer,) = self._layers()
-        with scope_of(layer.weight.value):
-            zeros = 0.0 * layer.weight.value[0, :]
-        return self._given(zeros if layer.bias is None else layer.bias.value)
-
     def _checks(self) -> dict[str, Any]:
         return super()._checks() | {"multi_output": False}
+
+    def _structure(self) -> Iterator[tuple[str, Any]]:
+        yield "fit_intercept", bool(self.fit_intercept)
 
     def _make_network(
         self,

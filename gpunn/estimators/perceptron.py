@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from gpunn.backend import Backend
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.network import build
 from gpunn.estimators.settings import (
+    in_order,
     is_activation,
     is_rate,
     per_layer,
@@ -28,8 +29,10 @@ class Perceptron(NetworkEstimator):
 
     def _hidden_sizes(self) -> list[int]:
         sizes = self.hidden_layer_sizes
-        sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
-        if not all(isinstance(size, Integral) for size in sizes):
+        if isinstance(sizes, Integral):
+            sizes = [sizes]
+        sizes = in_order(type(self).__name__, "hidden_layer_sizes", sizes)
+        if not all(isinstance(size, Integral) and not isinstance(size, bool) for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
         if not all(int(size) > 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
@@ -38,12 +41,19 @@ class Perceptron(NetworkEstimator):
     def _make_network(
         self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
     ) -> Sequential:
-        name, hidden = type(self).__name__, self._hidden_sizes()
-        n = len(hidden)
-        activations = per_layer(name, "activation", self.activation, n, is_activation)
-        dropouts = per_layer(name, "dropout", self.dropout, n, is_rate)
-        every = [sizes[0], *hidden, sizes[1]]
+        made = dict(self._structure())
+        every = [sizes[0], *made["hidden_layer_sizes"], sizes[1]]
+        activations, dropouts = made["activation"], made["dropout"]
         return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
+
+    def _structure(self) -> Iterator[tuple[str, Any]]:
+        name, hidden = type(self).__name__, tuple(self._hidden_sizes())
+        n = len(hidden)
+        yield "hidden_layer_sizes", hidden
+        yield "activation", per_layer(name, "activation", self.activation, n, is_activation)
+        rates = per_layer(name, "dropout", self.dropout, n, is_rate)
+        yield "dropout", [float(rate) for rate in rates]
+        yield "loss", self.loss
 
     def _is_random(self) -> bool:
         return any(isinstance(layer, Dropout) for layer in self._network.layers)

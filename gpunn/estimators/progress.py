@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpunn.history import History
@@ -26,7 +26,10 @@ class Progress:
     best_loss, best_score : float or None
         The lowest and the highest of them; one of the two is None, as in scikit-learn.
     waited : int
-        Epochs in a row that brought no improvement.
+        Epochs of `fit` in a row that brought no improvement.
+    bar : float
+        The lowest loss of an epoch of `fit`. A call of `partial_fit` sees other data each time, so
+        it is no measure of improvement.
     """
 
     early_stopping: bool = False
@@ -38,48 +41,79 @@ class Progress:
     best_loss: float | None = math.inf
     best_score: float | None = None
     waited: int = 0
+    bar: float = math.inf
 
     def __post_init__(self) -> None:
         """Begin with the worst."""
         if self.early_stopping:
             self.scores, self.best_loss, self.best_score = [], None, -math.inf
 
-    def again(self, *, early_stopping: bool) -> Progress:
-        """Return a copy for another call of fit, so that a call that fails leaves this one.
+    def begin(self, *, early_stopping: bool) -> None:
+        """Begin another call of fit.
 
-        Where that call stops by another measure than this one, it begins to wait anew.
+        Where that call stops by another measure than the last one, it begins to wait anew.
         """
-        other = copy.deepcopy(self)
-        other.n_iter = 0
+        self.n_iter = 0
         if early_stopping != self.early_stopping:
-            other.early_stopping, other.waited = early_stopping, 0
-            other.scores = other.best_score = None
-            other.best_loss = min(self.loss_curve, default=math.inf)
-            other.__post_init__()
-        return other
+            self.early_stopping, self.waited = early_stopping, 0
+            self.scores = self.best_score = None
+            self.best_loss = min(self.loss_curve, default=math.inf)
+            self.__post_init__()
+
+    def mark(self) -> Callable[[], None]:
+        """Return a function that undoes all that comes after this call.
+
+        It takes no copy of the curves, which only grow: a call costs the same however long they
+        are.
+        """
+        before, columns = dict(vars(self)), dict(self.history.columns)
+        curves = [
+            self.loss_curve,
+            *columns.values(),
+            *([] if self.scores is None else [self.scores]),
+        ]
+        lengths = [len(curve) for curve in curves]
+
+        def undo() -> None:
+            vars(self).update(before)
+            self.history.columns = columns
+            for curve, length in zip(curves, lengths, strict=True):
+                del curve[length:]
+
+        return undo
 
     def note(
-        self, record: dict[str, float], n_samples: int, score: float | None, tolerance: float
+        self,
+        record: dict[str, float],
+        n_samples: int,
+        score: float | None,
+        tolerance: float,
+        *,
+        incremental: bool = False,
     ) -> None:
         """Take an epoch's numbers.
 
         An epoch is an improvement if its loss is below the best one by the tolerance, or its
-        score, where data are held out, not below the best one plus the tolerance.
+        score, where data are held out, not below the best one plus the tolerance. A call of
+        `partial_fit` (`incremental`) is neither an improvement nor the lack of one.
         """
         self.n_iter += 1
         self.n_samples += n_samples
         self.history.append(record)
         loss = record["loss"]
         self.loss_curve.append(loss)
-        if score is None or self.scores is None:
-            best = math.inf if self.best_loss is None else self.best_loss
-            self.waited = self.waited + 1 if loss > best - tolerance else 0
-            self.best_loss = min(best, loss)
+        if self.best_loss is not None:
+            self.best_loss = min(self.best_loss, loss)
+        if incremental:
             return
-        best = -math.inf if self.best_score is None else self.best_score
-        self.scores.append(score)
-        self.waited = self.waited + 1 if score < best + tolerance else 0
-        self.best_score = max(best, score)  # in this order: NaN is no improvement
+        if score is None or self.scores is None:
+            self.waited = self.waited + 1 if loss > self.bar - tolerance else 0
+        else:
+            best = -math.inf if self.best_score is None else self.best_score
+            self.scores.append(score)
+            self.waited = self.waited + 1 if score < best + tolerance else 0
+            self.best_score = max(best, score)  # in this order: NaN is no improvement
+        self.bar = min(self.bar, loss)
 
     def why_stop(self, patience: float, tolerance: float) -> str:
         """Return scikit-learn's message if patience is at an end, else an empty string."""

@@ -14,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, scope_of, to_numpy
-from gpunn.estimators.base import given_validation
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.origin import namespace_of
 from gpunn.estimators.perceptron import Perceptron, Solver
+from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import (
     NETWORK,
     TRAINING,
@@ -198,7 +198,14 @@ class MLPRegressor(RegressorMixin, Perceptron):
         check_is_fitted(self)
         return "identity"
 
-    def _learn_targets(self, y: Any, classes: Any, *, fresh: bool) -> int:  # noqa: ARG002
+    def _learn_targets(
+        self,
+        y: Any,
+        classes: Any,  # noqa: ARG002
+        *,
+        fresh: bool,
+        incremental: bool,  # noqa: ARG002
+    ) -> int:
         n_outputs = 1 if y.ndim == 1 else int(y.shape[1])
         if not fresh and n_outputs != self.n_outputs_:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,6 +20,7 @@ from gpunn.errors import SettingError
 from gpunn.estimators.network import NAMES
 from gpunn.layers.activation import Activation
 from gpunn.loss import Loss
+from gpunn.metrics import Metric
 
 _FRACTION = Interval(Real, 0, 1, closed="left")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
@@ -47,7 +48,7 @@ TRAINING: dict[str, Any] = {
     "beta_2": [_FRACTION],
     "epsilon": [_POSITIVE],
     "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
-    "metrics": [str, "array-like", tuple],
+    "metrics": [str, Metric, "array-like"],
     "backend": [str, Backend, None],
     "device": [Interval(Integral, 0, None, closed="left"), None],
 }
@@ -94,6 +95,29 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
         return get_backend(f"cupy:{device}")
     except SettingError as error:
         raise InvalidParameterError(f"{estimator}: {error}") from error
+
+
+def in_order(estimator: str, name: str, value: Any) -> list[Any]:
+    """Return the items of a setting that is a sequence; a dict or a set is none."""
+    if isinstance(value, (Mapping, Set, str)):
+        raise InvalidParameterError(
+            f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {value!r}"
+        )
+    return list(value)
+
+
+def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
+    """Return the metrics of a setting that is one, or several in order."""
+    if isinstance(value, (str, Metric)):
+        return [value]
+    metrics = in_order(estimator, "metrics", value)
+    for metric in metrics:
+        if not isinstance(metric, (str, Metric)):
+            raise InvalidParameterError(
+                f"{estimator}: metrics must be names or objects, such as ['accuracy', "
+                f"gpunn.TopK(2)]; got {metric!r}"
+            )
+    return metrics
 
 
 def per_layer(

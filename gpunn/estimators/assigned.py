@@ -1,0 +1,144 @@
+"""A linear classifier whose weights, intercepts and classes may be assigned, before fit, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn import get_config
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+
+from gpunn._typing import Array
+from gpunn.backend import scope_of, to_numpy
+from gpunn.estimators.classifying import Classifying
+from gpunn.estimators.labels import Labels
+from gpunn.estimators.origin import HOST, Origin
+from gpunn.estimators.settings import check_solver, place_of
+from gpunn.estimators.weights import fitting, numbers, write
+
+_PARTS = ("coef_", "intercept_", "classes_")
+
+
+class AssignedLinear(Classifying):
+    """A classifier of one layer; the network is made as soon as all three parts are there."""
+
+    @property
+    def coef_(self) -> Any:
+        """The weights, (1, n_features) or (n_classes, n_features), in the library of X.
+
+        They may be assigned, also before `fit`, together with `intercept_` and `classes_`. What is
+        written to them in place goes where `MLPClassifier.coefs_` says.
+        """
+        if "coef_" in self._assigned:
+            return self._assigned["coef_"]
+        (layer,) = self._layers()
+        return self._given(layer.weight.value.T)
+
+    @coef_.setter
+    def coef_(self, value: Any) -> None:
+        name = f"{type(self).__name__}: coef_"
+        if not self.__sklearn_is_fitted__():
+            self._assign("coef_", numbers(name, value))
+            return
+        (layer,) = self._layers()
+        write(layer.weight, fitting(name, value, layer.weight.value.T).T)
+
+    @property
+    def intercept_(self) -> Any:
+        """The intercepts, (1,) or (n_classes,), in the library of X; see `coef_`."""
+        if "intercept_" in self._assigned:
+            return self._assigned["intercept_"]
+        (layer,) = self._layers()
+        if layer.bias is not None:
+            return self._given(layer.bias.value)
+        with scope_of(layer.weight.value):
+            zeros = self._given(0.0 * layer.weight.value[0, :])
+        if isinstance(zeros, np.ndarray):
+            zeros.setflags(write=False)
+        return zeros
+
+    @intercept_.setter
+    def intercept_(self, value: Any) -> None:
+        name = f"{type(self).__name__}: intercept_"
+        value = numbers(name, value)
+        if not self.__sklearn_is_fitted__():
+            self._assign("intercept_", value)
+            return
+        (layer,) = self._layers()
+        like = layer.weight.value[0, :]
+        value = fitting(name, _filled(value, like.shape[0]), like)
+        if layer.bias is not None:
+            write(layer.bias, value)
+        else:
+            self._check_intercept(value)
+
+    def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
+        if self._assigned:
+            there, missing = (
+                " and ".join(part for part in _PARTS if (part in self._assigned) == is_there)
+                for is_there in (True, False)
+            )
+            raise NotFittedError(
+                f"{type(self).__name__}: {there} was assigned and {missing} was not; assign all "
+                "three, or call fit"
+            )
+        return super()._outputs(X, method)
+
+    @property
+    def _assigned(self) -> dict[str, Any]:
+        """What has been assigned of a network that is not there yet."""
+        parts: dict[str, Any] = vars(self).get("_parts", {})
+        return parts
+
+    def _assign(self, part: str, value: Any) -> None:
+        parts = {**self._assigned, part: value}
+        if parts.keys() >= set(_PARTS):
+            self._assemble(**{name.rstrip("_"): parts[name] for name in _PARTS})
+        else:
+            self._parts = parts
+
+    def _assemble(self, coef: Array, intercept: Array, classes: Any) -> None:
+        """Make the network of the parts, as if `fit` had found them."""
+        name, labels = type(self).__name__, Labels.among(classes)
+        self._validate_params()
+        check_solver(name, self.solver)
+        k = labels.n_outputs
+        if coef.ndim != 2 or coef.shape[0] != k:
+            n_features = coef.shape[-1] if coef.ndim else 1
+            raise ValueError(
+                f"{name}: coef_ of {len(labels.classes)} classes: expected shape ({k}, "
+                f"{n_features}), got {tuple(coef.shape)}"
+            )
+        intercept = _filled(intercept, k)
+        if tuple(intercept.shape) != (k,):
+            raise ValueError(
+                f"{name}: intercept_: expected shape ({k},), got {tuple(intercept.shape)}"
+            )
+        self._check_intercept(intercept)
+        origin = Origin.of(coef) if get_config()["array_api_dispatch"] else HOST
+        place = place_of(name, self.backend, self.device, origin.backend)
+        dtype = "float32" if str(coef.dtype).endswith("float32") else "float64"
+        self._labels, self._origin, self.n_features_in_ = labels, origin, int(coef.shape[1])
+        rng = self._random_state = check_random_state(self.random_state)
+        self._begin((self.n_features_in_, k), rng, dtype, place)
+        self.coef_ = coef
+        self.intercept_ = intercept
+
+    def _begin(self, *arguments: Any) -> None:
+        if self._assigned:
+            del self._parts  # the network that is made has its own
+        super()._begin(*arguments)
+
+    def _check_intercept(self, value: Array) -> None:
+        """Check that there is a place for intercepts, or that they are none."""
+        if not self.fit_intercept and to_numpy(value).any():
+            raise ValueError(
+                f"{type(self).__name__}: intercept_ of a model with fit_intercept=False is zero, "
+                f"got {to_numpy(value).tolist()}; begin with fit_intercept=True"
+            )
+
+
+def _filled(value: Array, n: int) -> Array:
+    """Return n times a single number, and an array as it is."""
+    return np.full(n, float(value)) if value.ndim == 0 else value

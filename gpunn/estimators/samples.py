@@ -1,0 +1,69 @@
+"""The samples that an estimator is given, and what part of them is held out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+from sklearn.model_selection import train_test_split
+
+from gpunn.backend import scope_of
+from gpunn.estimators.origin import namespace_of
+
+
+class Samples(NamedTuple):
+    """Features, targets as the loss takes them, and weights on the host or None."""
+
+    x: Any
+    y: Any
+    weight: Any = None
+
+
+def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
+    """Return the validation data that `fit` was given, if any."""
+    if X is None and y is None and weight is None:
+        return None
+    if X is None or y is None:
+        raise ValueError(f"{name}.fit: X_val and y_val go together; give both or none")
+    return Samples(X, y, weight)
+
+
+def split(
+    samples: Samples, fraction: float, rng: np.random.RandomState, *, stratify: bool
+) -> tuple[Samples, Samples]:
+    """Return the samples for training, and the share that is held out.
+
+    Samples of weight zero are in neither: whoever gives such weights, as bagging does, means that
+    they are not there.
+    """
+    rows = np.arange(samples.x.shape[0])
+    if samples.weight is not None:
+        rows = rows[samples.weight > 0]
+    too_small = ValueError(
+        "The validation set is too small. Increase 'validation_fraction' "
+        "or the size of your dataset."
+    )
+    if len(rows) < 2:
+        raise too_small
+    train, held_out = train_test_split(
+        rows,
+        random_state=rng,
+        test_size=fraction,
+        stratify=samples.y[rows] if stratify else None,
+    )
+    if len(held_out) < 2:
+        raise too_small
+    kept, held = (Samples(*(_rows(x, some) for x in samples)) for some in (train, held_out))
+    return kept, held
+
+
+def _rows(x: Any, rows: Any) -> Any:
+    """Return some rows of an array of any library, of a sparse matrix, or of None."""
+    if x is None:
+        return None
+    if isinstance(x, np.ndarray) or hasattr(x, "toarray"):
+        return x[rows]
+    xp = namespace_of(x)
+    with scope_of(x):
+        return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)

@@ -1,0 +1,107 @@
+"""The optimizer that an estimator's settings name, and its learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn.adam import Adam
+from gpunn.estimators.changes import alike
+from gpunn.estimators.progress import Progress
+from gpunn.optim import Optimizer
+from gpunn.schedules import Constant, observe
+from gpunn.sgd import SGD
+
+#: The learning rate "adaptive" is divided by this, until it is no more than that.
+_DIVISOR, _LOWEST_RATE = 5.0, 1e-6
+
+
+def make_optimizer(estimator: Any) -> Optimizer:
+    """Return a new optimizer of the estimator's settings, on its network's parameters."""
+    parameters, rate = estimator._network.parameters(), estimator.learning_rate_init
+    if estimator.solver == "adam":
+        betas = {"beta_1": estimator.beta_1, "beta_2": estimator.beta_2}
+        return Adam(parameters, rate, **betas, epsilon=estimator.epsilon)
+    if estimator.solver == "sgd":
+        momentum, nesterov = _momentum(estimator)
+        return SGD(parameters, rate, momentum=momentum, nesterov=nesterov)
+    name, optimizer = type(estimator).__name__, estimator.solver(parameters)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"{name}: solver must return an optimizer of gpunn's when given the "
+            f"parameters, such as gpunn.SGD; it returned {type(optimizer).__name__}"
+        )
+    if optimizer.weight_decay:
+        raise ValueError(
+            f"{name}: solver returned an optimizer with weight_decay="
+            f"{optimizer.weight_decay:g}; leave it out, the penalty is a setting of this "
+            "estimator (alpha, or C)"
+        )
+    return optimizer
+
+
+def up_to_date(estimator: Any, optimizer: Optimizer, solver: Any) -> Optimizer:
+    """Return the optimizer for a call of `partial_fit`, with the settings that hold now.
+
+    It is the given one, which `solver` has made, and keeps its velocities and moments; but a new
+    one where there is another solver, momentum that was not there or is gone, or Adam's betas
+    have changed (its moments are corrected by them from the start).
+    """
+    if not alike(estimator.solver, solver):
+        optimizer = make_optimizer(estimator)
+    if callable(estimator.solver):
+        return optimizer
+    if isinstance(optimizer, SGD):
+        momentum, nesterov = _momentum(estimator)
+        if bool(momentum) != bool(optimizer.momentum):
+            optimizer = make_optimizer(estimator)
+        else:
+            optimizer.momentum, optimizer.nesterov = momentum, nesterov
+    elif isinstance(optimizer, Adam):
+        optimizer.epsilon = float(estimator.epsilon)
+        if (estimator.beta_1, estimator.beta_2) != (optimizer.beta_1, optimizer.beta_2):
+            optimizer = make_optimizer(estimator)
+    rate = estimator.learning_rate_init
+    if _schedule(estimator) == "invscaling":
+        rate = _scaled(estimator)
+    optimizer.schedule = Constant(rate)
+    return optimizer
+
+
+def epoch_ended(estimator: Any, progress: Progress, optimizer: Optimizer) -> bool:
+    """Set the learning rate of the next epoch of `fit`; return whether there should be none."""
+    observe(optimizer.schedule, progress.loss_curve[-1])
+    if _schedule(estimator) == "invscaling":
+        optimizer.schedule = Constant(_scaled(estimator))
+    message = progress.why_stop(estimator.n_iter_no_change, estimator.tol)
+    if not message:
+        return False
+    stops = True
+    if _schedule(estimator) == "adaptive":
+        stops = optimizer.learning_rate <= _LOWEST_RATE
+        message += " Learning rate too small." if stops else ""
+    if stops:
+        message += " Stopping."
+    else:
+        progress.waited = 0
+        optimizer.schedule = Constant(optimizer.learning_rate / _DIVISOR)
+        message += f" Setting learning rate to {optimizer.learning_rate:f}"
+    if estimator.verbose:
+        print(message)  # noqa: T201
+    return stops
+
+
+def _momentum(estimator: Any) -> tuple[float, bool]:
+    momentum = float(estimator.momentum)
+    return momentum, bool(estimator.nesterovs_momentum) and momentum > 0
+
+
+def _schedule(estimator: Any) -> str:
+    """Return how the learning rate changes, if that is a matter of this solver's."""
+    scheduled = estimator.solver in estimator._SCHEDULED
+    return str(estimator.learning_rate) if scheduled else "constant"
+
+
+def _scaled(estimator: Any) -> float:
+    """Return "invscaling"'s rate after the samples seen so far."""
+    seen = estimator._progress.n_samples
+    return float(estimator.learning_rate_init / (seen + 1) ** estimator.power_t)
