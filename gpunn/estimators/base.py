@@ -313,9 +313,12 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         progress, rate = self._progress, self.learning_rate_init
         curve, what = progress.loss_curve[-progress.n_iter :], ""
         if epoch:
-            loss = curve[epoch - 1] - epochs.penalty()
+            loss = curve[epoch - 1]
+            if self.early_stopping:  # the steps of the best epoch may have begun far from its end
+                held_out = progress.history["validation_loss"][epoch - 1 - progress.n_iter]
+                loss = min(loss, held_out + epochs.penalty())
             what = explosion(loss, epochs.loss_of_zeros(self.n_outputs_), self.tol, rate)
-        message = f"{type(self).__name__}: {what}" if what else ""
+        message = f"{type(self).__name__}: {what}." if what else ""
         if not stopped:
             message = not_converged(curve, self.max_iter, rate, what)
         if message:

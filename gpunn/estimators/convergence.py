@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-#: A loss above so many times that of zeros is that of a network that has learned nothing.
+#: A loss above so many times that of zeros is that of a network that has gone astray.
 _FACTOR = 2.0
 
 #: A loss of so many tolerances is as good as none, whatever that of zeros is.
@@ -39,16 +39,16 @@ def not_converged(curve: list[float], max_iter: int, rate: float, explosion: str
 def explosion(loss: float, of_zeros: float, tolerance: float, rate: float) -> str:
     """Return the message for a loss that is far too large, or an empty string for any other.
 
-    Too large is a loss of more than twice that of a network that always answers zero, and far
-    above the tolerance: such a network has been thrown somewhere by steps that were too long, even
-    if it then stays there. A network that merely learns little is not meant, nor one with a large
-    penalty: both losses are without.
+    Too large is a loss, with its penalty, of more than twice what it would be if all weights were
+    0, and well above the tolerance. Training that has merely learned little, or that a large
+    penalty holds back, ends below that; above it is what steps that were too long have thrown
+    somewhere, even if it stays there.
     """
     limit = _FACTOR * of_zeros + _NEGLIGIBLE * tolerance
     if not (math.isfinite(limit) and loss > limit):
         return ""
     return (
-        f"The loss is {loss:.4g}, and that of a network that always answers 0 would be "
-        f"{of_zeros:.4g}: the steps were too long. Scale the features first, e.g. with "
-        f"sklearn.preprocessing.StandardScaler, or lower learning_rate_init (now {rate:g})"
+        f"The loss is {loss:.4g}, far above the {of_zeros:.4g} of a network that always answers 0. "
+        "Scale the features first, e.g. with sklearn.preprocessing.StandardScaler, or lower "
+        f"learning_rate_init (now {rate:g})"
     )

@@ -151,7 +151,7 @@ class Epochs:
         return 0.0 if penalty is None else float(penalty)
 
     def loss_of_zeros(self, n_outputs: int) -> float:
-        """Return the loss over the training data of a network that always answers zero."""
+        """Return the loss over the training data of a network that always answers 0."""
         loader, readings = self.loader, Readings(self.loss, (), scale=self._scale, weighted=False)
         place, dtype = loader.backend, self.optimizer.parameters[0].value.dtype
         targets: Any = loader.stored.y
