@@ -138,6 +138,39 @@ class TestLabels:
         assert_array_equal(got, wanted[model.predict_proba(X).argmax(axis=1)])
         assert (got == labels[codes]).mean() > 0.7
 
+    @pytest.mark.parametrize("several", [True, False], ids=["three", "two"])
+    def test_strings_of_any_width(self, several: bool) -> None:
+        kind = np.dtypes.StringDType()
+        codes = Y["multiclass"] // 2 if several else Y["binary"]
+        plain = np.array(["b", "a", "ccc"])[codes]
+        y = plain.astype(kind)
+        wanted = MLPClassifier(**FEW).fit(X, plain)
+        for model in (
+            MLPClassifier(**FEW).fit(X, y, X_val=X, y_val=y),
+            MLPClassifier(**FEW, warm_start=True).fit(X, y),
+        ):
+            assert model.loss_curve_ == wanted.loss_curve_
+            assert_array_equal(model.classes_, wanted.classes_)
+            assert_array_equal(model.predict(X), wanted.predict(X))
+            assert model.predict(X).dtype == plain.dtype
+            assert model.score(X, y) == model.score(X, plain) == wanted.score(X, plain)
+            assert model.score(X, y, WEIGHT) == wanted.score(X, plain, WEIGHT)
+            model.fit(X, y)
+        parts = LogisticRegression(random_state=0, class_weight={"a": 2.0})
+        for _ in range(3):
+            parts.partial_fit(X, y, classes=np.unique(plain).astype(kind))
+        assert set(parts.predict(X)) <= set(plain)
+        early = MLPClassifier(**FEW, early_stopping=True).fit(X, y)
+        assert early.best_validation_score_ > 0.2
+
+    @pytest.mark.parametrize("missing", [None, np.nan])
+    def test_missing_strings(self, missing: Any) -> None:
+        y = np.array(["a", "b"] * (N // 2), dtype=np.dtypes.StringDType(na_object=missing))
+        y[3] = missing
+        for method, extra in (("fit", {}), ("partial_fit", {"classes": ["a", "b"]})):
+            with pytest.raises(ValueError, match="y has missing labels"):
+                getattr(MLPClassifier(**FEW), method)(X, y, **extra)
+
     def test_booleans(self) -> None:
         model = MLPClassifier(**FEW).fit(X, Y["binary"].astype(bool))
         assert model.predict(X).dtype == bool

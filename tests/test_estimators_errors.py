@@ -222,3 +222,120 @@ class TestData:
             kind(early_stopping=True).partial_fit(
                 X, Y, **({} if kind is MLPRegressor else {"classes": [0, 1, 2]})
             )
+
+
+class TestKinds:
+    """Settings that are iterated over: each kind is taken in its sense, or refused."""
+
+    @pytest.mark.parametrize("kind", CLASSIFIERS)
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ([1.0, 2.0], "class_weight is a list.*a dict"),
+            ([0, 1], "class_weight is a list.*a dict"),
+            ([{0: 1.0, 1: 2.0}], "class_weight is a list.*a dict"),
+            ([], "class_weight is a list.*a dict"),
+            ({0: "a"}, r"class_weight\[0\] must be a number of at least 0, got 'a'"),
+            ({0: -1.0, 1: 3.0}, r"class_weight\[0\] must be a number of at least 0, got -1.0"),
+            ({0: np.nan}, r"class_weight\[0\] must be a number of at least 0, got nan"),
+            ({1: np.inf}, r"class_weight\[1\] must be a number of at least 0, got inf"),
+            ({1: None}, r"class_weight\[1\] must be a number of at least 0, got None"),
+            ({1: [1.0, 2.0]}, r"class_weight\[1\] must be a number of at least 0"),
+            ({1: 1j}, r"class_weight\[1\] must be a number of at least 0"),
+            ((1.0, 2.0), "'class_weight' parameter"),
+            ({0, 1}, "'class_weight' parameter"),
+        ],
+        ids=str,
+    )
+    def test_class_weight(self, kind: Any, value: Any, message: str) -> None:
+        model = kind(class_weight=value, **FEW)
+        for method, extra in (("fit", {}), ("partial_fit", {"classes": [0, 1]})):
+            with pytest.raises(
+                InvalidParameterError, match=f"{kind.__name__}.*{message}|{message}"
+            ):
+                getattr(model, method)(X, np.minimum(Y, 1), **extra)
+            assert not model.__sklearn_is_fitted__()
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({0: 1.0, 1: 2.0}, "class_weight of 3 labels a sample must be a list of as many"),
+            ([{0: 1.0}] * 2, "class_weight of 3 labels a sample must be a list of as many"),
+            ([1, 2, 3], r"class_weight\[0\] must be a dict"),
+            ([{0: 1.0}, {1: -1.0}, None], r"class_weight\[1\]\[1\] must be a number of at least 0"),
+            ([{2: 1.0}, None, None], r"class_weight\[0\] is of the labels 0 and 1"),
+        ],
+        ids=str,
+    )
+    def test_class_weight_of_several_labels(self, value: Any, message: str) -> None:
+        with pytest.raises(InvalidParameterError, match=f"MLPClassifier: {message}"):
+            network(class_weight=value).fit(X, np.eye(3, dtype=int)[Y])
+
+    def test_class_weight_of_several_labels_in_parts(self) -> None:
+        y = np.eye(3, dtype=int)[Y]
+        weight = [{1: 5.0}, {0: 2.0, 1: 3.0}, None]
+        one, other = network(class_weight=weight), network()
+        for k in range(3):  # in two of the columns there are only zeros
+            some = k == Y
+            one.partial_fit(X[some], y[some])
+            other.partial_fit(X[some], y[some], np.full(some.sum(), [10.0, 3.0, 2.0][k]))
+        assert one.loss_curve_ == pytest.approx(other.loss_curve_, rel=1e-12)
+        with pytest.raises(ValueError, match="partial_fit sees some"):
+            network(class_weight=["balanced", None, None]).partial_fit(X, y)
+
+    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize(
+        "value",
+        [{5: 1}, {5}, frozenset({4}), "5", "", b"5", bytearray(b"5"), True, (True,), np.array(5),
+         np.array([[5]]), [[5]], (v for v in [5]), {5: 1}.keys(), None, 5.0],
+        ids=repr,
+    )  # fmt: skip
+    def test_hidden_layer_sizes(self, kind: Any, value: Any) -> None:
+        with pytest.raises(ValueError, match="hidden_layer_sizes"):
+            kind(hidden_layer_sizes=value, **FEW).fit(X, Y)
+
+    @pytest.mark.parametrize("value", [5, [5], (5,), np.array([5]), np.int64(5), range(5, 6)])
+    def test_hidden_layer_sizes_that_are_right(self, value: Any) -> None:
+        assert network(hidden_layer_sizes=value).fit(X, Y).coefs_[0].shape == (4, 5)
+
+    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("name", ["dropout", "activation"])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda value: {value},
+            lambda value: {value: 1},
+            lambda value: (v for v in [value]),
+            lambda value: np.array([value]),
+            lambda value: [[value]],
+            lambda _: [None],
+        ],
+        ids=["set", "dict", "generator", "array", "nested", "None"],
+    )
+    def test_of_each_layer(self, kind: Any, name: str, wrap: Any) -> None:
+        value = wrap({"dropout": 0.5, "activation": "tanh"}[name])
+        with pytest.raises(InvalidParameterError, match=name):
+            kind(**{name: value}, **FEW).fit(X, Y)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        "value",
+        [{"mae"}, {"mae": 1}, {"mae": 1}.keys(), (v for v in ["mae"]), None, 3, [3], [["mae"]],
+         gn.TopK, [gn.TopK], b"mae"],
+        ids=repr,
+    )  # fmt: skip
+    def test_metrics(self, kind: Any, value: Any) -> None:
+        with pytest.raises(InvalidParameterError, match="metrics"):
+            kind(metrics=value, **FEW).fit(X, Y)
+
+    @pytest.mark.parametrize(
+        "value", ["accuracy", gn.TopK(1), ["accuracy"], np.array(["accuracy"])]
+    )
+    def test_metrics_that_are_right(self, value: Any) -> None:
+        assert len(network(metrics=value).fit(X, Y).history_.columns) == 5
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("value", [None, 0, 1, "no", [True]], ids=repr)
+    def test_early_stopping(self, kind: Any, value: Any) -> None:
+        with pytest.raises(InvalidParameterError, match="early_stopping"):
+            kind(early_stopping=value, **FEW).fit(X, Y)

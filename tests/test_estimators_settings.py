@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.ensemble import BaggingClassifier
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score
 from sklearn.utils import compute_sample_weight
 
@@ -125,6 +126,23 @@ class TestValidation:
         wanted = r2_score(y[HELD], model.predict(X[HELD]), sample_weight=WEIGHT[HELD])
         assert model.best_validation_score_ == max(model.validation_scores_)
         assert model.best_validation_score_ == pytest.approx(wanted)
+
+    @pytest.mark.parametrize("kind", Y)
+    def test_samples_of_weight_zero_are_not_there(self, kind: str) -> None:
+        """Neither in training nor held out: bagging gives such weights."""
+        settings = {"early_stopping": True, "max_iter": 20}
+        weight = np.where(np.arange(N) % 3 == 0, 0.0, WEIGHT + 0.1)
+        some = weight > 0
+        one = classifier(**settings).fit(X, Y[kind], weight)
+        other = classifier(**settings).fit(X[some], Y[kind][some], weight[some])
+        assert_same(one, other)
+        assert one.validation_scores_ == other.validation_scores_
+        assert one.t_ == other.t_
+
+    def test_in_a_bag(self) -> None:
+        model = classifier(early_stopping=True, max_iter=3, validation_fraction=0.05)
+        bag = BaggingClassifier(model, n_estimators=8, max_samples=0.4, random_state=0)
+        assert bag.fit(X, Y["multiclass"]).predict(X).shape == (N,)
 
 
 class TestHistory:

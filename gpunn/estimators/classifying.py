@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import is_multilabel
 from sklearn.utils.validation import check_is_fitted
 
 from gpunn._typing import Array
 from gpunn.backend import scope_of, to_numpy
 from gpunn.estimators.base import NetworkEstimator
+from gpunn.estimators.class_weights import by_class, check_class_weight, needs_all_labels
 from gpunn.estimators.labels import Labels, as_labels, ascending, readable
 from gpunn.estimators.origin import namespace_of
 from gpunn.kernels import kernels
@@ -64,7 +64,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Any:
         """Go over some data once; the first time, `classes` says which labels may come."""
-        if self.class_weight == "balanced":
+        if needs_all_labels(self.class_weight):
             raise ValueError(
                 "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
                 "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
@@ -118,15 +118,8 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         return self._labels.encode(as_labels(y), dtype, one_hot=one_hot)
 
     def _class_weights(self, y: Any) -> Any:
-        if self.class_weight is None:
-            return None
-        y = as_labels(y)
-        if self._labels.kind == "multilabel" or self.class_weight == "balanced":
-            return compute_sample_weight(self.class_weight, y)
-        # By the classes that there are, of which this y may have some.
-        classes = self._labels.classes
-        weights = compute_class_weight(self.class_weight, classes=classes, y=classes)
-        return weights[self._labels.places(y)]
+        check_class_weight(type(self).__name__, self.class_weight, self._labels)
+        return by_class(self.class_weight, as_labels(y), self._labels)
 
     def _make_loss(self) -> Loss:
         given = self._given_loss()

@@ -143,9 +143,10 @@ def readable(y: Any) -> Any:
     """
     if not isinstance(y, np.ndarray) or y.dtype.kind != "T":
         return y
-    if not all(isinstance(label, str) for label in y.ravel().tolist()):
+    labels = y.ravel().tolist()
+    if not all(isinstance(label, str) for label in labels):
         raise ValueError("y has missing labels; leave those samples out")
-    return y.astype(str)
+    return np.array(labels, dtype=str).reshape(y.shape)
 
 
 def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:

@@ -99,7 +99,7 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
 
 def in_order(estimator: str, name: str, value: Any) -> list[Any]:
     """Return the items of a setting that is a sequence; a dict or a set is none."""
-    if isinstance(value, (Mapping, Set, str)):
+    if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or np.ndim(value) == 0:
         raise InvalidParameterError(
             f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {value!r}"
         )

@@ -1,0 +1,92 @@
+"""What the setting `class_weight` makes of the labels: a weight for each sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import compute_class_weight, compute_sample_weight
+from sklearn.utils._param_validation import InvalidParameterError
+
+from gpunn.checks import number
+from gpunn.errors import SettingError
+from gpunn.estimators.labels import Labels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
+    """Check that class weights are of the kind that the labels ask for, and their numbers weights.
+
+    Raises
+    ------
+    InvalidParameterError
+        If not.
+    """
+    if labels.kind != "multilabel":
+        if isinstance(value, list):
+            raise InvalidParameterError(
+                f"{owner}: class_weight is a list, which is for several labels a sample, and y has "
+                "one; give a dict from labels to weights, such as "
+                f"{dict.fromkeys(labels.classes.tolist()[:3], 1.0)}, 'balanced' or None"
+            )
+        _check_weights(owner, "class_weight", value)
+        return
+    if value is None or isinstance(value, str):
+        return
+    if not isinstance(value, list) or len(value) != len(labels.classes):
+        raise InvalidParameterError(
+            f"{owner}: class_weight of {len(labels.classes)} labels a sample must be a list of as "
+            f"many dicts, such as {{0: 1.0, 1: 2.0}}, 'balanced' or None; got {value!r}"
+        )
+    for i, one in enumerate(value):
+        name = f"class_weight[{i}]"
+        _check_weights(owner, name, one)
+        strange = [label for label in one if label not in (0, 1)] if isinstance(one, dict) else []
+        if strange:
+            raise InvalidParameterError(f"{owner}: {name} is of the labels 0 and 1, got {one!r}")
+
+
+def by_class(class_weight: Any, y: NDArray[Any], labels: Labels) -> NDArray[Any] | None:
+    """Return the weight of each sample of y by its labels, or None for equal weights.
+
+    They go by the classes that are known, of which y may have some.
+    """
+    if class_weight is None or (isinstance(class_weight, str) and labels.kind == "multilabel"):
+        return None if class_weight is None else compute_sample_weight(class_weight, y)
+    if labels.kind == "multilabel":
+        columns = [_of_column(one, y[:, i]) for i, one in enumerate(class_weight)]
+        return np.prod(columns, axis=0)
+    if isinstance(class_weight, str):
+        return compute_sample_weight(class_weight, y)
+    weights = compute_class_weight(class_weight, classes=labels.classes, y=labels.classes)
+    return weights[labels.places(y)]
+
+
+def needs_all_labels(class_weight: Any) -> bool:
+    """Return whether the weights follow from how often each label occurs."""
+    given = class_weight if isinstance(class_weight, list) else [class_weight]
+    return any(isinstance(one, str) for one in given)
+
+
+def _of_column(class_weight: Any, column: NDArray[Any]) -> NDArray[Any]:
+    if isinstance(class_weight, dict):
+        no, yes = (float(class_weight.get(label, 1.0)) for label in (0, 1))
+        return np.where(column > 0, yes, no)
+    return compute_sample_weight(class_weight, column)
+
+
+def _check_weights(owner: str, name: str, value: Any) -> None:
+    if value is None or (isinstance(value, str) and value == "balanced"):
+        return
+    if not isinstance(value, dict):
+        raise InvalidParameterError(
+            f"{owner}: {name} must be a dict from labels to weights, 'balanced' or None; "
+            f"got {value!r}"
+        )
+    try:
+        for label, weight in value.items():
+            number(owner, f"{name}[{label!r}]", weight, "[0, inf)")
+    except SettingError as error:
+        raise InvalidParameterError(str(error)) from error
