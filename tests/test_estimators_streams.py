@@ -142,6 +142,20 @@ class TestLabels:
         with pytest.raises(ValueError, match="not the same as on last call"):
             model.partial_fit(X, Y["multilabel"], classes=classes)
 
+    @pytest.mark.parametrize(
+        "classes",
+        [3, "ab", {0: 1, 1: 1}, (c for c in [0, 1]), [], [[0, 1]], [0, None], [0.0, np.nan, 1.0],
+         [0, "a"], np.array(1)],
+        ids=repr,
+    )  # fmt: skip
+    def test_classes_that_are_no_list_of_labels(self, classes: Any) -> None:
+        model = classifier()
+        for _ in "12":
+            message = r"partial_fit: classes must be a list|not (there before: \[0, 1|the same as)"
+            with pytest.raises(ValueError, match=message):
+                model.partial_fit(X, Y["binary"], classes=classes)
+            model = classifier().partial_fit(X, Y["binary"], classes={1, 0})
+
     @pytest.mark.parametrize("bad", [Y["multilabel"], X[:, 0], Y["binary"] + 0.5, X[:, :2]])
     def test_of_another_kind_in_a_later_call(self, bad: Any) -> None:
         model = classifier().partial_fit(X, Y["binary"], classes=[0, 1])

@@ -144,9 +144,24 @@ class TestNetworks:
         copy.deepcopy(model.coefs_)[0] = np.zeros((5, 6))
         assert_array_equal(model.predict(X), before)
 
+    def test_classes(self) -> None:
+        model = classifier().fit(X, Y["multiclass"])
+        before = model.predict(X)
+        model.classes_ = ["x", "y", "z"]
+        assert_array_equal(model.predict(X), np.array(["x", "y", "z"])[before])
+        for bad in (["x", "y"], ["z", "y", "x"], [["x", "y", "z"]]):
+            with pytest.raises(ValueError, match=r"MLPClassifier: classes_ must be"):
+                model.classes_ = bad
+        several = classifier().fit(X, Y["multilabel"])
+        several.classes_ = [0, 1, 2]
+        with pytest.raises(ValueError, match=r"classes_ are the indices of the columns"):
+            several.classes_ = ["x", "y", "z"]
+
     def test_before_fit(self) -> None:
         with pytest.raises(NotFittedError):
             classifier().coefs_ = [np.zeros((5, 6))]
+        with pytest.raises(NotFittedError):
+            classifier().classes_ = [0, 1]
 
 
 class TestLogistic:

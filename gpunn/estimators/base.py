@@ -20,6 +20,7 @@ from gpunn.estimators.convergence import diverged, explosion, not_converged
 from gpunn.estimators.epochs import Epochs, Order
 from gpunn.estimators.fitted import ROWS, FittedNetwork, of_features
 from gpunn.estimators.hooks import DECORATORS, CallbackSupportMixin, Hooks
+from gpunn.estimators.labels import readable
 from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.samples import Samples, split
@@ -185,16 +186,12 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
     def _validated(self, given: Samples, *, reset: bool) -> Samples:
         """Return the data as arrays, checked as scikit-learn checks them."""
         X, y, sample_weight = given
-        y, weight = self._readable(y), None
+        y, weight = readable(y), None
         with scope_of(X):  # scikit-learn brings arrays of CuPy's to the current device
             X, y = validate_data(self, X, y, reset=reset, **of_features(X), **self._checks())
             if sample_weight is not None:
                 weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
         return Samples(X, y, weight)
-
-    def _readable(self, y: Any) -> Any:
-        """Return targets in a form that scikit-learn can check."""
-        return y
 
     def _encoded(self, samples: Samples) -> Samples:
         """Return y as the loss takes it, and weights that those of its classes have gone into."""

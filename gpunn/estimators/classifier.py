@@ -56,7 +56,9 @@ class MLPClassifier(Classifying, Perceptron):
         Samples a step; "auto" is the smaller of 200 and the number of samples.
     learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
         For solver "sgd". "invscaling" divides by :math:`(t + 1)^{power\_t}` with t the number of
-        samples seen, at the end of an epoch. "adaptive" divides by 5 where training would stop.
+        samples seen, at the end of an epoch. "adaptive" divides by 5 where `fit` would stop; a
+        call of `partial_fit` is no epoch of `fit` and has `learning_rate_init`, where scikit-learn
+        counts it as one and divides.
     learning_rate_init : float, default 0.001
         The first learning rate, above 0.
     power_t : float, default 0.5
@@ -72,14 +74,16 @@ class MLPClassifier(Classifying, Perceptron):
     verbose : bool, default False
         Whether to print each epoch's loss.
     warm_start : bool, default False
-        Whether `fit` goes on from where the last one ended.
+        Whether `fit` goes on from where the last one ended. Settings that the network was made
+        with (`hidden_layer_sizes`, `activation`, `dropout`, `loss`, and where it is) must be as
+        they were, in `partial_fit`, too; what else has changed takes effect.
     momentum : float, default 0.9
         For solver "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
         For solver "sgd" with momentum.
     early_stopping : bool, default False
         Whether to hold data out, stop when their score no longer rises, and go back to the
-        weights of the best epoch.
+        weights of the best epoch; also where training diverges, which is then a warning.
     validation_fraction : float, default 0.1
         The share to hold out, in (0, 1).
     beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
@@ -91,11 +95,12 @@ class MLPClassifier(Classifying, Perceptron):
         ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``. A cross-entropy has an output for each
         class; other losses are given zeros and ones. Of a loss that knows
         no probabilities, such as the squared error, they are the outputs, clipped and shared out.
-    class_weight : dict, "balanced" or None, default None
-        What multiplies the weights of each class's samples, as in scikit-learn.
+    class_weight : dict, "balanced", list or None, default None
+        What multiplies the weights of each class's samples, as in scikit-learn. Of several labels
+        a sample, a list with one of them for each.
     dropout : float or list of float, default 0.0
         The rate after each hidden layer, in [0, 1).
-    metrics : sequence of str or Metric, default ()
+    metrics : str, Metric or sequence of them, default ()
         What `history_` follows, too, such as ``["accuracy"]``.
     backend : {None, "auto", "numpy", "cupy", "cupy:1", ...}, default None
         Where to compute. None is where X is, if that is a GPU; else what `gpunn.use` has set,
@@ -108,7 +113,10 @@ class MLPClassifier(Classifying, Perceptron):
     classes_ : ndarray of shape (n_classes,)
         The labels.
     coefs_, intercepts_ : list of array
-        The weights (inputs, outputs) and biases of each layer, in the library of X.
+        The weights (inputs, outputs) and biases of each layer, in the library of X. Assigning one,
+        ``model.coefs_[0] = W``, changes the network; so does writing to one in place, where it is
+        in the library and on the device that the network is. NumPy's copies of what is elsewhere
+        are read-only.
     n_iter_, t_ : int
         Epochs of the last call of fit, and samples seen, each as often as it was seen.
     loss_, best_loss_, loss_curve_ : float, float or None, list of float
@@ -248,12 +256,16 @@ class MLPClassifier(Classifying, Perceptron):
     ) -> MLPClassifier:
         """Go over some data once, and keep what was learned before.
 
+        A call is no epoch of `fit`: it lowers no learning rate but "invscaling"'s, and uses up no
+        patience. It costs the same however many there were.
+
         Parameters
         ----------
         X, y, sample_weight
             As for `fit`.
         classes : array-like of shape (n_classes,), optional
-            All labels that may ever come; needed in the first call, unless y has several columns.
+            All labels that may ever come; needed in the first call, unless y has several columns,
+            whose indices they are then.
 
         Returns
         -------

@@ -15,7 +15,7 @@ from gpunn._typing import Array
 from gpunn.backend import scope_of, to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.class_weights import by_class, check_class_weight, needs_all_labels
-from gpunn.estimators.labels import Labels, as_labels, ascending, readable
+from gpunn.estimators.labels import Labels, as_labels, ascending, known_classes, readable
 from gpunn.estimators.origin import namespace_of
 from gpunn.kernels import kernels
 from gpunn.layers.activation import LogSoftmax, Softplus
@@ -69,15 +69,15 @@ class Classifying(ClassifierMixin, NetworkEstimator):
                 "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
                 "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
             )
+        if classes is not None:
+            classes = known_classes(f"{type(self).__name__}.partial_fit: classes", classes)
         if not self.__sklearn_is_fitted__():
             if classes is None and not is_multilabel(y):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
-        elif classes is not None and not np.array_equal(
-            self.classes_, np.unique(to_numpy(readable(classes)))
-        ):
+        elif classes is not None and not np.array_equal(self.classes_, classes):
             raise ValueError(
-                f"`classes={classes}` is not the same as on last call to partial_fit, was: "
-                f"{self.classes_}"
+                f"`classes={classes.tolist()}` is not the same as on last call to partial_fit, "
+                f"was: {self.classes_}"
             )
         return self._fit(X, y, sample_weight, classes=classes, incremental=True)
 
@@ -103,15 +103,12 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _check_columns(self, labels: Labels, classes: Any) -> None:
         """Check that the classes that were given are the columns of y."""
-        if not np.array_equal(labels.classes, np.unique(to_numpy(readable(classes)))):
+        if not np.array_equal(labels.classes, classes):
             raise ValueError(
                 f"{type(self).__name__}.partial_fit: y has {len(labels.classes)} columns, one a "
                 f"label; classes must be their indices, {labels.classes.tolist()}, or be left out; "
-                f"got {classes!r}"
+                f"got {classes.tolist()}"
             )
-
-    def _readable(self, y: Any) -> Any:
-        return readable(y)
 
     def _targets(self, y: Any, dtype: str) -> Any:
         one_hot = not isinstance(self._loss, CrossEntropy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from gpunn.kernels import kernels
 from gpunn.layer import Layer
 from gpunn.lending import lend
 from gpunn.loss import Loss
+from gpunn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
 from gpunn.readings import Readings
@@ -151,12 +153,17 @@ class Epochs:
         return 0.0 if penalty is None else float(penalty)
 
     def loss_of_zeros(self, n_outputs: int) -> float:
-        """Return the loss over the training data of a network that always answers 0."""
+        """Return the loss over the training data of a network that always answers 0.
+
+        NaN for a loss that is not gpunn's own: nobody knows what that does with zeros.
+        """
+        if not isinstance(self.loss, (BinaryCrossEntropy, CrossEntropy, MeanSquaredError)):
+            return math.nan
         loader, readings = self.loader, Readings(self.loss, (), scale=self._scale, weighted=False)
         place, dtype = loader.backend, self.optimizer.parameters[0].value.dtype
         targets: Any = loader.stored.y
         weights = loader.stored.sample_weight
-        with place.scope(), np.errstate(all="ignore"):  # it need not be defined for zeros
+        with place.scope():
             for start in range(0, loader.n_samples, _ROWS):
                 rows = slice(start, min(start + _ROWS, loader.n_samples))
                 y = place.asarray(targets[rows, ...])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -53,7 +54,7 @@ class Labels:
     @classmethod
     def among(cls, classes: Any, *, several: bool = False) -> Labels:
         """Return labels that may occur, given in any order and number of times."""
-        known = np.unique(to_numpy(readable(classes)))
+        known = np.unique(to_numpy(classes))
         return cls(known, "multiclass" if several or len(known) > 2 else "binary")
 
     @property
@@ -145,8 +146,33 @@ def readable(y: Any) -> Any:
         return y
     labels = y.ravel().tolist()
     if not all(isinstance(label, str) for label in labels):
-        raise ValueError("y has missing labels; leave those samples out")
+        raise ValueError("y has missing values; leave those samples out")
     return np.array(labels, dtype=str).reshape(y.shape)
+
+
+def known_classes(name: str, values: Any) -> NDArray[Any]:
+    """Return labels that a user has listed, in order and each once.
+
+    Raises
+    ------
+    ValueError
+        If they are no list, array or set of labels, or one of them is missing.
+    """
+    wanted = f"{name} must be a list of labels, such as [0, 1], got {values!r}"
+    if isinstance(values, (set, frozenset)):
+        values = list(values)
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+        raise ValueError(wanted)
+    labels = to_numpy(readable(values))
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(wanted)
+    try:
+        labels = np.unique(labels)
+    except TypeError as error:
+        raise ValueError(f"{wanted}, which cannot be put in order: {error}") from error
+    if any(label is None or label != label for label in labels.tolist()):  # noqa: PLR0124 (NaN)
+        raise ValueError(f"{wanted}, of which one is missing")
+    return labels
 
 
 def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
@@ -157,8 +183,8 @@ def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
     ValueError
         If they are not as many, or not in order.
     """
-    classes = np.asarray(readable(to_numpy(values)))
-    if classes.ndim != 1 or not np.array_equal(classes, np.unique(classes)):
+    classes = known_classes(name, values)
+    if len(classes) != len(values) or not np.array_equal(to_numpy(readable(values)), classes):
         raise ValueError(
             f"{name} must be labels in ascending order, each once, got {values!r}; put the weights "
             "of the outputs in that order, too"

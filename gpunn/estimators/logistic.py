@@ -30,8 +30,9 @@ class LogisticRegression(AssignedLinear):
     .. math:: \frac12 \|\theta\|^2 + C \sum_i w_i L_i,
 
     divided by :math:`C \sum_i w_i`, so that a learning rate means the same for any C and N. The
-    intercept is not in the penalty. The default schedule, "adaptive", lowers the learning rate
-    whenever the cost stops falling, until it is too small to matter. On standardised features the
+    intercept is not in the penalty. The default schedule, "adaptive", lowers the learning rate of
+    `fit` whenever the cost stops falling, until it is too small to matter; `partial_fit` has
+    `learning_rate_init` in each call, and so follows data that drift. On standardised features the
     cost is then within 1 % of its minimum for C up to 1; where the penalty is weaker, a smaller
     `tol` and more epochs bring it as near. scikit-learn's own solvers are exact, and the
     better choice where they can be had; this one is for data that come in parts, and for a GPU.
@@ -61,7 +62,8 @@ class LogisticRegression(AssignedLinear):
     classes_ : ndarray of shape (n_classes,)
         The labels.
     coef_ : array of shape (1, n_features) or (n_classes, n_features)
-        :math:`\theta`, in the library of X.
+        :math:`\theta`, in the library of X. It may be assigned; before `fit`, together with
+        `intercept_` and `classes_` (ascending), too.
     intercept_ : array of shape (1,) or (n_classes,)
         Zeros without `fit_intercept`.
     n_iter_, t_, loss_, best_loss_, loss_curve_, history_, validation_scores_

@@ -164,7 +164,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
-        """Go over some data once, and keep what was learned before.
+        """Go over some data once, and keep what was learned before; see `MLPClassifier`.
 
         Parameters
         ----------
