@@ -284,6 +284,19 @@ class TestLogistic:
         model.intercept_ = [0.0]
         assert model.predict(X).shape == (len(X),)
 
+    def test_what_cannot_be_made(self) -> None:
+        def fail(_: Any) -> None:
+            raise ZeroDivisionError
+
+        for settings in ({"solver": fail}, {"solver": "lbfgs"}, {"backend": "tpu"}, {"C": -1.0}):
+            model = LogisticRegression(**settings)
+            model.coef_, model.intercept_ = np.ones((1, 5)), [0.0]
+            with pytest.raises((ValueError, ZeroDivisionError)):
+                model.classes_ = [0, 1]
+            assert not model.__sklearn_is_fitted__()
+            model.set_params(**LogisticRegression().get_params()).classes_ = [0, 1]
+            assert model.predict(X).shape == (len(X),)
+
     def test_without_an_intercept(self) -> None:
         model = LogisticRegression(fit_intercept=False, max_iter=3).fit(X, Y["binary"])
         model.intercept_ = 0.0

@@ -93,10 +93,15 @@ class AssignedLinear(Classifying):
 
     def _assign(self, part: str, value: Any) -> None:
         parts = {**self._assigned, part: value}
-        if parts.keys() >= set(_PARTS):
-            self._assemble(**{name.rstrip("_"): parts[name] for name in _PARTS})
-        else:
+        if not parts.keys() >= set(_PARTS):
             self._parts = parts
+            return
+        before = dict(self.__dict__)
+        try:
+            self._assemble(*(parts[name] for name in _PARTS))
+        except Exception:
+            self.__dict__ = before
+            raise
 
     def _assemble(self, coef: Array, intercept: Array, classes: Any) -> None:
         """Make the network of the parts, as if `fit` had found them."""

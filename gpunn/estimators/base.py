@@ -150,12 +150,11 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             self._begin((train.x.shape[1], n_outputs), rng, dtype, place)
         else:
             self._progress.begin(early_stopping=self.early_stopping)
-        if not fresh:
             if incremental:
-                optimizer = up_to_date(self, self._optimizer, self._made["solver"])
+                held = self._optimizer
+                self._optimizer = up_to_date(self, held, self._made["solver"])
             else:
-                optimizer = make_optimizer(self)
-            self._optimizer = optimizer
+                self._optimizer = make_optimizer(self)
             self._made = self._made | {"solver": self.solver}
         train = self._encoded(train)
         total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
