@@ -213,3 +213,26 @@ def test_what_a_head_means_is_said_by_its_own_class(loss: gn.Loss) -> None:
     known = gn.Dense(5, 1, "sigmoid" if loss.from_logits else None, rng=0)
     with pytest.raises(gn.errors.SettingError, match="the model ends"):
         gn.Trainer(known, loss, gn.SGD(known.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:Maximum iterations")
+@pytest.mark.parametrize("base", [gn.SoftmaxCrossEntropy, gn.BinaryCrossEntropy])
+@pytest.mark.parametrize("on_the_object", [False, True])
+def test_an_estimator_takes_probabilities_from_the_loss(
+    base: type[gn.Loss], on_the_object: bool
+) -> None:
+    """Their logarithms, too, where the loss has a meaning of its own for outputs."""
+    estimators = pytest.importorskip("gpunn.estimators", reason="needs scikit-learn")
+
+    def sharpened(self: Any, z: Any) -> Any:
+        return base.probabilities(self, 3.0 * z)
+
+    loss = base() if on_the_object else type("Sharp", (base,), {"probabilities": sharpened})()
+    if on_the_object:
+        loss.probabilities = sharpened.__get__(loss)  # type: ignore[method-assign]
+    y = np.arange(8) % (3 if base is gn.SoftmaxCrossEntropy else 2)
+    model = estimators.MLPClassifier((4,), max_iter=400, loss=loss, random_state=0).fit(X, y)
+    p = model.predict_proba(X)
+    assert_allclose(np.exp(model.predict_log_proba(X)), p, rtol=1e-6)
+    plain = estimators.MLPClassifier((4,), max_iter=400, loss=base(), random_state=0).fit(X, y)
+    assert np.abs(p - plain.predict_proba(X)).max() > 0.01

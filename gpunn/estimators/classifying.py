@@ -233,14 +233,16 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _log_probabilities(self, outputs: Array) -> Array:
         loss, kind, xp = self._loss, self._labels.kind, namespace_of(outputs)
-        if isinstance(loss, CrossEntropy):
+        if _has_probabilities_of(SoftmaxCrossEntropy, loss):
             return LogSoftmax()(outputs)
-        if isinstance(loss, BinaryCrossEntropy):
+        if _has_probabilities_of(BinaryCrossEntropy, loss) and loss.from_logits:
             yes, no = -Softplus()(-outputs), -Softplus()(outputs)  # log s(z) = -log(1 + e^-z)
         else:  # of numbers near 0 and 1
             eps = float(xp.finfo(outputs.dtype).eps)
             p = kernels(outputs).clip(loss.probabilities(outputs), eps, 1.0 - eps)
             yes, no = xp.log(p), xp.log1p(-p)
+        if isinstance(loss, CrossEntropy):
+            return yes
         if kind == "multiclass":
             return LogSoftmax()(yes)  # the classes share what is 1 in all
         if kind == "multilabel":
@@ -259,6 +261,12 @@ class _OneOutput(BinaryAccuracy):
     """The share of yes and no that is right, under the name that was asked for."""
 
     name = "accuracy"
+
+
+def _has_probabilities_of(kind: type[Loss], loss: Loss) -> bool:
+    """Return whether a loss means by its outputs what that class does, and nothing of its own."""
+    own = type(loss).probabilities is not kind.probabilities or "probabilities" in vars(loss)
+    return isinstance(loss, kind) and not own
 
 
 def _alike(one: Labels, other: Labels) -> bool:
