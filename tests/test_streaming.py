@@ -265,7 +265,7 @@ class TestBlocks:
         [
             (
                 {"shuffle": "block"},
-                "shuffle, unless a function, must be one of True, False, 'blocks'; got 'block'",
+                "shuffle must be a function or one of True, False, 'blocks'; got 'block'",
             ),
             ({"block_size": 0}, "block_size must be a whole number above 0, got 0"),
             ({"window": 1.5}, "window must be a whole number above 0, got 1.5"),
