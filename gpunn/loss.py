@@ -39,6 +39,8 @@ class Loss:
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
     reduction: Reduction = checked(one_of, ("mean", "sum", "none"))
+    #: The class's `per_sample` when it was made.
+    _formula: ClassVar[Any] = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Let `cost` count only where it was written for the class's own `per_sample`.
@@ -47,8 +49,8 @@ class Loss:
         of the class that the cost is from.
         """
         super().__init_subclass__(**settings)
-        formula, cost = (_owner(cls, name) for name in ("per_sample", "cost"))
-        if cls.__mro__.index(formula) < cls.__mro__.index(cost):
+        cls._formula = cls.per_sample
+        if _owner(cls, "cost")._formula is not cls._formula:
             cls.cost = Loss.cost  # type: ignore[method-assign]
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
@@ -117,7 +119,7 @@ class Loss:
         scale = self._scale(prediction, target, sample_weight)
         if self.reduction == "none":
             cost, grad = self.per_sample(prediction, target, scale)
-        elif "per_sample" in self.__dict__:  # a formula that this object alone was given
+        elif self._has_another_formula():
             cost, grad = Loss.cost(self, prediction, target, scale)
         else:
             cost, grad = self.cost(prediction, target, scale)
@@ -156,8 +158,6 @@ class Loss:
         if sample_weight is not None:
             given["sample_weight"] = sample_weight
         for name, x in given.items():
-            if backend_of(x) is None:
-                raise DTypeError(f"{self!r}: expected an array as {name}, got {type(x).__name__}")
             _same_library(self, prediction, x, name)
         with scope_of(prediction):
             self.check_target(target, tuple(prediction.shape[1:]))
@@ -218,6 +218,11 @@ class Loss:
         """Return what the prediction means: here, itself."""
         return prediction
 
+    def _has_another_formula(self) -> bool:
+        """Return whether the object, or its class since it was made, was given a `per_sample`."""
+        kind = type(self)
+        return kind.per_sample is not kind._formula or "per_sample" in self.__dict__
+
     def _scale(self, prediction: Array, target: Array, weight: Array | None) -> Any:
         """Return what multiplies each L: a number, a 0-d array or an array (N,)."""
         if self.reduction != "mean":
@@ -248,6 +253,8 @@ class Loss:
             )
 
     def _check_weight(self, prediction: Array, weight: Array) -> None:
+        if type(weight) is not type(prediction):
+            _same_library(self, prediction, weight, "sample_weight")
         if tuple(weight.shape) != (prediction.shape[0],):
             raise ShapeError(
                 f"{self!r}: expected sample_weight of shape ({prediction.shape[0]},), "
@@ -265,13 +272,15 @@ class Loss:
         return f"{type(self).__name__}({shown})"
 
 
-def _owner(kind: type, name: str) -> type:
+def _owner(kind: type, name: str) -> Any:
     """Return the class that an attribute of a class is from."""
     return next(base for base in kind.__mro__ if name in vars(base))
 
 
 def _same_library(loss: Loss, prediction: Array, other: Array, name: str = "target") -> None:
     here, there = backend_of(prediction), backend_of(other)
+    if there is None:
+        raise DTypeError(f"{loss!r}: expected an array as {name}, got {type(other).__name__}")
     if here != there:
         raise DeviceError(
             f"{loss!r}: the prediction is on {here} and the {name} on {there}; "

@@ -236,3 +236,15 @@ def test_an_estimator_takes_probabilities_from_the_loss(
     assert_allclose(np.exp(model.predict_log_proba(X)), p, rtol=1e-6)
     plain = estimators.MLPClassifier((4,), max_iter=400, loss=base(), random_state=0).fit(X, y)
     assert np.abs(p - plain.predict_proba(X)).max() > 0.01
+
+
+def test_a_formula_put_into_a_class_later_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In subclasses, too, whenever they were made: the cost is that of the old formula."""
+    before = type("Before", (gn.MeanSquaredError,), {})
+    z, y = np.array([[5.0], [0.5]]), np.zeros((2, 1))
+    want = float(Huber()(z, y))
+    monkeypatch.setattr(gn.MeanSquaredError, "per_sample", Huber.per_sample)
+    after = type("After", (gn.MeanSquaredError,), {})
+    for kind in (gn.MeanSquaredError, before, after):
+        assert float(kind()(z, y)) == want
+        assert float(kind(reduction="none")(z, y).mean()) == want
