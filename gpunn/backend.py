@@ -205,7 +205,18 @@ _NUMPY = Backend("numpy")
 @lru_cache(maxsize=64)  # asked at every call, of few dtypes
 def is_floating(xp: Namespace, dtype: Any) -> bool:
     """Return whether a dtype is one of floating-point numbers."""
-    return bool(xp.isdtype(dtype, "real floating"))
+    return is_kind(xp, dtype, "real floating")
+
+
+def is_kind(xp: Namespace, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
+    """Return whether a dtype is of one of these kinds, as the standard's `isdtype` names them.
+
+    One that `isdtype` does not know is of none: it refuses NumPy's strings of variable width.
+    """
+    try:
+        return bool(xp.isdtype(dtype, kinds))
+    except TypeError:
+        return False
 
 
 def backend_of(x: Any) -> Backend | None:

@@ -18,6 +18,7 @@ from gpunn.init import as_generator
 from gpunn.kernels import kernels
 from gpunn.lending import is_lent
 from gpunn.memory import is_out_of_memory, size_of
+from gpunn.settings import checked
 
 #: "auto" takes at most this share of the memory that is free.
 _SHARE_OF_MEMORY = 0.5
@@ -133,6 +134,12 @@ class Loader:
     (2, 3) (2,) None
     """
 
+    shuffle: bool | Literal["blocks"] | Callable[[], Any] = checked(intake.check_shuffle)
+    block_size: int = checked(whole_number)
+    window: int = checked(whole_number)
+    drop_last: bool = checked(flag)
+    transform: Callable[[Array], Array] | None = checked(intake.check_transform)
+
     def __init__(
         self,
         x: Any,
@@ -154,12 +161,12 @@ class Loader:
         if isinstance(dtype, np.dtype):
             dtype = dtype.name
         one_of("Loader", "dtype", dtype, ("float32", "float64", None))
-        if not callable(shuffle):
-            choices = (True, False, "blocks")
-            one_of("Loader", "shuffle", shuffle, choices, otherwise="a function or ")
         one_of("Loader", "resident", resident, (True, False, "auto"))
-        if transform is not None and not callable(transform):
-            raise SettingError(f"Loader: transform must be a function, got {transform!r}")
+        self.shuffle = shuffle
+        self.block_size = block_size
+        self.window = window
+        self.drop_last = drop_last
+        self.transform = transform
         self.stored = Batch(
             intake.as_array("x", x),
             None if y is None else intake.as_array("y", y),
@@ -173,13 +180,8 @@ class Loader:
         intake.check_weight(self.stored.sample_weight, dtype)
         if flag("Loader", "check_finite", check_finite):
             intake.check_finite(self.stored._asdict(), self._dtypes)
-        self.batch_size = intake.check_batch_size(batch_size, self.n_samples)
-        self.shuffle = shuffle
-        self.block_size = whole_number("Loader", "block_size", block_size)
-        self.window = whole_number("Loader", "window", window)
-        self.drop_last = flag("Loader", "drop_last", drop_last)
+        self.batch_size = batch_size
         self.dtype = dtype
-        self.transform = transform
         self.backend = _choose_backend(backend, self.stored.x)
         self._rng = as_generator(rng)
         if resident is True and intake.is_sparse(self.stored.x):
@@ -190,6 +192,15 @@ class Loader:
                 self.stored = self._bring_all()
         held = (part for part in self.stored if part is not None)
         self._bytes_per_sample = max(1, sum(map(size_of, held)) // self.n_samples)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples in a batch, but for the last one."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int | None) -> None:
+        self._batch_size = intake.check_batch_size(batch_size, self.n_samples)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpunn import backend
 from gpunn._typing import Array
-from gpunn.backend import adopt, backend_of, read_only, to_numpy
-from gpunn.checks import whole_number
+from gpunn.backend import adopt, backend_of, is_kind, read_only, to_numpy
+from gpunn.checks import one_of, whole_number
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 
 #: Entries are looked at so many at a time, since each look makes arrays of their size.
@@ -39,7 +39,7 @@ def as_array(name: str, x: Any) -> Any:
         raise DTypeError(f"Loader: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
     kinds = ("bool", "integral", "real floating")
     place = backend_of(x)
-    if place is None or not place.xp.isdtype(x.dtype, kinds):
+    if place is None or not is_kind(place.xp, x.dtype, kinds):
         raise DTypeError(
             f"Loader: {name} must hold real numbers, got {x.dtype}{_example(x)}; {_advice(x.dtype)}"
         )
@@ -242,6 +242,20 @@ def check_order(order: Any, n_samples: int) -> Any:
             f"got {order.min()} to {order.max()}"
         )
     return order
+
+
+def check_shuffle(owner: str, name: str, shuffle: Any) -> Any:
+    """Return how a loader shuffles, if it is one of the ways that there are."""
+    if callable(shuffle):
+        return shuffle
+    return one_of(owner, name, shuffle, (True, False, "blocks"), otherwise="a function or ")
+
+
+def check_transform(owner: str, name: str, transform: Any) -> Any:
+    """Return a transform, if it is None or can be called."""
+    if transform is None or callable(transform):
+        return transform
+    raise SettingError(f"{owner}: {name} must be a function, got {transform!r}")
 
 
 def check_batch_size(batch_size: int | None, n_samples: int) -> int:

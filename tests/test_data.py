@@ -650,3 +650,50 @@ class TestPandas:
         frame = pandas.DataFrame([[1, 2.5], [3, 4.5]], columns=["a", "a"]).astype({"a": "Float64"})
         (batch,) = gn.Loader(frame, shuffle=False)
         assert batch.x.tolist() == [[1, 2.5], [3, 4.5]]
+
+
+class TestSetLater:
+    """A loader's settings are checked when they are set later, too."""
+
+    @pytest.mark.parametrize(
+        ("name", "wrong", "message"),
+        [
+            ("batch_size", 0, "Loader: batch_size must be None or a whole number above 0, got 0"),
+            (
+                "batch_size",
+                "8",
+                "Loader: batch_size must be None or a whole number above 0, got '8'",
+            ),
+            ("batch_size", N + 1, r"Loader: batch_size must be from 1 to .* 7; got 8"),
+            ("shuffle", "no", "Loader: shuffle must be a function or one of True, False, 'blocks'"),
+            ("shuffle", None, "Loader: shuffle must be a function or one of True, False, 'blocks'"),
+            ("block_size", 0, "Loader: block_size must be a whole number above 0, got 0"),
+            ("window", 2.5, "Loader: window must be a whole number above 0, got 2.5"),
+            ("drop_last", "yes", "Loader: drop_last must be True or False, got 'yes'"),
+            ("transform", 3, "Loader: transform must be a function, got 3"),
+        ],
+    )
+    def test_what_is_wrong(self, name: str, wrong: Any, message: str) -> None:
+        loader = gn.Loader(X, Y, batch_size=3)
+        before = getattr(loader, name)
+        with pytest.raises(SettingError, match=message):
+            setattr(loader, name, wrong)
+        assert getattr(loader, name) is before
+
+    def test_what_is_right(self) -> None:
+        loader = gn.Loader(X, Y, batch_size=3, shuffle=False)
+        loader.batch_size, loader.drop_last, loader.transform = 2, True, lambda x: -x
+        assert [batch.y.tolist() for batch in loader] == [[0, 1], [2, 0], [1, 2]]
+        assert next(iter(loader)).x[0, 0, 0] == -np.float32(X[0, 0, 0])
+        loader.batch_size = None
+        assert loader.batch_size == N
+
+
+@pytest.mark.parametrize("name", ["x", "y", "sample_weight"])
+def test_labels_of_variable_width_strings(name: str) -> None:
+    words = np.array(["no", "yes"] * 2, dtype=np.dtypes.StringDType())
+    parts = {"x": np.ones((4, 1)), name: words}
+    with pytest.raises(
+        DTypeError, match=rf"Loader: {name} must hold real numbers, got StringDT.*encode"
+    ):
+        gn.Loader(**parts)
