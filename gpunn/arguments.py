@@ -20,7 +20,7 @@ _COLUMNS = (
     *("epoch", "stopped"),
 )
 
-#: A part of a trainer: what it is called, its class, and what objects of that class are made of.
+#: A part of training: what it is called, its class, and what objects of that class are made of.
 _PARTS = (
     ("model", Layer, "a Layer", "..."),
     ("loss", Loss, "a Loss", ""),
@@ -28,13 +28,13 @@ _PARTS = (
 )
 
 
-def check_parts(model: Any, loss: Any, optimizer: Any) -> None:
-    """Check that the parts of a trainer are of the right classes."""
+def check_parts(owner: str, model: Any, loss: Any, optimizer: Any) -> None:
+    """Check that what training needs is of the right classes."""
     for part, (name, kind, wanted, made_of) in zip((model, loss, optimizer), _PARTS, strict=True):
         if isinstance(part, kind):
             continue
         advice = f"; write {part.__name__}({made_of})" if isinstance(part, type) else ""
-        raise SettingError(f"Trainer: {name} must be {wanted}, got {kind_of(part)}{advice}")
+        raise SettingError(f"{owner}: {name} must be {wanted}, got {kind_of(part)}{advice}")
 
 
 def kind_of(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from gpunn.backend import backend_of, to_numpy
+from gpunn.backend import backend_of, is_kind, to_numpy
 from gpunn.checks import number
 from gpunn.errors import SettingError
 
@@ -79,7 +79,7 @@ def _in_order(given: Any) -> list[Any] | tuple[Any, ...] | None:
     place = backend_of(given)
     if place is None or len(given.shape) != 1:
         return None
-    if not place.xp.isdtype(given.dtype, ("integral", "real floating")):
+    if not is_kind(place.xp, given.dtype, ("integral", "real floating")):
         return None
     items: list[Any] = to_numpy(given).tolist()
     return items

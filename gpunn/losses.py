@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from gpunn._typing import Array, Namespace, Shape
-from gpunn.backend import backend_of
+from gpunn.backend import backend_of, is_kind
 from gpunn.checks import flag, number
 from gpunn.class_weight import ClassWeight, as_class_weight, table_of
 from gpunn.errors import DTypeError, LabelError, ShapeError
@@ -161,14 +161,15 @@ class CrossEntropy(Loss):
     def _weight_of_each(self, like: Array) -> Array:
         """Return c, one for each output, in the dtype and place of `like`; it goes there once."""
         key = (backend_of(like), like.dtype, like.shape[1], self.class_weight)
-        if self._weights_there is None or self._weights_there[0] != key:
+        kept = self._weights_there  # another thread may put something else there
+        if kept is None or kept[0] != key:
             place, dtype, classes, given = key
             assert place is not None  # noqa: S101 (the caller has kernels for it)
             there = place.asarray(table_of(self, given, classes), dtype)
             # A dict may change later.
             given = dict(given) if isinstance(given, dict) else given
-            self._weights_there = (place, dtype, classes, given), there
-        return self._weights_there[1]
+            self._weights_there = kept = (place, dtype, classes, given), there
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is kept in a copy or a pickle: not the weights that went to a device."""
@@ -305,7 +306,7 @@ class BinaryCrossEntropy(Loss):
 def check_labels(speaker: str, labels: Any, classes: int) -> None:
     """Check that `labels`, an array of any library, are integers in [0, classes)."""
     place = backend_of(labels)
-    if place is None or not place.xp.isdtype(labels.dtype, "integral"):
+    if place is None or not is_kind(place.xp, labels.dtype, "integral"):
         raise DTypeError(_not_integers(speaker, labels))
     if labels.shape[0] == 0:
         return
@@ -320,7 +321,7 @@ def check_labels(speaker: str, labels: Any, classes: int) -> None:
 
 @lru_cache(maxsize=64)  # asked at every step, of few dtypes
 def _is_integer(xp: Namespace, dtype: Any) -> bool:
-    return bool(xp.isdtype(dtype, "integral"))
+    return is_kind(xp, dtype, "integral")
 
 
 def _not_integers(speaker: str, labels: Any) -> str:
@@ -333,7 +334,7 @@ def _not_integers(speaker: str, labels: Any) -> str:
 def _check_interval(speaker: str, target: Any, lowest: float, highest: float) -> None:
     """Check that all of `target` lies in [lowest, highest]."""
     place = backend_of(target)
-    if place is None or 0 in target.shape or place.xp.isdtype(target.dtype, "bool"):
+    if place is None or 0 in target.shape or is_kind(place.xp, target.dtype, "bool"):
         return
     with place.scope():
         least, most = float(place.xp.min(target)), float(place.xp.max(target))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gpunn._typing import Array, Shape
 from gpunn.backend import backend_of, get_backend
 from gpunn.checks import sample_shape, whole_number
-from gpunn.errors import DeviceMemoryError, ShapeError
+from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.layer import Layer
 from gpunn.tape import Tape
 
@@ -75,7 +75,11 @@ def account(
     optimizer: Optimizer | None = None,
 ) -> MemoryReport:
     """Return what a step of training takes; see `Layer.memory`."""
+    from gpunn.optim import Optimizer  # noqa: PLC0415 (optimizers know memory)
+
     batch_size = whole_number("memory", "batch_size", batch_size)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
     shape = _sample_shape(model, input_shape)
     one, two = (_tape_bytes(model, shape, n) for n in (1, 2))
     # What a layer keeps is a + b n for n samples; two small passes tell both.

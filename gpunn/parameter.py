@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, copy_of, scope_of
+from gpunn.backend import Backend, backend_of, copy_of, scope_of
 from gpunn.checks import flag
+from gpunn.errors import DTypeError
 
 
 class Held:
@@ -57,6 +58,11 @@ class Parameter(Held):
     __slots__ = ("_room", "_room_is_for", "decay", "grad")
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
+        if backend_of(value) is None:
+            raise DTypeError(
+                f"{type(self).__name__}: expected an array, got {type(value).__name__}; "
+                "numpy.asarray(value) makes one"
+            )
         super().__init__(value)
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None

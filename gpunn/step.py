@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpunn._typing import RNG, Array
+from gpunn.arguments import check_parts
 from gpunn.backend import scope_of
 from gpunn.freezing import part_of
 from gpunn.layer import Layer
@@ -58,6 +59,8 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 
     Raises
     ------
+    SettingError
+        If model, loss or optimizer is none.
     LabelError
         If a target on the host is not one that the loss is defined for; the parameters are then as
         they were before.
@@ -69,8 +72,12 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     After an error or an interrupt the optimizer's parameters have no gradients: half of one may
     have been there.
     """
-    with scope_of(x):
-        return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
+    try:
+        with scope_of(x):
+            return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
+    except (AttributeError, TypeError):
+        check_parts("train_step", model, loss, optimizer)
+        raise
 
 
 def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)

@@ -143,6 +143,10 @@ def _as_set(parameters: Iterable[Parameter]) -> frozenset[Parameter]:
         raise SettingError(
             f"Tape: got {parameters!r} as parameters; pass its parameters, model.parameters()"
         )
+    if not isinstance(parameters, Iterable):
+        raise SettingError(
+            f"Tape: expected parameters such as model.parameters(), got {type(parameters).__name__}"
+        )
     wanted = frozenset(parameters)
     for parameter in wanted:
         if not isinstance(parameter, Parameter):

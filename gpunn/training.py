@@ -81,7 +81,7 @@ class Trainer:
         metrics: Sequence[str | Metric] = (),
         rng: RNG = None,
     ) -> None:
-        check_parts(model, loss, optimizer)
+        check_parts("Trainer", model, loss, optimizer)
         if loss.reduction == "none":
             raise SettingError("Trainer: the loss must reduce to one number; reduction is 'none'")
         self._known = frozenset(model.parameters())

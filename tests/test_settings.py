@@ -362,3 +362,30 @@ class TestMomentumLater:
         with pytest.raises(gn.errors.DeviceError, match=r"build the optimizer after model\.to"):
             optimizer.momentum = 0.5
         assert optimizer.momentum == 0.0
+
+
+@pytest.mark.parametrize("wrong", [5, True, 0.5, object])
+def test_a_tape_of_what_are_no_parameters(wrong: Any) -> None:
+    with pytest.raises(
+        SettingError, match=r"Tape: expected parameters such as model\.parameters\(\)"
+    ):
+        gn.Tape(parameters=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["sgd", 0.1, gn.SGD])
+def test_the_memory_of_what_is_no_optimizer(wrong: Any) -> None:
+    with pytest.raises(SettingError, match=r"memory: optimizer must be None or an Optimizer, got"):
+        MODEL.memory(2, optimizer=wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "Parameter: expected an array, got NoneType"),
+        ([0.5], "Parameter: expected an array, got list"),
+        (0.5, "Parameter: expected an array, got float"),
+    ],
+)
+def test_a_parameter_of_what_is_no_array(wrong: Any, message: str) -> None:
+    with pytest.raises(DTypeError, match=message):
+        gn.Parameter(wrong)

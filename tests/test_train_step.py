@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import gpunn as gn
-from gpunn.errors import DTypeError, LabelError, ShapeError
+from gpunn.errors import DTypeError, LabelError, SettingError, ShapeError
 from gpunn.kernels import host
 
 N, K = 6, 3
@@ -194,3 +194,48 @@ def test_it_is_said_where_it_is_read() -> None:
         text = " ".join(str(item.__doc__).split())
         assert "NaN" in text
         assert "not checked" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": None}, "train_step: model must be a Layer, got NoneType"),
+        ({"model": gn.Dense}, "train_step: model must be a Layer, got the class Dense"),
+        ({"loss": "mse"}, "train_step: loss must be a Loss, got str"),
+        ({"loss": gn.SoftmaxCrossEntropy}, r"got the class .*; write SoftmaxCrossEntropy\(\)"),
+        ({"optimizer": "sgd"}, "train_step: optimizer must be an Optimizer, got str"),
+        ({"optimizer": gn.SGD}, r"train_step: .* write SGD\(model\.parameters\(\)\)"),
+    ],
+)
+def test_parts_of_the_wrong_kind(wrong: dict[str, Any], message: str) -> None:
+    model = network()
+    given = {
+        "model": model,
+        "loss": gn.SoftmaxCrossEntropy(),
+        "optimizer": gn.SGD(model[0:1].parameters()),
+    }
+    with pytest.raises(SettingError, match=message):
+        gn.train_step(**given | wrong, x=X, y=LABELS)
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+@pytest.mark.parametrize("given", [[1.0] * N, "x", 1.0])
+def test_targets_and_weights_that_are_no_arrays(name: str, given: Any) -> None:
+    model = network()
+    batch = {"x": X, "y": LABELS, "sample_weight": None} | {name: given}
+    said = {"y": "target"}.get(name, name)
+    wanted = rf"SoftmaxCrossEntropy\(\): expected an array as {said}, got {type(given).__name__}"
+    with pytest.raises(DTypeError, match=wanted):
+        gn.train_step(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters()), **batch)
+
+
+def test_labels_of_variable_width_strings() -> None:
+    words = np.array(["no", "yes"] * N, dtype=np.dtypes.StringDType())[:N]
+    model = network()
+    for loss in (gn.SoftmaxCrossEntropy(), gn.CrossEntropy()):
+        with pytest.raises(DTypeError, match=r"class labels must be integers, got StringDType"):
+            gn.train_step(model, loss, gn.SGD(model.parameters()), X, words)
+        with pytest.raises(DTypeError, match=r"class labels must be integers, got StringDType"):
+            loss(model(X), words)
+    with pytest.raises(DTypeError, match=r"expected floating-point x, got StringDType"):
+        model(words)

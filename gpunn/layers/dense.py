@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.backend import Backend, apart, backend_of, get_backend
+from gpunn.backend import Backend, apart, backend_of, get_backend, is_kind
 from gpunn.checks import flag, float_dtype, whole_number
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
@@ -194,5 +194,5 @@ def _check_kind(owner: str, drawn: Any) -> None:
     place = backend_of(drawn)
     if place is None:
         raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
-    if not place.xp.isdtype(drawn.dtype, ("integral", "real floating")):
+    if not is_kind(place.xp, drawn.dtype, ("integral", "real floating")):
         raise DTypeError(f"{owner}: init must return real numbers, got {drawn.dtype}")
