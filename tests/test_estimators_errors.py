@@ -339,3 +339,38 @@ class TestKinds:
     def test_early_stopping(self, kind: Any, value: Any) -> None:
         with pytest.raises(InvalidParameterError, match="early_stopping"):
             kind(early_stopping=value, **FEW).fit(X, Y)
+
+
+class TestMixed:
+    """What holds things of several kinds, which have no order and no common dtype."""
+
+    def test_sizes_in_sizes(self) -> None:
+        for sizes in ([(10,), (20, 3)], [[10], 3]):
+            with pytest.raises(ValueError, match="hidden_layer_sizes must be whole numbers, got"):
+                MLPClassifier(sizes).fit(X, Y)
+
+    def test_classes(self) -> None:
+        for classes in ([0, "a", 1], {0, "a"}, (0, b"a")):
+            with pytest.raises(ValueError, match=r"classes must be a list of labels.*of one kind"):
+                network().partial_fit(X, Y, classes=classes)
+
+    def test_labels_of_another_kind(self) -> None:
+        names = np.array(["a", "b", "c"], dtype=object)
+        model = network().partial_fit(X, names[Y], classes=["a", "b", "c"])
+        mixed = np.where(Y == 2, 2, names[Y].astype(object))
+        with pytest.raises(
+            ValueError, match=r"y has classes that were not there before.*known are"
+        ):
+            model.partial_fit(X, mixed)
+
+
+def test_too_few_of_each_class_to_hold_out() -> None:
+    """As in a bag: the advice names what counts, and what can be changed."""
+    weight = (np.arange(N) < 6).astype(float)
+    message = (
+        r"The validation set is too small: early stopping holds out 1 of 6 samples of a weight "
+        r"above 0, and needs one of each of the 2 classes; "
+        r"raise validation_fraction \(now 0.1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        network(early_stopping=True).fit(X, Y % 2, sample_weight=weight)

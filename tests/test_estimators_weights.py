@@ -302,3 +302,34 @@ class TestLogistic:
         model.intercept_ = 0.0
         with pytest.raises(ValueError, match=r"intercept_.*fit_intercept=False.*zero"):
             model.intercept_ = [1.0]
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (2, IndexError, r"MLPClassifier: coefs_ has 2 entries, one for each layer; got index 2"),
+        (-3, IndexError, r"MLPClassifier: coefs_ has 2 entries, one for each layer; got index -3"),
+        (
+            "0",
+            TypeError,
+            r"MLPClassifier: coefs_ takes whole numbers and slices as indices, got '0'",
+        ),
+        (None, TypeError, r"MLPClassifier: coefs_ takes whole numbers and slices .*, got None"),
+    ],
+)
+def test_an_index_that_is_none(index: Any, error: type[Exception], message: str) -> None:
+    model = classifier(max_iter=1).fit(X, Y["binary"])
+    with pytest.raises(error, match=message):
+        model.coefs_[index] = model.coefs_[0]
+
+
+def test_what_is_missing_of_a_linear_model() -> None:
+    model = LogisticRegression()
+    model.coef_ = np.ones((1, 5))
+    with pytest.raises(
+        NotFittedError, match=r"has coef_ but no intercept_ or classes_; assign all"
+    ):
+        model.predict(X)
+    model.intercept_ = [0.0]
+    with pytest.raises(NotFittedError, match=r"has coef_ and intercept_ but no classes_; assign"):
+        model.predict(X)

@@ -75,13 +75,10 @@ class AssignedLinear(Classifying):
 
     def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
         if self._assigned:
-            there, missing = (
-                " and ".join(part for part in _PARTS if (part in self._assigned) == is_there)
-                for is_there in (True, False)
-            )
+            there = " and ".join(part for part in _PARTS if part in self._assigned)
+            missing = " or ".join(part for part in _PARTS if part not in self._assigned)
             raise NotFittedError(
-                f"{type(self).__name__}: {there} was assigned and {missing} was not; assign all "
-                "three, or call fit"
+                f"{type(self).__name__} has {there} but no {missing}; assign all three, or call fit"
             )
         return super()._outputs(X, method)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,14 +102,20 @@ class Labels:
         ValueError
             If y has a label that is not among them.
         """
-        codes = np.searchsorted(self.classes, y).clip(0, len(self.classes) - 1)
-        strange = self.classes[codes] != y
-        if strange.any():
-            raise ValueError(
-                f"y has classes that were not there before: {np.unique(y[strange])[:5].tolist()}; "
-                f"known are {self.classes.tolist()}"
-            )
+        try:
+            codes = np.searchsorted(self.classes, y).clip(0, len(self.classes) - 1)
+        except TypeError as error:  # numbers among strings
+            raise ValueError(self._unknown(y)) from error
+        if (self.classes[codes] != y).any():
+            raise ValueError(self._unknown(y))
         return codes
+
+    def _unknown(self, y: NDArray[Any]) -> str:
+        known = self.classes.tolist()
+        strange = [label for label in dict.fromkeys(y.tolist()) if label not in known]
+        with suppress(TypeError):
+            strange.sort()
+        return f"y has classes that were not there before: {strange[:5]}; known are {known}"
 
     def codes(self, outputs: Array, threshold: float) -> Array:
         """Return what outputs say, where they are: the place of each class, or zeros and ones."""
@@ -163,6 +170,8 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
         values = list(values)
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise ValueError(wanted)
+    if isinstance(values, (list, tuple)) and len({_kind_of(label) for label in values}) > 1:
+        raise ValueError(f"{wanted}; labels must be of one kind")
     labels = to_numpy(readable(values))
     if labels.ndim != 1 or not len(labels):
         raise ValueError(wanted)
@@ -173,6 +182,11 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
     if any(label is None or label != label for label in labels.tolist()):  # noqa: PLR0124 (NaN)
         raise ValueError(f"{wanted}, of which one is missing")
     return labels
+
+
+def _kind_of(label: Any) -> type:
+    """Return what kind of label this is: NumPy makes strings of numbers among strings."""
+    return next((kind for kind in (str, bytes) if isinstance(label, kind)), object)
 
 
 def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,16 @@ def split(
     )
     if len(rows) < 2:
         raise too_small
+    n_held_out, n_classes = math.ceil(fraction * len(rows)), 0
+    if stratify:
+        n_classes = len(np.unique(samples.y[rows]))
+    if n_held_out < n_classes:
+        counted = "samples" if samples.weight is None else "samples of a weight above 0"
+        raise ValueError(
+            f"The validation set is too small: early stopping holds out {n_held_out} of "
+            f"{len(rows)} {counted}, and needs one of each of the {n_classes} classes; raise "
+            f"validation_fraction (now {fraction:g}), or give more samples"
+        )
     train, held_out = train_test_split(
         rows,
         random_state=rng,

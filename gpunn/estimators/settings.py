@@ -99,11 +99,16 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
 
 def in_order(estimator: str, name: str, value: Any) -> list[Any]:
     """Return the items of a setting that is a sequence; a dict or a set is none."""
-    if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or np.ndim(value) == 0:
+    if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value):
         raise InvalidParameterError(
             f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {value!r}"
         )
     return list(value)
+
+
+def is_sized(value: Any) -> bool:
+    """Return whether a value has a length, as an array without axes has not."""
+    return hasattr(value, "__len__") and getattr(value, "shape", None) != ()
 
 
 def as_metrics(estimator: str, value: Any) -> list[str | Metric]:

@@ -37,7 +37,20 @@ class Weights(list[Any]):
         if isinstance(index, slice):
             self._write(range(len(self))[index], value)
         else:
-            self._write([range(len(self))[index]], [value])
+            self._write([self._place(index)], [value])
+
+    def _place(self, index: Any) -> int:
+        """Return an index, counted from the first entry."""
+        try:
+            return range(len(self))[index]
+        except TypeError as error:
+            raise TypeError(
+                f"{self._name} takes whole numbers and slices as indices, got {index!r}"
+            ) from error
+        except IndexError as error:
+            raise IndexError(
+                f"{self._name} has {len(self)} entries, one for each layer; got index {index}"
+            ) from error
 
     def replace(self, values: Any) -> None:
         """Write the weights of all layers; none, if any does not fit."""
