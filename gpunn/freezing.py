@@ -32,12 +32,15 @@ class Part:
         For the tape: whose gradients are wanted. None is all of them.
     frozen : list of Parameter
         Those of the model that the optimizer does not hold.
+    owners : list or None
+        What wrote on the tape in the last step of a loop by hand: layers that came or went show.
     """
 
-    __slots__ = ("frozen", "model", "wanted")
+    __slots__ = ("frozen", "model", "owners", "wanted")
 
     def __init__(self, model: Layer, optimizer: Optimizer) -> None:
         self.model = ref(model)
+        self.owners: list[Any] | None = None
         trained = frozenset(optimizer.parameters)
         self.frozen = [parameter for parameter in model.parameters() if parameter not in trained]
         # A user's layer of layers may not expect None from the ones inside: all are computed then.

@@ -116,10 +116,11 @@ class Loss:
         target = self.match(prediction, target)
         if sample_weight is not None:
             self._check_weight(prediction, sample_weight)
-        scale = self._scale(prediction, target, sample_weight)
+        scale, kind = self._scale(prediction, target, sample_weight), type(self)
         if self.reduction == "none":
             cost, grad = self.per_sample(prediction, target, scale)
-        elif self._has_another_formula():
+        elif kind.per_sample is not kind._formula or "per_sample" in self.__dict__:
+            # The class was given another formula since it was made, or the object alone.
             cost, grad = Loss.cost(self, prediction, target, scale)
         else:
             cost, grad = self.cost(prediction, target, scale)
@@ -217,11 +218,6 @@ class Loss:
     def probabilities(self, prediction: Array) -> Array:
         """Return what the prediction means: here, itself."""
         return prediction
-
-    def _has_another_formula(self) -> bool:
-        """Return whether the object, or its class since it was made, was given a `per_sample`."""
-        kind = type(self)
-        return kind.per_sample is not kind._formula or "per_sample" in self.__dict__
 
     def _scale(self, prediction: Array, target: Array, weight: Array | None) -> Any:
         """Return what multiplies each L: a number, a 0-d array or an array (N,)."""

@@ -93,7 +93,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
 ) -> tuple[Array, Array]:
     """Do what `train_step` does, where the device of `x` is the current one already.
 
-    Targets are looked at only if nobody has checked them.
+    Targets, and whether the model is still the same, are looked at only if nobody has checked them.
     """
     part = optimizer.part
     if part is None or part.model() is not model:
@@ -101,6 +101,9 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     try:
         tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
         prediction = model.forward(x, tape)
+        if unchecked and part.owners != (owners := tape.owners()):  # layers came or went
+            part = part_of(model, optimizer)
+            part.owners, tape.parameters = owners, part.wanted
         cost = loss.forward(prediction, y, tape, sample_weight)
         if unchecked:
             loss.check_batch(prediction, y, cost)

@@ -124,6 +124,10 @@ class Tape:
         """Return each owner with what it saved, the first to push first."""
         return list(self._entries)
 
+    def owners(self) -> list[Any]:
+        """Return who has saved the entries, the first to push first."""
+        return [owner for owner, _ in self._entries]
+
     def draw_key(self) -> int:
         """Draw the 64-bit key of one random mask, on the host."""
         self._rng = as_generator(self._rng, "Tape")

@@ -360,3 +360,26 @@ class TestTheTrainer:
         trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model[1].parameters(), 0.1))
         trainer.fit(gn.Loader(X, LABELS, dtype="float64", batch_size=4), 4, callbacks=[thaw])
         assert moved == [False, False, True, True]
+
+
+@pytest.mark.parametrize("change", ["add", "replace", "replace the frozen one"])
+def test_a_model_that_changes_between_steps_piles_up_nothing(change: str) -> None:
+    """What an optimizer does not hold gets no gradients, whenever it came."""
+    model, loss = network(), gn.SoftmaxCrossEntropy()
+    frozen = change == "replace the frozen one"
+    optimizer = gn.SGD((model[1] if frozen else model).parameters(), 0.1)
+    gn.train_step(model, loss, optimizer, X, LABELS)
+    if change == "add":
+        model.layers.append(gn.Dense(3, 3, rng=5, dtype="float64"))
+    else:
+        old = model[0 if frozen else 1]
+        new = gn.Dense(old.in_features, old.out_features, rng=5, dtype="float64")
+        model.layers[0 if frozen else 1] = new
+    for _ in range(3):
+        gn.train_step(model, loss, optimizer, X, LABELS)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    new_optimizer, want = gn.SGD(model.parameters(), 0.1), copy.deepcopy(model)
+    gn.train_step(model, loss, new_optimizer, X, LABELS)
+    gn.train_step(want, loss, gn.SGD(want.parameters(), 0.1), X, LABELS)
+    for got, wanted in zip(weights(model), weights(want), strict=True):
+        assert_array_equal(got, wanted)
