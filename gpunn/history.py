@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from gpunn.errors import SettingError
@@ -47,8 +49,9 @@ class History:
         Raises
         ------
         SettingError
-            If a column has a number for the epoch already.
+            If a column has a number for the epoch already, or would get something else.
         """
+        _check_numbers(record)
         earlier = len(self) - (0 if "loss" in record else 1)
         for name in record:
             if len(self.columns.get(name, ())) > max(earlier, 0):
@@ -142,3 +145,18 @@ class History:
             lines.append(f"  {epoch:5}  " + "  ".join(cells) + best)
             before = epoch
         return "\n".join(lines)
+
+
+def _check_numbers(record: Any) -> None:
+    """Check that a record holds numbers by name; 0-d arrays are numbers, too."""
+    if not isinstance(record, Mapping):
+        raise SettingError(
+            f"History.append: expected a dict from columns to numbers, got {type(record).__name__}"
+        )
+    for name, value in record.items():
+        if not isinstance(name, str):
+            raise SettingError(
+                f"History.append: the names of columns must be strings, got {name!r}"
+            )
+        if not isinstance(value, Real) and getattr(value, "shape", None) != ():
+            raise SettingError(f"History.append: {name!r} must be a number, got {value!r}")

@@ -16,6 +16,11 @@ class Held:
     __slots__ = ("value",)
 
     def __init__(self, value: Array) -> None:
+        if backend_of(value) is None:
+            raise DTypeError(
+                f"{type(self).__name__}: expected an array, got {type(value).__name__}; "
+                "numpy.asarray(value) makes one"
+            )
         self.value = value
 
     def move(self, backend: Backend, dtype: Any = None) -> None:
@@ -58,11 +63,6 @@ class Parameter(Held):
     __slots__ = ("_room", "_room_is_for", "decay", "grad")
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
-        if backend_of(value) is None:
-            raise DTypeError(
-                f"{type(self).__name__}: expected an array, got {type(value).__name__}; "
-                "numpy.asarray(value) makes one"
-            )
         super().__init__(value)
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None

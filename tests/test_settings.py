@@ -389,3 +389,5 @@ def test_the_memory_of_what_is_no_optimizer(wrong: Any) -> None:
 def test_a_parameter_of_what_is_no_array(wrong: Any, message: str) -> None:
     with pytest.raises(DTypeError, match=message):
         gn.Parameter(wrong)
+    with pytest.raises(DTypeError, match=message.replace("Parameter", "Buffer")):
+        gn.Buffer(wrong)

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import metrics as sk
 
 import gpunn as gn
+from gpunn.errors import SettingError
 from tests.conftest import Place, get_place
 
 N, K = 23, 3
@@ -411,3 +412,23 @@ def test_the_progress_bar(
     out, err = capsys.readouterr()
     assert out == ""
     assert ("10/10" in err and "loss=" in err) if shown else err == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "History.append: expected a dict from columns to numbers, got NoneType"),
+        ({"f1": "0.5"}, "History.append: 'f1' must be a number, got '0.5'"),
+        ({"f1": None}, "History.append: 'f1' must be a number, got None"),
+        ({"f1": np.ones(2)}, r"History.append: 'f1' must be a number, got array\("),
+        ({1: 0.5}, "History.append: the names of columns must be strings, got 1"),
+    ],
+)
+def test_a_history_holds_numbers(record: Any, message: str) -> None:
+    history = gn.History()
+    history.append({"loss": 1.0})
+    with pytest.raises(SettingError, match=message):
+        history.append(record)
+    assert list(history.columns) == ["loss"]
+    history.append({"f1": np.float32(0.5), "rank": 3, "mean": np.array(0.25)})
+    assert history.last == {"loss": 1.0, "f1": 0.5, "rank": 3, "mean": 0.25}
