@@ -55,6 +55,9 @@ class Loader:
     batches on every backend. A batch that is a view of the data (without shuffling, on NumPy)
     refuses to be written to; any other is a copy, and yours.
 
+    `batch_size`, `shuffle`, `block_size`, `window`, `drop_last` and `transform` may be set later as
+    attributes; they are checked then, too, and hold from the next epoch on.
+
     Parameters
     ----------
     x : array
