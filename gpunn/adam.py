@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from gpunn._typing import Array, Namespace
 from gpunn.checks import number
-from gpunn.kernels import kernels
-from gpunn.optim import Optimizer, Slots
+from gpunn.optim import Optimizer
 from gpunn.parameter import Parameter
 from gpunn.schedules import Schedule
 from gpunn.settings import checked
@@ -71,6 +71,8 @@ class Adam(Optimizer):
     Adam(learning_rate=0.001, beta_2=0.99)
     """
 
+    kernel = "adam"
+
     beta_1: float = checked(number, "[0, 1)")
     beta_2: float = checked(number, "[0, 1)")
     epsilon: float = checked(number, "(0, inf)")
@@ -105,31 +107,33 @@ class Adam(Optimizer):
         super().reset()
         self.updates = 0
 
-    def rates(self, n: int) -> list[float]:
+    def update(
+        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
+    ) -> None:
+        """Average g in m and g^2 in v; theta <- theta - alpha_t m / (sqrt(v) + epsilon)."""
+        first, second = states
+        first *= self.beta_1
+        first += (1.0 - self.beta_1) * grad
+        grad *= grad
+        grad *= 1.0 - self.beta_2
+        second *= self.beta_2
+        second += grad
+        scale = xp.sqrt(second)
+        scale += self.epsilon
+        step = step_size * first
+        step /= scale
+        value -= step
+
+    def step_sizes(self, n: int) -> list[float]:
         """Return alpha_t of the next n updates."""
-        rates = super().rates(n)
+        rates = super().step_sizes(n)
         return [rate * self._correction(self.updates + i) for i, rate in enumerate(rates, 1)]
 
-    def made(self, n: int) -> None:
-        """Count n updates, which somebody else has made."""
-        super().made(n)
+    def count_updates(self, n: int) -> None:
+        """Count n updates."""
+        super().count_updates(n)
         self.updates += n
 
     def _correction(self, t: int) -> float:
         """Return alpha_t / alpha."""
         return math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
-
-    def _update(self, slots: Slots) -> None:
-        kernels(slots.values[0]).adam(
-            slots.values,
-            slots.grads,
-            *slots.states,
-            rate=self.learning_rate * self._correction(self.updates + 1),
-            beta_1=self.beta_1,
-            beta_2=self.beta_2,
-            epsilon=self.epsilon,
-            decays=slots.decays,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-        )
-        self.updates += 1

@@ -227,13 +227,36 @@ class Loader:
         """The number of samples in an epoch."""
         return min(self.n_samples, len(self) * self.batch_size)
 
-    def rows(self) -> Batch | None:
-        """Return all of the data, where batches are nothing but rows of them, else None.
+    @property
+    def is_plain(self) -> bool:
+        """Whether batches are rows of the data and nothing else: nothing is done to each of them.
 
         An epoch's batches are then the rows that `draw_order` returns, up to `n_turns` of them.
         """
-        plain = type(self) is Loader and self.transform is None
-        return self.stored if plain and self.resident else None
+        return type(self) is Loader and self.transform is None
+
+    def rows(self) -> Batch | None:
+        """Return all of the data, where they are in one place and as batches have them."""
+        if not self.is_plain:
+            return None
+        if self.resident:
+            return self.stored
+        here = self.backend.package == "numpy" and all(
+            part is None or (isinstance(part, np.ndarray) and dtype in (None, part.dtype.name))
+            for part, dtype in zip(self.stored, self._dtypes, strict=True)
+        )
+        return self.stored if here else None
+
+    def groups(self, order: Any, stop: int) -> Generator[Batch, None, None]:
+        """Yield the rows before `stop`, in that order, several whole batches at a time."""
+        for rows in self._groups(min(stop, self.n_samples)):
+            yield self._stream(rows, order)
+
+    def _groups(self, stop: int) -> list[slice]:
+        """Return rows that are fetched together: as many batches as are worth it."""
+        at_once = max(1, _BYTES_AT_ONCE // (self.batch_size * self._bytes_per_sample))
+        size = at_once * self.batch_size
+        return [slice(start, min(start + size, stop)) for start in range(0, stop, size)]
 
     def draw_order(self) -> Any:
         """Return the order of one more epoch, drawn on the host, or None for the data's own."""

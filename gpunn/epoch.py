@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 from gpunn._typing import RNG
-from gpunn.data import Loader
+from gpunn.data import Batch, Loader
 from gpunn.freezing import part_of
 from gpunn.kernels import kernels
-from gpunn.kernels.generic import Steps
 from gpunn.layer import Layer
 from gpunn.lending import lend
 from gpunn.loss import Loss
 from gpunn.optim import Optimizer
+from gpunn.program import Program
 from gpunn.readings import Readings
 from gpunn.step import learn
 
 
-def _to_nobody(_: int) -> None:
-    """Hear of steps, and say nothing."""
+def _ignore(_: int) -> None:
+    """Ignore progress reports."""
 
 
-class Course:
-    """A model's passes over its training data.
+class EpochRunner:
+    """Passes over the training data.
 
-    Where the kernels have a way to make many steps at a time, they do.
+    Steps that can be recorded are run many at a time, others one by one.
 
     Parameters
     ----------
@@ -33,12 +34,14 @@ class Course:
         The data.
     rng : None, int or numpy.random.Generator
         For dropout.
+    program : Program, optional
+        Of earlier epochs of the same training, which may still hold.
     """
 
-    def __init__(self, loader: Loader, rng: RNG = None) -> None:
+    def __init__(self, loader: Loader, rng: RNG = None, program: Program | None = None) -> None:
         self.loader = loader
         self._rng = rng
-        self._steps: Steps | None = None
+        self.program = Program() if program is None else program
 
     def run(
         self,
@@ -48,7 +51,7 @@ class Course:
         readings: Readings,
         *,
         decays: Callable[[], Sequence[float]] | None = None,
-        tell: Callable[[int], object] = _to_nobody,
+        tell: Callable[[int], object] = _ignore,
     ) -> None:
         """Learn from each batch once. The loader's device must be the current one.
 
@@ -64,18 +67,18 @@ class Course:
         tell : function, optional
             Told now and then how many more steps were made.
         """
-        data, size = self.loader.rows(), self.loader.batch_size
-        k = kernels(optimizer.parameters[0].value)
-        parts = model, loss, optimizer
-        self._steps = None if data is None else k.steps(*parts, data, size, self._steps)
-        if self._steps is None:
+        loader, parts = self.loader, (model, loss, optimizer)
+        steps = self.program.prepare(
+            *parts, sample_of(loader), loader.batch_size, penalized=decays is not None
+        )
+        if steps is None:
             self._one_by_one(*parts, readings, decays, tell)
         else:
-            self._many_at_a_time(self._steps, optimizer, readings, decays, tell)
+            self._recorded(steps, optimizer, readings, decays, tell)
 
-    def _many_at_a_time(
+    def _recorded(
         self,
-        steps: Steps,
+        steps: Any,
         optimizer: Optimizer,
         readings: Readings,
         decays: Callable[[], Sequence[float]] | None,
@@ -84,9 +87,14 @@ class Course:
         loader = self.loader
         order = loader.draw_order()
         each = [optimizer.weight_decay] * len(loader) if decays is None else decays()
-        for stretch in steps.run(order, loader.n_turns, each, outputs=bool(readings.metrics)):
-            readings.add_many(stretch, loader, order, penalized=decays is not None)
-            tell(len(stretch.costs))
+        first = 0
+        for data, rows, stop in pieces_of(loader, order, loader.n_turns):
+            n = -(-stop // loader.batch_size)
+            settings: Any = {"outputs": bool(readings.metrics), "rng": self._rng}
+            for results in steps.run(data, rows, stop, each[first : first + n], **settings):
+                readings.add_many(results, data, rows, loader.batch_size)
+                tell(len(results.costs))
+            first += n
         if decays is not None:
             optimizer.weight_decay = each[-1]
 
@@ -114,3 +122,24 @@ class Course:
                 cost, prediction = learn(model, loss, optimizer, x, y, weight, self._rng)
                 readings.add(cost, prediction, y, weight, penalty)
                 tell(1)
+
+
+def sample_of(loader: Loader) -> Batch | None:
+    """Return some of the data as batches have them; None if more is done to each batch."""
+    if not loader.is_plain or loader.backend.package != "numpy":
+        return None
+    return loader.rows() or loader.first_row()
+
+
+def pieces_of(loader: Loader, order: Any, stop: int) -> Iterator[tuple[Batch, Any, int]]:
+    """Yield data, the order of its rows (None: as they stand), and how many of them to take.
+
+    That is all of the data, where they are at hand, and else one group of batches after the other.
+    """
+    data = loader.rows()
+    if data is not None:
+        yield data, order, stop
+        return
+    with closing(loader.groups(order, stop)) as groups:
+        for group in groups:
+            yield group, None, group.x.shape[0]

@@ -10,6 +10,7 @@ from gpunn._typing import Array, Shape
 from gpunn.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
 from gpunn.checks import float_dtype, sample_shape
 from gpunn.errors import DeviceError, DTypeError
+from gpunn.kernels.declared import Declaration, declare
 from gpunn.parameter import Buffer, Held, Parameter
 from gpunn.tape import Tape
 
@@ -58,14 +59,21 @@ class Layer:
     #: no gradient is computed for it alone.
     has_parameters: ClassVar[bool] = True
 
+    #: Whether the layer does all its work in kernels (``kernels(x).product(x, y)`` and the like)
+    #: and keeps nothing that changes from call to call. Steps through it can then be recorded.
+    records: ClassVar[bool] = False
+
+    _declared: ClassVar[Declaration]
+
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Take a class for one with parameters unless its own body says otherwise.
+        """Note what the class says of itself in its own body.
 
         What a base says need not hold for a class that adds to it.
         """
         super().__init_subclass__(**settings)
         if "has_parameters" not in vars(cls):
             cls.has_parameters = True
+        cls._declared = declare(cls)
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return the layer's output for a batch `x`; save on the tape what `backward` needs.

@@ -14,6 +14,7 @@ from gpunn.backend import backend_of, scope_of
 from gpunn.checks import one_of
 from gpunn.errors import DeviceError, DTypeError, ShapeError
 from gpunn.kernels import kernels
+from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.host import has_nan, is_on_host
 from gpunn.settings import checked
 from gpunn.tape import Tape
@@ -36,6 +37,11 @@ class Loss:
     """
 
     has_parameters: ClassVar[bool] = False
+    #: The fused kernel that serves the formula; a subclass says so in its own body, or has none.
+    kernel: ClassVar[str | None] = None
+    #: Whether a step through it can be recorded: it does all its work in kernels. Likewise.
+    records: ClassVar[bool] = False
+    _declared: ClassVar[Declaration]
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
     reduction: Reduction = checked(one_of, ("mean", "sum", "none"))
@@ -52,6 +58,7 @@ class Loss:
         cls._formula = cls.per_sample
         if _owner(cls, "cost")._formula is not cls._formula:
             cls.cost = Loss.cost  # type: ignore[method-assign]
+        cls._declared = declare(cls, ("per_sample", "cost", "compute"))
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         self.reduction = reduction
@@ -72,6 +79,18 @@ class Loss:
         losses, grad = self.per_sample(prediction, target, scale)
         return kernels(losses).total(losses), grad
 
+    def compute(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> tuple[Array, Array]:
+        """Return scale * L (N,) or J, by the formula as it is written, and the gradient."""
+        if not summed:
+            return self.per_sample(prediction, target, scale)
+        kind = type(self)
+        if kind.per_sample is not kind._formula or "per_sample" in self.__dict__:
+            # The class was given another formula since it was made, or the object alone.
+            return Loss.cost(self, prediction, target, scale)
+        return self.cost(prediction, target, scale)
+
     def match(self, prediction: Array, target: Array) -> Array:
         """Return the target in the shape and dtype that `per_sample` takes; no value is read.
 
@@ -86,7 +105,7 @@ class Loss:
                     f"{self!r}: expected a target of shape {tuple(prediction.shape)}, as the "
                     f"prediction has, got {tuple(target.shape)}"
                 )
-            target = target[:, None]
+            target = kernels(prediction).reshape(target, prediction.shape)
         if target.dtype == prediction.dtype:
             return target
         return kernels(prediction).convert(target, prediction.dtype)
@@ -116,14 +135,9 @@ class Loss:
         target = self.match(prediction, target)
         if sample_weight is not None:
             self._check_weight(prediction, sample_weight)
-        scale, kind = self._scale(prediction, target, sample_weight), type(self)
-        if self.reduction == "none":
-            cost, grad = self.per_sample(prediction, target, scale)
-        elif kind.per_sample is not kind._formula or "per_sample" in self.__dict__:
-            # The class was given another formula since it was made, or the object alone.
-            cost, grad = Loss.cost(self, prediction, target, scale)
-        else:
-            cost, grad = self.cost(prediction, target, scale)
+        scale = self._scale(prediction, target, sample_weight)
+        summed = self.reduction != "none"
+        cost, grad = kernels(prediction).loss(self, prediction, target, scale, summed=summed)
         if tape is not None:
             tape.push(self, grad)
         return cost
@@ -226,19 +240,14 @@ class Loss:
         mass = self.mass(target, prediction)
         if weight is None and mass is None:
             return 1.0 / (prediction.shape[0] or 1)
-        total = self._total(weight, mass)
-        xp = kernels(prediction).xp
-        total = total + xp.astype(total == 0, total.dtype)  # no weight at all: 0 / 1, not 0 / 0
-        return (1.0 if weight is None else weight) / total
+        return kernels(prediction).mean_scale(weight, mass)
 
     def total_weight(self, prediction: Array, target: Array, weight: Array | None) -> Array | None:
         """Return what the mean divides by, 0-d and on the device; None is the number of samples."""
         mass = self.mass(target, prediction)
-        return None if weight is None and mass is None else self._total(weight, mass)
-
-    def _total(self, weight: Array | None, mass: Array | None) -> Array:
-        counted = weight if mass is None else mass if weight is None else weight * mass
-        return kernels(counted).total(counted)
+        if weight is None and mass is None:
+            return None
+        return kernels(prediction).total_mass(weight, mass)
 
     def _check_outputs(self, output_shape: Shape) -> None:
         if len(output_shape) != 1:
@@ -266,6 +275,11 @@ class Loss:
         """Return the loss as it would be written."""
         shown = "" if self.reduction == "mean" else f"reduction={self.reduction!r}"
         return f"{type(self).__name__}({shown})"
+
+
+def by_row(scale: Any) -> Any:
+    """Return a scale as it multiplies rows: (N,) as a column, a number as it is."""
+    return scale[:, None] if getattr(scale, "ndim", 0) else scale
 
 
 def _owner(kind: type, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace, Shape
 from gpunn.backend import backend_of, is_kind
@@ -15,7 +15,7 @@ from gpunn.errors import DTypeError, LabelError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.host import lies_within
 from gpunn.layers.activation import Sigmoid, Softmax
-from gpunn.loss import Loss, Reduction
+from gpunn.loss import Loss, Reduction, by_row
 from gpunn.settings import checked
 
 
@@ -36,13 +36,13 @@ class MeanSquaredError(Loss):
     *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1.
     """
 
+    kernel = "squared_error"
+
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * 1/2 sum (prediction - target)^2, and scale * (prediction - target)."""
-        return kernels(prediction).squared_error(prediction, target, scale)
-
-    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return J and its gradient, from one kernel."""
-        return kernels(prediction).squared_error(prediction, target, scale, summed=True)
+        error = prediction - target
+        losses = 0.5 * kernels(error).xp.sum(error * error, axis=1)
+        return scale * losses, by_row(scale) * error
 
 
 class CrossEntropy(Loss):
@@ -76,6 +76,8 @@ class CrossEntropy(Loss):
     CVPR 2016.
     """
 
+    kernel: ClassVar[str | None] = "cross_entropy"
+
     class_weight: ClassWeight | None = checked(as_class_weight)
     label_smoothing: float = checked(number, "[0, 1]")
 
@@ -95,11 +97,10 @@ class CrossEntropy(Loss):
         """Return -scale * sum_k y_k log p_k, and -scale * y / p."""
         k = kernels(prediction)
         xp = k.xp
-        target = self._soft(prediction, target)
+        target = self.soft(prediction, target)
         p = k.clip(prediction, float(xp.finfo(prediction.dtype).eps), 1.0)
         losses = xp.sum(target * xp.log(p), axis=1)
-        by_row = scale[:, None] if getattr(scale, "ndim", 0) else scale
-        return -scale * losses, -by_row * (target / p)
+        return -scale * losses, -by_row(scale) * (target / p)
 
     def match(self, prediction: Array, target: Array) -> Array:
         """Return integer labels (N,) as they are, soft targets (N, K) in the prediction's dtype."""
@@ -113,18 +114,13 @@ class CrossEntropy(Loss):
                 f"{self!r}: expected labels of shape ({prediction.shape[0]},) or soft targets of "
                 f"shape {tuple(prediction.shape)}, got {tuple(target.shape)}"
             )
-        return target if target.dtype == prediction.dtype else xp.astype(target, prediction.dtype)
+        return kernels(prediction).convert(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:
         """Return sum_k y_k c_k, the weight of each sample's class."""
         if self.class_weight is None:
             return None
-        k, c = kernels(like), self._weight_of_each(like)
-        if target.ndim == 2:
-            return k.xp.sum(target * c, axis=1)
-        # A label out of range makes its loss NaN; here it only must not be an error.
-        labels = k.xp.astype(target, k.xp.int64, copy=False)
-        return k.xp.take(c, k.clip(labels, 0, like.shape[1] - 1), axis=0)
+        return kernels(like).class_mass(target, self._weight_of_each(like))
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check that labels are integers in [0, K), or that soft targets are not negative."""
@@ -149,7 +145,11 @@ class CrossEntropy(Loss):
             return super().suspects(target, cost)
         return not lies_within(target, 0.0, math.inf)
 
-    def _soft(self, prediction: Array, target: Array) -> Array:
+    def takes(self, target: Array) -> bool:
+        """Return whether a target is labels, and says all: they are not smoothed or weighted."""
+        return target.ndim == 1 and not self.label_smoothing and self.class_weight is None
+
+    def soft(self, prediction: Array, target: Array) -> Array:
         """Return the targets as (N, K), smoothed and weighted by class."""
         if target.ndim == 1:
             target = kernels(prediction).one_hot(target, prediction)
@@ -208,24 +208,21 @@ class SoftmaxCrossEntropy(CrossEntropy):
     negative, and a row need not sum to 1.
     """
 
+    kernel = "softmax_cross_entropy"
     from_logits = True
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * L, and scale * (softmax(z) - y)."""
-        return self._fused(prediction, target, scale, summed=False)
-
-    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return J and its gradient, from one kernel."""
-        return self._fused(prediction, target, scale, summed=True)
-
-    def _fused(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool
-    ) -> tuple[Array, Array]:
-        k = kernels(prediction)
-        if target.ndim == 1 and not self.label_smoothing and self.class_weight is None:
-            return k.softmax_cross_entropy(prediction, target, scale, summed=summed)
-        soft = self._soft(prediction, target)
-        return k.softmax_cross_entropy_soft(prediction, soft, scale, summed=summed)
+        """Return scale * L, and scale * (softmax(z) - y); of a y that need not sum to 1."""
+        xp = kernels(prediction).xp
+        target = self.soft(prediction, target)
+        shifted = prediction - xp.max(prediction, axis=1, keepdims=True)
+        exponentials = xp.exp(shifted)
+        total = xp.sum(exponentials, axis=1, keepdims=True)
+        mass = xp.sum(target, axis=1, keepdims=True)
+        losses = mass[:, 0] * xp.log(total[:, 0]) - xp.sum(target * shifted, axis=1)
+        grad = exponentials * (mass / total)
+        grad -= target
+        return scale * losses, by_row(scale) * grad
 
     def probabilities(self, prediction: Array) -> Array:
         """Return softmax(z)."""
@@ -259,6 +256,8 @@ class BinaryCrossEntropy(Loss):
     dtype.
     """
 
+    kernel = "binary_cross_entropy"
+
     from_logits: bool = checked(flag)
 
     def __init__(self, *, from_logits: bool = True, reduction: Reduction = "mean") -> None:
@@ -268,20 +267,18 @@ class BinaryCrossEntropy(Loss):
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * L, and scale * (h - y) or scale * (h - y) / (h (1 - h))."""
         k = kernels(prediction)
+        xp = k.xp
         if self.from_logits:
-            return k.sigmoid_binary_cross_entropy(prediction, target, scale)
-        eps = float(k.xp.finfo(prediction.dtype).eps)
+            z, positive = prediction, xp.maximum(prediction, 0.0)
+            small = xp.exp(-xp.abs(z))
+            losses = xp.sum(positive - target * z + xp.log1p(small), axis=1)
+            grad = xp.exp(z - positive) / (1.0 + small)
+            grad -= target
+            return scale * losses, by_row(scale) * grad
+        eps = float(xp.finfo(prediction.dtype).eps)
         h = k.clip(prediction, eps, 1.0 - eps)
-        losses = k.xp.sum(target * k.xp.log(h) + (1.0 - target) * k.xp.log1p(-h), axis=1)
-        by_row = scale[:, None] if getattr(scale, "ndim", 0) else scale
-        return -scale * losses, by_row * ((h - target) / (h * (1.0 - h)))
-
-    def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return J and its gradient; from logits, from one kernel."""
-        if not self.from_logits:
-            return super().cost(prediction, target, scale)
-        k = kernels(prediction)
-        return k.sigmoid_binary_cross_entropy(prediction, target, scale, summed=True)
+        losses = xp.sum(target * xp.log(h) + (1.0 - target) * xp.log1p(-h), axis=1)
+        return -scale * losses, by_row(scale) * ((h - target) / (h * (1.0 - h)))
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check the shape, and that the values are in [0, 1]."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Set
 from itertools import compress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from gpunn._typing import Array
+from gpunn._typing import Array, Namespace
 from gpunn.backend import Backend, backend_of, get_backend, scope_of
 from gpunn.checks import number, optional_number, whole_number
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
+from gpunn.kernels.declared import Declaration, declare
+from gpunn.kernels.update import Slots, Update
 from gpunn.memory import size_of
 from gpunn.parameter import Parameter
 from gpunn.schedules import Constant, Schedule, as_schedule
@@ -20,29 +22,10 @@ from gpunn.settings import checked
 _Self = TypeVar("_Self", bound="Optimizer")
 
 
-class Slots(NamedTuple):
-    """What an update reads and writes: lists of arrays of the same lengths.
-
-    Attributes
-    ----------
-    values, grads : list of array
-        theta and g; the latter are used up.
-    states : list of list of array
-        What is kept from one update to the next: a list for each kind, such as the velocities.
-    decays : list of float
-        Weight decay's lambda; 0 where it does not apply.
-    """
-
-    values: list[Array]
-    grads: list[Array]
-    states: list[list[Array]]
-    decays: list[float]
-
-
 class Optimizer:
     """What all optimizers share: the parameters, the settings of g and the count of updates.
 
-    A subclass defines `_update`, from the gradient g. That is the gradient of the batch; then, in
+    A subclass defines `update`: what it makes of g. That is the gradient of the batch; then, in
     this order and if asked for: each entry clipped to +-`clip_value`; all entries scaled down
     together so that the norm of the whole gradient is at most `clip_norm`; weight decay added.
 
@@ -69,6 +52,12 @@ class Optimizer:
         How many arrays of the shape of each parameter are kept from one update to the next.
     """
 
+    #: The fused kernel that serves `update`; a subclass says so in its own body, or has none.
+    kernel: ClassVar[str | None] = None
+    #: Whether steps with it can be recorded; likewise.
+    records: ClassVar[bool] = False
+    _declared: ClassVar[Declaration]
+
     #: What part of a model it trains; `gpunn.freezing` keeps it here from step to step.
     part: Any = None
     #: The function from the number of updates to the learning rate.
@@ -76,8 +65,15 @@ class Optimizer:
     clip_norm: float | None = checked(optional_number, "(0, inf)")
     clip_value: float | None = checked(optional_number, "(0, inf)")
 
+    #: Whether what decays lies apart, even while the weight decay is 0.
+    _apart: bool = False
     _blocks: Slots
     _states: list[list[Array]]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Note which rule the kernel stands for, if the class names one."""
+        super().__init_subclass__(**settings)
+        cls._declared = declare(cls, ("update",))
 
     def __init__(
         self,
@@ -149,18 +145,33 @@ class Optimizer:
             self._update(slots)
         for parameter in self.parameters:
             parameter.grad = None
-        self.steps += 1
+        if slots.values:
+            self.count_updates(1)
+        else:
+            self.steps += 1
 
-    def rates(self, n: int) -> list[float]:
-        """Return the learning rates of the next n updates."""
+    def update(
+        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
+    ) -> None:
+        """Update a value and what is kept beside it, in place; the gradient g is used up.
+
+        What a subclass defines, in the functions of the standard, `xp`. `step_size` is the next of
+        `step_sizes`: alpha, if the subclass does not say otherwise.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update")
+
+    def step_sizes(self, n: int) -> list[float]:
+        """Return what multiplies the next n steps: the learning rates."""
+        if type(self.schedule) is Constant:
+            return [self.schedule.learning_rate] * n
         return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
 
     def slots(self) -> Slots | None:
-        """Return what belongs to each parameter, for who makes whole steps of training at once.
+        """Return what belongs to each parameter, for compiled training.
 
         The gradients are the places that they would go to, and the decays are 1 where weight decay
         applies, whatever it is. None if a parameter has a gradient already, or an array that it was
-        given later. Follow it by `made`.
+        given later. Follow it by `count_updates`.
         """
         pairs = zip(self.parameters, self._values, strict=True)
         if any(
@@ -170,8 +181,24 @@ class Optimizer:
         decays = [float(applies) for applies in self._decay_applies]
         return Slots(self._values, self._rooms, self._states, decays)
 
-    def made(self, n: int) -> None:
-        """Count n updates, which somebody else has made."""
+    def blocks(self) -> Slots:
+        """Return what `slots` does, block by block: each holds the arrays of many parameters.
+
+        What decays lies apart only if anything decays, or after `lay_decaying_apart`.
+        """
+        values, grads, states, _ = self._blocks
+        return Slots(values, grads, states, [float(decays) for decays in self._decaying])
+
+    def lay_decaying_apart(self) -> None:
+        """Put what weight decay applies to into blocks of its own, though there may be none yet."""
+        if not self._apart:
+            self._apart = True
+            if not any(self._decaying):
+                self.check_places()
+                self._lay_out(self._states)
+
+    def count_updates(self, n: int) -> None:
+        """Count n updates."""
         self.steps += n
 
     def penalty(self) -> Array | None:
@@ -242,7 +269,10 @@ class Optimizer:
         self._lay_out([[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)])
 
     def _update(self, slots: Slots) -> None:
-        raise NotImplementedError(f"{type(self).__name__} must define _update(slots)")
+        """Update these arrays, by one kernel call where there is one."""
+        (step_size,) = self.step_sizes(1)
+        update = Update(slots, step_size, self.clip_norm, self.clip_value)
+        kernels(slots.values[0]).update(self, update)
 
     def _checked_decay(self, weight_decay: float) -> float:
         return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
@@ -270,7 +300,8 @@ class Optimizer:
         self._decay_applies = [parameter.decay for parameter in self.parameters]
         alike: dict[Any, list[int]] = {}
         for i, (parameter, place) in enumerate(zip(self.parameters, self._places, strict=True)):
-            kind = (place, parameter.value.dtype, bool(self._weight_decay) and parameter.decay)
+            decays = (self._apart or bool(self._weight_decay)) and parameter.decay
+            kind = (place, parameter.value.dtype, decays)
             alike.setdefault(kind, []).append(i)
         views: list[dict[int, Array]] = [{} for _ in range(2 + len(states))]
         blocks: list[list[Array]] = [[] for _ in views]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn._typing import Array
 from gpunn.backend import Backend, backend_of, copy_of, scope_of
 from gpunn.checks import flag
 from gpunn.errors import DTypeError
+from gpunn.kernels import kernels
+from gpunn.kernels.declared import Declaration, declare
 
 
 class Held:
     """An array with a place of its own, so that it can move without its owners noticing."""
 
     __slots__ = ("value",)
+
+    records: ClassVar[bool] = False
+    _declared: ClassVar[Declaration]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Note what the class says of itself: a subclass may treat gradients in its own way."""
+        super().__init_subclass__(**settings)
+        cls._declared = declare(cls)
 
     def __init__(self, value: Array) -> None:
         if backend_of(value) is None:
@@ -36,6 +46,7 @@ class Buffer(Held):
     """State that is saved with a model and moves with it, but is not trained."""
 
     __slots__ = ()
+    records = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Buffer:
         """Return a buffer with a copy of the value."""
@@ -61,6 +72,7 @@ class Parameter(Held):
     """
 
     __slots__ = ("_room", "_room_is_for", "decay", "grad")
+    records = True
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
@@ -94,7 +106,7 @@ class Parameter(Held):
             self.grad = grad
         else:
             with scope_of(grad):  # backward is called by hand, too
-                self.grad += grad
+                kernels(grad).accumulate(self.grad, grad)
 
     def set_aside(self) -> Any:
         """Take the gradient and its room away; return both, for `put_back`."""

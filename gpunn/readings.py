@@ -8,13 +8,13 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.backend import to_numpy
-from gpunn.data import Loader
+from gpunn.data import Batch
 from gpunn.errors import DataError
 from gpunn.kernels import kernels
-from gpunn.kernels.generic import Stretch
 from gpunn.lending import is_ours, kept_apart
 from gpunn.loss import Loss
 from gpunn.metrics import Metric
+from gpunn.program.results import StepResults
 
 #: After so many batches their scalars are put into one array, so that a long epoch stays small.
 _FOLD = 1024
@@ -100,24 +100,22 @@ class Readings:
             self._weights.append(total)
         self._measure(prediction, y)
 
-    def add_many(
-        self, stretch: Stretch, loader: Loader, order: Array | None, *, penalized: bool
-    ) -> None:
-        """Take some batches of an epoch's order; with the penalty in their costs, or without.
+    def add_many(self, results: StepResults, data: Batch, order: Any, batch_size: int) -> None:
+        """Take the results of several batches: of rows of the data in that order, or as they are.
 
-        Their loss is one that weighs no classes.
+        Their costs contain the penalty if it was computed.
         """
-        start, stop, size = stretch.rows.start, stretch.rows.stop, loader.batch_size
-        batches = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
-        self.counts.extend(batch.stop - batch.start for batch in batches)
-        costs = self._scale * stretch.costs
-        self._costs.extend(costs + stretch.penalties if penalized else costs)
-        if self._weighted and stretch.totals is not None:
-            self._weights.extend(stretch.totals)
+        start, stop, size = results.rows.start, results.rows.stop, batch_size
+        whole, rest = divmod(stop - start, size)
+        self.counts.extend([size] * whole + [rest] * bool(rest))
+        self._costs.extend(self._scale * results.costs + results.penalties)
+        if self._weighted and results.totals is not None:
+            self._weights.extend(results.totals)
         if self.metrics:
-            targets: Array = loader.stored.y
-            outputs: Array = stretch.outputs
-            for batch in batches:
+            targets: Array = data.y
+            outputs: Array = results.outputs
+            for i in range(start, stop, size):
+                batch = slice(i, min(i + size, stop))
                 y = targets[batch if order is None else order[batch]]
                 self._measure(outputs[batch.start - start : batch.stop - start], y)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gpunn._typing import Array, Namespace
 from gpunn.checks import flag, number
 from gpunn.errors import SettingError
-from gpunn.kernels import kernels
-from gpunn.optim import Optimizer, Slots
+from gpunn.optim import Optimizer
 from gpunn.parameter import Parameter
 from gpunn.schedules import Schedule
 
@@ -59,6 +59,8 @@ class SGD(Optimizer):
     >>> gn.SGD(model.parameters(), learning_rate=0.1, momentum=0.9)
     SGD(learning_rate=0.1, momentum=0.9)
     """
+
+    kernel = "sgd"
 
     def __init__(
         self,
@@ -115,15 +117,20 @@ class SGD(Optimizer):
             raise SettingError(f"{name}: nesterov=True needs momentum above 0")
         return momentum, nesterov
 
-    def _update(self, slots: Slots) -> None:
-        kernels(slots.values[0]).sgd(
-            slots.values,
-            slots.grads,
-            slots.states[0] if self._momentum else [],
-            learning_rate=self.learning_rate,
-            momentum=self._momentum,
-            nesterov=self._nesterov,
-            decays=slots.decays,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-        )
+    def update(
+        self,
+        xp: Namespace,  # noqa: ARG002
+        value: Array,
+        grad: Array,
+        states: list[Array],
+        step_size: float,
+    ) -> None:
+        """Descend: v <- mu v - alpha g, theta <- theta + v, or mu v - alpha g looking ahead."""
+        grad *= step_size
+        if not states:
+            value -= grad
+            return
+        (velocity,) = states
+        velocity *= self._momentum
+        velocity -= grad
+        value += self._momentum * velocity - grad if self._nesterov else velocity

@@ -20,7 +20,7 @@ from gpunn.arguments import (
 from gpunn.backend import copy_of, may_overlap, scope_of, to_numpy
 from gpunn.checks import one_of, whole_number
 from gpunn.data import Loader
-from gpunn.epoch import Course
+from gpunn.epoch import EpochRunner
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
 from gpunn.freezing import part_of
 from gpunn.history import History
@@ -35,6 +35,7 @@ from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
+from gpunn.program import Program
 from gpunn.readings import Readings
 from gpunn.schedules import observe
 from gpunn.stopping import BestWeights, EarlyStopping, follow
@@ -96,6 +97,7 @@ class Trainer:
         self.optimizer = optimizer
         self.metrics = as_metrics(metrics, loss)
         self._rng = as_generator(rng)
+        self._program = Program()
 
     def fit(
         self,
@@ -158,7 +160,7 @@ class Trainer:
         best = BestWeights(self.model)
         self.optimizer.clear()
         part_of(self.model, self.optimizer)  # it may be another one than in earlier steps
-        course = Course(loader, self._rng)
+        course = EpochRunner(loader, self._rng, self._program)
         bar = _progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
@@ -179,6 +181,11 @@ class Trainer:
         if wanted and (best.epoch or not len(history)):  # if nothing was finite, no epoch was best
             best.restore()
         return history
+
+    @property
+    def why_not_recorded(self) -> str:
+        """Why the steps of the last epoch ran one by one; empty if they were recorded."""
+        return self._program.why_not
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """Return the loss and the metrics over all of the data, by name.
@@ -226,7 +233,9 @@ class Trainer:
         with scope_of(outputs):
             return self.loss.probabilities(outputs)
 
-    def _epoch(self, course: Course, validation: Loader | None, history: History, bar: Any) -> None:
+    def _epoch(
+        self, course: EpochRunner, validation: Loader | None, history: History, bar: Any
+    ) -> None:
         """Train for an epoch, then validate; append both to the history."""
         rate = self.optimizer.learning_rate
         readings = Readings(self.loss, self.metrics)

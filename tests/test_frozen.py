@@ -203,6 +203,7 @@ def test_a_parameter_that_a_subclass_adds_is_reached() -> None:
     assert shift.value.any()
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_frozen_layers_count_for_the_number_of_threads(monkeypatch: Any) -> None:
     """Their products are among those of a step."""
     model, seen = network(), []

@@ -20,8 +20,10 @@ from gpunn import kernels as kernels_module
 from gpunn.kernels import Kernels, kernels
 from gpunn.kernels.generic import splitmix64
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.update import Slots, Update
 from tests.conftest import Place
 
+NOTHING = gn.Parameter(np.zeros(1))  # for optimizers, of which only the rule is used
 SIZES = [(0, 3), (1, 1), (7, 5), (130, 33), (2, 300), (1100, 2)]  # rows and columns
 # Units in the last place of an array's largest entry. The longest sums have some 10,000 terms (the
 # norm) or 1,100 (over rows), which round in both directions.
@@ -76,13 +78,47 @@ class Plain:
                 row[:] = np.arange(len(row)) == label
         return rows
 
-    def softmax_cross_entropy(
-        self, logits: Any, labels: Any, scale: Any, summed: bool = False
-    ) -> Any:
-        targets = self.one_hot(labels, logits)
-        return self.softmax_cross_entropy_soft(logits, targets, scale, summed)
+    def add(self, x: Any, y: Any) -> Any:
+        return x + y
 
-    def softmax_cross_entropy_soft(
+    def multiply(self, x: Any, y: Any) -> Any:
+        return x * y
+
+    def accumulate(self, total: Any, x: Any) -> None:
+        total[...] = total + x
+
+    def reshape(self, x: Any, shape: Any) -> Any:
+        return x.reshape(shape)
+
+    def class_mass(self, target: Any, class_weight: Any) -> Any:
+        if target.ndim == 2:
+            return (target * class_weight).sum(axis=1)
+        last = len(class_weight) - 1
+        return np.array([class_weight[min(max(label, 0), last)] for label in target.tolist()])
+
+    def total_mass(self, weight: Any, mass: Any) -> Any:
+        return sum(
+            (1 if weight is None else weight[i]) * (1 if mass is None else mass[i])
+            for i in range(len(mass if weight is None else weight))
+        ) + np.float64(0)
+
+    def mean_scale(self, weight: Any, mass: Any) -> Any:
+        return (1.0 if weight is None else weight) / (self.total_mass(weight, mass) or 1.0)
+
+    def loss(self, formula: Any, prediction: Any, target: Any, scale: Any, summed: bool) -> Any:
+        if type(formula) is gn.SoftmaxCrossEntropy:
+            if target.ndim == 1:
+                target = self.one_hot(target, prediction)
+            e, c = formula.label_smoothing, formula.class_weight
+            target = ((1 - e) * target + e / target.shape[1]) * np.float64(1 if c is None else c)
+            return self._softmax_cross_entropy_soft(prediction, target, scale, summed)
+        plain = {
+            gn.BinaryCrossEntropy: self._sigmoid_binary_cross_entropy,
+            gn.MeanSquaredError: self._squared_error,
+        }[type(formula)]
+        return plain(prediction, target, scale, summed)
+
+    def _softmax_cross_entropy_soft(
         self, logits: Any, targets: Any, scale: Any, summed: bool = False
     ) -> Any:
         losses = -(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1)
@@ -90,14 +126,14 @@ class Plain:
         grad = scipy.special.softmax(logits, axis=1) * mass - targets
         return self._scaled(losses, grad, scale, summed)
 
-    def sigmoid_binary_cross_entropy(
+    def _sigmoid_binary_cross_entropy(
         self, logits: Any, target: Any, scale: Any, summed: bool = False
     ) -> Any:
         losses = target * np.logaddexp(0, -logits) + (1 - target) * np.logaddexp(0, logits)
         grad = scipy.special.expit(logits) - target
         return self._scaled(losses.sum(axis=1), grad, scale, summed)
 
-    def squared_error(self, prediction: Any, target: Any, scale: Any, summed: bool = False) -> Any:
+    def _squared_error(self, prediction: Any, target: Any, scale: Any, summed: bool = False) -> Any:
         error = prediction - target
         return self._scaled((error**2).sum(axis=1) / 2, error, scale, summed)
 
@@ -112,32 +148,36 @@ class Plain:
     def gradient_norm(self, grads: Any) -> Any:
         return np.linalg.norm(np.concatenate([grad.ravel() for grad in grads]))
 
-    def _regularised(self, values: Any, grads: Any, settings: dict[str, Any]) -> Any:
-        if limit := settings["clip_value"]:
+    def _regularised(self, update: Update) -> Any:
+        values, grads, _, decays = update.slots
+        if limit := update.clip_value:
             grads = [np.clip(grad, -limit, limit) for grad in grads]
-        if limit := settings["clip_norm"]:
+        if limit := update.clip_norm:
             norm = self.gradient_norm(grads)
             grads = [grad * (min(norm, limit) / norm if norm else 1.0) for grad in grads]
-        lists = zip(values, grads, settings["decays"], strict=True)
+        lists = zip(values, grads, decays, strict=True)
         return [grad + decay * value for value, grad, decay in lists]
 
-    def sgd(self, values: Any, grads: Any, velocities: Any, **settings: Any) -> None:
-        grads = self._regularised(values, grads, settings)
-        for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
-            step = -settings["learning_rate"] * grad
-            if velocities:
-                velocities[i][...] = settings["momentum"] * velocities[i] + step
-                ahead = settings["momentum"] * velocities[i] + step
-                step = ahead if settings["nesterov"] else velocities[i]
-            value[...] = value + step
+    def update(self, rule: Any, update: Update) -> None:
+        step = self._descend if type(rule) is gn.SGD else self._descend_by_moments
+        for i, g in enumerate(self._regularised(update)):
+            states = [state[i] for state in update.slots.states]
+            step(rule, update.slots.values[i], g, states, update.step_size)
 
-    def adam(self, values: Any, grads: Any, firsts: Any, seconds: Any, **settings: Any) -> None:
-        beta_1, beta_2 = settings["beta_1"], settings["beta_2"]
-        grads = self._regularised(values, grads, settings)
-        for value, g, m, v in zip(values, grads, firsts, seconds, strict=True):
-            m[...] = beta_1 * m + (1 - beta_1) * g
-            v[...] = beta_2 * v + (1 - beta_2) * g**2
-            value[...] = value - settings["rate"] * m / (v**0.5 + settings["epsilon"])
+    def _descend(self, rule: Any, value: Any, grad: Any, states: Any, step_size: float) -> None:
+        step = -step_size * grad
+        if states:
+            states[0][...] = rule.momentum * states[0] + step
+            step = rule.momentum * states[0] + step if rule.nesterov else states[0]
+        value[...] = value + step
+
+    def _descend_by_moments(
+        self, rule: Any, value: Any, g: Any, states: Any, step_size: float
+    ) -> None:
+        m, v = states
+        m[...] = rule.beta_1 * m + (1 - rule.beta_1) * g
+        v[...] = rule.beta_2 * v + (1 - rule.beta_2) * g**2
+        value[...] = value - step_size * m / (v**0.5 + rule.epsilon)
 
     def clip(self, x: Any, lowest: float, highest: float) -> Any:
         return np.clip(x, lowest, highest)
@@ -177,39 +217,53 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         return [x(*shape) for shape in parameters]
 
     regularised = [
-        {
-            "decays": [decay if i % 2 else 0.0 for i in range(len(parameters))],
-            "clip_norm": clip_norm,
-            "clip_value": clip_value,
-        }
+        ([decay if i % 2 else 0.0 for i in range(len(parameters))], clip_norm, clip_value)
         for decay, clip_norm, clip_value in itertools.product((0.0, 0.1), (None, 1), (None, 1))
     ]
+
+    def updates(n_states: int) -> list[Update]:
+        return [
+            Update(
+                Slots(drawn(), drawn(), [[y**2 for y in drawn()] for _ in range(n_states)], decays),
+                0.1,
+                *clips,
+            )
+            for decays, *clips in regularised
+        ]
+
     backward = [
         (x(), formula.function(xp64, x()) if formula.saves_output else x(), formula)
         for formula in FORMULAS
     ]
-    losses = {
-        "softmax_cross_entropy": [
-            *(
-                (1e3 * x() if i else x(), some, scale)
-                for i, scale in enumerate(scales)
-                for some in (labels, wrong)
-            ),
-            *((1e3 * soft, some, 0.25) for some in (labels, wrong)),
-        ],
-        "softmax_cross_entropy_soft": [(x(), soft, scale) for scale in scales],
-        "sigmoid_binary_cross_entropy": [(30 * x(), soft, scale) for scale in scales],
-        "squared_error": [(x(), x(), scale) for scale in scales],
-    }
+    classes = rng.uniform(0, 2, p).tolist()
+    softmax = gn.SoftmaxCrossEntropy()
+    weighted = gn.SoftmaxCrossEntropy(class_weight=classes, label_smoothing=0.1)
+    losses = [
+        *(
+            (softmax, 1e3 * x() if i else x(), some, scale)
+            for i, scale in enumerate(scales)
+            for some in (labels, wrong)
+        ),
+        *((softmax, 1e3 * soft, some, 0.25) for some in (labels, wrong)),
+        *((softmax, x(), soft, scale) for scale in scales),
+        *((weighted, x(), some, scale) for scale in scales for some in (labels, wrong, soft)),
+        *((gn.BinaryCrossEntropy(), 30 * x(), soft, scale) for scale in scales),
+        *((gn.MeanSquaredError(), x(), x(), scale) for scale in scales),
+    ]
+    masses = [(rng.uniform(0, 1, n), None), (None, rng.uniform(0, 1, n)), (x(n) ** 2, x(n) ** 2)]
     return {
-        **{
-            name: [*listed, *((*arguments, {"summed": True}) for arguments in listed)]
-            for name, listed in losses.items()
-        },
+        "loss": [(*some, {"summed": summed}) for some in losses for summed in (False, True)],
+        "add": [(x(), x()), (x(n), x(n))],
+        "multiply": [(x(), x())],
+        "accumulate": [(x(), x()), (x(p), x(p))],
+        "reshape": [(x(), (n, 1, p)), (x(n), (n, 1))],
+        "class_mass": [(some, np.array(classes)) for some in (labels, wrong, soft)],
+        "mean_scale": [*masses, (np.zeros(n), None)],
+        "total_mass": masses,
         "product": [(x(), x(p, 4)), (x(p, n), x())],
         "convert": [(labels, "int32"), (3 * x(), "int64")],
         "stack": [([x(), x(), x()],), ([x(p)],)],
-        "total": [(x(),), (x(n),)],
+        "total": [(x() ** 2,), (x(n) ** 2,)],  # where nothing cancels, errors are relative
         "lay_out": [(drawn(),)],
         "activation": [(x(), formula) for formula in FORMULAS],
         "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
@@ -221,26 +275,17 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         + [(labels.astype("uint8"), x())],
         "sum_of_squares": [(drawn(),), ([x()],)],
         "gradient_norm": [(drawn(),)],
-        "sgd": [
-            (
-                drawn(),
-                drawn(),
-                drawn() if momentum else [],
-                {"learning_rate": 0.1, "momentum": momentum, "nesterov": nesterov} | settings,
-            )
-            for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
-            for settings in regularised
-        ],
-        "adam": [
-            (
-                drawn(),
-                drawn(),
-                drawn(),
-                [square**2 for square in drawn()],
-                {"rate": 0.1, "beta_1": beta_1, "beta_2": beta_2, "epsilon": 1e-2} | settings,
-            )
-            for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
-            for settings in regularised
+        "update": [
+            *(
+                (gn.SGD([NOTHING], momentum=momentum, nesterov=nesterov), update)
+                for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
+                for update in updates(1 if momentum else 0)
+            ),
+            *(
+                (gn.Adam([NOTHING], beta_1=beta_1, beta_2=beta_2, epsilon=1e-2), update)
+                for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
+                for update in updates(2)
+            ),
         ],
         "clip": [(x(), -0.5, 1.0)],
         "gather": [
@@ -253,18 +298,15 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     }
 
 
-OWNED = {  # by position: may be written to
-    "bias_activation": [0],
-    "sgd": [0, 1, 2],
-    "adam": [0, 1, 2, 3],
-}
-WRITTEN = {"sgd": [0, 2], "adam": [0, 2, 3]}  # by position: a result
+OWNED = {"bias_activation": [0], "accumulate": [0], "update": [1]}  # by position: may be written to
 
 
 def converted(x: Any, change: Callable[[Any], Any]) -> Any:
     """Return an argument with each array changed, the floating-point ones and the others."""
     if isinstance(x, list):
         return [converted(item, change) for item in x]
+    if isinstance(x, Update):
+        return x._replace(slots=Slots(*(converted(part, change) for part in x.slots)))
     return change(x) if isinstance(x, np.ndarray) else x
 
 
@@ -296,7 +338,11 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
     result = getattr(k, name)(*given, **keywords)
     if name == "lay_out":
         result = result[1]
-    return list(arrays([result, *(given[i] for i in WRITTEN.get(name, []))]))
+    if name == "accumulate":
+        result = given[0]
+    if name == "update":
+        result = [given[1].slots.values, given[1].slots.states]
+    return list(arrays(result))
 
 
 def sets(place: Place) -> list[Kernels]:
@@ -331,7 +377,7 @@ def test_every_kernel_gives_what_plain_numpy_does(
             for got, want in zip(run(name, k, given), run(name, Plain(), exact), strict=True):
                 assert gn.backend_of(got) == place.backend
                 # An update may cancel: it rounds in units of what it was, 1 or so.
-                least = 1.0 if name in WRITTEN else 0.0
+                least = 1.0 if name == "update" else 0.0
                 compare(gn.to_numpy(got), np.asarray(want), dtype, least)
 
 
@@ -347,14 +393,11 @@ def compare(got: Any, want: Any, dtype: str, least: float) -> None:
     "name",
     [
         "activation_backward",
-        "adam",
         "bias_activation",
         "bias_activation_backward",
         "dropout",
-        "sgd",
-        "sigmoid_binary_cross_entropy",
-        "softmax_cross_entropy",
-        "squared_error",
+        "loss",
+        "update",
     ],
 )
 def test_nan_goes_where_the_generic_kernel_lets_it(place: Place, name: str) -> None:
@@ -416,11 +459,10 @@ def test_softmax_of_few_and_of_many_classes(place: Place, classes: int) -> None:
     logits = 5 * rng.standard_normal((3, classes)).astype("float32")
     labels = np.array([0, classes - 1, classes // 2])
     soft = rng.dirichlet(np.ones(classes), 3).astype("float32")
-    k, own = kernels(place.array(logits)), Plain()
-    names = ("softmax_cross_entropy", labels), ("softmax_cross_entropy_soft", soft)
-    for (name, target), summed in itertools.product(names, (False, True)):
-        got = getattr(k, name)(place.array(logits), place.array(target), 0.5, summed=summed)
-        want = getattr(own, name)(logits.astype("float64"), target, 0.5, summed=summed)
+    k, own, loss = kernels(place.array(logits)), Plain(), gn.SoftmaxCrossEntropy()
+    for target, summed in itertools.product((labels, soft), (False, True)):
+        got = k.loss(loss, place.array(logits), place.array(target), 0.5, summed=summed)
+        want = own.loss(loss, logits.astype("float64"), target, 0.5, summed=summed)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(gn.to_numpy(a), b, rtol=2e-5, atol=1e-7)
 
@@ -439,16 +481,24 @@ class TestTheSetOfKernels:
         return {name for name, item in vars(kind).items() if callable(item) and name[0] != "_"}
 
     def test_every_kernel_is_tested(self) -> None:
-        names = self.public(Kernels) - {"threads", "steps"}  # see test_threads.py and test_steps.py
+        names = self.public(Kernels) - {"threads"}  # see test_threads.py
         assert names == self.public(Plain)
         assert names == set(calls(np.random.default_rng(0), 1, 1))
 
     def test_a_library_overrides_and_adds_nothing(self) -> None:
         for kind in self.overrides():
-            assert self.public(kind) <= self.public(Kernels), kind
-            for name in self.public(kind):
+            shared = {name for name in self.public(kind) if not name.startswith("fused_")}
+            assert shared <= self.public(Kernels), kind
+            for name in shared:
                 ours, theirs = (inspect.signature(getattr(k, name)) for k in (kind, Kernels))
                 assert list(ours.parameters) == list(theirs.parameters), (kind, name)
+
+    def test_a_fused_form_serves_a_class_that_names_it(self) -> None:
+        named = {item.kernel for item in vars(gn).values() if hasattr(item, "kernel")}
+        for kind in self.overrides():
+            for name in self.public(kind):
+                if name.startswith("fused_"):
+                    assert name.removeprefix("fused_") in named
 
 
 class TestDispatch:

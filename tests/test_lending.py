@@ -293,9 +293,9 @@ class TestCompiled:
         for _ in range(2):
             results.append(
                 [
-                    k.softmax_cross_entropy(z, labels, 0.5, summed=True),
-                    k.sigmoid_binary_cross_entropy(z, target, 0.5, summed=True),
-                    k.squared_error(z, target, 0.5, summed=True),
+                    k.loss(gn.SoftmaxCrossEntropy(), z, labels, 0.5, summed=True),
+                    k.loss(gn.BinaryCrossEntropy(), z, target, 0.5, summed=True),
+                    k.loss(gn.MeanSquaredError(), z, target, 0.5, summed=True),
                     k.dropout(target, 1, 0.5),
                 ]
             )

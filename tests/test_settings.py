@@ -303,7 +303,7 @@ class TestLater:
         assert repr(optimizer) == "SGD(learning_rate=1.0)"
         optimizer.schedule = gn.Constant(2.0)
         assert optimizer.learning_rate == 2.0
-        assert optimizer.rates(2) == [2.0, 2.0]
+        assert optimizer.step_sizes(2) == [2.0, 2.0]
 
 
 def descend(optimizer: gn.SGD, momenta: list[float]) -> list[float]:

@@ -29,6 +29,7 @@ from gpunn.estimators.solvers import epoch_ended, make_optimizer, up_to_date
 from gpunn.kernels import kernels
 from gpunn.layers.compose import Sequential
 from gpunn.loss import Loss
+from gpunn.program import Program
 from gpunn.stopping import BestWeights
 from gpunn.training import Trainer
 
@@ -179,6 +180,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
         self._loss = self._make_loss()
         self._network = self._make_network(sizes, rng, dtype, place)
         self._dropout_rng = _generator(rng) if self._is_random() else None
+        self._program = Program()
         self._progress = Progress(self.early_stopping)
         self._optimizer = make_optimizer(self)
 
@@ -236,6 +238,7 @@ class NetworkEstimator(CallbackSupportMixin, FittedNetwork):
             scale=self._loss_scale(),
             metrics=trainer.metrics,
             rng=self._dropout_rng,
+            program=self._program,
         )
 
     def _loader(

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.data import Loader
-from gpunn.epoch import Course
+from gpunn.epoch import EpochRunner
 from gpunn.kernels import kernels
 from gpunn.layer import Layer
 from gpunn.lending import lend
@@ -19,6 +19,7 @@ from gpunn.loss import Loss
 from gpunn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gpunn.metrics import Metric
 from gpunn.optim import Optimizer
+from gpunn.program import Program
 from gpunn.readings import Readings
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class Epochs:
         What else to measure.
     rng : numpy.random.Generator or None
         For dropout.
+    program : Program
+        Of earlier calls, which may still hold.
 
     Attributes
     ----------
@@ -112,6 +115,7 @@ class Epochs:
         scale: float,
         metrics: Sequence[Metric],
         rng: np.random.Generator | None,
+        program: Program,
     ) -> None:
         self.network = network
         self.loss = loss
@@ -121,7 +125,7 @@ class Epochs:
         self._order = order
         self._decay = decay
         self._scale = scale
-        self._course = Course(loader, rng)
+        self._runner = EpochRunner(loader, rng, program)
         self.times: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -140,7 +144,7 @@ class Epochs:
         readings = Readings(self.loss, self.metrics, scale=self._scale, weighted=False)
         with self.loader.backend.scope():
             parts = self.network, self.loss, self.optimizer
-            self._course.run(*parts, readings, decays=self._decays)
+            self._runner.run(*parts, readings, decays=self._decays)
             return readings.read()
 
     def _decays(self) -> list[float]:

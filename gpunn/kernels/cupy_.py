@@ -20,6 +20,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.generic import Formula, Kernels, in_one_block
+from gpunn.kernels.update import Slots, Update
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -42,6 +43,19 @@ def _there(method: _Method) -> _Method:
             return method(self, x, *rest, **settings)
         with first.device:
             return method(self, x, *rest, **settings)
+
+    return cast("_Method", on_its_device)
+
+
+def _there_after_formula(method: _Method) -> _Method:
+    """Do the same for a kernel whose first array is its second argument."""
+
+    @wraps(method)
+    def on_its_device(self: Any, formula: Any, x: Any, *rest: Any, **settings: Any) -> Any:
+        if x.data.device_id == cupy.cuda.runtime.getDevice():
+            return method(self, formula, x, *rest, **settings)
+        with x.device:
+            return method(self, formula, x, *rest, **settings)
 
     return cast("_Method", on_its_device)
 
@@ -144,44 +158,46 @@ class CupyKernels(Kernels):
 
     # Losses
 
-    @_there
-    def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    @_there_after_formula
+    def fused_softmax_cross_entropy(
+        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(logits, *_arrays(scale)):
-            return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
-        labels = labels.astype(np.int64, copy=False)
-        losses, grad = _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
+            return NotImplemented
+        if formula.takes(target):
+            labels = target.astype(np.int64, copy=False)
+            losses, grad = _by_row("softmax_cross_entropy", logits, labels, scale, LABELS="1")
+        else:
+            soft = formula.soft(logits, target)
+            if not _served(logits, soft):
+                return NotImplemented
+            losses, grad = _by_row("softmax_cross_entropy", logits, soft, scale)
         return (self.total(losses) if summed else losses), grad
 
-    @_there
-    def softmax_cross_entropy_soft(
-        self, logits: Array, targets: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    @_there_after_formula
+    def fused_binary_cross_entropy(
+        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the losses and their gradient in one launch, a group of threads a row."""
-        if not _served(logits, targets, *_arrays(scale)):
-            return super().softmax_cross_entropy_soft(logits, targets, scale, summed=summed)
-        losses, grad = _by_row("softmax_cross_entropy", logits, targets, scale)
-        return (self.total(losses) if summed else losses), grad
-
-    @_there
-    def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
-        """Return the losses and their gradient in one launch, a group of threads a row."""
-        if not _served(logits, target, *_arrays(scale)):
-            return super().sigmoid_binary_cross_entropy(logits, target, scale, summed=summed)
+        if not (formula.from_logits and _served(logits, target, *_arrays(scale))):
+            return NotImplemented
         losses, grad = _by_row("sigmoid_binary_cross_entropy", logits, target, scale)
         return (self.total(losses) if summed else losses), grad
 
-    @_there
-    def squared_error(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    @_there_after_formula
+    def fused_squared_error(
+        self,
+        formula: Any,  # noqa: ARG002 (as for all losses)
+        prediction: Array,
+        target: Array,
+        scale: Any,
+        *,
+        summed: bool,
+    ) -> Any:
         """Return the losses and their gradient in one launch, a group of threads a row."""
         if not _served(prediction, target, *_arrays(scale)):
-            return super().squared_error(prediction, target, scale, summed=summed)
+            return NotImplemented
         losses, grad = _by_row("squared_error", prediction, target, scale)
         return (self.total(losses) if summed else losses), grad
 
@@ -192,75 +208,15 @@ class CupyKernels(Kernels):
         """Return one block, and the arrays as views of it, each where a fresh one might be."""
         return in_one_block(arrays, cupy.zeros, 512)
 
-    @_there
-    def sgd(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        velocities: list[Array],
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
+    def fused_sgd(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; clipping by norm takes another."""
-        if _updatable(values, grads, velocities):
-            settings = (float(learning_rate), float(momentum), int(nesterov))
-            tables = _tables(values, grads, velocities, [], decays)
-            limits = {"clip_norm": clip_norm, "clip_value": clip_value}
-            _update("sgd", values[0].dtype, tables, settings, **limits)
-            return
-        super().sgd(
-            values,
-            grads,
-            velocities,
-            learning_rate=learning_rate,
-            momentum=momentum,
-            nesterov=nesterov,
-            decays=decays,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-        )
+        momentum = float(rule.momentum) if update.slots.states else 0.0
+        return _update("sgd", update, (float(update.step_size), momentum, int(rule.nesterov)))
 
-    @_there
-    def adam(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        firsts: list[Array],
-        seconds: list[Array],
-        *,
-        rate: float,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
+    def fused_adam(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; clipping by norm takes another."""
-        if _updatable(values, grads, firsts, seconds):
-            settings = (float(rate), float(beta_1), float(beta_2), float(epsilon))
-            tables = _tables(values, grads, firsts, seconds, decays)
-            limits = {"clip_norm": clip_norm, "clip_value": clip_value}
-            _update("adam", values[0].dtype, tables, settings, **limits)
-            return
-        super().adam(
-            values,
-            grads,
-            firsts,
-            seconds,
-            rate=rate,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            decays=decays,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-        )
+        betas = float(rule.beta_1), float(rule.beta_2)
+        return _update("adam", update, (float(update.step_size), *betas, float(rule.epsilon)))
 
     # Data
 
@@ -319,47 +275,43 @@ _ROWS = np.dtype(
 )
 
 
-def _updatable(*lists: list[Array]) -> bool:
-    """Return whether the kernels of optimizer.cu serve all arrays of these lists."""
-    arrays = [x for each in lists for x in each]
-    kinds = {x.dtype for x in arrays}
-    return len(kinds) == 1 and kinds <= REAL.keys() and all(x.flags.c_contiguous for x in arrays)
-
-
-def _update(
-    name: str,
-    dtype: Any,
-    tables: list[tuple[Any, int]],
-    settings: tuple[float, ...],
-    *,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
+def _update(name: str, update: Update, settings: tuple[float, ...]) -> Any:
     """Launch a kernel of optimizer.cu for each table, after one for the norm if that is limited."""
+    values, grads, states, _ = update.slots
+    arrays = [x for each in (values, grads, *states) for x in each]
+    kinds = {x.dtype for x in arrays}
+    if len(kinds) != 1 or not kinds <= REAL.keys() or not all(x.flags.c_contiguous for x in arrays):
+        return NotImplemented
+    with values[0].device:
+        _launch_update(name, update, _tables(update.slots), settings)
+    return None
+
+
+def _launch_update(
+    name: str, update: Update, tables: list[tuple[Any, int]], settings: tuple[float, ...]
+) -> None:
+    dtype = update.slots.values[0].dtype
     # An int would arrive as other bits.
-    limits = math.inf if clip_value is None else float(clip_value), float(clip_norm or 0.0)
+    limit = math.inf if update.clip_value is None else float(update.clip_value)
     partial, partials = None, 0
-    if clip_norm is not None:
+    if update.clip_norm is not None:
         partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)
         for table, blocks in tables:
             _kernel("optimizer", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
-                (blocks,), (_THREADS,), (table, partial, partials, limits[0])
+                (blocks,), (_THREADS,), (table, partial, partials, limit)
             )
             partials += blocks
+    limits = limit, float(update.clip_norm or 0.0)
     for table, blocks in tables:
         _kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))(
             (blocks,), (_THREADS,), (table, partial, partials, *limits, *settings)
         )
 
 
-def _tables(
-    values: list[Array],
-    grads: list[Array],
-    firsts: list[Array],
-    seconds: list[Array],
-    decays: list[float],
-) -> list[tuple[Any, int]]:
+def _tables(slots: Slots) -> list[tuple[Any, int]]:
     """Return the optimizer's arrays as kernel parameters, with the number of blocks of each."""
+    values, grads, states, decays = slots
+    firsts, seconds = [*states, [], []][:2]
     tables = []
     held = [i for i, value in enumerate(values) if value.size]
     for start in range(0, len(held), MOST_ARRAYS):

@@ -1,8 +1,10 @@
-"""Which fused kernel serves an object's formula: the one that its own class names.
+"""What a class says of itself in its own body, and whether it is still true.
 
-A class says so in its body, ``kernel = "relu"``. The name stands for the formula that the class
-had when it was made, and for no other: not for that of a subclass, which says so itself or goes
-without, and not for a formula that was put in its place later, on the class or on an object.
+``kernel = "relu"`` names the fused kernel that serves the class's formula; ``records = True`` says
+that its objects do all their work in kernels, so that a step through them can be recorded; a kernel
+says that, too. Either holds for the code that the class had when it was made, and for no other: not
+for that of a subclass, which says so itself or goes without, and not for a method that was put in
+the place of another one later, on the class or on an object.
 """
 
 from __future__ import annotations
@@ -11,27 +13,38 @@ from typing import Any, NamedTuple
 
 
 class Declaration(NamedTuple):
-    """What a class says of its formula.
+    """What a class says of itself.
 
     Attributes
     ----------
     owner : type
-        The class itself; its subclasses have declarations of their own.
+        The class; its subclasses have declarations of their own.
     kernel : str or None
-        The name of the kernel, if the body of the class has one.
+        The kernel that serves its formula, if its body names one.
     formula : dict of str to function
-        The methods that the kernel stands for, as they were when the class was made.
+        The methods that the kernel stands for.
+    records : bool
+        Whether its body says that a step through it can be recorded.
+    functions : dict of str to function
+        All its methods and properties, those of its bases included.
     """
 
     owner: type
     kernel: str | None
     formula: dict[str, Any]
+    records: bool
+    functions: dict[str, Any]
 
 
-def declare(owner: type, methods: tuple[str, ...]) -> Declaration:
+def declare(owner: type, formula: tuple[str, ...] = ()) -> Declaration:
     """Return what a new class says: for its `__init_subclass__`, which keeps it as `_declared`."""
+    body = vars(owner)
     return Declaration(
-        owner, vars(owner).get("kernel"), {name: getattr(owner, name) for name in methods}
+        owner,
+        body.get("kernel"),
+        {name: getattr(owner, name) for name in formula},
+        bool(body.get("records", body.get("kernel") is not None)),
+        _functions_of(owner),
     )
 
 
@@ -50,20 +63,29 @@ def kernel_of(formula: Any) -> str | None:
     return declared.kernel
 
 
-def functions_of(owner: type) -> dict[str, Any]:
-    """Return all methods and properties of a class, those of its bases included, by name."""
+def may_record(part: Any) -> bool:
+    """Return whether an object's own class says that it records, and its code is the class's."""
+    declared: Declaration | None = getattr(part, "_declared", None)
+    if declared is None or not declared.records or declared.owner is not type(part):
+        return False
+    if not declared.functions.keys().isdisjoint(getattr(part, "__dict__", ())):
+        return False
+    return has_its_functions(declared)
+
+
+def has_its_functions(declared: Declaration) -> bool:
+    """Return whether a class still has the methods and properties that it was made with."""
+    owner = declared.owner
+    for name, function in declared.functions.items():
+        if getattr(owner, name, None) != function:
+            return False
+    return True
+
+
+def _functions_of(owner: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in owner.__mro__[:-1]:  # all but `object`
         for name, item in vars(base).items():
             if callable(item) or hasattr(type(item), "__get__"):
                 found.setdefault(name, getattr(owner, name))
     return found
-
-
-def is_unchanged(part: object, functions: dict[str, Any]) -> bool:
-    """Return whether an object runs just these functions: nobody has replaced one since."""
-    owner = type(part)
-    for name, function in functions.items():
-        if getattr(owner, name, None) != function:
-            return False
-    return functions.keys().isdisjoint(getattr(part, "__dict__", ()))

@@ -7,14 +7,16 @@ cost J with respect to an output. An argument marked as *owned* may be overwritt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from array_api_compat import device
 
-from gpunn._typing import Array, Namespace
+from gpunn._typing import Array, Namespace, Shape
+from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.update import Update
 
 
 class Formula(Protocol):
@@ -29,35 +31,22 @@ class Formula(Protocol):
         """Return dJ/dx, from dJ/dh and either h or x, whichever `saves_output` says."""
 
 
-class Stretch(NamedTuple):
-    """Some consecutive steps of an epoch, as they were made.
+class LossFormula(Protocol):
+    """A loss and its gradient, as written."""
 
-    Attributes
-    ----------
-    rows : slice
-        Which turns of the epoch's order they took.
-    costs, penalties : array (S,)
-        J of each step before its update, and half the weight decay times the sum of squares.
-    totals : array (S,) or None
-        The sum of each batch's weights, if there are any.
-    outputs : array or None
-        The network's outputs before the updates, a row for each turn, if they were asked for.
-    """
-
-    rows: slice
-    costs: Array
-    penalties: Array
-    totals: Array | None
-    outputs: Array | None
+    def compute(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> tuple[Array, Array]:
+        """Return scale * L (N,), or if `summed` its sum, and the gradient of the sum."""
 
 
-class Steps(Protocol):
-    """Makes many steps of training at a time."""
+class Rule(Protocol):
+    """What an optimizer makes of a gradient, in the functions of the standard."""
 
-    def run(
-        self, order: Any, stop: int, decays: Sequence[float], *, outputs: bool
-    ) -> Iterator[Stretch]:
-        """Train on the rows of the first `stop` turns of an order (None: as the data stand)."""
+    def update(
+        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
+    ) -> None:
+        """Update a value and what is kept beside it, in place; the gradient is used up."""
 
 
 class Kernels:
@@ -66,8 +55,18 @@ class Kernels:
     Where a kernel takes `into`, it writes its result there, or for None makes a new array.
     """
 
+    #: Whether what is called often is compiled on this machine: recorded steps are, too, then.
+    compiled: ClassVar[bool] = False
+
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
+        #: Fused forms of losses and updates, by the kernel that their class names: the methods
+        #: `fused_...`, which return NotImplemented for arguments that they do not serve.
+        self._fused: dict[str | None, Callable[..., Any]] = {
+            name.removeprefix("fused_"): getattr(self, name)
+            for name in dir(type(self))
+            if name.startswith("fused_")
+        }
 
     def threads(
         self,
@@ -76,22 +75,6 @@ class Kernels:
     ) -> AbstractContextManager[Any]:
         """Return a context for the products of batches with these: the number of host threads."""
         return nullcontext()
-
-    def steps(  # noqa: PLR0917 (all that training is made of)
-        self,
-        model: Any,  # noqa: ARG002
-        loss: Any,  # noqa: ARG002
-        optimizer: Any,  # noqa: ARG002
-        data: Any,  # noqa: ARG002
-        batch_size: int,  # noqa: ARG002
-        before: Any,  # noqa: ARG002
-    ) -> Steps | None:
-        """Return what trains a model on rows of the data, many steps at a time.
-
-        That may be the one `before`, if nothing has changed. None says that it is one step after
-        the other: always, but for overrides.
-        """
-        return None
 
     # Layers
 
@@ -155,9 +138,66 @@ class Kernels:
         mask = xp.reshape(mask, x.shape)
         return x * mask, mask
 
-    # Losses: each returns the loss of each sample times its scale (N,), or if `summed` the sum of
-    # those, 0-d; and the gradient of the sum. `scale` is a number, 0-d, or an array (N,); it
-    # carries the mean's 1/N and the weights.
+    def add(self, x: Array, y: Array) -> Array:
+        """Return x + y, of arrays of one shape."""
+        return x + y
+
+    def multiply(self, x: Array, y: Array) -> Array:
+        """Return x * y, of arrays of one shape."""
+        return x * y
+
+    def accumulate(self, total: Array, x: Array) -> None:
+        """Add x to a sum, in place."""
+        total += x
+
+    def reshape(self, x: Array, shape: Shape) -> Array:
+        """Return the entries of x in another shape."""
+        return self.xp.reshape(x, shape)
+
+    # Losses
+
+    def loss(
+        self, formula: LossFormula, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> tuple[Array, Array]:
+        """Return the loss of each sample times its scale (N,), or their sum; and its gradient.
+
+        `scale` is a number, 0-d, or an array (N,); it carries the mean's 1/N and the weights.
+        """
+        fused = self._fused.get(kernel_of(formula))
+        if fused is not None:
+            result = fused(formula, prediction, target, scale, summed=summed)
+            if result is not NotImplemented:
+                computed: tuple[Array, Array] = result
+                return computed
+        return formula.compute(prediction, target, scale, summed=summed)
+
+    def class_mass(self, target: Array, class_weight: Array) -> Array:
+        """Return the weight of each sample's class (N,): sum_k y_k c_k.
+
+        `target` is (N,), labels, or (N, K); `class_weight` is (K,). A label out of range has the
+        weight of the nearest class: its loss is NaN in any case.
+        """
+        xp = self.xp
+        if target.ndim == 2:
+            return xp.sum(target * class_weight, axis=1)
+        labels = xp.astype(target, xp.int64, copy=False)
+        labels = self.clip(labels, 0, class_weight.shape[0] - 1)
+        return xp.take(class_weight, labels, axis=0)
+
+    def mean_scale(self, weight: Array | None, mass: Array | None) -> Array:
+        """Return what multiplies each loss in a mean: w_i / sum_i w_i m_i, 0-d without weights.
+
+        If no sample counts for anything it is 0 / 1, not 0 / 0.
+        """
+        total = self.total_mass(weight, mass)
+        total = total + self.xp.astype(total == 0, total.dtype)
+        return (1.0 if weight is None else weight) / total
+
+    def total_mass(self, weight: Array | None, mass: Array | None) -> Array:
+        """Return what a mean divides by, 0-d: the sum of weights, masses or their products."""
+        if mass is None:
+            return self.total(weight)
+        return self.total(mass if weight is None else weight * mass)
 
     def one_hot(self, labels: Array, like: Array) -> Array:
         """Return labels (N,) as rows of zeros with a one, in the shape and dtype of `like` (N, K).
@@ -170,70 +210,6 @@ class Kernels:
         onehot = xp.astype(labels[:, None] == classes[None, :], like.dtype)
         valid = (labels >= 0) & (labels < like.shape[1])
         return xp.where(valid[:, None], onehot, math.nan)
-
-    def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
-        """Return scale * -log softmax(logits)[label] and scale * (softmax(logits) - onehot).
-
-        `logits` (N, K); `labels` (N,), integers in [0, K); outside of it both results are NaN.
-        """
-        targets = self.one_hot(labels, logits)
-        return self.softmax_cross_entropy_soft(logits, targets, scale, summed=summed)
-
-    def softmax_cross_entropy_soft(
-        self, logits: Array, targets: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
-        """Return scale * -sum_k t_k log softmax(logits)_k, and its gradient.
-
-        `logits` and `targets` (N, K). The targets need not sum to one: the gradient is
-        scale * (softmax(logits) * sum_k t_k - t).
-        """
-        xp = self.xp
-        shifted = logits - xp.max(logits, axis=1, keepdims=True)
-        exponentials = xp.exp(shifted)
-        total = xp.sum(exponentials, axis=1, keepdims=True)
-        mass = xp.sum(targets, axis=1, keepdims=True)
-        losses = mass[:, 0] * xp.log(total[:, 0]) - xp.sum(targets * shifted, axis=1)
-        grad = exponentials * (mass / total)
-        grad -= targets
-        return self._scaled(losses, grad, scale, summed)
-
-    def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
-        """Return scale * sum over outputs of log(1 + e^z) - y z, and scale * (sigmoid(z) - y).
-
-        `logits` and `target` (N, P). In the form max(z, 0) - y z + log(1 + e^-|z|) nothing
-        overflows.
-        """
-        xp = self.xp
-        small = xp.exp(-xp.abs(logits))
-        positive = xp.maximum(logits, 0.0)
-        losses = positive - target * logits + xp.log1p(small)
-        grad = xp.exp(logits - positive) / (1.0 + small)
-        grad -= target
-        return self._scaled(xp.sum(losses, axis=1), grad, scale, summed)
-
-    def squared_error(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
-        """Return scale * 1/2 sum over outputs of (prediction - target)^2, and its gradient."""
-        error = prediction - target
-        losses = 0.5 * self.xp.sum(error * error, axis=1)
-        return self._scaled(losses, error, scale, summed)
-
-    def _scaled(
-        self,
-        losses: Array,
-        grad: Array,
-        scale: Any,
-        summed: bool,  # noqa: FBT001
-    ) -> tuple[Array, Array]:
-        """Return the losses (N,) or their sum, and the gradient, times the scale of each sample."""
-        losses = scale * losses
-        by_row = scale[:, None] if hasattr(scale, "shape") and scale.shape else scale
-        return (self.total(losses) if summed else losses), by_row * grad
 
     # Optimizers
 
@@ -254,84 +230,25 @@ class Kernels:
         """Return the Euclidean norm of all gradients taken together, 0-d, on the device."""
         return self.xp.sqrt(self.sum_of_squares(grads))
 
-    def sgd(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        velocities: list[Array],
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
-        """Update `values` (and `velocities`, if there is momentum) in place; `grads` are owned.
+    def update(self, rule: Rule, update: Update) -> None:
+        """Update all arrays of an update in place, by a rule; the gradients are used up.
 
         g is the gradient, clipped to +-clip_value, then scaled so that the norm of all is at most
-        clip_norm, plus decay * value. Without momentum, value -= learning_rate * g. With it,
-        velocity = momentum * velocity - learning_rate * g, and value += velocity, or with
-        Nesterov's look-ahead value += momentum * velocity - learning_rate * g.
+        clip_norm, plus decay * value.
         """
-        grads = self._regularised(values, grads, decays, clip_norm, clip_value)
-        for grad in grads:
-            grad *= learning_rate
-        if not velocities:
-            for value, grad in zip(values, grads, strict=True):
-                value -= grad
+        fused = self._fused.get(kernel_of(rule))
+        if fused is not None and fused(rule, update) is not NotImplemented:
             return
-        for value, grad, velocity in zip(values, grads, velocities, strict=True):
-            velocity *= momentum
-            velocity -= grad
-            value += momentum * velocity - grad if nesterov else velocity
+        values, _, states, _ = update.slots
+        for i, (value, grad) in enumerate(zip(values, self._regularised(update), strict=True)):
+            kept = [state[i] for state in states]
+            rule.update(self.xp, value, grad, kept, update.step_size)
 
-    def adam(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        firsts: list[Array],
-        seconds: list[Array],
-        *,
-        rate: float,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
-        """Update `values` and their moments in place; `grads` are owned.
-
-        With g as in `sgd`, first = beta_1 * first + (1 - beta_1) * g,
-        second = beta_2 * second + (1 - beta_2) * g^2, and
-        value -= rate * first / (sqrt(second) + epsilon).
-        """
-        grads = self._regularised(values, grads, decays, clip_norm, clip_value)
-        for value, grad, first, second in zip(values, grads, firsts, seconds, strict=True):
-            first *= beta_1
-            first += (1.0 - beta_1) * grad
-            grad *= grad
-            grad *= 1.0 - beta_2
-            second *= beta_2
-            second += grad
-            scale = self.xp.sqrt(second)
-            scale += epsilon
-            step = rate * first
-            step /= scale
-            value -= step
-
-    def _regularised(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> list[Array]:
-        """Return what an update takes for the gradients: clipped, then decayed."""
-        if clip_norm is not None or clip_value is not None:
-            grads = self._clipped(grads, clip_norm, clip_value)
+    def _regularised(self, update: Update) -> list[Array]:
+        """Return what a rule takes for the gradients: clipped, then decayed."""
+        values, grads, _, decays = update.slots
+        if update.clip_norm is not None or update.clip_value is not None:
+            grads = self._clipped(grads, update.clip_norm, update.clip_value)
         for value, grad, decay in zip(values, grads, decays, strict=True):
             if decay:
                 grad += decay * value

@@ -8,11 +8,8 @@ run on one thread: the threads of BLAS wait on the other cores. Where a whole st
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from gpunn.kernels.compiled import loops
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.generic import Formula
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.update import Update
 
 with suppress(ImportError):  # a BLAS that must be here before anybody counts the threads of BLAS
     import scipy.linalg.cython_blas  # noqa: F401
@@ -45,12 +43,7 @@ _SLOPES: dict[str | None, int] = {
 class NumbaKernels(NumpyKernels):
     """The kernels that pay for being compiled; the others are NumPy's."""
 
-    def steps(  # noqa: PLR0917 (see `Kernels`)
-        self, model: Any, loss: Any, optimizer: Any, data: Any, batch_size: int, before: Any
-    ) -> Any:
-        """Return what trains a perceptron in compiled steps, if it is one."""
-        serve = _perceptrons()
-        return serve and serve(model, loss, optimizer, data, batch_size, before)
+    compiled = True
 
     def bias_activation(
         self, z: Array, bias: Array | None, formula: Formula
@@ -95,138 +88,84 @@ class NumbaKernels(NumpyKernels):
         result, mask = np.empty_like(x), np.empty_like(x)
         limit = np.uint64(round(rate * 2**32))
         kept = 1.0 / (1.0 - rate)
-        loops.drop(x.ravel(), np.uint64(key), limit, kept, result.ravel(), mask.ravel())
+        loops.drop(x.ravel(), 0, np.uint64(key), limit, kept, result.ravel(), mask.ravel())
         return result, mask
 
-    def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_softmax_cross_entropy(
+        self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the cost and its gradient; the exponentials are NumPy's, which are wide."""
         served = summed and type(scale) is float and _alike(logits, logits)
-        if not (served and labels.dtype == np.int64 and _in_order(labels) and logits.size):
-            return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
+        served = served and labels.dtype == np.int64 and _in_order(labels) and logits.size
+        if not (served and formula.takes(labels)):
+            return super().fused_softmax_cross_entropy(
+                formula, logits, labels, scale, summed=summed
+            )
         grad = np.empty_like(logits)
-        cost = loops.shift(logits, labels, grad)
+        nobody = logits[:0, 0]  # no weights
+        cost = loops.shift(logits, labels, nobody, grad)
         np.exp(grad, out=grad)
-        return logits.dtype.type(loops.softmax(grad, labels, scale, cost)), grad
+        return logits.dtype.type(loops.softmax(grad, labels, nobody, scale, cost)), grad
 
-    def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_binary_cross_entropy(
+        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the cost and its gradient, for few outputs."""
         served = summed and type(scale) is float and logits.size <= _FEW_EXPONENTIALS
-        if not (served and _readable(logits, target)):
-            return super().sigmoid_binary_cross_entropy(logits, target, scale, summed=summed)
+        if not (served and formula.from_logits and _readable(logits, target)):
+            return super().fused_binary_cross_entropy(formula, logits, target, scale, summed=summed)
         grad = np.empty_like(logits)
         cost = loops.binary_cross_entropy(logits.ravel(), target.ravel(), scale, grad.ravel())
         return logits.dtype.type(cost), grad
 
-    def squared_error(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_squared_error(
+        self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the cost and its gradient."""
         if not (summed and type(scale) is float and _readable(prediction, target)):
-            return super().squared_error(prediction, target, scale, summed=summed)
+            return super().fused_squared_error(formula, prediction, target, scale, summed=summed)
         grad = np.empty_like(prediction)
         cost = loops.squared_error(prediction.ravel(), target.ravel(), scale, grad.ravel())
         return prediction.dtype.type(cost), grad
 
-    def sgd(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        velocities: list[Array],
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
+    def fused_sgd(self, rule: Any, update: Update) -> Any:
         """Update each value and its velocity in one pass, after those for the norm if it is asked.
 
         A gradient may come from anywhere, and need not be alike.
         """
-        served = all(map(_alike, values, grads))
-        if not served or (velocities and not all(map(_alike, values, velocities))):
-            super().sgd(
-                values,
-                grads,
-                velocities,
-                learning_rate=learning_rate,
-                momentum=momentum,
-                nesterov=nesterov,
-                decays=decays,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-            )
-            return
-        clips = self._clips(grads, clip_norm, clip_value)
-        if not velocities:
-            velocities, momentum = values, 0.0  # nobody looks at them
+        values, grads, states, decays = update.slots
+        if not all(all(map(_alike, values, others)) for others in (grads, *states)):
+            return NotImplemented
+        clips = self._clips(grads, update)
+        velocities = states[0] if states else values  # without momentum nobody looks at them
+        momentum = rule.momentum if states else 0.0
         for value, grad, velocity, decay in zip(values, grads, velocities, decays, strict=True):
             arrays = value.ravel(), grad.ravel(), velocity.ravel()
-            loops.descend(*arrays, learning_rate, momentum, nesterov, decay, *clips)
+            loops.descend(*arrays, update.step_size, momentum, rule.nesterov, decay, *clips)
+        return None
 
-    def adam(
-        self,
-        values: list[Array],
-        grads: list[Array],
-        firsts: list[Array],
-        seconds: list[Array],
-        *,
-        rate: float,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        decays: list[float],
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
+    def fused_adam(self, rule: Any, update: Update) -> Any:
         """Update each value and its moments in one pass, after those for the norm."""
-        if not all(all(map(_alike, values, others)) for others in (grads, firsts, seconds)):
-            super().adam(
-                values,
-                grads,
-                firsts,
-                seconds,
-                rate=rate,
-                beta_1=beta_1,
-                beta_2=beta_2,
-                epsilon=epsilon,
-                decays=decays,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-            )
-            return
-        clips = self._clips(grads, clip_norm, clip_value)
-        for i, decay in enumerate(decays):
-            arrays = values[i].ravel(), grads[i].ravel(), firsts[i].ravel(), seconds[i].ravel()
-            loops.descend_by_moments(*arrays, rate, beta_1, beta_2, epsilon, decay, *clips)
+        values, grads, states, decays = update.slots
+        if not all(all(map(_alike, values, others)) for others in (grads, *states)):
+            return NotImplemented
+        clips = self._clips(grads, update)
+        numbers = update.step_size, rule.beta_1, rule.beta_2, rule.epsilon
+        for value, grad, first, second, decay in zip(values, grads, *states, decays, strict=True):
+            arrays = value.ravel(), grad.ravel(), first.ravel(), second.ravel()
+            loops.descend_by_moments(*arrays, *numbers, decay, *clips)
+        return None
 
-    def _clips(
-        self, grads: list[Array], clip_norm: float | None, clip_value: float | None
-    ) -> tuple[float, float]:
+    def _clips(self, grads: list[Array], update: Update) -> tuple[float, float]:
         """Return what each entry is brought into, and by what all are multiplied then."""
-        limit = math.inf if clip_value is None else float(clip_value)
-        if clip_norm is None:
+        limit = math.inf if update.clip_value is None else float(update.clip_value)
+        if update.clip_norm is None:
             return limit, 1.0
-        if clip_value is not None:
+        if update.clip_value is not None:
             grads = [self.clip(grad, -limit, limit) for grad in grads]
         norm = float(self.gradient_norm(grads))
-        return limit, clip_norm / max(norm, clip_norm)  # 1, or NaN if the norm is: it comes first
-
-
-@cache
-def _perceptrons() -> Callable[..., Any] | None:
-    """Return `serve`; None without SciPy, whose BLAS it needs."""
-    try:
-        from gpunn.kernels.compiled.perceptron import serve  # noqa: PLC0415 (imports layers)
-    except ImportError as error:
-        logging.getLogger("gpunn").info("steps are not compiled: %s", error)
-        return None
-    return serve
+        # 1, or NaN if the norm is: it comes first.
+        return limit, update.clip_norm / max(norm, update.clip_norm)
 
 
 def _alike(x: Array, y: Array) -> bool:

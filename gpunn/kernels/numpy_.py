@@ -108,17 +108,17 @@ class NumpyKernels(Kernels):
         """Return the sum of all entries."""
         return np.add.reduce(x, axis=None)
 
-    def softmax_cross_entropy(
-        self, logits: Array, labels: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_softmax_cross_entropy(
+        self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the losses and their gradient, for few classes on their side.
 
         Classes go down and samples across: NumPy reduces over a long last axis in wide steps, over
         a short one entry by entry.
         """
         n, k = logits.shape
-        if n == 0 or k > _FEW_CLASSES or labels.dtype != np.int64:
-            return super().softmax_cross_entropy(logits, labels, scale, summed=summed)
+        if n == 0 or k > _FEW_CLASSES or labels.dtype != np.int64 or not formula.takes(labels):
+            return NotImplemented
         table = self._kept(_one_hot_table, (k, k + 2), logits.dtype)
         target = table.take(labels + _ONE, axis=1, mode="clip")
         z = logits.T.copy()
@@ -135,13 +135,15 @@ class NumpyKernels(Kernels):
         losses *= -scale
         return (np.add.reduce(losses) if summed else losses), grad.T
 
-    def sigmoid_binary_cross_entropy(
-        self, logits: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_binary_cross_entropy(
+        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
         """Return the losses and their gradient, in the place of temporaries.
 
         With l = log(1 + e^-|z|), the sigmoid is exp(min(z, 0) - l).
         """
+        if not formula.from_logits:
+            return NotImplemented
         small = np.copysign(logits, _MINUS_ONE)  # -|z|
         log_term = np.log1p(np.exp(small, out=small), out=small)
         losses = np.maximum(logits, _ZERO)
@@ -158,9 +160,15 @@ class NumpyKernels(Kernels):
         losses *= scale
         return (np.add.reduce(losses) if summed else losses), grad
 
-    def squared_error(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool = False
-    ) -> tuple[Array, Array]:
+    def fused_squared_error(
+        self,
+        formula: Any,  # noqa: ARG002 (as for all losses)
+        prediction: Array,
+        target: Array,
+        scale: Any,
+        *,
+        summed: bool,
+    ) -> Any:
         """Return the losses and their gradient, the sum of squares without a temporary."""
         grad = prediction - target
         losses = np.einsum("np,np->n", grad, grad)

@@ -15,7 +15,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.checks import flag, number
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
-from gpunn.kernels.declared import Declaration, declare
+from gpunn.kernels.declared import declare
 from gpunn.layer import Layer, as_instance
 from gpunn.layers.special import erf
 from gpunn.settings import checked
@@ -38,7 +38,6 @@ class Activation(Layer):
     has_parameters: ClassVar[bool] = False
     saves_output: bool = True
     kernel: ClassVar[str | None] = None
-    _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Note which formula the kernel stands for, if a class names one."""

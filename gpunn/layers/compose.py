@@ -7,6 +7,7 @@ from typing import overload
 
 from gpunn._typing import Array
 from gpunn.errors import SettingError, ShapeError
+from gpunn.kernels import kernels
 from gpunn.layer import Layer, as_instance
 from gpunn.tape import Tape
 
@@ -22,6 +23,8 @@ class Sequential(Layer):
     *layers : Layer
         In the order in which they are applied. A layer given twice shares its parameters.
     """
+
+    records = True
 
     def __init__(self, *layers: Layer) -> None:
         for i, layer in enumerate(layers):
@@ -89,6 +92,8 @@ class Residual(Layer):
     He et al., "Deep residual learning for image recognition", CVPR 2016.
     """
 
+    records = True
+
     def __init__(self, layer: Layer) -> None:
         if isinstance(layer, type) and issubclass(layer, Layer):
             raise SettingError(f"Residual: expected a layer, got {as_instance(layer)}")
@@ -104,12 +109,12 @@ class Residual(Layer):
                 f"{self!r}: the inner layer must keep the shape {tuple(x.shape)}, "
                 f"it returned {tuple(y.shape)}"
             )
-        return x + y
+        return kernels(x).add(x, y)
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return grad + f's input gradient."""
         through = self.layer.backward(grad, tape)
-        return None if through is None else grad + through
+        return None if through is None else kernels(grad).add(grad, through)
 
     def __repr__(self) -> str:
         """Return the layer as it would be written."""

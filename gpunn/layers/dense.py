@@ -79,6 +79,8 @@ class Dense(Layer):
     elements.
     """
 
+    records = True
+
     def __init__(
         self,
         in_features: int,
@@ -120,7 +122,7 @@ class Dense(Layer):
         if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
-        k = kernels(weight)
+        k = kernels(x)
         h, saved = k.bias_activation(k.product(x, weight), bias, self.activation)
         if tape is not None:
             tape.push(self, x, saved)

@@ -36,6 +36,7 @@ class Dropout(Layer):
     """
 
     has_parameters: ClassVar[bool] = False
+    records = True
 
     rate: float = checked(number, "[0, 1)")
 
@@ -56,7 +57,7 @@ class Dropout(Layer):
     def backward(self, grad: Array, tape: Tape) -> Array:
         """Return the gradient where x was kept."""
         (mask,) = tape.pop(self)
-        return grad if mask is None else grad * mask
+        return grad if mask is None else kernels(grad).multiply(grad, mask)
 
     def __repr__(self) -> str:
         """Return the layer as it would be written."""

@@ -20,14 +20,15 @@ class Flatten(Layer):
     """
 
     has_parameters: ClassVar[bool] = False
+    records = True
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return x as (N, P)."""
         if tape is not None:
             tape.push(self, x.shape)
-        return kernels(x).xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+        return kernels(x).reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
     def backward(self, grad: Array, tape: Tape) -> Array:
         """Return grad in the shape of x."""
         (shape,) = tape.pop(self)
-        return kernels(grad).xp.reshape(grad, shape)
+        return kernels(grad).reshape(grad, shape)

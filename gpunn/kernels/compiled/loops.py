@@ -11,8 +11,13 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels.compiled.native import compiled, power_of_two
 
-#: Activations whose slope is computed from h, by number.
+#: Activations, by number: first those whose gradient takes one pass together with its column sums.
 RELU, TANH, SIGMOID, IDENTITY = range(4)
+LEAKY_RELU, ELU, SILU, GELU, GELU_TANH, SOFTPLUS = range(4, 10)
+
+#: For GELU: sqrt(1/2), 1 / sqrt(2 pi), and the constants of its tanh form.
+_ROOT_HALF, _DENSITY = math.sqrt(0.5), 1.0 / math.sqrt(2.0 * math.pi)
+_GELU_C, _GELU_B = math.sqrt(2.0 / math.pi), 0.044715
 
 _LOG2_E = 1.4426950408889634
 #: log 2 in two parts, for single and double precision: the first has so few bits that its multiples
@@ -35,19 +40,58 @@ def add_bias(z: Array, bias: Array, relu: bool) -> None:
 
 
 @compiled
-def activate(kind: int, z: Array) -> None:
-    """Write tanh z or the logistic function of z over z; anything else stays as it is."""
-    one, two = z.dtype.type(1), z.dtype.type(2)
-    if kind == TANH:
-        for i in range(z.size):
-            less, scale = _reduced(-two * abs(z[i]))
-            small = scale * less + (scale - one)  # e^(-2|z|) - 1, to the last digits
-            z[i] = math.copysign(small / (small + two), z[i])
+def activate(kind: int, x: Array) -> None:
+    """Write max(x, 0), tanh x or the logistic function of x over x.
+
+    In place: of two arrays the compiler would have to assume that they overlap in any way.
+    """
+    zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
+    if kind == RELU:
+        for i in range(x.size):
+            x[i] = zero if x[i] < zero else x[i]
+    elif kind == TANH:
+        for i in range(x.size):
+            less, scale = _reduced(-two * abs(x[i]))
+            small = scale * less + (scale - one)  # e^(-2|x|) - 1, to the last digits
+            x[i] = math.copysign(small / (small + two), x[i])
     elif kind == SIGMOID:
-        for i in range(z.size):
-            less, scale = _reduced(-abs(z[i]))
-            small = scale * less + scale
-            z[i] = (one if z[i] >= 0 else small) / (one + small)
+        for i in range(x.size):
+            x[i] = _sigmoid(x[i])
+
+
+@compiled
+def activate_otherwise(kind: int, p: Any, x: Array) -> None:
+    """Write the activation of that number, which has one parameter at most, over x."""
+    of = x.dtype.type
+    zero, one, half = of(0), of(1), of(0.5)
+    if kind == LEAKY_RELU:
+        for i in range(x.size):
+            x[i] = max(x[i], p * x[i])
+    elif kind == ELU:
+        for i in range(x.size):
+            less, scale = _reduced(min(x[i], zero))
+            x[i] = max(x[i], zero) + p * (scale * less + (scale - one))
+    elif kind == SILU:
+        for i in range(x.size):
+            x[i] = x[i] * _sigmoid(x[i])
+    elif kind == GELU:
+        for i in range(x.size):
+            x[i] = x[i] * (half * (one + math.erf(x[i] * of(_ROOT_HALF))))
+    elif kind == GELU_TANH:
+        for i in range(x.size):
+            x[i] = x[i] * _sigmoid(of(2 * _GELU_C) * (x[i] + of(_GELU_B) * (x[i] * x[i] * x[i])))
+    elif kind == SOFTPLUS:
+        for i in range(x.size):
+            less, scale = _reduced(-abs(x[i]))
+            x[i] = max(x[i], zero) + np.log1p(scale * less + scale)
+
+
+@compiled
+def _sigmoid(x: Any) -> Any:
+    """Return the logistic function, without overflow."""
+    less, scale = _reduced(-abs(x))
+    small = scale * less + scale
+    return (type(x)(1) if x >= type(x)(0) else small) / (type(x)(1) + small)
 
 
 @compiled
@@ -97,6 +141,38 @@ def times_slope(kind: int, grad: Array, saved: Array, result: Array) -> None:
 
 
 @compiled
+def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
+    """Write dJ/dx of the activation of that number, from h, or for SiLU and GELU from x."""
+    of = grad.dtype.type
+    zero, one, half, two = of(0), of(1), of(0.5), of(2)
+    if kind == LEAKY_RELU:
+        for i in range(grad.size):
+            result[i] = grad[i] * (one if saved[i] > zero else p)
+    elif kind == ELU:
+        for i in range(grad.size):
+            result[i] = grad[i] * (one if saved[i] > zero else saved[i] + p)
+    elif kind == SILU:
+        for i in range(grad.size):
+            s = _sigmoid(saved[i])
+            result[i] = grad[i] * (s * (one + saved[i] * (one - s)))
+    elif kind == GELU:
+        for i in range(grad.size):
+            x = saved[i]
+            density = np.exp(-half * x * x) * of(_DENSITY)
+            result[i] = grad[i] * (half * (one + math.erf(x * of(_ROOT_HALF))) + x * density)
+    elif kind == GELU_TANH:
+        for i in range(grad.size):
+            x = saved[i]
+            s = _sigmoid(of(2 * _GELU_C) * (x + of(_GELU_B) * (x * x * x)))
+            density = two * s * (one - s) * (of(_GELU_C) * (one + of(3 * _GELU_B) * (x * x)))
+            result[i] = grad[i] * (s + x * density)
+    elif kind == SOFTPLUS:
+        for i in range(grad.size):
+            less, scale = _reduced(-saved[i])
+            result[i] = -grad[i] * (scale * less + (scale - one))
+
+
+@compiled
 def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, sums: Array) -> None:
     """Write dJ/dz and its column sums."""
     sums[:] = 0
@@ -108,11 +184,16 @@ def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, su
 
 
 @compiled
-def drop(x: Array, key: Any, least: Any, kept: float, result: Array, mask: Array) -> None:
-    """Write the mask and x times it. An integer that is not unsigned would make floats of them."""
+def drop(
+    x: Array, start: int, key: Any, least: Any, kept: float, result: Array, mask: Array
+) -> None:
+    """Write the mask and x times it, for the entries from the `start`-th on.
+
+    An integer that is not unsigned would make floats of the others.
+    """
     zero, one = x.dtype.type(0), x.dtype.type(kept)
     for i in range(x.size):
-        bits = np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15) + key
+        bits = np.uint64(start + i + 1) * np.uint64(0x9E3779B97F4A7C15) + key
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
@@ -122,8 +203,11 @@ def drop(x: Array, key: Any, least: Any, kept: float, result: Array, mask: Array
 
 
 @compiled
-def shift(logits: Array, labels: Array, result: Array) -> float:
-    """Write each row less its largest; return minus the sum of what stands at the labels."""
+def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
+    """Write each row less its largest; return minus the sum of what stands at the labels.
+
+    Rows count by their weights, if there are any.
+    """
     cost = 0.0
     for i in range(logits.shape[0]):
         top = logits[i, 0]
@@ -132,27 +216,41 @@ def shift(logits: Array, labels: Array, result: Array) -> float:
         for j in range(logits.shape[1]):
             result[i, j] = logits[i, j] - top
         label = labels[i]
-        cost -= result[i, label] if 0 <= label < logits.shape[1] else math.nan
+        loss = -result[i, label] if 0 <= label < logits.shape[1] else math.nan
+        cost += weights[i] * loss if weights.size else loss
     return cost
 
 
 @compiled
-def softmax(grad: Array, labels: Array, scale: float, cost: float) -> float:
+def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: float) -> float:
     """Make exponentials scale * (softmax - onehot); return scale * (cost + logs of their sums)."""
     of = grad.dtype.type
     for i in range(grad.shape[0]):
         total = of(0)
         for j in range(grad.shape[1]):
             total += grad[i, j]
-        cost += np.log(total)
+        weight = weights[i] if weights.size else of(1)
+        cost += weight * np.log(total)
         label = labels[i]
         valid = 0 <= label < grad.shape[1]
-        factor = of(scale) / total if valid else of(math.nan)
+        own = of(scale) * weight
+        factor = own / total if valid else of(math.nan)
         for j in range(grad.shape[1]):
             grad[i, j] *= factor
         if valid:
-            grad[i, label] -= of(scale)
+            grad[i, label] -= own
     return scale * cost
+
+
+@compiled
+def subtract_largest(logits: Array, result: Array) -> None:
+    """Write each row less its largest entry."""
+    for i in range(logits.shape[0]):
+        top = logits[i, 0]
+        for j in range(1, logits.shape[1]):
+            top = max(top, logits[i, j])
+        for j in range(logits.shape[1]):
+            result[i, j] = logits[i, j] - top
 
 
 @compiled

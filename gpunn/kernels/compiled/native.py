@@ -16,12 +16,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 #: Sums may be reordered, and products and sums joined; NaN and infinity mean what they mean.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-_SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FASTMATH}
+SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FASTMATH}
 
 
 def compiled(function: _F, **settings: Any) -> _F:
     """Return the function, to be compiled at its first call and kept in a file for the next run."""
-    settings = _SETTINGS | settings
+    settings = SETTINGS | settings
     try:
         made: _F = numba.njit(cache=True, **settings)(function)
     except RuntimeError:  # no folder that it could write to
@@ -31,7 +31,7 @@ def compiled(function: _F, **settings: Any) -> _F:
 
 def inlined(function: _F) -> _F:
     """Return the function, to be compiled within the one that calls it, which is sooner done."""
-    made: _F = numba.njit(inline="always", **_SETTINGS)(function)
+    made: _F = numba.njit(inline="always", **SETTINGS)(function)
     return made
 
 

@@ -1,0 +1,380 @@
+"""Recorded steps on the CPU: many of them in one compiled call, on one thread or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.backend import get_backend
+from gpunn.data import Batch
+from gpunn.init import as_generator
+from gpunn.kernels.compiled import crew
+from gpunn.kernels.compiled.blas import ROOM
+from gpunn.kernels.declared import may_record
+from gpunn.kernels.numpy_ import OneThread, is_small, one_thread
+from gpunn.layer import Layer
+from gpunn.loss import Loss
+from gpunn.optim import Optimizer
+from gpunn.program.fingerprint import Fingerprint
+from gpunn.program.instructions import CONTEXT
+from gpunn.program.interpreter import CONTEXT_SIZE, run_program
+from gpunn.program.lower import Lowering, Piece
+from gpunn.program.record import (
+    BatchLike,
+    NotNowError,
+    NotRecordableError,
+    Recording,
+    kind_of,
+    record_forward,
+    record_step,
+)
+from gpunn.program.results import StepResults
+from gpunn.program.table import Table
+
+#: Minimum work per thread, in multiplications per step, and minimum rows per thread.
+_WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
+#: With more multiplications per step, or more threads, BLAS shares its products out better.
+_MOST_WORK, _MOST_THREADS = 1 << 30, 8
+#: A call makes about so many multiplications, or takes so many rows: then an interrupt is heard.
+_WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
+#: And so many numbers of the network's outputs, if they are wanted.
+_ENTRIES_AT_ONCE = 1 << 20
+#: An update takes as long as so many multiplications, for each weight.
+_WORK_OF_AN_UPDATE = 24
+#: Up to so many numbers are updated in one go, when the step's gradients are all there; of more,
+#: each array follows the last use of its gradient, which is still in the cache.
+_MOST_IN_ONE_GO = 1 << 16
+
+_DTYPES = (np.dtype("float32"), np.dtype("float64"))
+
+
+class Plan:
+    """What a step on batches of one size is, for any number of threads.
+
+    Parameters
+    ----------
+    recording : Recording
+    optimizer : Optimizer or None
+        Whose update comes last; None for a forward pass.
+    penalized : bool
+        Whether the costs contain the penalty of weight decay.
+    """
+
+    def __init__(
+        self, recording: Recording, optimizer: Optimizer | None, *, penalized: bool
+    ) -> None:
+        self.recording = recording
+        self._optimizer = optimizer
+        self._penalized = penalized
+        self._tables: dict[tuple[int, bool], Table] = {}
+        lowering = self._lowered(1)
+        self.work = lowering.work
+        self.y_dtype = lowering.y_dtype
+
+    def table(self, threads: int, *, in_order: bool) -> Table:
+        """Return the instructions for so many threads."""
+        key = threads, in_order
+        if key not in self._tables:
+            self._tables[key] = Table(self._lowered(threads), in_order=in_order)
+        return self._tables[key]
+
+    def _lowered(self, threads: int) -> Lowering:
+        lowering = Lowering(self.recording, threads)
+        if self._optimizer is not None:
+            pieces = _pieces(self._optimizer, self.recording, threads)
+            lowering.work += _WORK_OF_AN_UPDATE * sum(piece.value.size for piece in pieces)
+            lowering.update(self._optimizer, pieces, penalized=self._penalized)
+        prediction = self.recording.prediction
+        assert prediction is not None  # noqa: S101
+        n = _copy_place(lowering, prediction)
+        lowering.by_rows(
+            "copy_out",
+            {"a": prediction},
+            prediction,
+            flag=lambda lane: lane.first,
+        )
+        copy = lowering.instructions.pop()
+        copy.writes = []
+        lowering.instructions.insert(n, copy)
+        return lowering
+
+
+def _copy_place(lowering: Lowering, prediction: Any) -> int:
+    """Return where the prediction is there, and nobody has written over it yet."""
+    root = lowering.root(prediction)
+    written = [
+        i
+        for i, instruction in enumerate(lowering.instructions)
+        if any(access.place is root for access in instruction.writes)
+    ]
+    return written[-1] + 1 if written else 0
+
+
+def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Piece]:
+    """Return what is updated at once: the optimizer's blocks, or its arrays one by one."""
+    slots = optimizer.slots()
+    if slots is None:
+        raise NotNowError("a parameter has a gradient already, or another array")
+    for i, grad in recording.grads.items():
+        if grad is not slots.grads[i]:
+            raise NotRecordableError("a gradient is not where the optimizer reads it")
+    every = len(recording.grads) == len(slots.values)
+    small = sum(value.size for value in slots.values) <= _MOST_IN_ONE_GO
+    if every and small and threads == 1:
+        slots, chosen = optimizer.blocks(), None
+    else:
+        chosen = sorted(recording.grads)
+    found = [
+        Piece(value, grad, [state[i] for state in slots.states], bool(decays))
+        for i, (value, grad, decays) in enumerate(
+            zip(slots.values, slots.grads, slots.decays, strict=True)
+        )
+    ]
+    return found if chosen is None else [found[i] for i in chosen]
+
+
+class CpuSteps:
+    """Makes the steps of an epoch, or the predictions for a data set.
+
+    Parameters
+    ----------
+    model : Layer
+    loss : Loss or None
+        None for predictions alone.
+    optimizer : Optimizer or None
+        None where nothing is trained.
+    batch : Batch
+        Some data; other data of the same kind can be run.
+    batch_size : int
+    penalized : bool, default False
+        Whether the costs contain the penalty of weight decay.
+
+    Raises
+    ------
+    NotRecordableError
+        If the step cannot be recorded, or has no instructions; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss | None,
+        optimizer: Optimizer | None,
+        batch: Batch,
+        batch_size: int,
+        *,
+        penalized: bool = False,
+    ) -> None:
+        self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._batch_size = batch_size
+        self._penalized = penalized
+        self._kind = kind_of(batch)
+        self._dtype = batch.x.dtype
+        if self._dtype not in _DTYPES:
+            raise NotRecordableError(f"the features are {self._dtype}, not float32 or float64")
+        parts = [part for part in (model, loss) if part is not None]
+        reason = Fingerprint(parts).why_not()
+        if reason is None and optimizer is not None:
+            reason = _why_no_update(optimizer)
+        if reason is not None:
+            raise NotRecordableError(reason)
+        if optimizer is not None and penalized:
+            optimizer.lay_decaying_apart()
+        self._plans: dict[int, Plan] = {}
+        self._plan(batch_size)
+        self._fingerprint = Fingerprint(parts)
+        self._rule = _rule(optimizer)
+        self._values = None if optimizer is None else optimizer.slots().values  # type: ignore[union-attr]
+        self._most_threads = self._threads_worth()
+        self._contexts = np.zeros((_MOST_THREADS, CONTEXT_SIZE // 8), np.int64)
+        self._workspace = np.zeros((self._most_threads, ROOM // 8), np.int64)
+
+    def serves(
+        self,
+        model: Layer,
+        loss: Loss | None,
+        optimizer: Optimizer | None,
+        batch: Batch,
+        batch_size: int,
+        *,
+        penalized: bool = False,
+    ) -> bool:
+        """Return whether this still describes these parts, and such data."""
+        if model is not self._model or loss is not self._loss or optimizer is not self._optimizer:
+            return False
+        if (batch_size, penalized) != (self._batch_size, self._penalized):
+            return False
+        if kind_of(batch) != self._kind or not self._fingerprint.holds():
+            return False
+        if optimizer is None:
+            return True
+        slots = optimizer.slots()
+        if slots is None or slots.values is not self._values:
+            return False
+        return _why_no_update(optimizer) is None and _rule(optimizer) == self._rule
+
+    def run(
+        self,
+        batch: Batch,
+        order: Any,
+        stop: int,
+        decays: Sequence[float],
+        *,
+        outputs: bool,
+        rng: Any = None,
+    ) -> Iterator[StepResults]:
+        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
+        rows = None if order is None else np.ascontiguousarray(order, np.int64)
+        data = self._data(batch)
+        at_once = self._rows_at_once(outputs=outputs)
+        for start in range(0, stop, at_once):
+            turns = slice(start, min(start + at_once, stop))
+            first, last = start // self._batch_size, -(-turns.stop // self._batch_size)
+            yield self._run_turns(turns, rows, data, decays[first:last], outputs=outputs, rng=rng)
+
+    def _run_turns(
+        self,
+        turns: slice,
+        rows: Array | None,
+        data: dict[str, Array],
+        decays: Sequence[float],
+        *,
+        outputs: bool,
+        rng: Any,
+    ) -> StepResults:
+        """Make the steps of some turns."""
+        alone = one_thread()
+        assert alone is not None  # noqa: S101 (`why_not` has seen it)
+        plan = self._plan(self._batch_size)
+        size = turns.stop - turns.start
+        n = -(-size // self._batch_size)
+        threads = self._threads(alone)
+        with alone.hold():
+            threads = threads if alone.count() == 1 else 1  # somebody else's limit is in force
+            costs, penalties = np.zeros((n, threads)), np.zeros((n, threads))
+            totals = np.zeros(n) if plan_has_totals(plan) else None
+            made, meeting = np.zeros(1, np.int64), np.zeros(2, np.int64)
+            result, keys = None, None
+            if outputs:
+                assert plan.recording.prediction is not None  # noqa: S101
+                shape = (size, *plan.recording.prediction.shape[1:])
+                result = np.empty(shape, self._dtype)
+            if plan.recording.n_keys:
+                keys = as_generator(rng).integers(
+                    2**64, size=n * plan.recording.n_keys, dtype=np.uint64
+                )
+            arrays = {"decays": np.array(decays, np.float64), "order": rows, "made": made}
+            arrays |= {"costs": costs, "penalties": penalties, "totals": totals}
+            arrays |= {"outputs": result, "keys": keys, **data}
+            if self._optimizer is not None:
+                arrays["rates"] = np.array(self._optimizer.step_sizes(n), np.float64)
+            self._fill(threads, turns.start, arrays)
+            segments, tables = self._segments(size, threads, in_order=rows is None)
+            arguments = (
+                self._contexts.ctypes.data,
+                segments.ctypes.data,
+                segments.shape[1],
+                meeting.ctypes.data,
+                self._dtype.type(1),
+            )
+            held = (arrays, segments, tables, self._contexts, self._workspace, meeting)
+            try:
+                crew.run(run_program, threads, meeting, *arguments, held=held)
+            finally:  # after an interrupt, too
+                if self._optimizer is not None:
+                    self._optimizer.count_updates(int(made[0]))
+        return StepResults(turns, costs.sum(axis=1), penalties.sum(axis=1), totals, result)
+
+    def _fill(self, threads: int, start: int, arrays: dict[str, Array | None]) -> None:
+        """Write the threads' contexts."""
+        addresses = {name: 0 if x is None else x.ctypes.data for name, x in arrays.items()}
+        addresses |= {"start": start, "turn": start, "threads": threads}
+        row = [addresses.get(name, 0) for name in CONTEXT]
+        for thread in range(threads):
+            self._contexts[thread, : len(row)] = row
+            self._contexts[thread, CONTEXT.index("thread")] = thread
+            workspace = self._workspace[thread].ctypes.data
+            self._contexts[thread, CONTEXT.index("workspace")] = workspace
+
+    def _segments(self, size: int, threads: int, *, in_order: bool) -> tuple[Array, list[Table]]:
+        """Return what to run, for each thread: whole batches, and then one that is not."""
+        whole, rest = divmod(size, self._batch_size)
+        parts = [(self._batch_size, whole)] * bool(whole) + [(rest, 1)] * bool(rest)
+        tables = [self._plan(n).table(threads, in_order=in_order) for n, _ in parts]
+        segments = np.zeros((threads, len(parts), 8), np.int64)
+        for i, ((n, steps), table) in enumerate(zip(parts, tables, strict=True)):
+            for thread in range(threads):
+                segments[thread, i, :6] = (*table.segments[thread], n, steps)
+        return segments, tables
+
+    def _plan(self, n: int) -> Plan:
+        """Return the plan for batches of n samples, recorded when it is first asked for."""
+        if n not in self._plans:
+            like = BatchLike.of(n, self._kind)
+            place = get_backend("numpy")
+            if self._optimizer is None:
+                recording = record_forward(self._model, self._loss, like, place)
+            else:
+                assert self._loss is not None  # noqa: S101
+                parameters = self._optimizer.parameters
+                recording = record_step(self._model, self._loss, parameters, like, place)
+            self._plans[n] = Plan(recording, self._optimizer, penalized=self._penalized)
+        return self._plans[n]
+
+    def _data(self, batch: Batch) -> dict[str, Array]:
+        """Return the data as the instructions read them."""
+        wanted = {"x": self._dtype, "y": self._plan(self._batch_size).y_dtype}
+        wanted["weight"] = self._dtype
+        parts = {"x": batch.x, "y": batch.y, "weight": batch.sample_weight}
+        return {
+            name: np.require(part, wanted[name], ["C_CONTIGUOUS", "ALIGNED"])
+            for name, part in parts.items()
+            if part is not None and wanted[name] is not None
+        }
+
+    def _rows_at_once(self, *, outputs: bool) -> int:
+        """Return how many rows a call takes: whole batches."""
+        size, plan = self._batch_size, self._plan(self._batch_size)
+        rows = min(size * _WORK_AT_ONCE // max(1, plan.work), _ROWS_AT_ONCE)
+        if outputs:
+            assert plan.recording.prediction is not None  # noqa: S101
+            rows = min(rows, _ENTRIES_AT_ONCE // max(1, plan.recording.prediction.width))
+        return size * max(1, rows // size)
+
+    def _threads(self, alone: OneThread) -> int:
+        """Return how many threads to have: as many as BLAS would."""
+        wanted = min(alone.count(), self._most_threads)
+        return crew.available(wanted) if alone.of_all_threads() else 1
+
+    def _threads_worth(self) -> int:
+        """Return how many threads pay for such steps."""
+        n, work = self._batch_size, self._plan(self._batch_size).work
+        values = [parameter.value for parameter in self._model.parameters()]
+        if not values or is_small(n, values):
+            return 1
+        return max(1, min(work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
+
+
+def plan_has_totals(plan: Plan) -> bool:
+    """Return whether the mean divides by a sum of weights."""
+    return any(operation.kernel == "mean_scale" for operation in plan.recording.operations)
+
+
+def _why_no_update(optimizer: Optimizer) -> str | None:
+    if not may_record(optimizer):
+        return f"{type(optimizer).__name__} does not say in its own class body that it records"
+    return None
+
+
+def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
+    """Return the settings that instructions have in them."""
+    names = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "clip_norm", "clip_value")
+    return tuple(getattr(optimizer, name, None) for name in names)
+
+
+def why_not_here() -> str | None:
+    """Return what keeps recorded steps from being compiled here; None if nothing does."""
+    return None if one_thread() is not None else "threadpoolctl is not installed"

@@ -1,0 +1,30 @@
+"""What recorded steps leave behind."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gpunn._typing import Array
+
+
+class StepResults(NamedTuple):
+    """The results of some consecutive steps of an epoch.
+
+    Attributes
+    ----------
+    rows : slice
+        Which turns of the epoch's order they took.
+    costs, penalties : array (S,)
+        J of each step before its update, and half the weight decay times the sum of squares; the
+        latter is 0 where nobody asked for it.
+    totals : array (S,) or None
+        What the mean of each batch divides by, if that is not the number of samples.
+    outputs : array or None
+        The network's outputs before the updates, a row for each turn, if they were asked for.
+    """
+
+    rows: slice
+    costs: Array
+    penalties: Array
+    totals: Array | None
+    outputs: Array | None

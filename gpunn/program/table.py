@@ -1,0 +1,173 @@
+"""A program for the CPU's interpreter: instructions with the addresses of their operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.program.instructions import CONTEXT, SIZE, WORDS, address_of
+from gpunn.program.lower import Instruction, Lane, Lowering, Patch
+from gpunn.program.phases import ALL, OWN, phases
+from gpunn.program.placement import Span, aligned, in_a_row, plan
+from gpunn.program.record import Value
+
+_FLOATS = ("p", "q", "r", "s")
+_PLACE = {word: i for i, word in enumerate(WORDS)}
+
+
+class Table:
+    """The instructions of a step on batches of one size, for each of some threads.
+
+    Parameters
+    ----------
+    lowering : Lowering
+        Its instructions, and the number of threads.
+    in_order : bool
+        Whether rows come as they stand, and are read where they are; else they are gathered.
+
+    Attributes
+    ----------
+    segments : list of tuple of int
+        For each thread where its instructions and patches begin, and how many there are.
+    """
+
+    def __init__(self, lowering: Lowering, *, in_order: bool) -> None:
+        self._lowering = lowering
+        self._in_order = in_order
+        self._parts = _parts_of(lowering)
+        gathers = [] if in_order else self._gathers()
+        found = phases([*gathers, *lowering.instructions], lowering.threads)
+        self._order = [instruction for phase in found for instruction in phase]
+        self._place()
+        self._held: list[Array] = [self._block]
+        self.segments = [self._write(thread, found) for thread in range(lowering.threads)]
+
+    # Where values lie
+
+    def _place(self) -> None:
+        """Plan the memory of all values.
+
+        A value that each thread reads only where it wrote lies in the thread's lane, where others
+        may follow it. One that all threads read lies by itself: threads are not at the same
+        instruction, and one would write over what another has still to read.
+        """
+        low, threads = self._lowering, self._lowering.threads
+        spans: dict[Value, list[int]] = {}
+        shared: dict[Value, None] = {}
+        for i, instruction in enumerate(self._order):
+            for access in (*instruction.reads, *instruction.writes):
+                value = access.place
+                if not isinstance(value, Value) or (self._in_order and value in self._parts):
+                    continue
+                spans.setdefault(value, [i, i])[1] = i
+                if threads > 1 and (access.sharing is ALL or not value.by_sample):
+                    shared[value] = None
+        lanes = [value for value in spans if value not in shared]
+        most = -(-low.n // threads)
+        sizes = [self._row_size(v) * (low.n if self._is_whole(v, threads) else most) for v in lanes]
+        offsets, lane_size = plan(
+            [Span(size, *spans[value]) for value, size in zip(lanes, sizes, strict=True)]
+        )
+        whole_sizes = [self._row_size(value) * value.shape[0] for value in shared]
+        starts, total = in_a_row(whole_sizes)
+        self._lane_size = aligned(lane_size) + 128  # threads' lines are apart
+        self._block = np.zeros(total + threads * self._lane_size + 64, np.uint8)
+        first = self._block.ctypes.data
+        first += -first % 64
+        self._shared = {value: first + start for value, start in zip(shared, starts, strict=True)}
+        self._lanes = {
+            value: first + total + offset for value, offset in zip(lanes, offsets, strict=True)
+        }
+
+    def _is_whole(self, value: Value, threads: int) -> bool:
+        """Return whether a lane has all rows of a value."""
+        return threads == 1 or self._lowering.sharing.get(value) is OWN
+
+    def _row_size(self, value: Value) -> int:
+        """Return the bytes of a row."""
+        dtype = value.dtype
+        if value is self._lowering.recording.y:
+            dtype = self._lowering.y_dtype
+        return value.width * int(dtype.itemsize)
+
+    def _address(self, value: Value, sharing: Any, thread: int, first: int) -> int | Patch:
+        """Return where a thread finds its rows of a value, or all of it."""
+        low = self._lowering
+        value = low.root(value)
+        row = self._row_size(value)
+        own = 0 if sharing is ALL or not value.by_sample else first * row
+        if self._in_order and value in self._parts:
+            return Patch(self._parts[value], own, row)
+        if value in self._shared:
+            return self._shared[value] + own
+        start = self._lanes[value] + thread * self._lane_size
+        return start + own if self._is_whole(value, low.threads) else start
+
+    # What is written
+
+    def _gathers(self) -> list[Instruction]:
+        """Return the instructions that bring the rows of a batch together."""
+        low, found = self._lowering, []
+        used = {access.place for each in low.instructions for access in (*each.reads, *each.writes)}
+        for value, part in self._parts.items():
+            if value not in used:
+                continue
+            labels = part == "y" and low.y_dtype == np.int64
+            whole = low.sharing[value] is OWN
+            slot = CONTEXT.index(part)
+
+            def words(
+                lane: Lane, value: Value = value, whole: bool = whole, slot: int = slot
+            ) -> dict[str, Any]:
+                return {
+                    "m": low.n if whole else lane.rows,
+                    "k": value.width,
+                    "a": slot,
+                    "c": lane.address(value, ALL if whole else None),
+                    "flag": 0 if whole else lane.first,
+                }
+
+            name = "gather_labels" if labels else "gather"
+            found.append(Instruction(name, [], [low.at(value)], words))
+        return found
+
+    def _write(self, thread: int, found: list[list[Instruction]]) -> tuple[int, int, int, int]:
+        """Write a thread's instructions; return where they and their patches are."""
+        low = self._lowering
+        first = low.n * thread // low.threads
+        last = low.n * (thread + 1) // low.threads
+
+        def address(value: Value, sharing: Any) -> int | Patch:
+            return self._address(value, sharing, thread, first)
+
+        lane = Lane(thread, low.threads, first, last, address)
+        meetings = len(found) if low.threads > 1 else 0
+        table = np.zeros((len(self._order) + meetings, len(WORDS)), np.int64)
+        numbers, patches, i = table.view(np.float64), [], 0
+        for phase in found:
+            for instruction in phase:
+                table[i, 0] = address_of(instruction.name, low.dtype)
+                for word, value in instruction.words(lane).items():
+                    column = _PLACE[word]
+                    if isinstance(value, Patch):
+                        place = table.ctypes.data + i * SIZE + 8 * column
+                        slot = CONTEXT.index(value.part)
+                        patches.append((place, slot, value.offset, value.row_size))
+                    elif word in _FLOATS:
+                        numbers[i, column] = value
+                    else:
+                        table[i, column] = value
+                i += 1
+            i += bool(meetings)
+        kept = np.array(patches, np.int64).reshape(-1, 4)
+        self._held += [table, kept]
+        return table.ctypes.data, len(table), kept.ctypes.data, len(kept)
+
+
+def _parts_of(lowering: Lowering) -> dict[Value, str]:
+    """Return the values that come with the batch, by the part that each one is."""
+    recording = lowering.recording
+    parts = {"x": recording.x, "y": recording.y, "weight": recording.sample_weight}
+    return {value: part for part, value in parts.items() if value is not None}
