@@ -4,14 +4,20 @@ Start with `Sequential`, `Dense`, a loss, `SGD`, `Loader` and `Trainer`; `get_ba
 between the CPU and a GPU.
 """
 
-from gpunn import errors, init, schedules
-from gpunn.adam import Adam
-from gpunn.backend import Backend, backend_of, get_backend, to_numpy, use
-from gpunn.data import Batch, Loader
-from gpunn.gradcheck import GradientReport, check_gradients
-from gpunn.history import History
-from gpunn.layer import Layer
-from gpunn.layers.activation import (
+from gpunn import errors
+from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy, use
+from gpunn.data.loader import Batch, Loader
+from gpunn.files.weights import LoadReport, load, save
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    MeanSquaredError,
+    SoftmaxCrossEntropy,
+)
+from gpunn.losses.logistic import logistic_regression
+from gpunn.nn import init
+from gpunn.nn.activation import (
     ACTIVATIONS,
     ELU,
     GELU,
@@ -26,22 +32,17 @@ from gpunn.layers.activation import (
     Softplus,
     Tanh,
 )
-from gpunn.layers.compose import Residual, Sequential
-from gpunn.layers.dense import Dense
-from gpunn.layers.dropout import Dropout
-from gpunn.layers.shape import Flatten
-from gpunn.logistic import logistic_regression
-from gpunn.loss import Loss
-from gpunn.losses import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    MeanSquaredError,
-    SoftmaxCrossEntropy,
-)
-from gpunn.metrics import MAE, R2, Accuracy, BinaryAccuracy, Metric, TopK
-from gpunn.optim import Optimizer
-from gpunn.parameter import Buffer, Parameter
-from gpunn.schedules import (
+from gpunn.nn.containers import Residual, Sequential
+from gpunn.nn.dense import Dense
+from gpunn.nn.dropout import Dropout
+from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Buffer, Parameter
+from gpunn.nn.shape import Flatten
+from gpunn.nn.tape import Tape
+from gpunn.optim import schedules
+from gpunn.optim.adam import Adam
+from gpunn.optim.base import Optimizer
+from gpunn.optim.schedules import (
     Constant,
     Cosine,
     ExponentialDecay,
@@ -50,12 +51,13 @@ from gpunn.schedules import (
     StepDecay,
     WarmUp,
 )
-from gpunn.sgd import SGD
-from gpunn.state import LoadReport, load, save
-from gpunn.step import train_step
-from gpunn.stopping import EarlyStopping
-from gpunn.tape import Tape
-from gpunn.training import Trainer
+from gpunn.optim.sgd import SGD
+from gpunn.tools.gradcheck import GradientReport, check_gradients
+from gpunn.training.history import History
+from gpunn.training.metrics import MAE, R2, Accuracy, BinaryAccuracy, Metric, TopK
+from gpunn.training.step import train_step
+from gpunn.training.stopping import EarlyStopping
+from gpunn.training.trainer import Trainer
 
 __version__ = "0.1.0"
 

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gpunn import doctor
-from gpunn.backend import KNOWN
+from gpunn.arrays.backend import KNOWN
 from gpunn.errors import SettingError
+from gpunn.tools import doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
-from gpunn import epoch
+from gpunn.training import epoch
 
 settings.register_profile("gpunn", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("gpunn")

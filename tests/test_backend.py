@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import gpunn as gn
-from gpunn import backend as module
+from gpunn.arrays import backend as module
 from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
 from tests.conftest import OnlyDLPack, Place
 

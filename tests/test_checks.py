@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpunn import checks
+from gpunn.arrays import checks
 from gpunn.errors import SettingError
 
 

@@ -13,8 +13,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 pytest.importorskip("numba", reason="numba compiles them")
 
-from gpunn.kernels.compiled import blas, forget_what_is_old, loops
-from gpunn.kernels.compiled.native import compiled
+from gpunn.kernels import loops
+from gpunn.kernels.native import compiled
+from gpunn.kernels.stale import forget_stale_code
+from gpunn.program import products
 
 
 class TestMachineCodeThatIsKept:
@@ -25,9 +27,9 @@ class TestMachineCodeThatIsKept:
         for i, file in enumerate(files):
             file.touch()
             os.utime(file, (i, i) if newer == "code" or i else (99, 99))
-        forget_what_is_old(tmp_path)
+        forget_stale_code([tmp_path])
         assert [file.exists() for file in self.code(tmp_path)] == [newer == "code"] * 2
-        forget_what_is_old(tmp_path)
+        forget_stale_code([tmp_path])
 
     def code(self, folder: Any) -> list[Any]:
         return [folder / "__pycache__" / name for name in ("a.f-1.nbi", "b.g-2.nbi")]
@@ -80,7 +82,7 @@ class TestLoops:
         b = matrix(n, k) if transposed[1] else matrix(k, n)
         c = matrix(m, n)
         beside = c.base[:, n:].copy()
-        room = np.zeros(blas.ROOM // 8)
+        room = np.zeros(products.ROOM // 8)
         places = [(x.ctypes.data, x.strides[0] // x.itemsize) for x in (a, b, c)]
         _multiply(shape, transposed, *places, room.ctypes.data, np.dtype(dtype).type(1))
         wanted = (a.T if transposed[0] else a) @ (b.T if transposed[1] else b)
@@ -92,7 +94,7 @@ class TestLoops:
 def _multiply(
     shape: Any, transposed: Any, a: Any, b: Any, c: Any, arguments: int, one: Any
 ) -> None:
-    first, second = blas.matrix(*a), blas.matrix(*b)
-    first = blas.transpose(first) if transposed[0] else first
-    second = blas.transpose(second) if transposed[1] else second
-    blas.product(shape, first, second, blas.matrix(*c), arguments, one)
+    first, second = products.matrix(*a), products.matrix(*b)
+    first = products.transpose(first) if transposed[0] else first
+    second = products.transpose(second) if transposed[1] else second
+    products.product(shape, first, second, products.matrix(*c), arguments, one)

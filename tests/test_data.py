@@ -222,7 +222,7 @@ class TestOrder:
     def test_batches_that_are_taken_together(
         self, place: Place, resident: bool, n: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 64)  # two batches of two samples
+        monkeypatch.setattr("gpunn.data.loader._BYTES_AT_ONCE", 64)  # two batches of two samples
         loader = gn.Loader(
             np.arange(n), np.arange(n), batch_size=2, backend=place.backend, resident=resident
         )
@@ -254,7 +254,7 @@ def test_a_sparse_matrix_is_made_dense_by_the_batch(
     x = getattr(sparse, kind)(SPARSE)
     assert not gn.Loader(x, batch_size=2).resident
     settings = {"batch_size": 2, "shuffle": shuffle, "rng": 0, "backend": str(place)}
-    monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("gpunn.data.loader._BYTES_AT_ONCE", 1)
     wanted = [bits(batch) for batch in gn.Loader(SPARSE.toarray(), Y, **settings)]
     given = gn.Loader(x, Y, **settings)
     monkeypatch.setattr(type(x), "toarray", _refused_beyond(2, type(x).toarray))
@@ -542,7 +542,7 @@ class TestFinite:
         gn.Loader(X, Y, sample_weight=weight, dtype="float64")
 
     def test_the_first_is_found_wherever_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpunn.intake._ENTRIES_AT_ONCE", 13)  # two samples
+        monkeypatch.setattr("gpunn.data.validation._ENTRIES_AT_ONCE", 13)  # two samples
         for sample in range(N):
             with pytest.raises(DataError, match=f"has 1 values .* in sample {sample};"):
                 gn.Loader(_with(X, (sample, 0, 1), 1e39), check_finite=True)

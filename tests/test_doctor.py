@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import gpunn as gn
-from gpunn import doctor
 from gpunn.__main__ import main
+from gpunn.tools import doctor
 from tests.conftest import get_place
 
 OTHER = "array-api-strict:1"
@@ -218,7 +218,7 @@ class TestCommand:
         assert ("is not installed" in (found["backend_problem"] or "")) is not works
 
     def test_gpunn_does_without_it(self) -> None:
-        code = "import sys, gpunn; print('gpunn.doctor' in sys.modules)"
+        code = "import sys, gpunn; print('gpunn.tools.doctor' in sys.modules)"
         said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=FOLDER)  # noqa: S603
         assert said == "False\n"
 

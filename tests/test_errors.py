@@ -21,6 +21,7 @@ from gpunn.errors import (
     ShapeError,
     TapeError,
 )
+from gpunn.training.metrics import METRICS
 
 STRICT0, STRICT1 = "array-api-strict:0", "array-api-strict:1"
 X = np.linspace(-1.0, 1.0, 24, dtype="float32").reshape(6, 4)
@@ -284,7 +285,7 @@ TRAINING = [
     ("no reduction", lambda: trainer(loss=gn.SoftmaxCrossEntropy(reduction="none")), SettingError,
      "Trainer: the loss must reduce to one number; reduction is 'none'"),
     ("metric", lambda: trainer(metrics=["f1"]), SettingError,
-     "unknown metric 'f1'; known are ", *gn.metrics.METRICS),
+     "unknown metric 'f1'; known are ", *METRICS),
     ("metrics", lambda: trainer(metrics="mae"), SettingError, "must be a list, such as ['mae']"),
     ("loss", lambda: trainer(loss="mse"), SettingError, "Trainer: loss must be a Loss, got str"),
     ("optimizer", foreign_optimizer, SettingError, "not the model's", "model.parameters()"),

@@ -101,7 +101,7 @@ class TestOnTheHost:
                 lambda x, *a, dense=dense, **k: rows.append(x.shape[0]) or dense(x, *a, **k),
             )
         monkeypatch.setattr("gpunn.estimators.fitted.ROWS", 40)
-        monkeypatch.setattr("gpunn.data._BYTES_AT_ONCE", 0)
+        monkeypatch.setattr("gpunn.data.loader._BYTES_AT_ONCE", 0)
         got = clone_of(model, batch_size=30).fit(make(X), y, WEIGHT)
         wanted = clone_of(model, batch_size=30).fit(X, y, WEIGHT)
         assert_allclose(got.loss_curve_, wanted.loss_curve_, rtol=1e-12)

@@ -14,8 +14,8 @@ from numpy.testing import assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
 import gpunn as gn
-from gpunn import epoch
 from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, base
+from gpunn.training import epoch
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -18,8 +18,8 @@ from numpy.testing import assert_array_equal
 import gpunn as gn
 from gpunn import kernels as kernels_module
 from gpunn.kernels import Kernels, kernels
-from gpunn.kernels.generic import splitmix64
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.reference import splitmix64
 from gpunn.kernels.update import Slots, Update
 from tests.conftest import Place
 
@@ -545,7 +545,7 @@ class TestDispatch:
 
     def test_no_folder_for_what_is_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         numba = pytest.importorskip("numba", reason="the compiled kernels need numba")
-        native = importlib.import_module("gpunn.kernels.compiled.native")
+        native = importlib.import_module("gpunn.kernels.native")
 
         def njit(cache: bool = False, **settings: Any) -> Any:
             if cache:

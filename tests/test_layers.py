@@ -14,8 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
 from gpunn.kernels import kernels
-from gpunn.kernels.generic import splitmix64
-from gpunn.layers.special import erf
+from gpunn.kernels.reference import splitmix64
+from gpunn.nn.special import erf
 from tests.conftest import Place
 
 # Values in random order, so that every row of four holds large and small ones.

@@ -11,8 +11,8 @@ import pytest
 from scipy import sparse
 
 import gpunn as gn
+from gpunn.data.lending import is_ours
 from gpunn.kernels import kernels
-from gpunn.lending import is_ours
 from tests.conftest import Place
 
 N = 6
@@ -277,7 +277,7 @@ class TestCompiled:
     def served(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Return the names of the loops that run from here on."""
         pytest.importorskip("numba")
-        from gpunn.kernels.compiled import loops  # noqa: PLC0415
+        from gpunn.kernels import loops  # noqa: PLC0415
 
         names: list[str] = []
         for name in ("shift", "binary_cross_entropy", "squared_error", "drop"):

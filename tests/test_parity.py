@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits
 
 import gpunn as gn
-from gpunn.readings import Readings
+from gpunn.training.readings import Readings
 from tests.cases import LAYERS, LOSSES, LayerCase, LossCase
 from tests.conftest import Place, get_place
 from tests.waiting import host_never_waits

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpunn as gn
-import gpunn.state
+import gpunn.files.weights
 from gpunn.errors import FileError, PathError, SettingError
 from tests.conftest import Place, get_place
 
@@ -431,13 +431,13 @@ class TestUntouched:
         before = bits(model)
         calls = []
 
-        def put(item: Any, array: Any, write: Any = gpunn.state._put) -> None:
+        def put(item: Any, array: Any, write: Any = gpunn.files.weights._put) -> None:
             calls.append(item)
             write(item, array)
             if len(calls) == failing + 1:
                 raise kind("lost the device")
 
-        monkeypatch.setattr("gpunn.state._put", put)
+        monkeypatch.setattr("gpunn.files.weights._put", put)
         expected = kind if kind is KeyboardInterrupt else FileError
         with pytest.raises(expected, match="lost the device"):
             gn.load(path, model)

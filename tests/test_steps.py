@@ -24,19 +24,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
-from gpunn import epoch, program
-from gpunn.epoch import EpochRunner
+from gpunn import program
 from gpunn.kernels import numpy_
-from gpunn.readings import Readings
+from gpunn.training import epoch
+from gpunn.training.epoch import EpochRunner
+from gpunn.training.readings import Readings
 
 pytest.importorskip("numba", reason="steps are compiled by numba")
 pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from gpunn.kernels.compiled import blas, crew  # noqa: E402
-from gpunn.kernels.compiled.native import compiled  # noqa: E402
-from gpunn.program import cpu, interpreter  # noqa: E402
+
+from gpunn.kernels.native import compiled  # noqa: E402
+from gpunn.program import cpu, crew, interpreter, products  # noqa: E402
 
 LOSSES: dict[str, Callable[..., gn.Loss]] = {
     "softmax": gn.SoftmaxCrossEntropy,
@@ -542,9 +543,9 @@ class TestWhatIsServed:
         assert not calls
 
     def test_a_blas_of_other_integers(self, monkeypatch: Any) -> None:
-        monkeypatch.setattr(blas, "_signature", lambda _: b"void (char *, long *)")
+        monkeypatch.setattr(products, "_signature", lambda _: b"void (char *, long *)")
         with pytest.raises(ImportError, match="integers"):
-            blas._gemm("dgemm")
+            products._gemm("dgemm")
 
 
 class TestChangesOnTheWay:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpunn as gn
-from gpunn.data import blocked_permutation
+from gpunn.data.loader import blocked_permutation
 from tests.conftest import get_place
 
 try:
@@ -148,7 +148,7 @@ def test_two_iterations_at_once(backend: Any) -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_here(
     backend: Any, error: BaseException, monkeypatch: Any
 ) -> None:
-    from gpunn.kernels import cupy_staging as staging  # noqa: PLC0415
+    from gpunn.data import staging  # noqa: PLC0415
 
     fill = staging.Slot.fill
 
@@ -193,7 +193,7 @@ if cudasim is not None:
     @pytest.mark.parametrize("forgotten", ["host", "copied", "consumed"])
     def test_a_forgotten_wait_is_seen(backend: Any, forgotten: str, monkeypatch: Any) -> None:
         """Without any of the three waits the data are wrong: the tests above can see a race."""
-        from gpunn.kernels import cupy_staging as staging  # noqa: PLC0415
+        from gpunn.data import staging  # noqa: PLC0415
 
         if forgotten == "host":
             monkeypatch.setattr(staging.Slot, "wait_for_upload", lambda _: None)

@@ -119,7 +119,7 @@ class TestEpochLoss:
     def test_it_is_the_mean_over_the_samples(
         self, place: Place, loss: gn.SoftmaxCrossEntropy, weight: Any, monkeypatch: Any
     ) -> None:
-        monkeypatch.setattr("gpunn.readings._FOLD", 2)  # as in an epoch of many batches
+        monkeypatch.setattr("gpunn.training.readings._FOLD", 2)  # as in an epoch of many batches
         model = network(place)
         logits = gn.to_numpy(model(place.array(X)))
         w = np.ones(N) if weight is None else weight

@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
 from gpunn._typing import Array
-from gpunn.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of, to_numpy
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.labels import Labels
 from gpunn.estimators.origin import HOST, Origin

@@ -13,8 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, scope_of, to_numpy
-from gpunn.data import Loader
+from gpunn.arrays.backend import Backend, scope_of, to_numpy
+from gpunn.data.loader import Loader
 from gpunn.estimators.changes import check_place, check_unchanged
 from gpunn.estimators.convergence import diverged, explosion, not_converged
 from gpunn.estimators.epochs import Epochs, Order
@@ -27,11 +27,11 @@ from gpunn.estimators.samples import Samples, split
 from gpunn.estimators.settings import as_metrics, check_solver, place_of
 from gpunn.estimators.solvers import epoch_ended, make_optimizer, up_to_date
 from gpunn.kernels import kernels
-from gpunn.layers.compose import Sequential
-from gpunn.loss import Loss
+from gpunn.losses.base import Loss
+from gpunn.nn.containers import Sequential
 from gpunn.program import Program
-from gpunn.stopping import BestWeights
-from gpunn.training import Trainer
+from gpunn.training.stopping import BestWeights
+from gpunn.training.trainer import Trainer
 
 
 class NetworkEstimator(CallbackSupportMixin, FittedNetwork):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.backend import Backend, backend_of, to_numpy
+from gpunn.arrays.backend import Backend, backend_of, to_numpy
 from gpunn.estimators.settings import place_of
-from gpunn.layers.activation import Activation
-from gpunn.loss import Loss
+from gpunn.losses.base import Loss
+from gpunn.nn.activation import Activation
 
 
 def check_unchanged(owner: str, made: dict[str, Any], now: Iterable[tuple[str, Any]]) -> None:

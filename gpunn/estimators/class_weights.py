@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import InvalidParameterError
 
-from gpunn.checks import number
+from gpunn.arrays.checks import number
 from gpunn.errors import SettingError
 from gpunn.estimators.labels import Labels
 

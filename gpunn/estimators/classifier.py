@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from sklearn.base import _fit_context
 from sklearn.utils.validation import check_is_fitted
 
-from gpunn.backend import Backend
+from gpunn.arrays.backend import Backend
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.perceptron import Perceptron, Solver
@@ -19,10 +19,10 @@ from gpunn.estimators.settings import (
     TRAINING,
     loss_or,
 )
-from gpunn.layers.activation import Activation
-from gpunn.loss import Loss
-from gpunn.losses import BinaryCrossEntropy, CrossEntropy
-from gpunn.metrics import Metric
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
+from gpunn.nn.activation import Activation
+from gpunn.training.metrics import Metric
 
 
 class MLPClassifier(Classifying, Perceptron):

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.data import Loader
-from gpunn.epoch import EpochRunner
+from gpunn.data.lending import lend
+from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
-from gpunn.layer import Layer
-from gpunn.lending import lend
-from gpunn.loss import Loss
-from gpunn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
-from gpunn.metrics import Metric
-from gpunn.optim import Optimizer
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from gpunn.nn.layer import Layer
+from gpunn.optim.base import Optimizer
 from gpunn.program import Program
-from gpunn.readings import Readings
+from gpunn.training.epoch import EpochRunner
+from gpunn.training.metrics import Metric
+from gpunn.training.readings import Readings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

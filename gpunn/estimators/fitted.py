@@ -12,15 +12,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpunn._typing import Array
-from gpunn.backend import get_backend, scope_of
+from gpunn.arrays.backend import get_backend, scope_of
 from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.weights import Weights, handed_out
-from gpunn.history import History
-from gpunn.layers.compose import Sequential
-from gpunn.optim import Optimizer
+from gpunn.nn.containers import Sequential
+from gpunn.optim.base import Optimizer
+from gpunn.training.history import History
 
 #: So many rows go through the network at a time, where nothing is learned.
 ROWS = 8192

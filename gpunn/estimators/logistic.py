@@ -10,15 +10,15 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
-from gpunn.backend import Backend
+from gpunn.arrays.backend import Backend
 from gpunn.estimators.assigned import AssignedLinear
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
 from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import CLASSES, TRAINING
-from gpunn.layers.compose import Sequential
-from gpunn.metrics import Metric
+from gpunn.nn.containers import Sequential
+from gpunn.training.metrics import Metric
 
 
 class LogisticRegression(AssignedLinear):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpunn.backend import Backend
-from gpunn.layers.activation import ACTIVATIONS, Activation, get_activation
-from gpunn.layers.compose import Sequential
-from gpunn.layers.dense import Dense
-from gpunn.layers.dropout import Dropout
+from gpunn.arrays.backend import Backend
+from gpunn.nn.activation import ACTIVATIONS, Activation, get_activation
+from gpunn.nn.containers import Sequential
+from gpunn.nn.dense import Dense
+from gpunn.nn.dropout import Dropout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

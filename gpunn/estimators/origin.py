@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from sklearn import get_config
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, backend_of, get_backend, to_numpy
+from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy
 
 
 @dataclass(frozen=True)

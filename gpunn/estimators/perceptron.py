@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpunn.backend import Backend
+from gpunn.arrays.backend import Backend
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.network import build
 from gpunn.estimators.settings import (
@@ -17,9 +17,9 @@ from gpunn.estimators.settings import (
     is_rate,
     per_layer,
 )
-from gpunn.layers.compose import Sequential
-from gpunn.layers.dropout import Dropout
-from gpunn.optim import Optimizer
+from gpunn.nn.containers import Sequential
+from gpunn.nn.dropout import Dropout
+from gpunn.optim.base import Optimizer
 
 Solver: TypeAlias = str | Callable[..., Optimizer]
 

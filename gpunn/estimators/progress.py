@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gpunn.history import History
+from gpunn.training.history import History
 
 
 @dataclass

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpunn._typing import Array
-from gpunn.backend import Backend, scope_of, to_numpy
+from gpunn.arrays.backend import Backend, scope_of, to_numpy
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.origin import namespace_of
 from gpunn.estimators.perceptron import Perceptron, Solver
@@ -23,10 +23,10 @@ from gpunn.estimators.settings import (
     TRAINING,
     loss_or,
 )
-from gpunn.layers.activation import Activation
-from gpunn.loss import Loss
-from gpunn.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
-from gpunn.metrics import Metric
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from gpunn.nn.activation import Activation
+from gpunn.training.metrics import Metric
 
 
 class MLPRegressor(RegressorMixin, Perceptron):

@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import device
 from sklearn.model_selection import train_test_split
 
-from gpunn.backend import scope_of
+from gpunn.arrays.backend import scope_of
 from gpunn.estimators.origin import namespace_of
 
 

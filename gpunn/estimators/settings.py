@@ -15,12 +15,12 @@ from sklearn.utils._param_validation import (
     StrOptions,
 )
 
-from gpunn.backend import Backend, get_backend
+from gpunn.arrays.backend import Backend, get_backend
 from gpunn.errors import SettingError
 from gpunn.estimators.network import NAMES
-from gpunn.layers.activation import Activation
-from gpunn.loss import Loss
-from gpunn.metrics import Metric
+from gpunn.losses.base import Loss
+from gpunn.nn.activation import Activation
+from gpunn.training.metrics import Metric
 
 _FRACTION = Interval(Real, 0, 1, closed="left")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpunn.adam import Adam
 from gpunn.estimators.changes import alike
 from gpunn.estimators.progress import Progress
-from gpunn.optim import Optimizer
-from gpunn.schedules import Constant, observe
-from gpunn.sgd import SGD
+from gpunn.optim.adam import Adam
+from gpunn.optim.base import Optimizer
+from gpunn.optim.schedules import Constant, observe
+from gpunn.optim.sgd import SGD
 
 #: The learning rate "adaptive" is divided by this, until it is no more than that.
 _DIVISOR, _LOWEST_RATE = 5.0, 1e-6

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.backend import backend_of, to_numpy
+from gpunn.arrays.backend import backend_of, to_numpy
 from gpunn.estimators.origin import Origin, namespace_of
-from gpunn.parameter import Parameter
+from gpunn.nn.parameter import Parameter
 
 
 class Weights(list[Any]):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 
 from gpunn._typing import Array
-from gpunn.backend import backend_of
+from gpunn.arrays.backend import backend_of
 from gpunn.errors import DTypeError
-from gpunn.kernels.generic import Kernels
+from gpunn.kernels.reference import Kernels
 
 __all__ = ["Kernels", "kernels"]
 
@@ -48,7 +48,9 @@ def _make(x: Array) -> Kernels:
 
 def _for_numpy() -> type[Kernels]:
     """Return the compiled kernels where numba can be had and `GPUNN_COMPILED` is not 0."""
-    from importlib.util import find_spec  # noqa: PLC0415 (not needed to import gpunn)
+    # Not needed to import gpunn.
+    from importlib.util import find_spec  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
 
     from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
 
@@ -56,9 +58,15 @@ def _for_numpy() -> type[Kernels]:
         return NumpyKernels
     try:
         from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (imports numba)
+        from gpunn.kernels.stale import forget_stale_code  # noqa: PLC0415 (only here)
     except ImportError as error:  # such as that it does not know this NumPy yet
         import logging  # noqa: PLC0415 (slow to import)
 
         logging.getLogger("gpunn").warning("numba is not used: %s", error)
         return NumpyKernels
+    here = Path(__file__).parent
+    program = here.parent / "program"
+    forget_stale_code(
+        [here, program, program / "instructions"]
+    )  # before anything compiled is called
     return NumbaKernels

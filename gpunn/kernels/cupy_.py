@@ -19,7 +19,7 @@ import numpy as np
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.cuda import FORMULAS, MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
 from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.generic import Formula, Kernels, in_one_block
+from gpunn.kernels.reference import Formula, Kernels, in_one_block
 from gpunn.kernels.update import Slots, Update
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.kernels.compiled import loops
+from gpunn.kernels import loops
 from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.generic import Formula
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.reference import Formula
 from gpunn.kernels.update import Update
 
 with suppress(ImportError):  # a BLAS that must be here before anybody counts the threads of BLAS

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.generic import Formula, Kernels, in_one_block
+from gpunn.kernels.reference import Formula, Kernels, in_one_block
 
 #: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
 _MOST_CONSTANTS = 64

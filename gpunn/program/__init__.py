@@ -5,15 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from gpunn.data import Batch
 from gpunn.kernels import kernels
-from gpunn.layer import Layer
-from gpunn.loss import Loss
-from gpunn.optim import Optimizer
-from gpunn.program.fingerprint import Fingerprint
-from gpunn.program.record import NotNowError, NotRecordableError, kind_of
 
-__all__ = ["NotRecordableError", "Program"]
+__all__ = ["Program"]
 
 
 class Program:
@@ -28,7 +22,7 @@ class Program:
     def __init__(self) -> None:
         self.why_not = "nothing has been run yet"
         self._steps: Any = None
-        self._refused: tuple[tuple[Any, ...], Fingerprint] | None = None
+        self._refused: tuple[Any, Any] | None = None
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
         """Return a program that has nothing recorded: what is compiled is of this process."""
@@ -36,10 +30,10 @@ class Program:
 
     def prepare(
         self,
-        model: Layer,
-        loss: Loss | None,
-        optimizer: Optimizer | None,
-        batch: Batch | None,
+        model: Any,
+        loss: Any,
+        optimizer: Any,
+        batch: Any,
         batch_size: int,
         *,
         penalized: bool = False,
@@ -48,32 +42,54 @@ class Program:
 
         Parameters
         ----------
-        model, loss, optimizer
-            What is trained. Without an optimizer it is evaluated; without a loss it predicts.
+        model : Layer
+            What is trained.
+        loss : Loss or None
+            None for predictions alone.
+        optimizer : Optimizer or None
+            None where nothing is trained.
         batch : Batch or None
-            Some of the data; other data of the same kind can be run. None if a batch is not rows
-            of the data alone.
+            Some of the data; other data of the same kind can be run. None if a batch is more than
+            rows of the data.
         batch_size : int
         penalized : bool, default False
             Whether costs contain the penalty of weight decay.
         """
-        parts: Any = (model, loss, optimizer, batch, batch_size)
         if batch is None:
             return self._refuse("the loader makes each batch in a way of its own")
+        parts = (model, loss, optimizer, batch, batch_size)
         if self._steps is not None and self._steps.serves(*parts, penalized=penalized):
             return self._steps
         self._steps = None
-        runner = _runner_for(batch)
+        if not kernels(batch.x).compiled:
+            return self._refuse(
+                "steps are compiled for NumPy only, and with numba: pip install gpunn[compiled]"
+            )
+        runner = _cpu_steps()
         if isinstance(runner, str):
             return self._refuse(runner)
-        asked = (*map(id, parts[:3]), kind_of(batch), batch_size, penalized)
+        return self._record(runner, parts, penalized=penalized)
+
+    def _record(self, runner: Any, parts: tuple[Any, ...], *, penalized: bool) -> Any:
+        """Record the step, unless that has been tried with the very same parts."""
+        # Not needed to import gpunn, and slow to import.
+        from gpunn.program.fingerprint import Fingerprint  # noqa: PLC0415
+        from gpunn.program.values import (  # noqa: PLC0415
+            NotNowError,
+            NotRecordableError,
+            kind_of,
+        )
+
+        *models, batch, batch_size = parts
+        asked = (*map(id, models), kind_of(batch), batch_size, penalized)
         if self._refused is not None and self._refused[0] == asked and self._refused[1].holds():
             return None
         try:
             self._steps = runner(*parts, penalized=penalized)
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
-                self._refused = asked, Fingerprint(parts[:2])
+                looked_into = [part for part in models[:2] if part is not None]
+                self._refused = asked, Fingerprint(looked_into)
             return self._refuse(str(error))
         self.why_not, self._refused = "", None
         return self._steps
@@ -82,15 +98,9 @@ class Program:
         self._steps, self.why_not = None, reason
 
 
-def _runner_for(batch: Batch) -> Any:
-    """Return the class that runs programs where these arrays are, or why there is none."""
-    if not kernels(batch.x).compiled:
-        return "the steps of this backend are not compiled; pip install gpunn[compiled] for NumPy's"
-    return _cpu_steps()
-
-
 @cache
 def _cpu_steps() -> Any:
+    """Return the class that makes steps on the CPU, or why there is none."""
     try:
         from gpunn.program.cpu import CpuSteps, why_not_here  # noqa: PLC0415 (imports numba)
     except ImportError as error:  # such as that there is no SciPy

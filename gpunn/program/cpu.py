@@ -8,31 +8,25 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.backend import get_backend
-from gpunn.data import Batch
-from gpunn.init import as_generator
-from gpunn.kernels.compiled import crew
-from gpunn.kernels.compiled.blas import ROOM
+from gpunn.arrays.backend import get_backend
+from gpunn.data.loader import Batch
 from gpunn.kernels.declared import may_record
 from gpunn.kernels.numpy_ import OneThread, is_small, one_thread
-from gpunn.layer import Layer
-from gpunn.loss import Loss
-from gpunn.optim import Optimizer
+from gpunn.losses.base import Loss
+from gpunn.nn.init import as_generator
+from gpunn.nn.layer import Layer
+from gpunn.optim.base import Optimizer
+from gpunn.program import crew, lower_layers, lower_losses  # noqa: F401 (they make themselves known)
 from gpunn.program.fingerprint import Fingerprint
-from gpunn.program.instructions import CONTEXT
+from gpunn.program.instructions.words import CONTEXT
 from gpunn.program.interpreter import CONTEXT_SIZE, run_program
-from gpunn.program.lower import Lowering, Piece
-from gpunn.program.record import (
-    BatchLike,
-    NotNowError,
-    NotRecordableError,
-    Recording,
-    kind_of,
-    record_forward,
-    record_step,
-)
+from gpunn.program.lower import Lowering
+from gpunn.program.lower_update import Piece, lower_update
+from gpunn.program.products import ROOM
+from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
 from gpunn.program.table import Table
+from gpunn.program.values import BatchLike, NotNowError, NotRecordableError, Recording, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -86,7 +80,7 @@ class Plan:
         if self._optimizer is not None:
             pieces = _pieces(self._optimizer, self.recording, threads)
             lowering.work += _WORK_OF_AN_UPDATE * sum(piece.value.size for piece in pieces)
-            lowering.update(self._optimizer, pieces, penalized=self._penalized)
+            lower_update(lowering, self._optimizer, pieces, penalized=self._penalized)
         prediction = self.recording.prediction
         assert prediction is not None  # noqa: S101
         n = _copy_place(lowering, prediction)

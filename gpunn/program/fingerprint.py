@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gpunn.kernels.declared import has_its_functions, may_record
-from gpunn.layer import Layer
-from gpunn.loss import Loss
-from gpunn.parameter import Held
+from gpunn.losses.base import Loss
+from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Held
 
 
 class Fingerprint:

@@ -7,8 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from gpunn.kernels.compiled.native import compiled, count_up, intrinsic, read
-from gpunn.program.instructions import MADE, SIZE, START, STEP, integers
+from gpunn.kernels.native import compiled, count_up, intrinsic, read
+from gpunn.program.instructions.words import MADE, SIZE, START, STEP, integers
 
 #: The bytes of a thread's context, and of a segment.
 CONTEXT_SIZE = 256

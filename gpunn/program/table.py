@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.program.instructions import CONTEXT, SIZE, WORDS, address_of
+from gpunn.program.instructions import address_of
+from gpunn.program.instructions.words import CONTEXT, SIZE, WORDS
 from gpunn.program.lower import Instruction, Lane, Lowering, Patch
-from gpunn.program.phases import ALL, OWN, phases
+from gpunn.program.phases import ALL, OWN, ROWS, phases
 from gpunn.program.placement import Span, aligned, in_a_row, plan
-from gpunn.program.record import Value
+from gpunn.program.values import Value
 
 _FLOATS = ("p", "q", "r", "s")
 _PLACE = {word: i for i, word in enumerate(WORDS)}
@@ -115,23 +117,17 @@ class Table:
             if value not in used:
                 continue
             labels = part == "y" and low.y_dtype == np.int64
-            whole = low.sharing[value] is OWN
-            slot = CONTEXT.index(part)
-
-            def words(
-                lane: Lane, value: Value = value, whole: bool = whole, slot: int = slot
-            ) -> dict[str, Any]:
-                return {
-                    "m": low.n if whole else lane.rows,
-                    "k": value.width,
-                    "a": slot,
-                    "c": lane.address(value, ALL if whole else None),
-                    "flag": 0 if whole else lane.first,
-                }
-
             name = "gather_labels" if labels else "gather"
+            words = partial(self._gathering, value, CONTEXT.index(part))
             found.append(Instruction(name, [], [low.at(value)], words))
         return found
+
+    def _gathering(self, value: Value, slot: int, lane: Lane) -> dict[str, Any]:
+        """Return the words of an instruction that gathers a part of the batch."""
+        sizes = {"k": value.width, "a": slot}
+        if self._lowering.sharing[value] is OWN:  # each thread has a copy of all of it
+            return sizes | {"m": self._lowering.n, "c": lane.address(value, ALL), "flag": 0}
+        return sizes | {"m": lane.rows, "c": lane.address(value, ROWS), "flag": lane.first}
 
     def _write(self, thread: int, found: list[list[Instruction]]) -> tuple[int, int, int, int]:
         """Write a thread's instructions; return where they and their patches are."""

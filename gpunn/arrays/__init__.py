@@ -1,0 +1,1 @@
+"""Which library and device, exchange with other libraries, and checks of settings."""

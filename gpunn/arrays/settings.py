@@ -1,0 +1,54 @@
+"""Attributes that are checked whenever they are set, when an object is built and later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+
+class _Checked(property):
+    """An attribute whose values pass through a check.
+
+    What reads it is written in C: a step of training reads several.
+    """
+
+    def __init__(self, check: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._check, self._arguments = check, arguments
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        super().__init__(attrgetter("_" + name), self._put)
+
+    def _put(self, instance: Any, value: Any) -> None:
+        owner = type(instance).__name__
+        value = self._check(owner, self._name, value, *self._arguments)
+        vars(instance)["_" + self._name] = value
+
+
+def checked(check: Callable[..., Any], *arguments: Any) -> Any:
+    """Return an attribute, for the body of a class, that is checked whenever it is set.
+
+    An object keeps it under its name with an underscore before it.
+
+    Parameters
+    ----------
+    check : function
+        One of `gpunn.arrays.checks`: it is called with the name of the class, that of the
+        attribute, the value and the `arguments`, and returns what to keep.
+    *arguments
+        What else it takes, such as the interval.
+
+    Examples
+    --------
+    >>> from gpunn.arrays.checks import number
+    >>> from gpunn.arrays.settings import checked
+    >>> class Scale:
+    ...     factor: float = checked(number, "(0, inf)")
+    >>> scale = Scale()
+    >>> scale.factor = 2
+    >>> scale.factor
+    2.0
+    """
+    return _Checked(check, arguments)

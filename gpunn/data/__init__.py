@@ -1,0 +1,1 @@
+"""Minibatches: arrays in, batches on a device out."""

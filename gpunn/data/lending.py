@@ -1,0 +1,66 @@
+"""Who may see a loader's own memory: gpunn's code, which writes to no batch, and nobody else.
+
+On NumPy views of the data refuse writing, and everybody may have them. A GPU's arrays cannot refuse
+it: there, code that is not gpunn's gets copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, copy_of, read_only
+from gpunn.nn.layer import Layer
+from gpunn.nn.tree import children
+
+_T = TypeVar("_T")
+
+#: The models, losses and metrics that will read the batches of an iteration that begins now.
+_readers: ContextVar[tuple[object, ...] | None] = ContextVar("gpunn_readers", default=None)
+
+
+def lend(iterate: Callable[[], _T], *readers: object) -> _T:
+    """Return ``iterate()``, an iteration whose batches only these models, losses and metrics see.
+
+    What begins an iteration may ask `is_lent`, and spare a copy.
+    """
+    token = _readers.set(readers)
+    try:
+        return iterate()
+    finally:
+        _readers.reset(token)
+
+
+def is_lent() -> bool:
+    """Return whether nobody but gpunn's own code sees the batches of this iteration."""
+    readers = _readers.get()
+    return readers is not None and all(map(is_ours, readers))
+
+
+def is_ours(part: object) -> bool:
+    """Return whether a layer, with all layers in it, a loss or a metric is of gpunn's own kinds."""
+    return _of_gpunn(part) and _has_only_ours(part, set())
+
+
+def _has_only_ours(value: Any, seen: set[int]) -> bool:
+    for _, item in children(value):
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Layer) and not _of_gpunn(item):
+            return False
+        if not _has_only_ours(item, seen):
+            return False
+    return True
+
+
+def _of_gpunn(part: object) -> bool:
+    return type(part).__module__.partition(".")[0] == "gpunn"
+
+
+def kept_apart(x: Array) -> Array:
+    """Return what others may have of an array: on NumPy a view to read, elsewhere a copy."""
+    place = backend_of(x)
+    return read_only(x) if place is not None and place.package == "numpy" else copy_of(x)

@@ -1,0 +1,281 @@
+"""What a loader takes in: arrays of real numbers that belong together, and settings in range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.arrays import backend
+from gpunn.arrays.backend import adopt, backend_of, is_kind, read_only, to_numpy
+from gpunn.arrays.checks import one_of, whole_number
+from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
+
+#: Entries are looked at so many at a time, since each look makes arrays of their size.
+_ENTRIES_AT_ONCE = 1 << 20
+
+
+class _Unsaid(int):
+    """A number that nobody has asked for: it gives way to one that fits the data."""
+
+
+DEFAULT_BATCH_SIZE = _Unsaid(32)
+
+
+def as_array(name: str, x: Any) -> Any:
+    """Return `x` as an array of real numbers with a first axis, where it is, to be read only."""
+    x = adopt(x)
+    if is_sparse(x):
+        if name != "x":
+            raise DTypeError(f"Loader: {name} is sparse; make it dense first, {name}.toarray()")
+        return _by_rows(x)
+    if backend_of(x) is None:
+        x = _read(name, x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"Loader: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
+    kinds = ("bool", "integral", "real floating")
+    place = backend_of(x)
+    if place is None or not is_kind(place.xp, x.dtype, kinds):
+        raise DTypeError(
+            f"Loader: {name} must hold real numbers, got {x.dtype}{_example(x)}; {_advice(x.dtype)}"
+        )
+    if x.ndim == 0:
+        raise ShapeError(f"Loader: {name} must have a first axis, the samples; got a single number")
+    return read_only(x)
+
+
+def _read(name: str, x: Any) -> Any:
+    """Return what is no array yet as an array of NumPy's."""
+    if hasattr(x, "iloc") and hasattr(x, "dtypes"):
+        dtypes = [x.dtypes] if hasattr(x, "dtype") else list(x.dtypes)
+        return x.to_numpy(dtype=_common_dtype(name, x, dtypes))
+    if hasattr(x, "isna") and hasattr(x, "dtype"):  # pandas' own arrays, and an index
+        return x.to_numpy(dtype=_common_dtype(name, x, [x.dtype]))
+    try:
+        return to_numpy(x)
+    except (TypeError, ValueError) as error:
+        reason = _unequal_rows(x) or error
+        raise DTypeError(f"Loader: {name} cannot be read as an array: {reason}") from error
+
+
+def _common_dtype(name: str, frame: Any, dtypes: list[Any]) -> Any:
+    """Return the dtype of NumPy's that holds all columns of a frame, or a series, of pandas.
+
+    Raises
+    ------
+    DTypeError, DataError
+        Naming the columns that hold no real numbers, or have gaps that no number stands for.
+    """
+    labels = [repr(label) for label in getattr(frame, "columns", [])] or [name]
+    named = list(zip(labels, dtypes, strict=True)) if dtypes else []
+    odd = [(label, dtype) for label, dtype in named if dtype.kind not in "biuf"]
+    if odd:
+        listed = ", ".join(f"{label} ({dtype})" for label, dtype in odd)
+        raise DTypeError(
+            f"Loader: {name} must hold real numbers, got {listed}; {_advice(odd[0][1])}, or leave "
+            "it out"
+        )
+    gaps = [label for i, (label, dtype) in enumerate(named) if _has_gaps(frame, i, dtype)]
+    if gaps:
+        raise DataError(
+            f"Loader: {name} has missing values in {', '.join(gaps)}; drop or impute them"
+        )
+    return np.result_type(*(_of_numpy(dtype) for dtype in dtypes)) if dtypes else np.float64
+
+
+def _has_gaps(frame: Any, i: int, dtype: Any) -> bool:
+    """Return whether a column has gaps for which NumPy has no number: NaN is one."""
+    if not hasattr(dtype, "numpy_dtype"):
+        return False
+    column = frame.iloc[:, i] if hasattr(frame, "columns") else frame
+    return bool(column.isna().any())
+
+
+def _of_numpy(dtype: Any) -> Any:
+    """Return what NumPy calls a dtype of pandas', nullable or sparse."""
+    return getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype))
+
+
+def _unequal_rows(x: Any) -> str | None:
+    """Return what is wrong with a list of rows that are not equally long."""
+    if not isinstance(x, (list, tuple)):
+        return None
+    lengths = sorted({len(row) if hasattr(row, "__len__") else 0 for row in x})
+    if len(lengths) < 2:
+        return None
+    return f"its rows have {lengths[0]} to {lengths[-1]} entries; make them equally long"
+
+
+def _example(x: Any) -> str:
+    """Return, of an array of objects, one that is no number."""
+    if str(x.dtype) != "object":
+        return ""
+    for place, entry in np.ndenumerate(x):
+        if not isinstance(entry, Real):
+            return f", such as {type(entry).__name__} in sample {place[0] if place else 0}"
+    return ""
+
+
+def _advice(dtype: Any) -> str:
+    """Return what makes numbers of something else."""
+    if getattr(dtype, "kind", "") in "mM":
+        return "convert times first: subtract a date, and divide by numpy.timedelta64(1, 'D')"
+    return "encode or convert it first"
+
+
+def is_sparse(x: Any) -> bool:
+    """Return whether `x` is a sparse matrix or array of SciPy."""
+    return hasattr(x, "tocsr")
+
+
+def _by_rows(x: Any) -> Any:
+    """Return a sparse matrix in the format that rows are taken from."""
+    if x.ndim != 2 or x.dtype.kind not in "biuf":
+        raise DTypeError(
+            "Loader: sparse x must be (N, features), of real numbers; "
+            f"got {x.ndim} axes of {x.dtype}"
+        )
+    return x.tocsr()
+
+
+def check_lengths(parts: Mapping[str, Any]) -> int:
+    """Return the number of samples, if all agree on one that is not 0."""
+    n = int(parts["x"].shape[0])
+    for name, part in parts.items():
+        if part is not None and part.shape[0] != n:
+            raise DataError(f"Loader: x has {n} samples and {name} has {part.shape[0]}")
+    if n == 0:
+        raise DataError(f"Loader: x is empty, of shape {tuple(parts['x'].shape)}")
+    return n
+
+
+def check_weight(weight: Any, dtype: str | None) -> None:
+    """Check that weights are (N,), not negative, and finite in the dtype that they will have."""
+    if weight is None:
+        return
+    if weight.ndim != 1:
+        raise ShapeError(f"Loader: sample_weight must be (N,), got {tuple(weight.shape)}")
+    values, limit = to_numpy(weight), _too_large(weight, dtype)
+    for extreme in (values.min(), values.max()):
+        if not 0 <= extreme < limit:
+            infinite = f", which is infinite in {dtype}" if limit <= extreme < np.inf else ""
+            raise DataError(
+                "Loader: sample_weight must be finite and not negative, "
+                f"got {float(extreme):g}{infinite}"
+            )
+
+
+def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None:
+    """Check that the arrays will hold neither NaN nor infinity in the dtypes of the batches.
+
+    Raises
+    ------
+    DataError
+        Naming the array, how many there are, and the first sample that has one.
+    """
+    for (name, part), dtype in zip(parts.items(), dtypes, strict=True):
+        if part is None or not is_floating(part):
+            continue
+        limit = _too_large(part, dtype)
+        samples = _not_finite(part, limit)
+        if len(samples):
+            where = "" if np.isinf(limit) else f" in {dtype}"
+            advice = "" if np.isinf(limit) else ", or scale them, or say another dtype"
+            raise DataError(
+                f"Loader: {name} has {len(samples)} values that are NaN or infinite{where}, the "
+                f"first in sample {samples.min()}; drop or impute them{advice}"
+            )
+
+
+def _too_large(x: Any, dtype: str | None) -> Any:
+    """Return the smallest number that is infinite as `dtype`, in the dtype of `x`."""
+    own = _name(x.dtype)
+    if dtype is None or not is_floating(x) or np.finfo(own).max <= np.finfo(dtype).max:
+        return np.inf
+    limits, of = np.finfo(dtype), np.dtype(own).type
+    # Halfway from the largest number to the next one, numbers begin to be rounded to infinity.
+    return of(limits.max) + np.ldexp(of(1), limits.maxexp - limits.nmant - 2)
+
+
+def _not_finite(x: Any, limit: Any) -> Any:
+    """Return the sample of each entry that is NaN, or not below a limit in size."""
+    if is_sparse(x):
+        if not x.has_canonical_format:  # entries of the same place are yet to be added
+            x = x.copy()
+            x.sum_duplicates()
+        entries = x.tocoo()
+        return entries.coords[0][~(np.abs(entries.data) < limit)]
+    found = []
+    rows = max(1, _ENTRIES_AT_ONCE // (math.prod(x.shape[1:]) or 1))
+    for start in range(0, x.shape[0], rows):
+        block = to_numpy(x[start : min(start + rows, x.shape[0]), ...])
+        found.append(start + np.nonzero(~(np.abs(block) < limit))[0])
+    return np.concatenate(found)
+
+
+def _name(dtype: Any) -> str:
+    """Return the name of a dtype of any library."""
+    return str(dtype.name if isinstance(dtype, np.dtype) else dtype).rpartition(".")[2]
+
+
+def check_order(order: Any, n_samples: int) -> Any:
+    """Return an epoch's order, as an array on the host, if it is of all samples.
+
+    Raises
+    ------
+    SettingError
+        If it is not N integers in [0, N); out of range, a device would read astray.
+    """
+    order = np.asarray(order)
+    if order.shape != (n_samples,) or order.dtype.kind not in "iu":
+        raise SettingError(
+            f"Loader: shuffle must return {n_samples} integers, one a sample, "
+            f"got {order.dtype} of shape {order.shape}"
+        )
+    if order.min() < 0 or order.max() >= n_samples:
+        raise SettingError(
+            f"Loader: shuffle must return indices in 0..{n_samples - 1}, "
+            f"got {order.min()} to {order.max()}"
+        )
+    return order
+
+
+def check_shuffle(owner: str, name: str, shuffle: Any) -> Any:
+    """Return how a loader shuffles, if it is one of the ways that there are."""
+    if callable(shuffle):
+        return shuffle
+    return one_of(owner, name, shuffle, (True, False, "blocks"), otherwise="a function or ")
+
+
+def check_transform(owner: str, name: str, transform: Any) -> Any:
+    """Return a transform, if it is None or can be called."""
+    if transform is None or callable(transform):
+        return transform
+    raise SettingError(f"{owner}: {name} must be a function, got {transform!r}")
+
+
+def check_batch_size(batch_size: int | None, n_samples: int) -> int:
+    """Return the batch size, from 1 to the number of samples, which None stands for."""
+    if batch_size is None:
+        return n_samples
+    if batch_size is DEFAULT_BATCH_SIZE:
+        return min(int(batch_size), n_samples)
+    size = whole_number("Loader", "batch_size", batch_size, otherwise="None or ")
+    if size > n_samples:
+        raise SettingError(
+            f"Loader: batch_size must be from 1 to the number of samples, {n_samples}; got "
+            f"{size} (None is the full batch)"
+        )
+    return size
+
+
+def is_floating(x: Array) -> bool:
+    """Return whether an array holds floating-point numbers."""
+    if is_sparse(x):
+        return bool(x.dtype.kind == "f")
+    place = backend_of(x)
+    return place is not None and backend.is_floating(place.xp, x.dtype)

@@ -1,0 +1,320 @@
+"""Files of weights, in the safetensors format: names, shapes, dtypes and bytes, and no code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from gpunn.arrays.backend import backend_of, copy_of, scope_of, to_numpy
+from gpunn.arrays.checks import one_of
+from gpunn.errors import FileError, PathError, SettingError
+from gpunn.files.tensors import Stored, holds, read
+from gpunn.nn.dense import Dense
+from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Buffer, Parameter
+from gpunn.nn.tree import children
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+#: The formats whose dense layers have weights (outputs, inputs).
+_TRANSPOSED = ("pt", "mlx")
+
+#: An error lists so many names of a file or a model.
+_MOST_NAMES = 10
+
+
+class LoadReport(NamedTuple):
+    """What a file and a model did not have in common.
+
+    Attributes
+    ----------
+    missing : list of str
+        Names that the model has and the file has not; left as they were.
+    unexpected : list of str
+        Names that the file has and the model has not; left out.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def save(path: str | os.PathLike[str], model: Layer) -> None:
+    """Write a model's parameters and buffers to a file, by dotted name.
+
+    The file is written beside the target and then renamed, so that a failure on the way leaves an
+    older file as it was; its permissions stay. It holds arrays and no code, and no layers either:
+    `load` wants a model of the same structure.
+
+    Parameters
+    ----------
+    path : path
+        Customarily ends in ``.safetensors``.
+    model : Layer
+        On any backend; the file does not depend on it.
+
+    Raises
+    ------
+    PathError
+        If there is no such folder, or the file cannot be written.
+    SettingError
+        If `model` is no layer, or `path` no path.
+    """
+    # Not needed to import gpunn, and slow to import.
+    from safetensors.numpy import save as to_bytes  # noqa: PLC0415
+
+    target = _path("save", path, model)
+    held = _held("save", model)
+    if not target.parent.is_dir():
+        raise PathError(
+            f"save: there is no folder {target.parent} to write {target.name} into; make it first"
+        )
+    if target.is_dir():
+        raise PathError(
+            f"save: {target} is a folder; name a file, such as {target / 'model.safetensors'}"
+        )
+    # safetensors writes the memory as it lies: C order must be seen to.
+    arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
+    # One entry: safetensors writes several in any order, and equal models should be equal files.
+    content = to_bytes(arrays, metadata={"format": "gpunn 1"})
+    beside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.part")
+    try:
+        with beside.open("xb") as file:
+            if target.exists():
+                beside.chmod(target.stat().st_mode & 0o777)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)  # noqa: PTH105
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise PathError(f"save: cannot write {target}: {error.strerror or error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Layer,
+    strict: bool = True,  # noqa: FBT001, FBT002
+    *,
+    layout: Literal["gpunn", "torch"] | None = None,
+) -> LoadReport:
+    """Read a model's parameters and buffers from a file, into the model, where it is.
+
+    Parameters
+    ----------
+    path : path
+        A file that `save` wrote, or any safetensors file with the model's names.
+    model : Layer
+        Of the structure that was saved; on any backend. Untouched when loading fails.
+    strict : bool, default True
+        Whether names and dtypes must agree exactly. If False, what both have is loaded and
+        converted, and the rest reported. Shapes must agree in either case, floats are never
+        converted to integers, and no number to one that is infinite or wraps around.
+    layout : {"gpunn", "torch", None}, default None
+        How the weights of `Dense` lie in the file: (inputs, outputs) as in gpunn, or (outputs,
+        inputs) as in PyTorch, which are transposed. None is gpunn's, and refuses files that say
+        that they are PyTorch's.
+
+    Returns
+    -------
+    LoadReport
+        Names missing in the file, and names that the model does not have; both empty if strict.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    PathError
+        If it cannot be read.
+    SettingError
+        If `model` is no layer, or a setting none of those above.
+    FileError
+        If it is no safetensors file, or does not fit the model; all that does not fit is listed.
+    """
+    place = _path("load", path, model)
+    held = _held("load", model)
+    one_of("load", "strict", strict, (True, False))
+    one_of("load", "layout", layout, ("gpunn", "torch", None))
+    file = read(place, held)
+    _check_layout(place, file.written_by, layout)
+    report = LoadReport(
+        missing=[name for name in held if name not in file.names],
+        unexpected=[name for name in file.names if name not in held],
+    )
+    if (held or file.names) and not file.found:
+        raise FileError(
+            f"load: {path} and the model have no name in common, so that nothing was loaded:\n"
+            f"  in the file: {_some(file.names)}\n  in the model: {_some(list(held))}"
+        )
+    dense = _dense_weights(model, set())
+    turned = {name for name, item in held.items() if layout == "torch" and id(item) in dense}
+    problems = [
+        line
+        for name, stored in file.found.items()
+        for line in _misfits(name, stored, held[name], dense=id(held[name]) in dense, layout=layout)
+    ]
+    advice = "" if problems or not strict else "; strict=False loads what fits"
+    if strict:
+        problems += _differences(report, file.found, held)
+    if problems:
+        listed = "\n  ".join(problems)
+        raise FileError(
+            f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
+        )
+    arrays = {name: stored.array for name, stored in file.found.items()}
+    _write(held, {name: x.T if name in turned else x for name, x in arrays.items()})
+    return report
+
+
+def _path(who: str, path: Any, model: Any) -> Path:
+    """Return the path, if it is one."""
+    from pathlib import Path  # noqa: PLC0415
+
+    if isinstance(path, (str, os.PathLike)):
+        return Path(path)
+    if isinstance(path, Layer) and isinstance(model, (str, os.PathLike)):
+        kind = type(model).__name__
+        raise SettingError(
+            f"{who}: expected a path and then a model, got {kind} as the model; swap them"
+        )
+    raise SettingError(
+        f"{who}: expected a path and then a model, got {type(path).__name__} as the path"
+    )
+
+
+def _held(who: str, model: Layer) -> dict[str, Parameter | Buffer]:
+    """Return the parameters and buffers of a model by dotted name."""
+    if not isinstance(model, Layer):
+        raise SettingError(
+            f"{who}: expected a path and then a model, got {type(model).__name__} as the model"
+        )
+    return {**model.named_parameters(), **model.named_buffers()}
+
+
+def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
+    """Refuse a file whose weights may lie the other way round, until somebody has said how."""
+    if layout is None and written_by in _TRANSPOSED:
+        raise FileError(
+            f"load: {path} says that its format is {written_by!r}: there the weights of a dense "
+            "layer are (outputs, inputs), and in gpunn (inputs, outputs); say layout='torch' to "
+            "transpose them, or layout='gpunn' if they are so already"
+        )
+    if layout == "torch" and written_by.startswith("gpunn"):
+        raise FileError(
+            f"load: {path} was written by gpunn.save, so its weights lie as gpunn has them; "
+            "leave layout='torch' out"
+        )
+
+
+def _misfits(
+    name: str, stored: Stored, item: Parameter | Buffer, *, dense: bool, layout: str | None
+) -> Iterator[str]:
+    """Yield why an array of a file cannot become a value of the model, even if converted."""
+    there, here = stored.shape, tuple(item.value.shape)
+    transposed = dense and layout == "torch"
+    if there != (here[::-1] if transposed else here):
+        hint = ", where it would be transposed" if transposed else ""
+        if dense and not transposed and there == here[::-1]:
+            hint = "; it would fit transposed, layout='torch'"
+        yield f"misshapen: {name} is {there} in the file and {here} in the model{hint}"
+    if stored.array is None:
+        yield (
+            f"of a type that NumPy lacks: {name} is {stored.dtype} in the file; convert the file "
+            "to F32 first"
+        )
+    elif not _converts(stored, item):
+        yield (
+            f"of another kind: {name} is {stored.dtype} in the file and "
+            f"{_dtype(item.value)} in the model"
+        )
+    elif not holds(_dtype(item.value), stored.array):
+        yield f"too large: {name} has numbers in the file that {_dtype(item.value)} cannot hold"
+    if isinstance(item.value, np.ndarray) and not item.value.flags.writeable:
+        yield f"read-only: {name} cannot be written to in the model"
+
+
+def _differences(
+    report: LoadReport, found: Mapping[str, Stored], held: Mapping[str, Parameter | Buffer]
+) -> Iterator[str]:
+    """Yield in what a file and a model differ that could be left out or converted."""
+    yield from (f"missing in the file: {name}" for name in report.missing)
+    yield from (f"unexpected in the file: {name}" for name in report.unexpected)
+    for name, stored in found.items():
+        here = _dtype(held[name].value)
+        if stored.dtype != here and _converts(stored, held[name]):
+            yield f"of another dtype: {name} is {stored.dtype} in the file and {here} in the model"
+
+
+def _converts(stored: Stored, item: Parameter | Buffer) -> bool:
+    """Return whether an array is of a kind that becomes that of a value."""
+    known = stored.array is not None
+    return known and np.can_cast(stored.array.dtype, _dtype(item.value), "same_kind")
+
+
+def _dense_weights(value: Any, seen: set[int]) -> set[int]:
+    """Return the identities of the weights of the dense layers in a model."""
+    found = {id(value.weight)} if isinstance(value, Dense) else set()
+    for _, item in children(value):
+        if id(item) not in seen:
+            seen.add(id(item))
+            found |= _dense_weights(item, seen)
+    return found
+
+
+def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays over the model's, in place: over all of them, or over none."""
+    moved = {}
+    for name, array in arrays.items():
+        place = backend_of(held[name].value)
+        assert place is not None  # noqa: S101 (the values of a layer are arrays)
+        moved[name] = place.asarray(array, held[name].value.dtype)
+    before: list[tuple[Parameter | Buffer, Any]] = []
+    try:
+        while moved:  # as the old values come, the new ones go: they may be large
+            name, array = moved.popitem()
+            item = held[name]
+            before.append((item, _kept(item.value)))
+            _put(item, array)
+    except BaseException as error:
+        for item, value in before:
+            with suppress(Exception):  # what could not be written to is as it was
+                _put(item, value)
+        if not isinstance(error, Exception):
+            raise
+        raise FileError(
+            f"load: {name} cannot be written to in the model, which is left as it was: {error}"
+        ) from error
+
+
+def _kept(value: Any) -> Any:
+    """Return a copy of a value, or what is never written to."""
+    return value if isinstance(value, np.generic) else copy_of(value)
+
+
+def _put(item: Parameter | Buffer, array: Any) -> None:
+    """Write an array over a value, in place if it has one."""
+    if isinstance(item.value, np.generic):  # what NumPy makes of sums of 0-d arrays
+        item.value = array.copy()
+        return
+    with scope_of(item.value):
+        item.value[...] = array
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(names[:_MOST_NAMES]) or "none") + more
+
+
+def _dtype(x: Any) -> str:
+    return str(x.dtype).rpartition(".")[2]

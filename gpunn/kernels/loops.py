@@ -1,0 +1,337 @@
+"""The loops that numba compiles, over arrays that lie as C has them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.native import compiled, power_of_two
+
+#: Activations, by number: first those whose gradient takes one pass together with its column sums.
+RELU, TANH, SIGMOID, IDENTITY = range(4)
+LEAKY_RELU, ELU, SILU, GELU, GELU_TANH, SOFTPLUS = range(4, 10)
+
+#: For GELU: sqrt(1/2), 1 / sqrt(2 pi), and the constants of its tanh form.
+_ROOT_HALF, _DENSITY = math.sqrt(0.5), 1.0 / math.sqrt(2.0 * math.pi)
+_GELU_C, _GELU_B = math.sqrt(2.0 / math.pi), 0.044715
+
+_LOG2_E = 1.4426950408889634
+#: log 2 in two parts, for single and double precision: the first has so few bits that its multiples
+#: are exact.
+_LOG_2 = ((0.693359375, -2.12194440054690583e-4), (0.6931471803691238, 1.9082149292705877e-10))
+#: Below, exponentials are as good as zero, and soon no longer normal numbers.
+_LOWEST = (-87.0, -708.0)
+#: 1 / k!, from k = 13 down to 2.
+_TERMS = tuple(1.0 / math.factorial(k) for k in range(13, 1, -1))
+
+
+@compiled
+def add_bias(z: Array, bias: Array, relu: bool) -> None:
+    """Add the bias to each row; then take max(z, 0), if asked. NaN stays NaN."""
+    zero = z.dtype.type(0)
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            h = z[i, j] + bias[j]
+            z[i, j] = zero if relu and h < zero else h
+
+
+@compiled
+def activate(kind: int, x: Array) -> None:
+    """Write max(x, 0), tanh x or the logistic function of x over x.
+
+    In place: of two arrays the compiler would have to assume that they overlap in any way.
+    """
+    zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
+    if kind == RELU:
+        for i in range(x.size):
+            x[i] = zero if x[i] < zero else x[i]
+    elif kind == TANH:
+        for i in range(x.size):
+            less, scale = _reduced(-two * abs(x[i]))
+            small = scale * less + (scale - one)  # e^(-2|x|) - 1, to the last digits
+            x[i] = math.copysign(small / (small + two), x[i])
+    elif kind == SIGMOID:
+        for i in range(x.size):
+            x[i] = _sigmoid(x[i])
+
+
+@compiled
+def activate_otherwise(kind: int, p: Any, x: Array) -> None:
+    """Write the activation of that number, which has one parameter at most, over x."""
+    of = x.dtype.type
+    zero, one, half = of(0), of(1), of(0.5)
+    if kind == LEAKY_RELU:
+        for i in range(x.size):
+            x[i] = max(x[i], p * x[i])
+    elif kind == ELU:
+        for i in range(x.size):
+            less, scale = _reduced(min(x[i], zero))
+            x[i] = max(x[i], zero) + p * (scale * less + (scale - one))
+    elif kind == SILU:
+        for i in range(x.size):
+            x[i] = x[i] * _sigmoid(x[i])
+    elif kind == GELU:
+        for i in range(x.size):
+            x[i] = x[i] * (half * (one + math.erf(x[i] * of(_ROOT_HALF))))
+    elif kind == GELU_TANH:
+        for i in range(x.size):
+            x[i] = x[i] * _sigmoid(of(2 * _GELU_C) * (x[i] + of(_GELU_B) * (x[i] * x[i] * x[i])))
+    elif kind == SOFTPLUS:
+        for i in range(x.size):
+            less, scale = _reduced(-abs(x[i]))
+            x[i] = max(x[i], zero) + np.log1p(scale * less + scale)
+
+
+@compiled
+def _sigmoid(x: Any) -> Any:
+    """Return the logistic function, without overflow."""
+    less, scale = _reduced(-abs(x))
+    small = scale * less + scale
+    return (type(x)(1) if x >= type(x)(0) else small) / (type(x)(1) + small)
+
+
+@compiled
+def exponentiate(x: Array) -> None:
+    """Write e^x over x, which is not above zero."""
+    for i in range(x.size):
+        less, scale = _reduced(x[i])
+        x[i] = scale * less + scale
+
+
+@partial(compiled, fastmath={"contract"})  # the order of what it subtracts matters
+def _reduced(x: Any) -> Any:
+    """Return e^r - 1 and 2^n, where x = n log 2 + r is at most 0, and r small. NaN stays NaN.
+
+    Without a branch and without a call, so that a loop is computed in wide steps.
+    """
+    of = type(x)
+    double = of(1) + of(2.0**-40) > of(1)
+    parts = _LOG_2[1] if double else _LOG_2[0]
+    lowest = of(_LOWEST[1] if double else _LOWEST[0])
+    x = lowest if x < lowest else x
+    n = np.floor(x * of(_LOG2_E) + of(0.5))
+    n = n if n <= of(0) else of(0)  # not NaN
+    r = x - n * of(parts[0]) - n * of(parts[1])
+    total = of(0)
+    for term in _TERMS:
+        total = total * r + of(term)
+    return r + r * r * total, power_of_two(n)
+
+
+@compiled
+def _slope(kind: int, h: Any) -> Any:
+    """Return dh/dz. Where `kind` stays the same in a loop, the compiler takes the branch out."""
+    zero, one = type(h)(0), type(h)(1)
+    if kind == RELU:
+        return one if h > zero else zero
+    if kind == IDENTITY:
+        return one
+    return (one - h * h) if kind == TANH else h * (one - h)
+
+
+@compiled
+def times_slope(kind: int, grad: Array, saved: Array, result: Array) -> None:
+    """Write dJ/dz."""
+    for i in range(grad.size):
+        result[i] = grad[i] * _slope(kind, saved[i])
+
+
+@compiled
+def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
+    """Write dJ/dx of the activation of that number, from h, or for SiLU and GELU from x."""
+    of = grad.dtype.type
+    zero, one, half, two = of(0), of(1), of(0.5), of(2)
+    if kind == LEAKY_RELU:
+        for i in range(grad.size):
+            result[i] = grad[i] * (one if saved[i] > zero else p)
+    elif kind == ELU:
+        for i in range(grad.size):
+            result[i] = grad[i] * (one if saved[i] > zero else saved[i] + p)
+    elif kind == SILU:
+        for i in range(grad.size):
+            s = _sigmoid(saved[i])
+            result[i] = grad[i] * (s * (one + saved[i] * (one - s)))
+    elif kind == GELU:
+        for i in range(grad.size):
+            x = saved[i]
+            density = np.exp(-half * x * x) * of(_DENSITY)
+            result[i] = grad[i] * (half * (one + math.erf(x * of(_ROOT_HALF))) + x * density)
+    elif kind == GELU_TANH:
+        for i in range(grad.size):
+            x = saved[i]
+            s = _sigmoid(of(2 * _GELU_C) * (x + of(_GELU_B) * (x * x * x)))
+            density = two * s * (one - s) * (of(_GELU_C) * (one + of(3 * _GELU_B) * (x * x)))
+            result[i] = grad[i] * (s + x * density)
+    elif kind == SOFTPLUS:
+        for i in range(grad.size):
+            less, scale = _reduced(-saved[i])
+            result[i] = -grad[i] * (scale * less + (scale - one))
+
+
+@compiled
+def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, sums: Array) -> None:
+    """Write dJ/dz and its column sums."""
+    sums[:] = 0
+    for i in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            g = grad[i, j] * _slope(kind, saved[i, j])
+            result[i, j] = g
+            sums[j] += g
+
+
+@compiled
+def drop(
+    x: Array, start: int, key: Any, least: Any, kept: float, result: Array, mask: Array
+) -> None:
+    """Write the mask and x times it, for the entries from the `start`-th on.
+
+    An integer that is not unsigned would make floats of the others.
+    """
+    zero, one = x.dtype.type(0), x.dtype.type(kept)
+    for i in range(x.size):
+        bits = np.uint64(start + i + 1) * np.uint64(0x9E3779B97F4A7C15) + key
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+        m = one if (bits >> np.uint64(32)) >= least else zero
+        mask[i] = m
+        result[i] = x[i] * m
+
+
+@compiled
+def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
+    """Write each row less its largest; return minus the sum of what stands at the labels.
+
+    Rows count by their weights, if there are any.
+    """
+    cost = 0.0
+    for i in range(logits.shape[0]):
+        top = logits[i, 0]
+        for j in range(1, logits.shape[1]):
+            top = max(top, logits[i, j])
+        for j in range(logits.shape[1]):
+            result[i, j] = logits[i, j] - top
+        label = labels[i]
+        loss = -result[i, label] if 0 <= label < logits.shape[1] else math.nan
+        cost += weights[i] * loss if weights.size else loss
+    return cost
+
+
+@compiled
+def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: float) -> float:
+    """Make exponentials scale * (softmax - onehot); return scale * (cost + logs of their sums)."""
+    of = grad.dtype.type
+    for i in range(grad.shape[0]):
+        total = of(0)
+        for j in range(grad.shape[1]):
+            total += grad[i, j]
+        weight = weights[i] if weights.size else of(1)
+        cost += weight * np.log(total)
+        label = labels[i]
+        valid = 0 <= label < grad.shape[1]
+        own = of(scale) * weight
+        factor = own / total if valid else of(math.nan)
+        for j in range(grad.shape[1]):
+            grad[i, j] *= factor
+        if valid:
+            grad[i, label] -= own
+    return scale * cost
+
+
+@compiled
+def subtract_largest(logits: Array, result: Array) -> None:
+    """Write each row less its largest entry."""
+    for i in range(logits.shape[0]):
+        top = logits[i, 0]
+        for j in range(1, logits.shape[1]):
+            top = max(top, logits[i, j])
+        for j in range(logits.shape[1]):
+            result[i, j] = logits[i, j] - top
+
+
+@compiled
+def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array) -> float:
+    """Write scale * (sigmoid(z) - y), return the cost; nothing overflows."""
+    zero, one, factor = grad.dtype.type(0), grad.dtype.type(1), grad.dtype.type(scale)
+    cost = 0.0
+    for i in range(grad.size):
+        z, y = logits[i], target[i]
+        small = np.exp(-abs(z))
+        cost += max(z, zero) - y * z + np.log1p(small)
+        grad[i] = factor * ((one if z >= zero else small) / (one + small) - y)
+    return scale * cost
+
+
+@compiled
+def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -> float:
+    """Write scale * (prediction - target), return the cost."""
+    factor = grad.dtype.type(scale)
+    cost = 0.0
+    for i in range(grad.size):
+        error = prediction[i] - target[i]
+        cost += error * error
+        grad[i] = factor * error
+    return 0.5 * scale * cost
+
+
+@compiled
+def _regular(grad: Any, value: Any, decay: Any, limit: Any, factor: Any) -> Any:
+    """Return what an update takes for the gradient: clipped, then decayed. NaN stays NaN."""
+    grad = factor * (limit if grad > limit else (-limit if grad < -limit else grad))
+    return grad + decay * value if decay != 0 else grad  # 0 times infinity is NaN
+
+
+@compiled
+def descend(
+    value: Array,
+    grad: Array,
+    velocity: Array,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    decay: float,
+    limit: float,
+    factor: float,
+) -> None:
+    """Update a value, and its velocity if there is momentum; see `Kernels.sgd`."""
+    of = value.dtype.type
+    rate, mu, decay, limit, factor = of(rate), of(momentum), of(decay), of(limit), of(factor)
+    for i in range(value.size):
+        step = rate * _regular(grad[i], value[i], decay, limit, factor)
+        if momentum == 0.0:
+            value[i] -= step
+        else:
+            v = mu * velocity[i] - step
+            velocity[i] = v
+            value[i] += mu * v - step if nesterov else v
+
+
+@compiled
+def descend_by_moments(
+    value: Array,
+    grad: Array,
+    first: Array,
+    second: Array,
+    rate: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    decay: float,
+    limit: float,
+    factor: float,
+) -> None:
+    """Update a value and its moments; see `Kernels.adam`."""
+    of = value.dtype.type
+    rate, epsilon, decay, limit, factor = of(rate), of(epsilon), of(decay), of(limit), of(factor)
+    kept_1, new_1, kept_2, new_2 = of(beta_1), of(1 - beta_1), of(beta_2), of(1 - beta_2)
+    for i in range(value.size):
+        g = _regular(grad[i], value[i], decay, limit, factor)
+        m = kept_1 * first[i] + new_1 * g
+        v = kept_2 * second[i] + new_2 * (g * g)
+        first[i] = m
+        second[i] = v
+        value[i] -= rate * m / (np.sqrt(v) + epsilon)

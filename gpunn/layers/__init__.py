@@ -1,1 +1,0 @@
-"""The layers: formulas with their gradients."""

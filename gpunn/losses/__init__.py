@@ -1,0 +1,1 @@
+"""Cost functions: what a loss is, and which there are."""

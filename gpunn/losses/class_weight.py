@@ -1,0 +1,85 @@
+"""The class weights of a loss: what is given, and the table that kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any, TypeAlias
+
+from gpunn.arrays.backend import backend_of, is_kind, to_numpy
+from gpunn.arrays.checks import number
+from gpunn.errors import SettingError
+
+#: The weight of each class in order, or of some classes by their number.
+ClassWeight: TypeAlias = "tuple[float, ...] | dict[int, float]"
+
+
+def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
+    """Return class weights as a tuple or a dict of floats, or None.
+
+    Raises
+    ------
+    SettingError
+        If they are neither in order nor by class, or one is no weight.
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        for key in given:
+            if not isinstance(key, Integral) or isinstance(key, bool) or key < 0:
+                raise SettingError(
+                    f"{owner}: {name} has the key {key!r}; keys are classes, whole numbers from 0"
+                )
+        return {
+            int(key): number(owner, f"{name}[{key}]", weight, "[0, inf)")
+            for key, weight in given.items()
+        }
+    weights = _in_order(given)
+    if weights is None:
+        raise SettingError(
+            f"{owner}: {name} must be K numbers (a list, a tuple or an array of one axis) or a "
+            f"dict from class to number, got {given!r}"
+        )
+    return tuple(
+        number(owner, f"{name}[{i}]", weight, "[0, inf)") for i, weight in enumerate(weights)
+    )
+
+
+def table_of(loss: Any, given: ClassWeight | None, classes: int) -> list[float]:
+    """Return the weight of each of so many classes; 1 for one that a dict does not name.
+
+    Raises
+    ------
+    SettingError
+        In the name of `loss`: if there are weights for other classes, or not for all.
+    """
+    weights = as_class_weight(type(loss).__name__, "class_weight", given)  # a dict may have changed
+    if isinstance(weights, dict):
+        largest = max(weights, default=0)
+        if largest >= classes:
+            raise SettingError(
+                f"{loss!r}: class_weight names class {largest}, and the model puts out "
+                f"{classes} classes, 0..{classes - 1}"
+            )
+        return [weights.get(k, 1.0) for k in range(classes)]
+    if weights is None:
+        return [1.0] * classes
+    if len(weights) != classes:
+        raise SettingError(
+            f"{loss!r}: class_weight has {len(weights)} entries, "
+            f"and the model puts out {classes} classes"
+        )
+    return list(weights)
+
+
+def _in_order(given: Any) -> list[Any] | tuple[Any, ...] | None:
+    """Return the items of what has an order and holds numbers; None for anything else."""
+    if isinstance(given, (list, tuple)):
+        return given
+    place = backend_of(given)
+    if place is None or len(given.shape) != 1:
+        return None
+    if not is_kind(place.xp, given.dtype, ("integral", "real floating")):
+        return None
+    items: list[Any] = to_numpy(given).tolist()
+    return items

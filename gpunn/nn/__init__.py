@@ -1,0 +1,1 @@
+"""Layers: what a layer is, and which there are."""

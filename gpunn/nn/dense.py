@@ -1,0 +1,200 @@
+"""The layer of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from gpunn._typing import RNG, Array
+from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_kind
+from gpunn.arrays.checks import flag, float_dtype, whole_number
+from gpunn.errors import DTypeError, ShapeError
+from gpunn.kernels import kernels
+from gpunn.nn.activation import (
+    ACTIVATIONS,
+    ELU,
+    GELU,
+    Activation,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    SiLU,
+    Softplus,
+    get_activation,
+)
+from gpunn.nn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
+from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Parameter
+from gpunn.nn.tape import Tape
+
+_RECTIFIERS = (ReLU, LeakyReLU, ELU, SiLU, GELU, Softplus)
+
+
+class Dense(Layer):
+    r"""A fully connected layer of neurons, h = f(W x + b).
+
+    For a batch, one sample a row, that is :math:`H = f(X W + 1 b^T)`. With
+    :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`
+    that f makes of :math:`\partial J / \partial H`, the backward pass is
+
+    .. math:: \partial J/\partial W = X^T G, \quad \partial J/\partial b = G^T 1,
+              \quad \partial J/\partial X = G W^T.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Number of inputs and of neurons, at least 1.
+    activation : str, Activation or None, default None
+        f, by name (``"relu"``, ``"tanh"``, ...; see `ACTIVATIONS`) or as an object; None is the
+        identity.
+    bias : bool, default True
+        Whether there is a b.
+    init : str, function or None, default None
+        How the weights are drawn (see `gpunn.init`); None is ``"he_normal"`` before rectifiers and
+        ``"glorot_uniform"`` otherwise. Biases start at zero.
+    rng : None, int or numpy.random.Generator, default None
+        The seed. One seed gives the same weights on every backend. Give each layer a seed of its
+        own, or all of them one Generator: layers of one shape and seed start out alike.
+    dtype : {"float32", "float64"}, default "float32"
+        Of the parameters, and so of the input.
+    backend : str, Backend or None, default None
+        Where the parameters live; None is what `gpunn.use` has set, else NumPy.
+
+    Attributes
+    ----------
+    weight : Parameter
+        W, of shape (in_features, out_features), so that no product needs a copy.
+    bias : Parameter or None
+        b, of shape (out_features,); weight decay leaves it out.
+
+    Raises
+    ------
+    ShapeError, DTypeError, DeviceError
+        By `forward`, where `x` does not fit.
+
+    Notes
+    -----
+    *Shapes*: x (N, in_features), h (N, out_features); N may be 0.
+    *Saves*: x and either h or z (whichever f's gradient needs): N (in_features + out_features)
+    elements.
+    """
+
+    records = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str | Activation | None = None,
+        *,
+        bias: bool = True,
+        init: str | Initializer | None = None,
+        rng: RNG = None,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+    ) -> None:
+        name = type(self).__name__
+        self.in_features = whole_number(name, "in_features", in_features)
+        self.out_features = whole_number(name, "out_features", out_features)
+        self.activation = get_activation(activation, name)
+        has_bias = flag(name, "bias", bias)
+        if init is None:
+            init = he_normal if isinstance(self.activation, _RECTIFIERS) else glorot_uniform
+        place = get_backend(backend)
+        draw, generator = get_initializer(init, name), as_generator(rng, name)
+        drawn = draw(generator, self.in_features, self.out_features)
+        _check_kind(repr(self), drawn)
+        if tuple(drawn.shape) != (self.in_features, self.out_features):
+            raise ShapeError(
+                f"{self!r}: init must return shape {(self.in_features, self.out_features)}, "
+                f"got {tuple(drawn.shape)}"
+            )
+        dtype = float_dtype(repr(self), dtype)
+        self.weight = Parameter(place.asarray(drawn, dtype))
+        zeros = place.asarray([0.0] * self.out_features, dtype)
+        self.bias = Parameter(zeros, decay=False) if has_bias else None
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return f(x W + b)."""
+        weight = self.weight.value
+        if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
+            self._refuse(x)
+        if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
+            self._refuse(x)
+        bias = None if self.bias is None else self.bias.value
+        k = kernels(x)
+        h, saved = k.bias_activation(k.product(x, weight), bias, self.activation)
+        if tape is not None:
+            tape.push(self, x, saved)
+        return h
+
+    def backward(self, grad: Array, tape: Tape) -> Array | None:
+        """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's.
+
+        Each of the three is left out where the tape does not want it.
+        """
+        x, saved = tape.pop(self)
+        k, wanted = kernels(grad), tape.parameters
+        bias = self.bias if wanted is None or self.bias in wanted else None
+        if bias is None:
+            grad = k.activation_backward(grad, saved, self.activation)
+        else:
+            grad, grad_bias = k.bias_activation_backward(
+                grad, saved, self.activation, into=bias.room
+            )
+            bias.add_grad(grad_bias)
+        if wanted is None or self.weight in wanted:
+            self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
+        return k.product(grad, self.weight.value.T) if tape.wants_grad else None
+
+    def holds_any(self, parameters: Collection[Parameter]) -> bool:
+        """Return whether any of these parameters is the layer's."""
+        if type(self) is not Dense:  # a subclass may hold more
+            return super().holds_any(parameters)
+        return self.weight in parameters or self.bias in parameters
+
+    def _refuse(self, x: Array) -> NoReturn:
+        """Raise the error that says what is wrong with `x`."""
+        place, home = backend_of(x), backend_of(self.weight.value)
+        if place is None:
+            raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
+        if place != home:
+            raise apart(repr(self), home, place)
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            advice = "; flatten it first" if x.ndim > 2 else ""
+            raise ShapeError(
+                f"{self!r}: expected x of shape (N, {self.in_features}), "
+                f"got {tuple(x.shape)}{advice}"
+            )
+        wanted = str(self.weight.value.dtype).rpartition(".")[2]
+        raise DTypeError(
+            f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x with "
+            f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model with '
+            "model.to(dtype=...)"
+        )
+
+    def __repr__(self) -> str:
+        """Return the layer as it would be written."""
+        shown = (
+            ""
+            if isinstance(self.activation, Identity)
+            else f", activation={_name(self.activation)}"
+        )
+        return f"Dense({self.in_features}, {self.out_features}{shown})"
+
+
+def _name(activation: Activation) -> str:
+    """Return the activation by its name where it has one and default settings."""
+    for name, make in ACTIVATIONS.items():
+        if repr(make()) == repr(activation) and type(make()) is type(activation):
+            return repr(name)
+    return repr(activation)
+
+
+def _check_kind(owner: str, drawn: Any) -> None:
+    """Check that an initialiser has returned an array of real numbers."""
+    place = backend_of(drawn)
+    if place is None:
+        raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
+    if not is_kind(place.xp, drawn.dtype, ("integral", "real floating")):
+        raise DTypeError(f"{owner}: init must return real numbers, got {drawn.dtype}")

@@ -1,0 +1,257 @@
+"""What a layer is: a forward pass, the backward pass that mirrors it, and named arrays."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from gpunn._typing import Array, Shape
+from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
+from gpunn.arrays.checks import float_dtype, sample_shape
+from gpunn.errors import DeviceError, DTypeError
+from gpunn.kernels.declared import Declaration, declare
+from gpunn.nn.parameter import Buffer, Held, Parameter
+from gpunn.nn.tape import Tape
+from gpunn.nn.tree import Node, children
+
+if TYPE_CHECKING:
+    from gpunn.nn.memory import HasState, MemoryReport
+
+_Kind = TypeVar("_Kind", bound=Held)
+_Self = TypeVar("_Self", bound="Layer")
+
+
+class Layer(Node):
+    """A differentiable function with parameters; the base of every layer and network.
+
+    A subclass defines `forward` and `backward` and keeps its `Parameter`, `Buffer` and `Layer`
+    objects as plain attributes, alone or in lists, tuples and dicts; they are found by walking
+    ``vars(layer)``. Three rules hold:
+
+    - with a tape, `forward` pushes once what `backward` pops;
+    - a layer never writes to an array that it was given;
+    - the first axis is the batch, of any length.
+
+    Where only a part of a model is trained, a layer may ask the tape what is wanted, and save
+    work: ``tape.wants(self.factor)`` before it computes the gradient of a parameter, and
+    `Tape.wants_grad` before that of its input. Training is right without asking, too.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> class Scale(gn.Layer):
+    ...     def __init__(self, factor):
+    ...         self.factor = gn.Parameter(factor)
+    ...
+    ...     def forward(self, x, tape=None):
+    ...         if tape is not None:
+    ...             tape.push(self, x)
+    ...         return x * self.factor.value
+    ...
+    ...     def backward(self, grad, tape):
+    ...         (x,) = tape.pop(self)
+    ...         self.factor.add_grad((grad * x).sum(axis=0))
+    ...         return grad * self.factor.value
+    """
+
+    #: Whether the layer holds parameters of its own. A class that never does says False, so that
+    #: no gradient is computed for it alone.
+    has_parameters: ClassVar[bool] = True
+
+    #: Whether the layer does all its work in kernels (``kernels(x).product(x, y)`` and the like)
+    #: and keeps nothing that changes from call to call. Steps through it can then be recorded.
+    records: ClassVar[bool] = False
+
+    _declared: ClassVar[Declaration]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Note what the class says of itself in its own body.
+
+        What a base says need not hold for a class that adds to it.
+        """
+        super().__init_subclass__(**settings)
+        if "has_parameters" not in vars(cls):
+            cls.has_parameters = True
+        cls._declared = declare(cls)
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return the layer's output for a batch `x`; save on the tape what `backward` needs.
+
+        Unlike a call of the layer, it takes its input on trust but for what is cheap to check.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, tape)")
+
+    def backward(self, grad: Array, tape: Tape) -> Array | None:
+        """Return dJ/dx from `grad` = dJ/dy; add to the gradients of the layer's parameters.
+
+        None stands for a gradient that nobody below needs; see `Tape.wants_grad`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
+
+    def __call__(self, x: Array, tape: Tape | None = None) -> Array:
+        """Check `x`, then run `forward` on the device of `x`.
+
+        Raises
+        ------
+        DTypeError
+            If `x` is no array, or holds no floating-point numbers.
+        DeviceError
+            If `x` and the layer's parameters are in different places.
+        """
+        place = backend_of(x)
+        if place is None:
+            raise DTypeError(
+                f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
+            )
+        if not is_floating(place.xp, x.dtype):
+            raise DTypeError(
+                f"{self!r}: expected floating-point x, got {x.dtype}; "
+                'convert it, e.g. x.astype("float32")'
+            )
+        if place.package != "numpy":  # a GPU would read astray; NumPy fails by itself
+            self._check_place(place)
+        try:
+            with scope_of(x):
+                return self.forward(x, tape)
+        except TypeError:
+            self._check_place(place)
+            raise
+
+    def _check_place(self, place: Backend) -> None:
+        home = self.backend
+        if home is not None and home != place:
+            raise apart(repr(self), home, place)
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """Return the trainable arrays by dotted name (``layers.0.weight``), each once."""
+        return dict(_walk(self, Parameter))
+
+    def named_buffers(self) -> dict[str, Buffer]:
+        """Return the arrays that are saved and not trained, by dotted name, each once."""
+        return dict(_walk(self, Buffer))
+
+    def parameters(self) -> list[Parameter]:
+        """Return the trainable arrays, each once; what an optimizer is built on."""
+        return list(self.named_parameters().values())
+
+    def buffers(self) -> list[Buffer]:
+        """Return the arrays that are saved and not trained, each once."""
+        return list(self.named_buffers().values())
+
+    def holds_any(self, parameters: Collection[Parameter]) -> bool:
+        """Return whether any of these parameters is the layer's."""
+        return any(parameter in parameters for parameter in self.parameters())
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend of the parameters; None for a layer without any.
+
+        Raises
+        ------
+        DeviceError
+            If they are in different places.
+        """
+        places: dict[Backend | None, str] = {}
+        for name, item in _walk(self, Held):
+            places.setdefault(backend_of(item.value), name)
+        if len(places) > 1:
+            where = ", ".join(f"{name} on {place}" for place, name in places.items())
+            raise DeviceError(f"{self!r}: its parameters are in different places: {where}")
+        return next(iter(places), None)
+
+    def to(self: _Self, backend: str | Backend | None = None, *, dtype: str | None = None) -> _Self:
+        """Move the parameters and buffers, in place; return the layer itself.
+
+        Parameters
+        ----------
+        backend : str, Backend or None
+            Where to, as for `get_backend`. Values arrive bit for bit. None stays where it is.
+        dtype : {"float32", "float64"}, optional
+            Convert floating-point values to it.
+
+        An optimizer keeps arrays beside the parameters: build it after the move.
+        """
+        dtype = None if dtype is None else float_dtype(repr(self), dtype)
+        target = None if backend is None else get_backend(backend)
+        for item in (*self.parameters(), *self.buffers()):
+            home = backend_of(item.value)
+            assert home is not None  # noqa: S101 (parameters hold arrays)
+            floating = home.xp.isdtype(item.value.dtype, "real floating")
+            item.move(target or home, dtype if floating else None)
+        return self
+
+    def output_shape(self, input_shape: Shape | int) -> Shape:
+        """Return the shape of one sample's output, from that of one sample's input."""
+        input_shape = sample_shape("output_shape", input_shape)
+        first = next(iter(self.parameters()), None)
+        place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
+        dtype = first.value.dtype if first is not None else place.xp.float32
+        with place.scope():
+            x = place.xp.zeros((1, *input_shape), dtype=dtype, device=place.device)
+            return tuple(self.forward(x).shape[1:])
+
+    def summary(self, input_shape: Shape | int | None = None) -> str:
+        """Return a table of the layers, their output shapes and parameter counts; see `summary`."""
+        from gpunn.nn.summary import summarize  # noqa: PLC0415 (a table few programs ask for)
+
+        return summarize(self, input_shape)
+
+    def memory(
+        self,
+        batch_size: int,
+        *,
+        input_shape: Shape | int | None = None,
+        optimizer: HasState | None = None,
+    ) -> MemoryReport:
+        """Return the bytes that a step of training holds, by what they are for.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of samples.
+        input_shape : int or tuple of int, optional
+            The shape of one sample. By default it is taken from the first layer with
+            `in_features`.
+        optimizer : Optimizer, optional
+            Whose state to count.
+
+        Returns
+        -------
+        MemoryReport
+            Parameters, gradients, the optimizer's state, and the tape by layer, measured on
+            batches of one and two samples. `str` makes a table of it.
+        """
+        from gpunn.nn.memory import account  # noqa: PLC0415 (few programs ask for it)
+
+        return account(self, batch_size, input_shape, optimizer)
+
+    def __repr__(self) -> str:
+        """Return the layer as it would be written."""
+        return f"{type(self).__name__}()"
+
+
+def as_instance(kind: type) -> str:
+    """Return what to tell who gave a class where a layer or loss of that class was wanted."""
+    settings = inspect.signature(kind).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    bare = all(s.default is not s.empty or s.kind in optional for s in settings)
+    said = f"{kind.__name__}({'' if bare else '...'})"
+    library = "gn." if kind.__module__.startswith("gpunn.") else ""
+    return f"the class {kind.__name__}; say {library}{said}"
+
+
+def _walk(
+    value: Any, kind: type[_Kind], prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, _Kind]]:
+    """Yield what is of that kind below `value`, by dotted name, in the order of attributes."""
+    seen = set() if seen is None else seen
+    for name, item in children(value):
+        if id(item) in seen:
+            continue
+        if isinstance(item, kind):
+            seen.add(id(item))
+            yield prefix + name, item
+        elif isinstance(item, (Layer, list, tuple, dict)):
+            seen.add(id(item))
+            yield from _walk(item, kind, f"{prefix}{name}.", seen)

@@ -1,0 +1,160 @@
+"""What training takes in memory, and what to say when there is not enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gpunn._typing import Array, Shape
+from gpunn.arrays.backend import backend_of, get_backend
+from gpunn.arrays.checks import sample_shape, whole_number
+from gpunn.arrays.facts import size_of
+from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
+from gpunn.nn.tape import Tape
+from gpunn.nn.tree import first_features
+
+
+class HasState(Protocol):
+    """What keeps arrays beside the parameters: an optimizer."""
+
+    def state_bytes(self) -> int:
+        """Return their size in bytes."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes that a step of training holds, by what they are for.
+
+    Attributes
+    ----------
+    batch_size : int
+        For which number of samples.
+    parameters, gradients, optimizer, buffers : int
+        Bytes; they do not depend on the batch.
+    tape : dict of str to int
+        Bytes that the forward pass keeps for the backward pass, by layer, each array counted where
+        it is first kept; the network's input is among them.
+    passing : int
+        Bytes of the gradients that the backward pass has in hand at its widest layer.
+    """
+
+    batch_size: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    tape: dict[str, int] = field(default_factory=dict)
+    passing: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum of all, in bytes."""
+        fixed = self.parameters + self.gradients + self.optimizer + self.buffers
+        return fixed + self.batch_bytes
+
+    @property
+    def batch_bytes(self) -> int:
+        """What grows with the batch, in bytes."""
+        return sum(self.tape.values()) + self.passing
+
+    def __str__(self) -> str:
+        """Return a table."""
+        rows = [
+            ("parameters", self.parameters),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("buffers", self.buffers),
+            *((f"tape: {name}", size) for name, size in self.tape.items()),
+            ("gradients on the way", self.passing),
+            (f"total for a batch of {self.batch_size}", self.total),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {size:>15,} bytes" for name, size in rows)
+
+
+def account(
+    model: Any,
+    batch_size: int,
+    input_shape: Shape | int | None = None,
+    optimizer: HasState | None = None,
+) -> MemoryReport:
+    """Return what a step of training takes; see `Layer.memory`."""
+    batch_size = whole_number("memory", "batch_size", batch_size)
+    if optimizer is not None and not _has_state(optimizer):
+        raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
+    shape = _sample_shape(model, input_shape)
+    one, two = (_tape_bytes(model, shape, n) for n in (1, 2))
+    # What a layer keeps is a + b n for n samples; two small passes tell both.
+    tape = {name: one[name] + (two[name] - one[name]) * (batch_size - 1) for name in one}
+    parameters = sum(size_of(p.value) for p in model.parameters())
+    return MemoryReport(
+        batch_size=batch_size,
+        parameters=parameters,
+        gradients=parameters,
+        optimizer=0 if optimizer is None else optimizer.state_bytes(),
+        buffers=sum(size_of(b.value) for b in model.buffers()),
+        tape=tape,
+        passing=2 * max(tape.values(), default=0),
+    )
+
+
+def explain(error: Exception, model: Any, x: Array) -> DeviceMemoryError:
+    """Return the error for a step on the batch `x` that found no memory.
+
+    To be called when the step's own arrays are gone again.
+    """
+    place = backend_of(x)
+    assert place is not None  # noqa: S101 (a step has run on it)
+    free = place.free_bytes()
+    size, shape = int(x.shape[0]), tuple(x.shape[1:])
+    one, two = (account(model, n, shape).batch_bytes for n in (1, 2))
+    each = max(1, two - one)
+    missing = sum(size_of(p.value) for p in model.parameters() if p.grad is None)
+    fits = 0 if free is None else max(0, int((free - missing - one) // each) + 1)
+    known = "an unknown number of" if free is None else f"{free:,}"
+    wanted = getattr(error, "_size", None)
+    asked = "" if wanted is None else f"{int(wanted):,} bytes were asked for, "
+    advice = (
+        f"by the tape's account a batch of at most {min(fits, size - 1)} fits"
+        if fits
+        else "not even one sample fits; take a smaller model, or free what else is on the device"
+    )
+    return DeviceMemoryError(
+        f"{place} is out of memory in a step on {size} samples: {asked}{known} bytes are free "
+        f"without the step's own arrays; {advice}. The weights are as they were before the step"
+    )
+
+
+def _has_state(optimizer: Any) -> bool:
+    return hasattr(optimizer, "state_bytes") and not isinstance(optimizer, type)
+
+
+def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
+    """Return the bytes that each layer puts on the tape for n samples."""
+    first = next(iter(model.parameters()), None)
+    place = get_backend("numpy") if first is None else backend_of(first.value)
+    assert place is not None  # noqa: S101
+    dtype = place.xp.float32 if first is None else first.value.dtype
+    tape = Tape(rng=0)
+    with place.scope():
+        x = place.xp.ones((n, *shape), dtype=dtype, device=place.device)
+        model.forward(x, tape)
+    sizes, seen = {"input": size_of(x)}, {id(x)}
+    for i, (owner, saved) in enumerate(tape.entries()):
+        new = [item for item in saved if _is_array(item) and id(item) not in seen]
+        seen.update(id(item) for item in new)
+        sizes[f"{i} {owner!r}"] = sum(size_of(item) for item in new)
+    return sizes
+
+
+def _sample_shape(model: Any, input_shape: Shape | int | None) -> Shape:
+    if input_shape is not None:
+        return sample_shape("memory", input_shape)
+    shape = first_features(model)
+    if shape is None:
+        raise ShapeError(f"memory: the input of {model!r} is not known; give input_shape")
+    return shape
+
+
+def _is_array(item: Any) -> bool:
+    return hasattr(item, "shape") and hasattr(item, "dtype")

@@ -1,0 +1,34 @@
+"""Layers that change the shape and no value."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from gpunn._typing import Array
+from gpunn.kernels import kernels
+from gpunn.nn.layer import Layer
+from gpunn.nn.tape import Tape
+
+
+class Flatten(Layer):
+    """Each sample as one row: (N, a, b, ...) becomes (N, a b ...), and the gradient goes back.
+
+    Notes
+    -----
+    *Saves*: the input's shape, no array.
+    """
+
+    has_parameters: ClassVar[bool] = False
+    records = True
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return x as (N, P)."""
+        if tape is not None:
+            tape.push(self, x.shape)
+        return kernels(x).reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+    def backward(self, grad: Array, tape: Tape) -> Array:
+        """Return grad in the shape of x."""
+        (shape,) = tape.pop(self)
+        return kernels(grad).reshape(grad, shape)

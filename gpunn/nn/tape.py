@@ -1,0 +1,161 @@
+"""What a forward pass leaves for the backward pass to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpunn._typing import RNG
+from gpunn.arrays.checks import flag
+from gpunn.errors import SettingError, TapeError
+from gpunn.nn.init import as_generator
+from gpunn.nn.parameter import Parameter
+
+
+class Tape:
+    """The record of one forward pass, read backwards by the backward pass.
+
+    Each layer pushes what its gradient needs, once a forward pass; `backward` pops it, last in
+    first out, so memory is given back while the pass goes on. The tape checks the owner of each
+    entry: a wrong order is an error and never a wrong number. A forward pass without a tape
+    (``tape=None``) is inference and stores nothing.
+
+    Parameters
+    ----------
+    training : bool, default True
+        Whether layers behave as in training (dropout drops).
+    rng : None, int or numpy.random.Generator, default None
+        Where random layers draw their seeds. Made only when a layer asks for it.
+    input_grad : bool, default True
+        Whether the gradient with respect to the network's input is wanted. Training does not
+        want it, which saves the first layer a product.
+    parameters : iterable of Parameter, optional
+        Those whose gradients are wanted, such as ``optimizer.parameters``; all by default. Layers
+        ask `wants` and leave the other gradients out. A frozen lower half of a network then costs
+        nothing, provided that `input_grad` is False.
+
+    Attributes
+    ----------
+    parameters : frozenset of Parameter or None
+        None is all of them.
+    """
+
+    __slots__ = ("_entries", "_rng", "input_grad", "parameters", "training")
+
+    def __init__(
+        self,
+        *,
+        training: bool = True,
+        rng: RNG = None,
+        input_grad: bool = True,
+        parameters: Iterable[Parameter] | None = None,
+    ) -> None:
+        if parameters is not None and not isinstance(parameters, frozenset):
+            parameters = _as_set(parameters)
+        # `bool`s pass at the least cost: a tape is made at every step.
+        self.training = training if type(training) is bool else flag("Tape", "training", training)
+        self.input_grad = (
+            input_grad if type(input_grad) is bool else flag("Tape", "input_grad", input_grad)
+        )
+        self.parameters = parameters
+        self._rng = rng
+        self._entries: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def push(self, owner: Any, *saved: Any) -> None:
+        """Save what `owner` needs for its backward pass."""
+        self._entries.append((owner, saved))
+
+    def pop(self, owner: Any) -> tuple[Any, ...]:
+        """Return what `owner` saved last.
+
+        Raises
+        ------
+        TapeError
+            If nothing was saved, or the last to save was another layer.
+        """
+        entries = self._entries
+        if not entries:
+            raise TapeError(
+                f"{owner!r}: backward has nothing to read; run forward with this tape first, "
+                "and backward only once for each forward"
+            )
+        who, saved = entries.pop()
+        if who is not owner:
+            entries.append((who, saved))
+            raise TapeError(
+                f"{owner!r}: backward ran out of order; the tape expects {who!r}, "
+                "since layers go backward in the reverse order of forward"
+            )
+        return saved
+
+    @property
+    def wants_grad(self) -> bool:
+        """Whether anything below the entry just popped needs its output's gradient.
+
+        A layer whose input gradient costs much asks this first and returns None in its place,
+        if not: below it are no parameters whose gradients are wanted, and the input's own gradient
+        was not asked for.
+        """
+        if self.input_grad or not self._entries:
+            return self.input_grad
+        if self.parameters is not None:
+            return self._wants_below(self.parameters)
+        for owner, _ in self._entries:  # noqa: SIM110 (a generator costs more)
+            if owner.has_parameters:
+                return True
+        return False
+
+    def wants(self, parameter: Parameter) -> bool:
+        """Return whether the gradient of a parameter is wanted.
+
+        A layer that asks before it computes one saves its cost. One that does not ask may add a
+        gradient all the same: `train_step` does away with it.
+        """
+        return self.parameters is None or parameter in self.parameters
+
+    def _wants_below(self, wanted: frozenset[Parameter]) -> bool:
+        """Return whether any layer that is still to come holds one of these."""
+        for owner, _ in reversed(self._entries):
+            if owner.has_parameters and owner.holds_any(wanted):
+                return True
+        return False
+
+    def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """Return each owner with what it saved, the first to push first."""
+        return list(self._entries)
+
+    def owners(self) -> list[Any]:
+        """Return who has saved the entries, the first to push first."""
+        return [owner for owner, _ in self._entries]
+
+    def draw_key(self) -> int:
+        """Draw the 64-bit key of one random mask, on the host."""
+        self._rng = as_generator(self._rng, "Tape")
+        return int(self._rng.integers(2**64, dtype="uint64"))
+
+    def __len__(self) -> int:
+        """Return the number of entries not yet read."""
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        """Return the owners of the entries, the first to push first."""
+        return f"Tape({', '.join(repr(owner) for owner, _ in self._entries)})"
+
+
+def _as_set(parameters: Iterable[Parameter]) -> frozenset[Parameter]:
+    if hasattr(parameters, "parameters"):
+        raise SettingError(
+            f"Tape: got {parameters!r} as parameters; pass its parameters, model.parameters()"
+        )
+    if not isinstance(parameters, Iterable):
+        raise SettingError(
+            f"Tape: expected parameters such as model.parameters(), got {type(parameters).__name__}"
+        )
+    wanted = frozenset(parameters)
+    for parameter in wanted:
+        if not isinstance(parameter, Parameter):
+            raise SettingError(
+                f"Tape: expected parameters such as model.parameters(), "
+                f"got {type(parameter).__name__}"
+            )
+    return wanted

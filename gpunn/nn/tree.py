@@ -1,0 +1,41 @@
+"""Walking through a model, without knowing what its layers do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from gpunn._typing import Shape
+
+
+class Node:
+    """What a layer is to code that walks through models: named parts, some of them layers."""
+
+    #: Whether the layer holds parameters of its own.
+    has_parameters: ClassVar[bool] = True
+
+    def sequence(self) -> list[Any] | None:
+        """Return the layers that are applied one after another, if that is all it does."""
+        return None
+
+
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a layer, or the items of a list, tuple or dict, by name."""
+    if isinstance(value, Node):
+        yield from vars(value).items()
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(i), item) for i, item in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((str(key), item) for key, item in value.items())
+
+
+def first_features(layer: Any) -> Shape | None:
+    """Return (in_features,) of the first layer that has it, if nothing before it reshapes."""
+    while layer.sequence():
+        layers = layer.sequence()
+        layer = next((inner for inner in layers if inner.has_parameters), layers[0])
+    features = getattr(layer, "in_features", None)
+    if features is None:
+        inner = next((item for _, item in children(layer) if isinstance(item, Node)), None)
+        return None if inner is None else first_features(inner)
+    return (int(features),)

@@ -1,0 +1,1 @@
+"""Optimizers and schedules: what an optimizer is, and which there are."""

@@ -1,0 +1,139 @@
+"""Adam: steps scaled by running means of the gradient and of its square."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from gpunn._typing import Array, Namespace
+from gpunn.arrays.checks import number
+from gpunn.arrays.settings import checked
+from gpunn.nn.parameter import Parameter
+from gpunn.optim.base import Optimizer
+from gpunn.optim.schedules import Schedule
+
+
+class Adam(Optimizer):
+    r"""Adam: adaptive moment estimation.
+
+    With the moments m and v, which start at 0, and all operations by entry,
+
+    .. math::
+
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
+        \theta &\leftarrow \theta - \alpha_t \frac{m}{\sqrt v + \epsilon}, \qquad
+        \alpha_t = \alpha \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}.
+
+    The factor of :math:`\alpha` makes up for the start at 0; t counts the updates from then on,
+    from 1, and is the same for all parameters. This is the form at the end of the paper's
+    section 2, and scikit-learn's. PyTorch's, the paper's algorithm 1, scales epsilon by
+    :math:`\sqrt{1 - \beta_2^t}`, too, which differs where gradients are tiny.
+
+    The gradient g is that of the batch; then, in this order and if asked for: each entry clipped
+    to :math:`\pm` `clip_value`; all entries scaled down together so that the norm of the whole
+    gradient is at most `clip_norm`; weight decay added.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+        ``model.parameters()``, after ``model.to(...)``.
+    learning_rate : float or schedule, default 0.001
+        alpha, above 0; see `gpunn.schedules`.
+    beta_1, beta_2 : float, default 0.9 and 0.999
+        In [0, 1).
+    epsilon : float, default 1e-8
+        Above 0.
+    weight_decay : float, default 0.0
+        lambda >= 0 of the L2 penalty :math:`\frac\lambda2 \|W\|^2`, whose gradient
+        :math:`\lambda W` is added to g before the moments (coupled, as in PyTorch's Adam and
+        scikit-learn's; not AdamW's form). Biases are left out (`Parameter.decay`). A history's
+        ``"loss"`` does not contain the penalty, its ``"cost"`` does.
+    clip_norm : float, optional
+        Above 0. The norm stays on the device.
+    clip_value : float, optional
+        Above 0.
+
+    Attributes
+    ----------
+    updates : int
+        Number of updates since the moments were 0: t - 1. (`steps` goes on after a `reset`.)
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> model = gn.Dense(2, 1, rng=0)
+    >>> gn.Adam(model.parameters(), beta_2=0.99)
+    Adam(learning_rate=0.001, beta_2=0.99)
+    """
+
+    kernel = "adam"
+
+    beta_1: float = checked(number, "[0, 1)")
+    beta_2: float = checked(number, "[0, 1)")
+    epsilon: float = checked(number, "(0, inf)")
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        super().__init__(
+            parameters,
+            learning_rate,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            n_states=2,
+        )
+        self.updates = 0
+
+    def reset(self) -> None:
+        """Forget the gradients, both moments, and how many updates they have seen."""
+        super().reset()
+        self.updates = 0
+
+    def update(
+        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
+    ) -> None:
+        """Average g in m and g^2 in v; theta <- theta - alpha_t m / (sqrt(v) + epsilon)."""
+        first, second = states
+        first *= self.beta_1
+        first += (1.0 - self.beta_1) * grad
+        grad *= grad
+        grad *= 1.0 - self.beta_2
+        second *= self.beta_2
+        second += grad
+        scale = xp.sqrt(second)
+        scale += self.epsilon
+        step = step_size * first
+        step /= scale
+        value -= step
+
+    def step_sizes(self, n: int) -> list[float]:
+        """Return alpha_t of the next n updates."""
+        rates = super().step_sizes(n)
+        return [rate * self._correction(self.updates + i) for i, rate in enumerate(rates, 1)]
+
+    def count_updates(self, n: int) -> None:
+        """Count n updates."""
+        super().count_updates(n)
+        self.updates += n
+
+    def _correction(self, t: int) -> float:
+        """Return alpha_t / alpha."""
+        return math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)

@@ -1,0 +1,229 @@
+"""Learning rates that change: functions of the number of updates made so far.
+
+The unit is the update (step), the optimizer's own count. For epochs, multiply by the loader's
+length: ``Cosine(0.1, steps=30 * len(loader))``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from gpunn.arrays.checks import number, whole_number
+from gpunn.errors import SettingError
+from gpunn.optim.patience import Patience
+
+#: A function from the number of updates made so far to the learning rate of the next one.
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class Constant:
+    """alpha(t) = alpha.
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        name = type(self).__name__
+        self.learning_rate = number(name, "learning_rate", learning_rate, "(0, inf)")
+
+    def __call__(self, step: int) -> float:  # noqa: ARG002
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate
+
+    def __repr__(self) -> str:
+        """Return the schedule as it would be written."""
+        given = ", ".join(
+            f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_"
+        )
+        return f"{type(self).__name__}({given})"
+
+
+class StepDecay(Constant):
+    """alpha(t) = alpha * factor^floor(t / every).
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    every : int
+        Number of updates between drops, at least 1.
+    factor : float, default 0.1
+        In (0, 1].
+    """
+
+    def __init__(self, learning_rate: float, *, every: int, factor: float = 0.1) -> None:
+        super().__init__(learning_rate)
+        self.every = whole_number(type(self).__name__, "every", every)
+        self.factor = number(type(self).__name__, "factor", factor, "(0, 1]")
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate * float(self.factor ** (step // self.every))
+
+
+class ExponentialDecay(Constant):
+    """alpha(t) = alpha * factor^(t / steps).
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    factor : float
+        What `steps` updates multiply the learning rate by, in (0, 1].
+    steps : int, default 1
+        At least 1.
+    """
+
+    def __init__(self, learning_rate: float, *, factor: float, steps: int = 1) -> None:
+        super().__init__(learning_rate)
+        self.factor = number(type(self).__name__, "factor", factor, "(0, 1]")
+        self.steps = whole_number(type(self).__name__, "steps", steps)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        return self.learning_rate * float(self.factor ** (step / self.steps))
+
+
+class Cosine(Constant):
+    r"""Half a cosine from alpha down to `final`, which then stays.
+
+    .. math:: \alpha(t) = f + \frac{\alpha - f}{2} (1 + \cos(\pi \min(t / T, 1)))
+
+    Parameters
+    ----------
+    learning_rate : float
+        alpha, above 0.
+    steps : int
+        T, the number of updates until `final` is reached, at least 1.
+    final : float, default 0.0
+        f, in [0, alpha].
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
+    """
+
+    def __init__(self, learning_rate: float, *, steps: int, final: float = 0.0) -> None:
+        super().__init__(learning_rate)
+        self.steps = whole_number(type(self).__name__, "steps", steps)
+        self.final = number(type(self).__name__, "final", final, f"[0, {self.learning_rate}]")
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        way = min(step / self.steps, 1.0)
+        return self.final + 0.5 * (self.learning_rate - self.final) * (
+            1.0 + math.cos(math.pi * way)
+        )
+
+
+class WarmUp:
+    """Rise in a straight line over the first updates, then follow another schedule.
+
+    alpha(t) = after(0) (t + 1) / steps for t < steps, then after(t - steps).
+
+    Parameters
+    ----------
+    steps : int
+        Number of updates until the full learning rate, at least 1.
+    after : float or schedule
+        What follows.
+
+    References
+    ----------
+    Goyal et al., "Accurate, large minibatch SGD", arXiv:1706.02677, 2017.
+    """
+
+    def __init__(self, steps: int, after: float | Schedule) -> None:
+        self.steps = whole_number("WarmUp", "steps", steps)
+        self.after = as_schedule("WarmUp", "after", after)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of update `step`, counted from 0."""
+        if step < self.steps:
+            return self.after(0) * (step + 1) / self.steps
+        return self.after(step - self.steps)
+
+    def observe(self, loss: float) -> None:
+        """Pass an epoch's loss on, in case what follows waits for one."""
+        observe(self.after, loss)
+
+    def __repr__(self) -> str:
+        """Return the schedule as it would be written."""
+        return f"WarmUp({self.steps}, {self.after!r})"
+
+
+class ReduceOnPlateau(Constant):
+    """Multiply the learning rate by `factor` when the loss has stopped falling.
+
+    The trainer reports, once an epoch, what it monitors: the validation loss if there is one, else
+    the training loss, or what early stopping monitors; a metric where higher is better counts by
+    its negative. By hand, call `observe`.
+
+    Parameters
+    ----------
+    learning_rate : float
+        The first one, above 0.
+    factor : float, default 0.5
+        In (0, 1).
+    patience : int, default 5
+        Number of epochs without an improvement until the drop, at least 1.
+    tolerance : float, default 1e-4
+        By how much a loss must be below the best one to count as an improvement, at least 0.
+    minimum : float, default 0.0
+        The learning rate never falls below it.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        *,
+        factor: float = 0.5,
+        patience: int = 5,
+        tolerance: float = 1e-4,
+        minimum: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate)
+        name = type(self).__name__
+        self.factor = number(name, "factor", factor, "(0, 1)")
+        self.patience = whole_number(name, "patience", patience)
+        self.tolerance = number(name, "tolerance", tolerance, "[0, inf)")
+        self.minimum = number(name, "minimum", minimum, f"[0, {self.learning_rate}]")
+        self._so_far = Patience()
+
+    def observe(self, loss: float) -> None:
+        """Take an epoch's loss into account, or anything else that should fall."""
+        self._so_far.observe(loss, self.tolerance)
+        if self._so_far.waited >= self.patience:
+            self.learning_rate = max(self.learning_rate * self.factor, self.minimum)
+            self._so_far.waited = 0
+
+
+def observe(schedule: Schedule, loss: float) -> None:
+    """Tell a schedule an epoch's loss, if it wants to know.
+
+    Of a number that is better the higher, give the negative.
+    """
+    listen = getattr(schedule, "observe", None)
+    if listen is not None:
+        listen(loss)
+
+
+def as_schedule(owner: str, name: str, value: Any) -> Schedule:
+    """Return a schedule as it is, and a number as a constant one.
+
+    Raises
+    ------
+    SettingError
+        In the name of `owner`, whose setting it is: if it is neither.
+    """
+    if isinstance(value, type):
+        kind = value.__name__
+        raise SettingError(
+            f"{owner}: {name} is the class {kind}; make a schedule of it, {kind}(...)"
+        )
+    return value if callable(value) else Constant(number(owner, name, value, "(0, inf)"))

@@ -1,0 +1,132 @@
+"""Instructions of updates, and of sums over threads.
+
+`a` is the value, `b` the gradient; `d` says whether weight decay applies.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpunn.kernels import loops
+from gpunn.kernels.native import array_at
+from gpunn.program.instructions.words import (
+    DECAYS,
+    FACTOR,
+    FLAG,
+    PENALTIES,
+    RATES,
+    STEP,
+    THREAD,
+    THREADS,
+    A,
+    B,
+    C,
+    D,
+    E,
+    M,
+    N,
+    P,
+    Q,
+    R,
+    S,
+    by_name,
+    context_of,
+    doubles,
+    numbers_of,
+    words_of,
+)
+
+
+@by_name
+def sgd(op: int, ctx: int, one: Any) -> None:
+    """Update m numbers by SGD: velocity c, momentum p, clipped to +-q; `flag` is Nesterov's."""
+    w, f = words_of(op), numbers_of(op)
+    x, m = context_of(ctx), w[M]
+    rate, decay = doubles(x[RATES], x[STEP] + 1)[x[STEP]], 0.0
+    if w[D]:
+        decay = doubles(x[DECAYS], x[STEP] + 1)[x[STEP]]
+    factor = doubles(ctx, 20)[FACTOR] if w[E] else 1.0
+    value, grad, velocity = (
+        array_at(w[A], (m,), one),
+        array_at(w[B], (m,), one),
+        array_at(w[C], (m,), one),
+    )
+    loops.descend(value, grad, velocity, rate, f[P], w[FLAG] != 0, decay, f[Q], factor)
+
+
+@by_name
+def adam(op: int, ctx: int, one: Any) -> None:
+    """Update m numbers by Adam: moments c and e, betas p and q, epsilon r, clipped to +-s."""
+    w, f = words_of(op), numbers_of(op)
+    x, m = context_of(ctx), w[M]
+    rate, decay = doubles(x[RATES], x[STEP] + 1)[x[STEP]], 0.0
+    if w[D]:
+        decay = doubles(x[DECAYS], x[STEP] + 1)[x[STEP]]
+    factor = doubles(ctx, 20)[FACTOR] if w[FLAG] else 1.0
+    value, grad = array_at(w[A], (m,), one), array_at(w[B], (m,), one)
+    first, second = array_at(w[C], (m,), one), array_at(w[E], (m,), one)
+    loops.descend_by_moments(
+        value, grad, first, second, rate, f[P], f[Q], f[R], decay, f[S], factor
+    )
+
+
+@by_name
+def penalty(op: int, ctx: int, one: Any) -> None:
+    """Add half the weight decay times the sum of squares of a to the step's penalty."""
+    w, x = words_of(op), context_of(ctx)
+    decay = doubles(x[DECAYS], x[STEP] + 1)[x[STEP]]
+    if decay != 0.0:
+        value, squares = array_at(w[A], (w[M],), one), type(one)(0)
+        for i in range(w[M]):
+            squares += value[i] * value[i]
+        place = x[STEP] * x[THREADS] + x[THREAD]
+        doubles(x[PENALTIES], place + 1)[place] += 0.5 * decay * squares
+
+
+@by_name
+def squared_norm(op: int, ctx: int, one: Any) -> None:
+    """Add the sum of squares of a, clipped to +-p, to the one at d; `flag`: begin anew."""
+    w, f = words_of(op), numbers_of(op)
+    grad, limit, squares = array_at(w[A], (w[M],), one), type(one)(f[P]), type(one)(0)
+    for i in range(w[M]):
+        g = grad[i]
+        g = limit if g > limit else (-limit if g < -limit else g)
+        squares += g * g
+    total = doubles(w[D], 1)
+    total[0] = squares if w[FLAG] else total[0] + squares
+
+
+@by_name
+def clip_factor(op: int, ctx: int, one: Any) -> None:
+    """Work out what shrinks all gradients to the norm p, from the sums of all threads at d."""
+    w, f = words_of(op), numbers_of(op)
+    x, total = context_of(ctx), 0.0
+    sums = doubles(w[D], x[THREADS])
+    for i in range(x[THREADS]):
+        total += sums[i]
+    norm = math.sqrt(total)
+    # 1 where the norm is below, and NaN where it is NaN.
+    doubles(ctx, 20)[FACTOR] = f[P] / (f[P] if norm < f[P] else norm)
+
+
+@by_name
+def accumulate(op: int, ctx: int, one: Any) -> None:
+    """C += a, of m numbers."""
+    w = words_of(op)
+    a, c = array_at(w[A], (w[M],), one), array_at(w[C], (w[M],), one)
+    for i in range(w[M]):
+        c[i] += a[i]
+
+
+@by_name
+def add_up(op: int, ctx: int, one: Any) -> None:
+    """C = the sums over the threads of m of the n numbers that each has at a, from `flag` on."""
+    w, x = words_of(op), context_of(ctx)
+    parts = array_at(w[A], (x[THREADS], w[N]), one)
+    c = array_at(w[C], (w[M],), one)
+    for j in range(w[M]):
+        c[j] = parts[0, w[FLAG] + j]
+    for thread in range(1, x[THREADS]):
+        for j in range(w[M]):
+            c[j] += parts[thread, w[FLAG] + j]

@@ -1,0 +1,141 @@
+"""The instructions of updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.declared import kernel_of
+from gpunn.program.lower import Instruction, Lane, Lowering, address_of, memory_of
+from gpunn.program.phases import ALL, OWN, Access, Memory, in_parts
+from gpunn.program.values import NotRecordableError, Value
+
+
+@dataclass
+class Piece:
+    """Something that is updated at once: a parameter, or a block of several.
+
+    Attributes
+    ----------
+    value, grad : array
+    states : list of array
+        What the optimizer keeps beside it.
+    decays : bool
+        Whether weight decay applies.
+    """
+
+    value: Array
+    grad: Array
+    states: list[Array]
+    decays: bool
+
+    @property
+    def n_parts(self) -> int:
+        """The rows that threads share."""
+        return int(self.value.shape[0])
+
+
+def lower_update(
+    low: Lowering, optimizer: Any, pieces: Sequence[Piece], *, penalized: bool
+) -> None:
+    """Append what updates some pieces, after the norm of all gradients if that is limited."""
+    kernel = kernel_of(optimizer)
+    if kernel not in ("sgd", "adam"):
+        raise NotRecordableError(f"the update of {type(optimizer).__name__}")
+    clips = optimizer.clip_norm is not None
+    limit = math.inf if optimizer.clip_value is None else optimizer.clip_value
+    if clips:
+        _clip(low, pieces, limit, optimizer.clip_norm)
+    for piece in pieces:
+        made = [_updating(low, kernel, optimizer, piece, limit, clips=clips)]
+        if penalized and piece.decays:
+            made.insert(0, _penalty(low, piece))
+        i = len(low.instructions) if clips else _after_last_use(low, piece)
+        low.instructions[i:i] = made
+
+
+def _after_last_use(low: Lowering, piece: Piece) -> int:
+    """Return where the piece may be updated: its lines are in the cache then."""
+    own = memory_of(piece.value), memory_of(piece.grad)
+    for i in range(len(low.instructions) - 1, -1, -1):
+        known = low.instructions[i]
+        for access in (*known.reads, *known.writes):
+            place = access.place
+            if isinstance(place, Memory) and any(
+                place.start < end and start < place.stop for start, end in own
+            ):
+                return i + 1
+    return len(low.instructions)
+
+
+def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float) -> None:
+    sums = Value((low.threads, 1), np.dtype("float64"), by_sample=False)
+
+    def mine(lane: Lane) -> int:
+        address = lane.address(sums, ALL)
+        assert isinstance(address, int)  # noqa: S101
+        return address + 8 * lane.thread
+
+    for i, piece in enumerate(pieces):
+
+        def words(lane: Lane, piece: Piece = piece, first: int = int(i == 0)) -> dict[str, Any]:
+            m, skipped = _share(low, lane, piece)
+            address = address_of(piece.grad) + skipped
+            return {"m": m, "a": address, "d": mine(lane), "p": limit, "flag": first}
+
+        reads = [Access(memory_of(piece.grad), in_parts(piece.n_parts))]
+        low.add("squared_norm", words, [*reads, Access(sums, OWN)], [Access(sums, OWN)])
+    low.add(
+        "clip_factor",
+        lambda lane: {"d": lane.address(sums, ALL), "p": clip_norm},
+        [Access(sums, ALL)],
+        [Access("factor", OWN)],
+    )
+
+
+def _share(low: Lowering, lane: Lane, piece: Piece) -> tuple[int, int]:
+    """Return how many entries of a piece a thread has, and the bytes before them."""
+    start, stop = lane.part(piece.n_parts)
+    width = piece.value.size // piece.n_parts
+    return (stop - start) * width, start * width * low.dtype.itemsize
+
+
+def _penalty(low: Lowering, piece: Piece) -> Instruction:
+    def words(lane: Lane) -> dict[str, Any]:
+        m, skipped = _share(low, lane, piece)
+        return {"m": m, "a": address_of(piece.value) + skipped}
+
+    value = Access(memory_of(piece.value), in_parts(piece.n_parts))
+    return Instruction("penalty", [value], [Access("penalty", OWN)], words)
+
+
+def _updating(
+    low: Lowering, kernel: str, optimizer: Any, piece: Piece, limit: float, *, clips: bool
+) -> Instruction:
+    own = [piece.value, piece.grad, *piece.states]
+    if kernel == "sgd":
+        kept = {"c": piece.states[0] if piece.states else piece.value}
+        rule = {"p": optimizer.momentum, "q": limit, "flag": int(optimizer.nesterov)}
+        rule |= {"e": int(clips)}
+    else:
+        kept = {"c": piece.states[0], "e": piece.states[1]}
+        rule = {"p": optimizer.beta_1, "q": optimizer.beta_2, "r": optimizer.epsilon}
+        rule |= {"s": limit, "flag": int(clips)}
+
+    def words(lane: Lane) -> dict[str, Any]:
+        m, skipped = _share(low, lane, piece)
+        arrays = {"a": piece.value, "b": piece.grad} | kept
+        places = {word: address_of(array) + skipped for word, array in arrays.items()}
+        return {"m": m, "d": int(piece.decays)} | places | rule
+
+    for array in own:
+        low.check(array, low.dtype)
+    sharing = in_parts(piece.n_parts)
+    accesses = [Access(memory_of(array), sharing) for array in own]
+    reads = [*accesses, Access("factor", OWN)] if clips else accesses
+    return Instruction(kernel, reads, accesses, words)

@@ -1,0 +1,162 @@
+"""Matrix products in compiled code, by the BLAS that SciPy brings along."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numpy as np
+from numba import types
+from numba.extending import get_cython_function_address
+from scipy.linalg import cython_blas
+
+from gpunn.kernels.native import array_at, compiled, itemsize
+
+
+class Matrix(NamedTuple):
+    """A matrix in C's order.
+
+    Attributes
+    ----------
+    place : int
+        Where it begins.
+    stride : int
+        From row to row, in entries.
+    transposed : int
+        Whether it stands for its transpose.
+    """
+
+    place: int
+    stride: int
+    transposed: int
+
+
+def _signature(name: str) -> bytes:
+    """Return the types of a function, as C has them."""
+    get_name = ctypes.pythonapi.PyCapsule_GetName
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    return get_name(cython_blas.__pyx_capi__[name])
+
+
+def _gemm(name: str) -> Any:
+    """Return SciPy's function of that name, from the interface that it has for compiled code.
+
+    All arguments are pointers, and are passed as integers. It is known by a symbol's name, since
+    code that has an address in it could not be kept in a file.
+    """
+    if _signature(name).count(b"int *") != 6:
+        raise ImportError(f"SciPy's {name} has integers of another size than int")
+    place = get_cython_function_address("scipy.linalg.cython_blas", name)
+    llvmlite.binding.add_symbol(f"gpunn_{name}", place)
+    return types.ExternalFunction(f"gpunn_{name}", types.void(*[types.intp] * 13))
+
+
+_sgemm, _dgemm = _gemm("sgemm"), _gemm("dgemm")
+
+#: OpenBLAS has kernels for products of up to a million multiplications, which spare it a copy of
+#: both factors; for others it first brings them into an order of its own. So a larger product is
+#: made of such, where that is quicker: of so many terms and columns, and a multiple of four rows.
+#: Another BLAS loses little by it.
+_SMALL, _TERMS, _COLUMNS, _ROWS = 1_000_000, 256, 128, 4
+
+#: The kernels for a second factor that is transposed are slower; up to so many entries, it pays to
+#: copy it into the other order first.
+_TURNED = 1 << 14
+
+#: What `product` needs for itself, in bytes: for BLAS's arguments, and for a copy.
+ROOM = 64 + 8 * _TURNED
+
+
+@compiled
+def matrix(place: int, stride: int) -> Matrix:
+    """Return the matrix that begins at an address, with rows of `stride` entries."""
+    return Matrix(place, stride, 0)
+
+
+@compiled
+def transpose(x: Matrix) -> Matrix:
+    """Return the transpose of a matrix."""
+    return Matrix(x.place, x.stride, 1 - x.transposed)
+
+
+@compiled
+def _part(x: Matrix, skipped: int) -> Matrix:
+    """Return the matrix that begins so many bytes after another one, within it."""
+    return Matrix(x.place + skipped, x.stride, x.transposed)
+
+
+@compiled
+def product(
+    shape: tuple[int, int, int], a: Matrix, b: Matrix, c: Matrix, room: int, one: Any
+) -> None:
+    """Write the product of a and b over c.
+
+    Parameters
+    ----------
+    shape : (m, n, k)
+        c is (m, n), and the sums have k terms.
+    a, b, c : Matrix
+    room : int
+        Where `ROOM` bytes begin, for no other thread.
+    one : float32 or float64
+        1, in the dtype of the matrices.
+    """
+    m, n, k = shape
+    size = itemsize(one)
+    if b.transposed and n * k <= _TURNED:
+        _turn(b, n, k, room + 64, one)
+        b = matrix(room + 64, n)
+    if b.transposed or m * n * k <= _SMALL:
+        _add_product(shape, a, b, type(one)(0), c, room)
+        return
+    terms, columns = min(k, _TERMS), min(n, _COLUMNS)
+    rows = max(_ROWS, _SMALL // (terms * columns) // _ROWS * _ROWS)
+    for p in range(0, k, terms):
+        for j in range(0, n, columns):
+            for i in range(0, m, rows):
+                block = min(rows, m - i), min(columns, n - j), min(terms, k - p)
+                skipped = p * a.stride + i if a.transposed else i * a.stride + p
+                own_a = _part(a, skipped * size)
+                own_b = _part(b, (p * b.stride + j) * size)
+                own_c = _part(c, (i * c.stride + j) * size)
+                _add_product(block, own_a, own_b, one if p else type(one)(0), own_c, room)
+
+
+@compiled
+def _turn(x: Matrix, rows: int, columns: int, place: int, one: Any) -> None:
+    """Write the transpose of `rows` by `columns` entries of x."""
+    given = array_at(x.place, (rows, x.stride), one)
+    turned = array_at(place, (columns, rows), one)
+    for i in range(columns):
+        for j in range(rows):
+            turned[i, j] = given[j, i]
+
+
+@compiled
+def _add_product(
+    shape: tuple[int, int, int], a: Matrix, b: Matrix, kept: Any, c: Matrix, room: int
+) -> None:
+    """Write the product plus `kept` times c over c, by one call of BLAS."""
+    m, n, k = shape
+    # BLAS has the columns of an array where NumPy has its rows: there, c' = b' a'.
+    numbers, floats = array_at(room, (8,), np.int32(0)), array_at(room + 32, (2,), kept)
+    numbers[0], numbers[1], numbers[2] = n, m, k
+    numbers[3], numbers[4], numbers[5] = b.stride, a.stride, c.stride
+    numbers[6] = 84 if b.transposed else 78  # "T" or "N"
+    numbers[7] = 84 if a.transposed else 78
+    floats[0], floats[1] = 1.0, kept
+    i, alpha = room, room + 32
+    beta = alpha + itemsize(kept)
+    if itemsize(kept) == 8:
+        _dgemm(
+            *(i + 24, i + 28, i, i + 4, i + 8),
+            *(alpha, b.place, i + 12, a.place, i + 16),
+            *(beta, c.place, i + 20),
+        )
+    else:
+        _sgemm(
+            *(i + 24, i + 28, i, i + 4, i + 8),
+            *(alpha, b.place, i + 12, a.place, i + 16),
+            *(beta, c.place, i + 20),
+        )

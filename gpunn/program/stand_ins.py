@@ -1,0 +1,288 @@
+"""Stand-ins for arrays, and kernels that write down what is asked of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NoReturn
+
+from gpunn._typing import Array, Shape
+from gpunn.arrays.backend import Backend
+from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.reference import Formula, Kernels
+from gpunn.program.values import Key, Operation, Value, refuse
+
+
+class Traced:
+    """A stand-in for an array while a step is recorded.
+
+    It answers what layers ask before they compute (shape, dtype, place, transpose) and refuses
+    everything else.
+    """
+
+    __slots__ = ("__gpunn_backend__", "__gpunn_kernels__", "transposed", "value")
+    __array_ufunc__ = None  # NumPy's arrays shall not compute with it, either
+
+    def __init__(
+        self, value: Value, recorder: RecordingKernels, *, transposed: bool = False
+    ) -> None:
+        self.value = value
+        self.transposed = transposed
+        self.__gpunn_kernels__ = recorder
+        self.__gpunn_backend__ = recorder.backend
+
+    @property
+    def shape(self) -> Shape:
+        """The lengths of the axes."""
+        return self.value.shape[::-1] if self.transposed else self.value.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array that it stands for."""
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.value.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.value.shape)
+
+    @property
+    def T(self) -> Traced:  # noqa: N802 (as in the standard)
+        """The transpose, of two axes."""
+        if self.ndim != 2:
+            refuse(f"the transpose of {self.ndim} axes")
+        return Traced(self.value, self.__gpunn_kernels__, transposed=not self.transposed)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what a stand-in does not have."""
+        refuse(f"asking an array for `{name}`")
+
+    def __bool__(self) -> bool:
+        """Refuse to be a condition."""
+        return refuse("a branch on the values of an array")
+
+    def __len__(self) -> int:
+        """Refuse, as for a number that the batch decides."""
+        return refuse("len(array)")
+
+    def __iter__(self) -> NoReturn:
+        """Refuse to be taken apart."""
+        refuse("a loop over an array")
+
+    def __repr__(self) -> str:
+        """Return what it stands for."""
+        return f"Traced({self.shape}, {self.dtype})"
+
+
+class _Facts:
+    """What a namespace says of dtypes; it computes nothing."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a dtype, or what tells dtypes apart."""
+        if name in ("isdtype", "finfo", "float32", "float64", "int64", "bool"):
+            return getattr(self._xp, name)
+        return refuse(f"`xp.{name}`")
+
+
+@cache
+def _facts_of(xp: Any) -> _Facts:
+    return _Facts(xp)
+
+
+class RecordingKernels(Kernels):
+    """Kernels that write down what they are asked to do.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where the arrays would be.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(_facts_of(backend.xp))
+        self.backend = backend
+        self.operations: list[Operation] = []
+
+    # Layers
+
+    def product(self, x: Any, y: Any, into: Array | None = None) -> Any:
+        """Record x @ y: of a batch and a weight, or over the batch, as for a weight's gradient."""
+        if is_batch(x) and not isinstance(y, Traced):
+            return self._add("product", (x, y), (x.shape[0], y.shape[1]), x.dtype, into=into)
+        if isinstance(x, Traced) and x.transposed and is_batch(y):
+            shape = x.shape[0], y.shape[1]
+            return self._add(
+                "product_over_batch", (x.T, y), shape, y.dtype, into=into, by_sample=False
+            )
+        return refuse("a product that is neither batch @ weight nor batch.T @ batch")
+
+    def activation(self, x: Any, formula: Formula) -> Any:
+        """Record h = f(x)."""
+        if _named(formula) == "identity":
+            return x
+        return self._add("activation", (x,), x.shape, x.dtype, formula=formula)
+
+    def bias_activation(self, z: Any, bias: Array | None, formula: Formula) -> tuple[Any, Any]:
+        """Record h = f(z + bias), in the place of z where f's gradient needs h alone."""
+        kernel = _named(formula)
+        if bias is None and kernel == "identity":
+            return z, z
+        result = Value(z.shape, z.dtype, by_sample=True, storage=z.value)
+        if formula.saves_output:
+            self._append("bias_activation", (z, bias), (result,), formula)
+            return (Traced(result, self),) * 2
+        h = Value(z.shape, z.dtype, by_sample=True)
+        self._append("bias_activation", (z, bias), (h, result), formula)
+        return Traced(h, self), Traced(result, self)
+
+    def activation_backward(self, grad: Any, saved: Any, formula: Formula) -> Any:
+        """Record dJ/dx of h = f(x)."""
+        if _named(formula) == "identity":
+            return grad
+        return self._add(
+            "activation_backward", (grad, saved), grad.shape, grad.dtype, formula=formula
+        )
+
+    def bias_activation_backward(
+        self, grad: Any, saved: Any, formula: Formula, into: Array | None = None
+    ) -> tuple[Any, Any]:
+        """Record dJ/dz, and its column sums, the gradient of the bias."""
+        if _named(formula) == "identity":
+            return grad, self.column_sums(grad, into)
+        dz = Value(grad.shape, grad.dtype, by_sample=True)
+        sums = self._place(into, grad.shape[1:], grad.dtype)
+        self._append("bias_activation_backward", (grad, saved), (dz, value_of(sums)), formula)
+        return Traced(dz, self), sums
+
+    def column_sums(self, x: Any, into: Array | None = None) -> Any:
+        """Record the sums over the batch."""
+        return self._add("column_sums", (x,), x.shape[1:], x.dtype, into=into, by_sample=False)
+
+    def convert(self, x: Any, dtype: Any) -> Any:
+        """Record a change of dtype."""
+        return x if x.dtype == dtype else self._add("convert", (x,), x.shape, dtype)
+
+    def dropout(self, x: Any, key: Any, rate: float) -> tuple[Any, Any]:
+        """Record x times a mask, and the mask."""
+        if not isinstance(key, Key):
+            refuse("a random mask whose key is not the tape's")
+        y, mask = (Value(x.shape, x.dtype, by_sample=True) for _ in range(2))
+        self._append("dropout", (x, key), (y, mask), settings={"rate": rate})
+        return Traced(y, self), Traced(mask, self)
+
+    def add(self, x: Any, y: Any) -> Any:
+        """Record x + y, of one shape."""
+        return self._of_alike("add", x, y)
+
+    def multiply(self, x: Any, y: Any) -> Any:
+        """Record x * y, of one shape."""
+        return self._of_alike("multiply", x, y)
+
+    def accumulate(self, total: Any, x: Any) -> None:
+        """Record total += x, of a gradient and one more part of it."""
+        if not isinstance(x, Traced) or x.transposed or x.value.by_sample:
+            refuse("adding to a gradient what is none")
+        self._append("accumulate", (x,), (value_of(total),))
+
+    def reshape(self, x: Any, shape: Shape) -> Any:
+        """Return the same memory in another shape."""
+        if not is_batch(x) or shape[0] != x.shape[0]:
+            refuse("a change of shape that touches the batch")
+        return Traced(Value(tuple(shape), x.dtype, by_sample=True, storage=x.value), self)
+
+    # Losses
+
+    def loss(
+        self, formula: Any, prediction: Any, target: Any, scale: Any, *, summed: bool
+    ) -> tuple[Any, Any]:
+        """Record the cost, or the scaled loss of each sample, and the gradient."""
+        if kernel_of(formula) is None:
+            refuse(f"the formula of {type(formula).__name__}")
+        cost = Value(() if summed else prediction.shape[:1], prediction.dtype, by_sample=not summed)
+        grad = Value(prediction.shape, prediction.dtype, by_sample=True)
+        inputs = (prediction, target, scale)
+        self._append("loss", inputs, (cost, grad), formula, {"summed": summed})
+        return Traced(cost, self), Traced(grad, self)
+
+    def class_mass(self, target: Any, class_weight: Array) -> Any:
+        """Record the weight of each sample's class."""
+        shape = target.shape[:1]
+        return self._add("class_mass", (target, class_weight), shape, class_weight.dtype)
+
+    def mean_scale(self, weight: Any, mass: Any) -> Any:
+        """Record what multiplies each loss in a weighted mean."""
+        like = mass if weight is None else weight
+        return self._add("mean_scale", (weight, mass), like.shape, like.dtype)
+
+    # How it is written down
+
+    def _of_alike(self, kernel: str, x: Any, y: Any) -> Any:
+        if not (is_batch(x) and is_batch(y) and x.shape == y.shape and x.dtype == y.dtype):
+            refuse(f"`{kernel}` of arrays that are not alike")
+        return self._add(kernel, (x, y), x.shape, x.dtype)
+
+    def _add(
+        self,
+        kernel: str,
+        inputs: tuple[Any, ...],
+        shape: Sequence[int],
+        dtype: Any,
+        *,
+        into: Array | None = None,
+        formula: Any = None,
+        by_sample: bool = True,
+    ) -> Any:
+        """Record an operation with one result; return a stand-in for it, or where it went."""
+        result = self._place(into, tuple(shape), dtype, by_sample=by_sample)
+        self._append(kernel, inputs, (value_of(result),), formula)
+        return result
+
+    def _place(
+        self, into: Array | None, shape: Shape, dtype: Any, *, by_sample: bool = False
+    ) -> Any:
+        return Traced(Value(shape, dtype, by_sample=by_sample), self) if into is None else into
+
+    def _append(
+        self,
+        kernel: str,
+        inputs: tuple[Any, ...],
+        outputs: tuple[Any, ...],
+        formula: Any = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        taken = tuple(map(value_of, inputs))
+        self.operations.append(Operation(kernel, taken, outputs, formula, settings or {}))
+
+
+def value_of(x: Any) -> Any:
+    """Return the value that a stand-in stands for, or anything else as it is."""
+    if not isinstance(x, Traced):
+        return x
+    if x.transposed:
+        refuse("a transposed batch outside of a product")
+    return x.value
+
+
+def is_batch(x: Any) -> bool:
+    """Return whether this stands for an array whose first axis is the batch."""
+    return isinstance(x, Traced) and x.value.by_sample and not x.transposed
+
+
+def _named(formula: Any) -> str:
+    """Return the kernel that a formula names; one without is not recordable."""
+    kernel = kernel_of(formula)
+    return refuse(f"the formula of {type(formula).__name__}") if kernel is None else kernel
+
+
+def batch_input(recorder: RecordingKernels, shape: Shape, dtype: Any) -> Traced:
+    """Return a stand-in for an array of the batch."""
+    return Traced(Value(shape, dtype, by_sample=True), recorder)

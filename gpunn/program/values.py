@@ -1,0 +1,144 @@
+"""What a recording is made of: values, of which only the kind is known, and operations on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from gpunn._typing import Array, Shape
+
+
+class NotRecordableError(Exception):
+    """A step does something that is no kernel call; the message says what."""
+
+
+class NotNowError(NotRecordableError):
+    """A step cannot be recorded in the present state of its parts, which may pass."""
+
+
+class Value:
+    """An array of the step, of which only what it is like is known.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : dtype
+        Of the arrays' library.
+    by_sample : bool
+        Whether the first axis is the batch. Lengths do not tell: a batch may have as many samples
+        as a sample has features.
+    storage : Value
+        The value whose memory this one shares: itself, unless an operation works in place.
+    """
+
+    __slots__ = ("by_sample", "dtype", "shape", "storage")
+
+    def __init__(
+        self, shape: Shape, dtype: Any, *, by_sample: bool, storage: Value | None = None
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.by_sample = by_sample
+        self.storage: Value = self if storage is None else storage.storage
+
+    @property
+    def width(self) -> int:
+        """The number of entries of a sample, or of a row."""
+        return math.prod(self.shape[1:])
+
+    def __repr__(self) -> str:
+        """Return the shape and dtype."""
+        return f"Value({self.shape}, {self.dtype})"
+
+
+class Key:
+    """Stands for the key of a random mask: the `index`-th that a step draws."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A kernel call.
+
+    Attributes
+    ----------
+    kernel : str
+        The name of the method of `Kernels`.
+    inputs : tuple of Value, array, number, Key or None
+        Arrays are those that outlive the step: parameters, and what the optimizer keeps.
+    outputs : tuple of Value or array
+        Arrays are written to in place.
+    formula : object, optional
+        The activation or loss whose formula it is; it names the kernel that serves it.
+    settings : dict
+        Numbers that stay the same from step to step.
+    """
+
+    kernel: str
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    formula: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Recording:
+    """The operations of a step on one batch size, and what goes in and comes out.
+
+    Attributes
+    ----------
+    operations : list of Operation
+    x, y, sample_weight : Value or None
+        The batch.
+    prediction, cost : Value or None
+        The model's output, and J; the cost of a step that has a loss.
+    n_keys : int
+        How many random masks a step draws.
+    grads : dict of int to array
+        Where the gradient of each parameter ends up, by the parameter's position.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    x: Value | None = None
+    y: Value | None = None
+    sample_weight: Value | None = None
+    prediction: Value | None = None
+    cost: Value | None = None
+    n_keys: int = 0
+    grads: dict[int, Array] = field(default_factory=dict)
+
+
+def kind_of(batch: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the shape of a sample and the dtype of each part of a batch."""
+    return tuple(None if part is None else (part.shape[1:], part.dtype) for part in batch)
+
+
+@dataclass(frozen=True)
+class BatchLike:
+    """Shapes and dtypes of a batch.
+
+    Attributes
+    ----------
+    x, y, sample_weight : (shape, dtype) or None
+        Shapes with the batch as first axis.
+    """
+
+    x: tuple[Shape, Any]
+    y: tuple[Shape, Any] | None = None
+    sample_weight: tuple[Shape, Any] | None = None
+
+    @classmethod
+    def of(cls, n: int, kind: Sequence[Any]) -> BatchLike:
+        """Return a batch of n samples of the kind that `kind_of` has returned."""
+        x, y, weight = (None if part is None else ((n, *part[0]), part[1]) for part in kind)
+        assert x is not None  # noqa: S101 (there are always features)
+        return cls(x, y, weight)
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise the error for something that is no kernel call."""
+    raise NotRecordableError(f"{what} is no kernel call")

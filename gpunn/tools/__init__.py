@@ -1,0 +1,1 @@
+"""Checks of gradients, and of this machine."""

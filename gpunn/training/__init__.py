@@ -1,0 +1,1 @@
+"""The training loop: a step, an epoch, and what is around them."""

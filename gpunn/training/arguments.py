@@ -1,0 +1,154 @@
+"""What a trainer is given: each thing of the right kind, or an error that says what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from gpunn.arrays.checks import one_of
+from gpunn.errors import SettingError
+from gpunn.losses.base import Loss
+from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Parameter
+from gpunn.optim.base import Optimizer
+from gpunn.training.metrics import BinaryAccuracy, Metric, get_metric
+from gpunn.training.stopping import EarlyStopping
+
+#: What a history calls its columns, and two more things in what it makes of them.
+_COLUMNS = (
+    *("loss", "cost", "validation_loss", "learning_rate", "elapsed_s", "samples_per_s"),
+    *("epoch", "stopped"),
+)
+
+#: A part of training: what it is called, its class, and what objects of that class are made of.
+_PARTS = (
+    ("model", Layer, "a Layer", "..."),
+    ("loss", Loss, "a Loss", ""),
+    ("optimizer", Optimizer, "an Optimizer", "model.parameters()"),
+)
+
+
+def check_parts(owner: str, model: Any, loss: Any, optimizer: Any) -> None:
+    """Check that what training needs is of the right classes."""
+    for part, (name, kind, wanted, made_of) in zip((model, loss, optimizer), _PARTS, strict=True):
+        if isinstance(part, kind):
+            continue
+        advice = f"; write {part.__name__}({made_of})" if isinstance(part, type) else ""
+        raise SettingError(f"{owner}: {name} must be {wanted}, got {kind_of(part)}{advice}")
+
+
+def kind_of(value: Any) -> str:
+    """Return what somebody is told that came: the kind of an object, or the name of a class."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
+    """Return metrics as objects, if their columns have names of their own.
+
+    "binary_accuracy" is the one that suits the loss.
+    """
+    if isinstance(metrics, str):
+        raise SettingError(f"Trainer: metrics must be a list, such as [{metrics!r}]")
+    if not isinstance(metrics, Sequence):
+        raise SettingError(
+            f"Trainer: metrics must be a list, such as ['accuracy'], got {metrics!r}"
+        )
+    resolved = [
+        BinaryAccuracy(0.0 if loss.from_logits else 0.5)
+        if isinstance(metric, str) and metric == "binary_accuracy"
+        else get_metric(metric)
+        for metric in metrics
+    ]
+    taken = set(_COLUMNS)
+    for metric in resolved:
+        one_of(repr(metric), "higher_is_better", metric.higher_is_better, (None, True, False))
+        if not isinstance(metric.name, str):
+            raise SettingError(
+                f"Trainer: the name of a metric must be a string, got {metric.name!r} of {metric!r}"
+            )
+        for column in (metric.name, f"validation_{metric.name}"):
+            if column in taken:
+                raise SettingError(
+                    f"Trainer: two columns of the history would be called {column!r}; give each "
+                    "of metrics once, and your own a name that is not taken"
+                )
+            taken.add(column)
+    return resolved
+
+
+def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
+    """Return callbacks as a tuple, if each of them can be called."""
+    if callable(callbacks):
+        name = getattr(callbacks, "__name__", "callback")
+        raise SettingError(
+            "Trainer.fit: callbacks must be a list of functions, got a single one; "
+            f"write callbacks=[{name}]"
+        )
+    if isinstance(callbacks, (str, dict)) or not isinstance(callbacks, Iterable):
+        raise SettingError(f"Trainer.fit: callbacks must be a list of functions, got {callbacks!r}")
+    given = tuple(callbacks)
+    for i, callback in enumerate(given):
+        if isinstance(callback, type) or not callable(callback):
+            is_class = isinstance(callback, type)
+            came = f"{kind_of(callback)}; write {callback.__name__}()" if is_class else callback
+            raise SettingError(
+                f"Trainer.fit: callbacks[{i}] must be a function of (trainer, history), got {came}"
+            )
+    return given
+
+
+def check_early_stopping(given: Any) -> None:
+    """Check that it is None or an object, and say how to write what else might be meant."""
+    if given is None or isinstance(given, EarlyStopping):
+        return
+    settings = ""
+    if isinstance(given, int) and not isinstance(given, bool):
+        settings = f"patience={given}"
+    elif isinstance(given, str):
+        settings = f"monitor={given!r}"
+    elif isinstance(given, dict):
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    came = kind_of(given) if isinstance(given, type) else repr(given)
+    write = "None" if given is False else f"gn.EarlyStopping({settings})"
+    raise SettingError(
+        f"Trainer.fit: early_stopping must be None or an EarlyStopping, got {came}; "
+        f"write early_stopping={write}"
+    )
+
+
+def check_data(owner: str, given: Any) -> None:
+    """Check that data are two or three things: features, targets, and perhaps weights."""
+    if isinstance(given, (tuple, list)) and len(given) in (2, 3):
+        return
+    came = kind_of(given)
+    if isinstance(given, (tuple, list)):
+        came = "1 item" if len(given) == 1 else f"{len(given)} items"
+    raise SettingError(f"{owner}: expected a Loader, (x, y) or (x, y, sample_weight), got {came}")
+
+
+def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Parameter]) -> None:
+    """Check that the optimizer holds no less of a model than when its parameters were `known`.
+
+    What it left out then was left out on purpose. What has come since would never be trained.
+    """
+    held, named = set(optimizer.parameters), model.named_parameters()
+    own = set(named.values())
+    faults = []
+    if missed := own - held - known:
+        faults.append(f"it has {_names(named, missed)}, which the optimizer does not hold")
+    if lost := len(held - own):
+        some = "1 parameter that is" if lost == 1 else f"{lost} parameters that are"
+        faults.append(f"the optimizer holds {some} no longer the model's")
+    if faults:
+        raise SettingError(
+            f"Trainer: the model has changed since the trainer was built: {'; '.join(faults)}. "
+            f"Build the optimizer anew, {type(optimizer).__name__}(model.parameters()), "
+            "and the trainer"
+        )
+
+
+def _names(known: dict[str, Parameter], chosen: Collection[Parameter]) -> str:
+    """Return the names of those chosen, in order, at most three of them."""
+    names = [name for name, parameter in known.items() if parameter in chosen]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,82 @@
+"""Training a part of a model: which parameters an optimizer holds, and which stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+from gpunn.nn.containers import Residual, Sequential
+from gpunn.nn.dense import Dense
+from gpunn.nn.layer import Layer
+from gpunn.nn.tree import children
+from gpunn.optim.base import Optimizer
+
+#: Layers of layers that stop where a layer returns None for a gradient that nobody needs.
+_STOP_AT_NONE = (Sequential, Residual, Dense)
+
+
+class Part:
+    """The part of a model that an optimizer trains.
+
+    Parameters
+    ----------
+    model : Layer
+    optimizer : Optimizer
+
+    Attributes
+    ----------
+    model : weakref to Layer
+        Which model this is about.
+    wanted : frozenset of Parameter or None
+        For the tape: whose gradients are wanted. None is all of them.
+    frozen : list of Parameter
+        Those of the model that the optimizer does not hold.
+    owners : list or None
+        What wrote on the tape in the last step of a loop by hand: layers that came or went show.
+    """
+
+    __slots__ = ("frozen", "model", "owners", "wanted")
+
+    def __init__(self, model: Layer, optimizer: Optimizer) -> None:
+        self.model = ref(model)
+        self.owners: list[Any] | None = None
+        trained = frozenset(optimizer.parameters)
+        self.frozen = [parameter for parameter in model.parameters() if parameter not in trained]
+        # A user's layer of layers may not expect None from the ones inside: all are computed then.
+        partial = self.frozen and all(map(_stops_at_none, _layers(model)))
+        self.wanted = trained if partial else None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keep the gradients of the frozen parameters as they are, whatever layers add to them."""
+        kept: list[Any] = []
+        try:
+            for parameter in self.frozen:
+                kept.append(parameter.set_aside())  # noqa: PERF401 (an interrupt finds what was kept)
+            yield
+        finally:
+            for parameter, state in zip(self.frozen, kept, strict=False):
+                parameter.put_back(state)
+
+
+def part_of(model: Layer, optimizer: Optimizer) -> Part:
+    """Return the part of the model that the optimizer trains, and let the optimizer remember it."""
+    optimizer.part = part = Part(model, optimizer)
+    return part
+
+
+def _stops_at_none(layer: Layer) -> bool:
+    return type(layer) in _STOP_AT_NONE or next(_layers(layer, {id(layer)}), None) is None
+
+
+def _layers(value: Any, seen: set[int] | None = None) -> Iterator[Layer]:
+    """Yield the layers that a value consists of, each once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Layer) and id(value) not in seen:
+        yield value
+    seen.add(id(value))
+    for _, item in children(value):
+        if isinstance(item, (Layer, list, tuple, dict)) and id(item) not in seen:
+            yield from _layers(item, seen)

@@ -1,0 +1,253 @@
+"""Metrics: computed on the device batch by batch, and read once an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from gpunn._typing import Array
+from gpunn.arrays.checks import number, whole_number
+from gpunn.errors import SettingError, ShapeError
+from gpunn.kernels import kernels
+
+
+class Metric:
+    """The base of the metrics.
+
+    A subclass defines `measure`, which returns the statistics of one batch, still on the device,
+    and `combine`, which makes one number of those of all batches, on the host. Sample weights
+    are not applied to metrics.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> class Bias(gn.Metric):
+    ...     higher_is_better = False
+    ...
+    ...     def measure(self, prediction, target):
+    ...         return (abs((prediction - target).mean()),)
+    """
+
+    #: Whether a higher value is a better one; early stopping goes by it. None does not say, and
+    #: such a metric can be recorded but not monitored.
+    higher_is_better: ClassVar[bool | None] = None
+
+    @property
+    def name(self) -> str:
+        """The name in the history: the class in lower case with underscores."""
+        letters = (f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
+        return "".join(letters).lstrip("_")
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return arrays of the same shapes for every batch, here one of 0 axes."""
+        raise NotImplementedError(f"{type(self).__name__} must define measure(prediction, target)")
+
+    def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
+        """Return the metric from each batch's statistics and number of samples: here, a mean."""
+        total = math.fsum(row[0] * n for row, n in zip(statistics, counts, strict=True))
+        return total / max(1, sum(counts))
+
+    def __repr__(self) -> str:
+        """Return the metric as it would be written."""
+        return f"{type(self).__name__}()"
+
+
+class Accuracy(Metric):
+    """The share of samples whose largest output is the true class.
+
+    Targets are labels (N,) or one-hot or soft rows (N, K), whose largest entry is the true class.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return the share in this batch."""
+        if prediction.shape[1] == 1:
+            raise ShapeError(
+                "Accuracy: the model has one output, not one a class; "
+                "say 'binary_accuracy' for yes and no"
+            )
+        xp = kernels(prediction).xp
+        hits = xp.argmax(prediction, axis=1) == _labels(xp, prediction, target)
+        return (_mean(xp, hits, prediction),)
+
+
+class TopK(Metric):
+    """The share of samples whose true class is among the k largest outputs.
+
+    Parameters
+    ----------
+    k : int, default 5
+        At least 1. Among equal outputs, the true class counts as the largest.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+
+    def __init__(self, k: int = 5) -> None:
+        self.k = whole_number("TopK", "k", k)
+
+    @property
+    def name(self) -> str:
+        """The name in the history, ``"top_5"``."""
+        return f"top_{self.k}"
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return the share in this batch."""
+        if self.k >= prediction.shape[1]:
+            raise ShapeError(
+                f"TopK({self.k}): of {prediction.shape[1]} classes it is always 1; take a smaller k"
+            )
+        k = kernels(prediction)
+        xp = k.xp
+        onehot = k.one_hot(_labels(xp, prediction, target), prediction)
+        own = xp.sum(prediction * onehot, axis=1, keepdims=True)
+        # Counted from below, since NaN is above nothing, and must not be a hit.
+        reached = xp.sum(xp.astype(prediction <= own, prediction.dtype), axis=1)
+        return (_mean(xp, reached > prediction.shape[1] - self.k, prediction),)
+
+    def __repr__(self) -> str:
+        """Return the metric as it would be written."""
+        return f"TopK({self.k})"
+
+
+class BinaryAccuracy(Metric):
+    """The share of outputs on the right side of a threshold.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        The output above which the answer is yes: 0 for logits, 0.5 for probabilities. A trainer
+        that is given the name ``"binary_accuracy"`` takes the one that suits its loss.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        self.threshold = number("BinaryAccuracy", "threshold", threshold, "(-inf, inf)")
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return the share in this batch."""
+        xp = kernels(prediction).xp
+        target = _alike(xp, self, prediction, target)
+        return (_mean(xp, (prediction > self.threshold) == (target > 0.5), prediction),)
+
+    def __repr__(self) -> str:
+        """Return the metric as it would be written."""
+        return f"BinaryAccuracy({self.threshold})"
+
+
+class MAE(Metric):
+    """The mean absolute error, over samples and outputs."""
+
+    higher_is_better: ClassVar[bool | None] = False
+
+    @property
+    def name(self) -> str:
+        """The name in the history."""
+        return "mae"
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return the mean in this batch."""
+        xp = kernels(prediction).xp
+        target = _alike(xp, self, prediction, target)
+        return (xp.mean(xp.abs(prediction - target)),)
+
+
+class R2(Metric):
+    r"""The coefficient of determination, :math:`1 - \sum (y - \hat y)^2 / \sum (y - \bar y)^2`.
+
+    Of several outputs, the mean of each one's R^2, as in scikit-learn. An output whose targets are
+    all alike gives 1 if the prediction is exact, else 0.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+
+    @property
+    def name(self) -> str:
+        """The name in the history."""
+        return "r2"
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return, by output, the mean, spread, least and largest y, and the mean square error."""
+        xp = kernels(prediction).xp
+        target = _alike(xp, self, prediction, target)
+        mean = xp.mean(target, axis=0)
+        deviation, error = target - mean, target - prediction
+        return (
+            mean,
+            xp.mean(deviation * deviation, axis=0),
+            xp.min(target, axis=0),
+            xp.max(target, axis=0),
+            xp.mean(error * error, axis=0),
+        )
+
+    def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
+        """Return R^2, from each batch's mean and the spread about it."""
+        outputs = range(len(statistics[0][0]))
+        return math.fsum(self._of_output(statistics, counts, p) for p in outputs) / len(outputs)
+
+    def _of_output(
+        self, statistics: Sequence[Sequence[Any]], counts: Sequence[int], p: int
+    ) -> float:
+        rows = [
+            (mean[p], spread[p], error[p], n)
+            for (mean, spread, _, _, error), n in zip(statistics, counts, strict=True)
+        ]
+        least, most = min(r[2][p] for r in statistics), max(r[3][p] for r in statistics)
+        center = math.fsum(mean * n for mean, _, _, n in rows) / sum(counts)
+        total = math.fsum((spread + (mean - center) ** 2) * n for mean, spread, _, n in rows)
+        residual = math.fsum(error * n for _, _, error, n in rows)
+        # Not `total` alone: the spread of equal numbers is zero but for rounding.
+        if least == most or total == 0:
+            return 1.0 if residual == 0 else 0.0
+        return 1.0 - residual / total
+
+
+METRICS: dict[str, type[Metric]] = {
+    "accuracy": Accuracy,
+    "top_k": TopK,
+    "binary_accuracy": BinaryAccuracy,
+    "r2": R2,
+    "mae": MAE,
+}
+
+
+def get_metric(metric: str | Metric) -> Metric:
+    """Return the metric of that name, or the given one itself."""
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        name = metric.__name__
+        raise SettingError(f"{name} is a class, and a metric is an object of it; write {name}()")
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise SettingError(
+            f"unknown metric {metric!r}; known are {', '.join(METRICS)}, "
+            "and any object of the class Metric"
+        )
+    return METRICS[metric]()
+
+
+def _labels(xp: Any, prediction: Array, target: Array) -> Array:
+    if target.ndim == 1:
+        return target
+    if target.shape != prediction.shape:
+        raise ShapeError(
+            f"expected labels (N,) or targets of shape {tuple(prediction.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    return xp.argmax(target, axis=1)
+
+
+def _alike(xp: Any, metric: Metric, prediction: Array, target: Array) -> Array:
+    """Return the target in the prediction's shape and dtype; (N,) stands for (N, 1)."""
+    if prediction.shape not in (target.shape, (*target.shape, 1)):
+        raise ShapeError(
+            f"{metric!r}: expected a target of shape {tuple(prediction.shape)}, "
+            f"as the prediction has, got {tuple(target.shape)}"
+        )
+    return xp.astype(xp.reshape(target, prediction.shape), prediction.dtype)
+
+
+def _mean(xp: Any, hits: Array, like: Array) -> Array:
+    return xp.mean(xp.astype(hits, like.dtype))

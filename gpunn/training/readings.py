@@ -1,0 +1,166 @@
+"""The loss and the metrics of an epoch: kept on the device, and read once at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import to_numpy
+from gpunn.data.lending import is_ours, kept_apart
+from gpunn.data.loader import Batch
+from gpunn.errors import DataError
+from gpunn.kernels import kernels
+from gpunn.losses.base import Loss
+from gpunn.program.results import StepResults
+from gpunn.training.metrics import Metric
+
+#: After so many batches their scalars are put into one array, so that a long epoch stays small.
+_FOLD = 1024
+
+
+class _Column:
+    """One small array a batch, of the same shape each time."""
+
+    def __init__(self) -> None:
+        self._folded: list[Array] = []
+        self._loose: list[Array] = []
+
+    def append(self, x: Array) -> None:
+        self._loose.append(x)
+        if len(self._loose) >= _FOLD:
+            self._fold()
+
+    def extend(self, x: Array) -> None:
+        """Take those of several batches, in one array."""
+        self._fold()
+        self._folded.append(x)
+
+    def read(self) -> list[Any]:
+        """Return all as Python numbers, or lists of them; this waits for the device."""
+        self._fold()
+        return [row for block in self._folded for row in to_numpy(block).tolist()]
+
+    def _fold(self) -> None:
+        if self._loose:
+            self._folded.append(_stack(self._loose))
+            self._loose = []
+
+
+class Readings:
+    """Collects what each batch gives, and makes the epoch's numbers of it.
+
+    Parameters
+    ----------
+    loss : Loss
+        Whose values are collected.
+    metrics : sequence of Metric
+        What else to measure.
+    scale : float, default 1.0
+        What multiplies the loss, but not a penalty.
+    weighted : bool, default True
+        Whether a batch counts by the weight of its samples, or by their number.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        metrics: Sequence[Metric],
+        *,
+        scale: float = 1.0,
+        weighted: bool = True,
+    ) -> None:
+        self.loss = loss
+        self.metrics = metrics
+        self._scale = scale
+        self._weighted = weighted
+        self.counts: list[int] = []
+        self._costs = _Column()
+        self._weights = _Column()
+        self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
+        self._all_ours = all(map(is_ours, metrics))
+
+    def add(
+        self,
+        cost: Array,
+        prediction: Array,
+        y: Array,
+        sample_weight: Array | None,
+        penalty: Array | None = None,
+    ) -> None:
+        """Take a batch: its cost, and what the metrics make of its prediction."""
+        self.counts.append(prediction.shape[0])
+        cost = cost if self._scale == 1.0 else self._scale * cost
+        self._costs.append(cost if penalty is None else cost + penalty)
+        total = None
+        if self._weighted:
+            total = self.loss.total_weight(prediction, y, sample_weight)
+        if total is not None:
+            self._weights.append(total)
+        self._measure(prediction, y)
+
+    def add_many(self, results: StepResults, data: Batch, order: Any, batch_size: int) -> None:
+        """Take the results of several batches: of rows of the data in that order, or as they are.
+
+        Their costs contain the penalty if it was computed.
+        """
+        start, stop, size = results.rows.start, results.rows.stop, batch_size
+        whole, rest = divmod(stop - start, size)
+        self.counts.extend([size] * whole + [rest] * bool(rest))
+        self._costs.extend(self._scale * results.costs + results.penalties)
+        if self._weighted and results.totals is not None:
+            self._weights.extend(results.totals)
+        if self.metrics:
+            targets: Array = data.y
+            outputs: Array = results.outputs
+            for i in range(start, stop, size):
+                batch = slice(i, min(i + size, stop))
+                y = targets[batch if order is None else order[batch]]
+                self._measure(outputs[batch.start - start : batch.stop - start], y)
+
+    def _measure(self, prediction: Array, y: Array) -> None:
+        for metric, columns in self._statistics:
+            if self._all_ours:
+                values = metric.measure(prediction, y)
+            else:  # what one of them writes, the others must not read
+                values = metric.measure(kept_apart(prediction), kept_apart(y))
+            columns.extend(_Column() for _ in range(len(values) - len(columns)))
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+
+    def read(self) -> dict[str, float]:
+        """Return the epoch's loss and metrics, as numbers.
+
+        Raises
+        ------
+        DataError
+            If the loss is a mean of samples whose weights are all zero.
+        """
+        costs, weights = self._costs.read(), self._weights.read() or self.counts
+        if self.loss.reduction == "sum":
+            loss = math.fsum(costs)
+        else:
+            total = math.fsum(weights)
+            if total == 0 and self.counts:
+                raise DataError(
+                    f"{self.loss!r}: the weights of all samples of an epoch add up to 0, so they "
+                    "have no mean loss; look at sample_weight and class_weight"
+                )
+            loss = _weighted_sum(costs, weights) / (total or 1.0)
+        numbers = {"loss": loss}
+        for metric, columns in self._statistics:
+            rows = list(zip(*(column.read() for column in columns), strict=True))
+            numbers[metric.name] = metric.combine(rows, self.counts)
+        return numbers
+
+
+def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
+    # fsum refuses inf - inf, and a cost that overflowed is still to be reported as not finite.
+    terms = [value * weight for value, weight in zip(values, weights, strict=True)]
+    return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan
+
+
+def _stack(arrays: list[Array]) -> Array:
+    """Return the arrays as one, with a new first axis."""
+    return kernels(arrays[0]).stack(arrays)

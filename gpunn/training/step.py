@@ -1,0 +1,125 @@
+"""One step of training: the whole of backpropagation."""
+
+from __future__ import annotations
+
+from gpunn._typing import RNG, Array
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.facts import is_out_of_memory
+from gpunn.losses.base import Loss
+from gpunn.nn.layer import Layer
+from gpunn.nn.memory import explain
+from gpunn.nn.tape import Tape
+from gpunn.optim.base import Optimizer
+from gpunn.training.arguments import check_parts
+from gpunn.training.freezing import part_of
+
+
+def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None = None,
+    *,
+    rng: RNG = None,
+) -> tuple[Array, Array]:
+    """Learn from one batch: the whole of backpropagation.
+
+    Forward; the loss; its gradient; backward; the update of the parameters. Nothing here waits
+    for a device.
+
+    NumPy's targets are checked, before any parameter changes: labels out of range, targets of
+    `BinaryCrossEntropy` outside of [0, 1], negative soft targets. On a device they are not checked,
+    since that would wait for it: there a label out of range makes the cost NaN, and with the update
+    all parameters. Call ``loss.check_target(y, output_shape)`` once for a whole data set, as a
+    `Trainer` does.
+
+    Parameters
+    ----------
+    model : Layer
+        Updated in place.
+    loss : Loss
+        J.
+    optimizer : Optimizer
+        Built on the model's parameters, or on some of them: the others stay as they are, their
+        gradients, too.
+    x, y : array
+        The batch, on the model's device.
+    sample_weight : array, optional
+        (N,).
+    rng : None, int or numpy.random.Generator
+        For dropout. In a loop pass a Generator: an int gives the same masks at every step.
+
+    Returns
+    -------
+    cost : array
+        J before the update, 0-d, still on the device; `float` waits for it.
+    prediction : array
+        The model's output before the update.
+
+    Raises
+    ------
+    SettingError
+        If model, loss or optimizer is none.
+    LabelError
+        If a target on the host is not one that the loss is defined for; the parameters are then as
+        they were before.
+    DeviceMemoryError
+        If the device has too little memory; the weights are then as they were before.
+
+    Notes
+    -----
+    After an error or an interrupt the optimizer's parameters have no gradients: half of one may
+    have been there.
+    """
+    try:
+        with scope_of(x):
+            return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
+    except (AttributeError, TypeError):
+        check_parts("train_step", model, loss, optimizer)
+        raise
+
+
+def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None,
+    rng: RNG,
+    *,
+    unchecked: bool = False,
+) -> tuple[Array, Array]:
+    """Do what `train_step` does, where the device of `x` is the current one already.
+
+    Targets, and whether the model is still the same, are looked at only if nobody has checked them.
+    """
+    part = optimizer.part
+    if part is None or part.model() is not model:
+        part = part_of(model, optimizer)
+    try:
+        tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
+        prediction = model.forward(x, tape)
+        if unchecked and part.owners != (owners := tape.owners()):  # layers came or went
+            part = part_of(model, optimizer)
+            part.owners, tape.parameters = owners, part.wanted
+        cost = loss.forward(prediction, y, tape, sample_weight)
+        if unchecked:
+            loss.check_batch(prediction, y, cost)
+        if part.frozen:
+            with part.aside():
+                model.backward(loss.backward(tape), tape)
+        else:
+            model.backward(loss.backward(tape), tape)
+        optimizer.step()
+    except BaseException as error:
+        optimizer.clear()
+        if not (isinstance(error, Exception) and is_out_of_memory(error)):
+            raise
+        failure = error.with_traceback(None)  # the traceback holds the step's arrays
+    else:
+        return cost, prediction
+    tape, prediction, cost = Tape(), None, None
+    raise explain(failure, model, x) from failure

@@ -1,0 +1,187 @@
+"""Knowing when to stop, and what to go back to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpunn.arrays.backend import copy_of, scope_of
+from gpunn.arrays.checks import number, one_of, whole_number
+from gpunn.errors import SettingError
+from gpunn.nn.layer import Layer
+from gpunn.optim.patience import Patience
+from gpunn.training.history import History
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the loss no longer falls: "repeat until convergence", made precise.
+
+    Training stops after `patience` epochs in a row none of which brought the monitored loss more
+    than `tolerance` below its best; or the monitored metric above it, where higher is better.
+    A value that is not finite is never an improvement.
+
+    Parameters
+    ----------
+    patience : int, default 10
+        At least 1.
+    tolerance : float, default 1e-4
+        At least 0, in units of what is monitored.
+    monitor : str, optional
+        A column of the history, such as ``"validation_accuracy"``. By default the validation loss
+        if there is one, else the training loss with the penalty of weight decay.
+    restore_best : bool, default True
+        Whether to end with the weights of the best epoch rather than of the last.
+    higher_is_better : bool, optional
+        Which way the monitored column is better. Losses and metrics say it themselves (see
+        `Metric.higher_is_better`); it is needed for a column that a callback appends.
+    """
+
+    patience: int = 10
+    tolerance: float = 1e-4
+    monitor: str | None = None
+    restore_best: bool = True
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        whole_number("EarlyStopping", "patience", self.patience)
+        number("EarlyStopping", "tolerance", self.tolerance, "[0, inf)")
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise SettingError(
+                "EarlyStopping: monitor must be None or the name of a column, such as "
+                f"'validation_loss'; got {self.monitor!r}"
+            )
+        one_of("EarlyStopping", "restore_best", self.restore_best, (True, False))
+        one_of("EarlyStopping", "higher_is_better", self.higher_is_better, (None, True, False))
+
+    def direction(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> bool:
+        """Return whether the column `name` is better the higher.
+
+        Parameters
+        ----------
+        name : str
+            What is monitored.
+        columns : mapping of str to bool or None
+            The columns that there will be, and whether each is better the higher; None where that
+            is not known.
+        appended : bool
+            Whether there are callbacks, which may append more.
+
+        Raises
+        ------
+        SettingError
+            If there is no such column, or nobody says which way it is better.
+        """
+        stated = self.higher_is_better
+        if name not in columns:
+            if stated is None or not appended:
+                raise SettingError(self._unknown(name, columns, appended=appended))
+            return stated
+        known = columns[name]
+        if stated is None and known is None:
+            raise SettingError(
+                f"EarlyStopping: it is not known whether {name!r} is better the higher; say "
+                "higher_is_better = True (or False) in the metric's class, or "
+                f"EarlyStopping(monitor={name!r}, higher_is_better=True)"
+            )
+        if known is not None and stated not in (None, known):
+            better = "the higher" if known else "the lower"
+            raise SettingError(
+                f"EarlyStopping: {name} is better {better}, and higher_is_better={stated} says "
+                "otherwise; leave it out"
+            )
+        return bool(stated if known is None else known)
+
+    def _unknown(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> str:
+        if name.startswith("validation_") and "validation_loss" not in columns:
+            advice = "; pass fit(..., validation=(x, y))"
+        elif appended:
+            advice = (
+                "; if a callback appends it, say which way it is better: "
+                f"EarlyStopping(monitor={name!r}, higher_is_better=True)"
+            )
+        else:
+            advice = (
+                "; a metric is followed once it is among Trainer(..., metrics=[...]), or a "
+                "callback may append it and EarlyStopping(..., higher_is_better=True) say which "
+                "way it is better"
+            )
+        return _absent(name, columns) + advice
+
+    def reason(self, history: History) -> str | None:
+        """Return why to stop after the history's last epoch, or None to go on."""
+        name = history.monitored
+        if name not in history:
+            raise SettingError(_absent(name, history.columns))
+        patience = Patience()
+        for value in history.to_minimize:
+            patience.observe(value, self.tolerance)
+        if patience.waited < self.patience:
+            return None
+        if math.isinf(patience.best):
+            return f"{name} was not finite in {patience.waited} epochs"
+        verb = "risen" if history.higher_is_better else "fallen"
+        return f"{name} has not {verb} by more than {self.tolerance:g} in {patience.waited} epochs"
+
+
+def _absent(name: str, columns: Mapping[str, object]) -> str:
+    return f"EarlyStopping: there is no {name!r} to monitor; there are {', '.join(columns)}"
+
+
+def follow(
+    early_stopping: EarlyStopping | None, columns: Mapping[str, bool | None], *, appended: bool
+) -> History:
+    """Return an empty history that follows what early stopping says, or by default a loss.
+
+    `columns` and `appended` are those of `EarlyStopping.direction`.
+    """
+    losses = ("validation_loss", "cost", "loss")
+    usual = next(name for name in losses if name in columns)
+    if early_stopping is None:
+        return History(usual)
+    name = usual if early_stopping.monitor is None else early_stopping.monitor
+    higher = early_stopping.direction(name, columns, appended=appended)
+    return History(name, higher_is_better=higher)
+
+
+class BestWeights:
+    """The weights and buffers of a model at its best epoch so far, on its own device.
+
+    Parameters
+    ----------
+    model : Layer
+        Whose arrays are copied, once now and again whenever a loss is the lowest.
+
+    Attributes
+    ----------
+    loss : float
+        The lowest so far.
+    epoch : int
+        Of which epoch; 0 before the first.
+    """
+
+    def __init__(self, model: Layer) -> None:
+        self.loss = math.inf
+        self.epoch = 0
+        self._held = [*model.parameters(), *model.buffers()]
+        self._copies = [copy_of(item.value) for item in self._held]
+
+    def offer(self, epoch: int, loss: float) -> None:
+        """Copy the weights if `loss` is the lowest so far, and finite.
+
+        Of a number that is better the higher, give the negative.
+        """
+        if not (math.isfinite(loss) and loss < self.loss):
+            return
+        self.epoch, self.loss = epoch, loss
+        for item, copy in zip(self._held, self._copies, strict=True):
+            with scope_of(copy):
+                copy[...] = item.value
+
+    def restore(self) -> None:
+        """Write them back."""
+        for item, copy in zip(self._held, self._copies, strict=True):
+            with scope_of(copy):
+                item.value[...] = copy

@@ -1,0 +1,397 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from gpunn._typing import RNG, Array
+from gpunn.arrays.backend import copy_of, may_overlap, scope_of, to_numpy
+from gpunn.arrays.checks import one_of, whole_number
+from gpunn.data.lending import lend
+from gpunn.data.loader import Loader
+from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
+from gpunn.kernels import kernels
+from gpunn.kernels.declared import kernel_of
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
+from gpunn.nn.containers import Sequential
+from gpunn.nn.dense import Dense
+from gpunn.nn.init import as_generator
+from gpunn.nn.layer import Layer
+from gpunn.optim.base import Optimizer
+from gpunn.optim.schedules import observe
+from gpunn.program import Program
+from gpunn.training.arguments import (
+    as_callbacks,
+    as_metrics,
+    check_data,
+    check_early_stopping,
+    check_parts,
+    check_unchanged,
+    kind_of,
+)
+from gpunn.training.epoch import EpochRunner
+from gpunn.training.freezing import part_of
+from gpunn.training.history import History
+from gpunn.training.metrics import Metric
+from gpunn.training.readings import Readings
+from gpunn.training.stopping import BestWeights, EarlyStopping, follow
+
+#: Called after each epoch with the trainer and the history so far; returning True ends training.
+Callback: TypeAlias = "Callable[[Trainer, History], object]"
+
+#: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
+Data: TypeAlias = "Loader | Sequence[Any]"
+
+
+class Trainer:
+    """A plain loop around `train_step`: epochs, validation, early stopping, history.
+
+    Parameters
+    ----------
+    model : Layer
+        What to train.
+    loss : Loss
+        With reduction "mean" or "sum".
+    optimizer : Optimizer
+        Built on ``model.parameters()``, after ``model.to(...)``; or on some of them, and the others
+        stay as they are. A layer that the model gets later on is refused where the optimizer does
+        not hold its parameters.
+    metrics : sequence of str or Metric, optional
+        Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
+        ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
+    rng : None, int or numpy.random.Generator, default None
+        The seed of dropout's masks.
+
+    Raises
+    ------
+    SettingError
+        If the parts do not belong together, such as a model that ends in softmax with a loss that
+        applies it, too.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        metrics: Sequence[str | Metric] = (),
+        rng: RNG = None,
+    ) -> None:
+        check_parts("Trainer", model, loss, optimizer)
+        if loss.reduction == "none":
+            raise SettingError("Trainer: the loss must reduce to one number; reduction is 'none'")
+        self._known = frozenset(model.parameters())
+        if not self._known.issuperset(optimizer.parameters):
+            raise SettingError(
+                "Trainer: the optimizer holds parameters that are not the model's; "
+                "build it on model.parameters()"
+            )
+        _check_head(model, loss)
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.metrics = as_metrics(metrics, loss)
+        self._rng = as_generator(rng)
+        self._program = Program()
+
+    def fit(
+        self,
+        loader: Loader,
+        epochs: int,
+        *,
+        validation: Data | None = None,
+        early_stopping: EarlyStopping | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool | None = None,
+    ) -> History:
+        """Train for a number of epochs, or until early stopping or a callback ends it.
+
+        Parameters
+        ----------
+        loader : Loader
+            The training data; each epoch iterates over it once.
+        epochs : int
+            At most so many passes over the data, at least 1.
+        validation : Loader or (x, y) or (x, y, sample_weight), optional
+            Evaluated after each epoch.
+        early_stopping : EarlyStopping, optional
+            When to stop, and whether to go back to the best weights.
+        callbacks : iterable of functions
+            Each is called after each epoch as ``callback(trainer, history)``; training ends when
+            one returns True.
+        progress : bool or None, default None
+            Whether to show a progress bar; None does so if the output is a terminal.
+
+        Returns
+        -------
+        History
+            Also after Ctrl-C, which ends training and is not raised again.
+
+        Raises
+        ------
+        DivergenceError
+            If an epoch's loss is not finite. The model then has the weights of its best epoch, and
+            the error's `history` is the history so far.
+        DeviceError, DTypeError, ShapeError, LabelError, DataError
+            Before the first epoch, where model, loss and data do not fit together.
+        SettingError
+            If the model has got parameters that nobody would train.
+        """
+        if not isinstance(loader, Loader):
+            raise SettingError(
+                f"Trainer.fit: expected a Loader, got {kind_of(loader)}; "
+                "make one with gn.Loader(x, y, batch_size=32)"
+            )
+        epochs = whole_number("Trainer.fit", "epochs", epochs)
+        one_of("Trainer.fit", "progress", progress, (None, True, False))
+        check_early_stopping(early_stopping)
+        callbacks = as_callbacks(callbacks)
+        self.check(loader)
+        if validation is not None:
+            validation = self._as_loader(validation, "Trainer.fit, validation")
+            self._check_data(validation)
+        columns = self._columns(validated=validation is not None)
+        history = follow(early_stopping, columns, appended=bool(callbacks))
+        best = BestWeights(self.model)
+        self.optimizer.clear()
+        part_of(self.model, self.optimizer)  # it may be another one than in earlier steps
+        course = EpochRunner(loader, self._rng, self._program)
+        bar = _progress_bar(epochs * len(loader), show=progress)
+        try:
+            while len(history) < epochs and not history.stopped:
+                with loader.backend.scope():
+                    self._epoch(course, validation, history, bar)
+                self._check_finite(history, best)
+                history.stopped = self._reason(history, early_stopping, callbacks)
+                latest = history.to_minimize[-1]
+                best.offer(len(history), latest)
+                observe(self.optimizer.schedule, latest)
+            history.stopped = history.stopped or f"all {epochs} epochs run"
+        except KeyboardInterrupt:
+            history.stopped = f"interrupted in epoch {len(history) + 1}"
+            self.optimizer.clear()
+        finally:
+            bar.close()
+        wanted = early_stopping is not None and early_stopping.restore_best
+        if wanted and (best.epoch or not len(history)):  # if nothing was finite, no epoch was best
+            best.restore()
+        return history
+
+    @property
+    def why_not_recorded(self) -> str:
+        """Why the steps of the last epoch ran one by one; empty if they were recorded."""
+        return self._program.why_not
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """Return the loss and the metrics over all of the data, by name.
+
+        Parameters
+        ----------
+        data : Loader or (x, y) or (x, y, sample_weight)
+            A loader is read in order and to its end, whatever its settings.
+        """
+        loader = self._as_loader(data, "Trainer.evaluate")
+        self._check_data(loader)
+        return self._evaluate(loader)
+
+    def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
+        """Return the model's outputs for all of `x`, as one array (N, outputs) on its device.
+
+        One output a sample makes (N, 1): take ``[:, 0]`` before comparing it with a target (N,).
+
+        Parameters
+        ----------
+        x : array or Loader
+            (N, ...). Arrays are moved and converted as a `Loader` does.
+        batch_size : int, default 1024
+            How many samples at a time.
+        """
+        batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
+        loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
+        outputs = []
+        for batch in lend(loader.in_order, self.model):
+            outputs.append(self.model(batch.x))
+        with loader.backend.scope():
+            if len(outputs) > 1:
+                return kernels(outputs[0]).xp.concat(outputs)
+            # A model may pass its input on.
+            passed_on = may_overlap(outputs[0], batch.x)
+            return copy_of(outputs[0]) if passed_on else outputs[0]
+
+    def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
+        """Return the probabilities that the loss reads from the model's outputs.
+
+        With `SoftmaxCrossEntropy` softmax(outputs), with `BinaryCrossEntropy` sigmoid(outputs);
+        the outputs themselves where they are probabilities already, or the loss knows of none.
+        """
+        outputs = self.predict(x, batch_size=batch_size)
+        with scope_of(outputs):
+            return self.loss.probabilities(outputs)
+
+    def _epoch(
+        self, course: EpochRunner, validation: Loader | None, history: History, bar: Any
+    ) -> None:
+        """Train for an epoch, then validate; append both to the history."""
+        rate = self.optimizer.learning_rate
+        readings = Readings(self.loss, self.metrics)
+        start = time.perf_counter()
+        course.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
+        record = readings.read()
+        penalty = self.optimizer.penalty()
+        if penalty is not None or "cost" in history:
+            record["cost"] = record["loss"] + (0.0 if penalty is None else float(penalty))
+        elapsed = time.perf_counter() - start
+        if validation is not None:
+            numbers = self._evaluate(validation)
+            record |= {f"validation_{name}": value for name, value in numbers.items()}
+        samples = sum(readings.counts)
+        record |= {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": samples / elapsed}
+        history.append(record)
+        if not bar.disable:
+            bar.set_postfix(loss=f"{record['loss']:.4g}")
+
+    def _columns(self, *, validated: bool) -> dict[str, bool | None]:
+        """Return the columns that a history will have, and whether each is better the higher."""
+        columns: dict[str, bool | None] = {"loss": False}
+        columns |= {metric.name: metric.higher_is_better for metric in self.metrics}
+        measured = dict(columns)
+        if self.optimizer.penalty() is not None:
+            columns["cost"] = False
+        if validated:
+            columns |= {f"validation_{name}": higher for name, higher in measured.items()}
+        return columns | dict.fromkeys(("learning_rate", "elapsed_s", "samples_per_s"))
+
+    def _evaluate(self, loader: Loader) -> dict[str, float]:
+        readings = Readings(self.loss, self.metrics)
+        values = [parameter.value for parameter in self.model.parameters()]
+        threads = kernels(values[0]).threads(loader.batch_size, values)
+        with loader.backend.scope(), threads:
+            for batch in lend(loader.in_order, self.model, self.loss, *self.metrics):
+                prediction = self.model.forward(batch.x)
+                cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)
+                readings.add(cost, prediction, batch.y, batch.sample_weight)
+            return readings.read()
+
+    def _as_loader(self, data: Data, owner: str) -> Loader:
+        if isinstance(data, Loader):
+            return data
+        check_data(owner, data)
+        x, y, *weight = data
+        return self._loader(x, y, sample_weight=weight[0] if weight else None)
+
+    def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
+        """Return a loader over all of the data in order, in the model's place and dtype."""
+        first = next(iter(self.model.parameters()), None)
+        dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
+        loader = Loader(
+            x,
+            y,
+            batch_size=None,
+            shuffle=False,
+            backend=self.model.backend,
+            dtype=dtype,
+            **settings,
+        )
+        loader.batch_size = min(batch_size, loader.n_samples)
+        return loader
+
+    def check(self, loader: Loader) -> None:
+        """Check, on one sample, all targets and all weights, that the parts fit together."""
+        check_unchanged(self.model, self.optimizer, self._known)
+        self._check_data(loader)
+
+    def _check_data(self, loader: Loader) -> None:
+        self.optimizer.check_places()
+        home = self.model.backend
+        if home is not None and home != loader.backend:
+            raise DeviceError(
+                f"Trainer: the model is on {home} and the loader's batches on {loader.backend}; "
+                f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
+                "before building the optimizer"
+            )
+        if loader.targets is None:
+            raise DataError("Trainer: the loader has no targets; say Loader(x, y)")
+        weight = loader.stored.sample_weight
+        if weight is not None and not to_numpy(weight).any():
+            raise DataError(
+                "Trainer: every sample_weight is 0, so there is nothing to learn from or to "
+                "evaluate; leave sample_weight out, or give some samples a weight above 0"
+            )
+        first = loader.first_row()
+        output = self.model(first.x)
+        self.loss.check_target(loader.targets, tuple(output.shape[1:]))
+        with scope_of(output):
+            for metric in self.metrics:
+                metric.measure(output, first.y)
+
+    def _check_finite(self, history: History, best: BestWeights) -> None:
+        losses = [history.last[n] for n in ("loss", "validation_loss") if n in history]
+        if all(map(math.isfinite, losses)):
+            return
+        best.restore()
+        self.optimizer.reset()  # its state saw what was not finite
+        whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
+        history.stopped = f"the loss was not finite in epoch {len(history)}"
+        error = DivergenceError(
+            f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
+            f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
+            "Try a lower learning rate, clip_norm=1.0, standardised features, or "
+            "Loader(..., check_finite=True) to look for NaN in the data"
+        )
+        error.history = history  # type: ignore[attr-defined]
+        raise error
+
+    def _reason(
+        self,
+        history: History,
+        early_stopping: EarlyStopping | None,
+        callbacks: Sequence[Callback],
+    ) -> str:
+        """Return why to stop after this epoch, or an empty string."""
+        asked = [callback for callback in callbacks if callback(self, history) is True]
+        if callbacks:
+            part_of(self.model, self.optimizer)  # they may have changed the model
+        if asked:
+            return f"{getattr(asked[0], '__name__', repr(asked[0]))} asked for it"
+        return (early_stopping.reason(history) if early_stopping is not None else None) or ""
+
+    def __repr__(self) -> str:
+        """Return the parts."""
+        return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
+
+
+#: The formulas whose results are probabilities, or their logarithms.
+_OF_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
+
+
+def _check_head(model: Layer, loss: Loss) -> None:
+    """Refuse a loss that would apply the last activation a second time, or that misses it."""
+    last: Layer = model
+    while isinstance(last, Sequential) and len(last):
+        last = last[-1]
+    activation = last.activation if isinstance(last, Dense) else last
+    if kernel_of(activation) in _OF_PROBABILITIES and loss.from_logits:
+        raise SettingError(
+            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
+            "applies it, too; leave the last activation off (recommended), or use the loss of "
+            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
+        )
+    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
+    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
+        raise SettingError(
+            f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
+            "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
+            "softmax or sigmoid"
+        )
+
+
+def _progress_bar(total: int, *, show: bool | None) -> Any:
+    from tqdm import tqdm  # noqa: PLC0415 (not needed to import gpunn)
+
+    disable = None if show is None else not show
+    return tqdm(total=total, disable=disable, unit="batch", leave=False)
