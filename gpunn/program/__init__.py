@@ -20,7 +20,7 @@ class Program:
     """
 
     def __init__(self) -> None:
-        self.why_not = "nothing has been run yet"
+        self.why_not = "nothing has run yet"
         self._steps: Any = None
         self._refused: tuple[Any, Any] | None = None
 
@@ -32,6 +32,12 @@ class Program:
     def is_recorded(self) -> bool:
         """Whether there is a recording, though it may no longer hold."""
         return self._steps is not None
+
+    def explain(self) -> str:
+        """Return which way the steps run, and why."""
+        if self._steps is None:
+            return f"step by step: {self.why_not}"
+        return f"recorded steps: {self._steps.explain()}"
 
     def prepare(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -66,6 +69,9 @@ class Plan:
         self._tables: dict[tuple[int, bool], Table] = {}
         lowering = self._lowered(1)
         self.work = lowering.work
+        self.n_instructions = len(lowering.instructions)
+        #: Whether the mean divides by a sum of weights.
+        self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)
         self.y_dtype = lowering.y_dtype
 
     def table(self, threads: int, *, in_order: bool) -> Table:
@@ -130,6 +136,19 @@ def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Pi
     return found if chosen is None else [found[i] for i in chosen]
 
 
+#: All that there are, for a process that is forked while another thread holds a lock.
+_alive: WeakSet[CpuSteps] = WeakSet()
+
+
+def _unlock_all() -> None:
+    for steps in _alive:
+        steps._lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_all)
+
+
 class CpuSteps:
     """Makes the steps of an epoch, or the predictions for a data set.
 
@@ -183,6 +202,9 @@ class CpuSteps:
         self._rule = _rule(optimizer)
         self._values = None if optimizer is None else optimizer.slots().values  # type: ignore[union-attr]
         self._most_threads = self._threads_worth()
+        self._threads_used = 1
+        self._lock = Lock()
+        _alive.add(self)
         self._contexts = np.zeros((_MOST_THREADS, CONTEXT_SIZE // 8), np.int64)
         self._workspace = np.zeros((self._most_threads, ROOM // 8), np.int64)
 
@@ -209,6 +231,12 @@ class CpuSteps:
         if slots is None or slots.values is not self._values:
             return False
         return _why_no_update(optimizer) is None and _rule(optimizer) == self._rule
+
+    def explain(self) -> str:
+        """Return what a step is made of."""
+        n = self._plan(self._batch_size).n_instructions
+        threads = "1 thread" if self._threads_used == 1 else f"{self._threads_used} threads"
+        return f"{n} compiled instructions on {threads}"
 
     def run(
         self,
@@ -240,8 +268,21 @@ class CpuSteps:
         rng: Any,
     ) -> StepResults:
         """Make the steps of some turns."""
+        with self._lock:  # buffers and contexts are those of one call
+            return self._call(turns, rows, data, decays, outputs=outputs, rng=rng)
+
+    def _call(
+        self,
+        turns: slice,
+        rows: Array | None,
+        data: dict[str, Array],
+        decays: Sequence[float],
+        *,
+        outputs: bool,
+        rng: Any,
+    ) -> StepResults:
         alone = one_thread()
-        assert alone is not None  # noqa: S101 (`why_not` has seen it)
+        assert alone is not None  # noqa: S101 (`why_not_here` has seen it)
         plan = self._plan(self._batch_size)
         size = turns.stop - turns.start
         n = -(-size // self._batch_size)
@@ -249,7 +290,7 @@ class CpuSteps:
         with alone.hold():
             threads = threads if alone.count() == 1 else 1  # somebody else's limit is in force
             costs, penalties = np.zeros((n, threads)), np.zeros((n, threads))
-            totals = np.zeros(n) if plan_has_totals(plan) else None
+            totals = np.zeros(n) if plan.has_totals else None
             made, meeting = np.zeros(1, np.int64), np.zeros(2, np.int64)
             result, keys = None, None
             if outputs:
@@ -265,6 +306,7 @@ class CpuSteps:
             arrays |= {"outputs": result, "keys": keys, **data}
             if self._optimizer is not None:
                 arrays["rates"] = np.array(self._optimizer.step_sizes(n), np.float64)
+            self._threads_used = threads
             self._fill(threads, turns.start, arrays)
             segments, tables = self._segments(size, threads, in_order=rows is None)
             arguments = (
@@ -350,11 +392,6 @@ class CpuSteps:
         if not values or is_small(n, values):
             return 1
         return max(1, min(work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
-
-
-def plan_has_totals(plan: Plan) -> bool:
-    """Return whether the mean divides by a sum of weights."""
-    return any(operation.kernel == "mean_scale" for operation in plan.recording.operations)
 
 
 def _why_no_update(optimizer: Optimizer) -> str | None:

@@ -62,7 +62,7 @@ def record_step(
         If the step does anything but call kernels.
     """
     recorder, tape = RecordingKernels(place), _RecordingTape(parameters=frozenset(parameters))
-    with _restored(model):
+    with _restored(model.parameters()):
         x, y, weight = _inputs(recorder, batch)
         prediction = model.forward(x, tape)
         cost = loss.forward(prediction, y, tape, weight)
@@ -76,7 +76,7 @@ def record_step(
 def record_forward(model: Layer, loss: Loss | None, batch: BatchLike, place: Backend) -> Recording:
     """Return the operations of a prediction, and of its cost if there is a loss."""
     recorder = RecordingKernels(place)
-    with _restored(model):
+    with _restored([]):
         x, y, weight = _inputs(recorder, batch)
         prediction = model.forward(x)
         cost = None if loss is None else loss.forward(prediction, y, None, weight)
@@ -106,12 +106,12 @@ def _batch_value(x: Any) -> Value | None:
 
 
 @contextmanager
-def _restored(model: Layer) -> Iterator[None]:
+def _restored(parameters: Sequence[Parameter]) -> Iterator[None]:
     """Put the gradients back as they were; say of any failure that this cannot be recorded.
 
     The failure may be a mistake of the user's: the readable loop comes next, and meets it, too.
     """
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    before = [(parameter, parameter.grad) for parameter in parameters]
     try:
         yield
     except NotRecordableError:

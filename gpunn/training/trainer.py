@@ -182,6 +182,34 @@ class Trainer:
             best.restore()
         return history
 
+    def explain(self) -> str:
+        """Return which way the model runs, and why: as recorded steps, or step by step.
+
+        A step that does all its work in kernels is recorded and compiled; anything else runs as
+        the layers are written. The results are the same, to rounding.
+
+        Returns
+        -------
+        str
+            A line each for training, evaluation and prediction, as they ran last.
+
+        Examples
+        --------
+        >>> import gpunn as gn
+        >>> model = gn.Dense(3, 2, rng=0)
+        >>> trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters()))
+        >>> print(trainer.explain())
+        training:   step by step: nothing has run yet
+        evaluation: step by step: nothing has run yet
+        prediction: step by step: nothing has run yet
+        """
+        ways = {
+            "training:": self._program,
+            "evaluation:": self._evaluation,
+            "prediction:": self._prediction,
+        }
+        return "\n".join(f"{name:11} {program.explain()}" for name, program in ways.items())
+
     @property
     def why_not_recorded(self) -> str:
         """Why the steps of the last epoch ran one by one; empty if they were recorded."""
