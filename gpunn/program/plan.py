@@ -1,0 +1,106 @@
+"""A step on batches of one size, for any number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn.optim.base import Optimizer
+from gpunn.program import lower_layers, lower_losses  # noqa: F401 (they make themselves known)
+from gpunn.program.lower import Lowering
+from gpunn.program.lower_update import Piece, lower_update
+from gpunn.program.table import Table
+from gpunn.program.values import NotNowError, NotRecordableError, Recording
+
+#: An update takes as long as so many multiplications, for each weight.
+_WORK_OF_AN_UPDATE = 24
+#: Up to so many numbers are updated in one go, when the step's gradients are all there; of more,
+#: each array follows the last use of its gradient, which is still in the cache.
+_MOST_IN_ONE_GO = 1 << 16
+
+
+class Plan:
+    """What a step on batches of one size is, for any number of threads.
+
+    Parameters
+    ----------
+    recording : Recording
+    optimizer : Optimizer or None
+        Whose update comes last; None for a forward pass.
+    penalized : bool
+        Whether the costs contain the penalty of weight decay.
+    """
+
+    def __init__(
+        self, recording: Recording, optimizer: Optimizer | None, *, penalized: bool
+    ) -> None:
+        self.recording = recording
+        self._optimizer = optimizer
+        self._penalized = penalized
+        self._tables: dict[tuple[int, bool], Table] = {}
+        lowering = self._lowered(1)
+        self.work = lowering.work
+        self.n_instructions = len(lowering.instructions)
+        #: Whether the mean divides by a sum of weights.
+        self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)
+        self.y_dtype = lowering.y_dtype
+
+    def table(self, threads: int, *, in_order: bool) -> Table:
+        """Return the instructions for so many threads."""
+        key = threads, in_order
+        if key not in self._tables:
+            self._tables[key] = Table(self._lowered(threads), in_order=in_order)
+        return self._tables[key]
+
+    def _lowered(self, threads: int) -> Lowering:
+        lowering = Lowering(self.recording, threads)
+        if self._optimizer is not None:
+            pieces = _pieces(self._optimizer, self.recording, threads)
+            lowering.work += _WORK_OF_AN_UPDATE * sum(piece.value.size for piece in pieces)
+            lower_update(lowering, self._optimizer, pieces, penalized=self._penalized)
+        prediction = self.recording.prediction
+        assert prediction is not None  # noqa: S101
+        n = _copy_place(lowering, prediction)
+        lowering.by_rows(
+            "copy_out",
+            {"a": prediction},
+            prediction,
+            flag=lambda lane: lane.first,
+        )
+        copy = lowering.instructions.pop()
+        copy.writes = []
+        lowering.instructions.insert(n, copy)
+        return lowering
+
+
+def _copy_place(lowering: Lowering, prediction: Any) -> int:
+    """Return where the prediction is there, and nobody has written over it yet."""
+    root = lowering.root(prediction)
+    written = [
+        i
+        for i, instruction in enumerate(lowering.instructions)
+        if any(access.place is root for access in instruction.writes)
+    ]
+    return written[-1] + 1 if written else 0
+
+
+def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Piece]:
+    """Return what is updated at once: the optimizer's blocks, or its arrays one by one."""
+    slots = optimizer.slots()
+    if slots is None:
+        raise NotNowError("a parameter has a gradient already, or another array")
+    for i, grad in recording.grads.items():
+        if grad is not slots.grads[i]:
+            raise NotRecordableError("a gradient is not where the optimizer reads it")
+    every = len(recording.grads) == len(slots.values)
+    small = sum(value.size for value in slots.values) <= _MOST_IN_ONE_GO
+    if every and small and threads == 1:
+        slots, chosen = optimizer.blocks(), None
+    else:
+        chosen = sorted(recording.grads)
+    found = [
+        Piece(value, grad, [state[i] for state in slots.states], bool(decays))
+        for i, (value, grad, decays) in enumerate(
+            zip(slots.values, slots.grads, slots.decays, strict=True)
+        )
+    ]
+    return found if chosen is None else [found[i] for i in chosen]
