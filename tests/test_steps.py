@@ -360,6 +360,22 @@ NOT_SERVED: dict[str, Callable[[gn.Trainer], None]] = {
 }
 
 
+def test_a_wide_layer_twice_with_a_small_batch() -> None:
+    """A part of a gradient has more rows than the batch."""
+    states = []
+    for way in WAYS:
+        layer = gn.Dense(90, 90, "tanh", rng=0, dtype="float64")
+        model = gn.Sequential(layer, layer, gn.Dense(90, 3, rng=1, dtype="float64"))
+        trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters(), 0.1))
+        x = np.random.default_rng(0).standard_normal((20, 90))
+        with way():
+            trainer.fit(gn.Loader(x, np.arange(20) % 3, batch_size=4, dtype="float64", rng=0), 2)
+        assert (trainer.why_not_recorded == "") == (way is nullcontext)
+        states.append(state(trainer))
+    for a, b in zip(*states, strict=True):
+        assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 class Doubled(gn.ReLU):
     """Rises twice as steeply."""
 

@@ -242,7 +242,7 @@ class Loader:
         if self.resident:
             return self.stored
         here = self.backend.package == "numpy" and all(
-            part is None or (isinstance(part, np.ndarray) and dtype in (None, part.dtype.name))
+            part is None or _lies_as_wanted(part, dtype)
             for part, dtype in zip(self.stored, self._dtypes, strict=True)
         )
         return self.stored if here else None
@@ -408,6 +408,13 @@ def _copies(batches: Generator[Batch, None, None]) -> Generator[Batch, None, Non
     with closing(batches):
         for batch in batches:
             yield Batch(*(part if part is None else copy_of(part) for part in batch))
+
+
+def _lies_as_wanted(part: Any, dtype: str | None) -> bool:
+    """Return whether rows of an array can be read where they are: in a dtype and in C's order."""
+    if not isinstance(part, np.ndarray) or dtype not in (None, part.dtype.name):
+        return False
+    return part.dtype.isnative and part.flags.c_contiguous and part.flags.aligned
 
 
 def _target_dtype(y: Array, dtype: str | None) -> str | None:

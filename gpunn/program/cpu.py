@@ -19,7 +19,7 @@ from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
-from gpunn.program import crew, lower_layers, lower_losses  # noqa: F401 (they make themselves known)
+from gpunn.program import crew
 from gpunn.program.fingerprint import Fingerprint
 from gpunn.program.instructions.words import CONTEXT
 from gpunn.program.interpreter import CONTEXT_SIZE, run_program

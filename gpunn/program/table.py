@@ -55,7 +55,7 @@ class Table:
         may follow it. One that all threads read lies by itself: threads are not at the same
         instruction, and one would write over what another has still to read.
         """
-        low, threads = self._lowering, self._lowering.threads
+        threads = self._lowering.threads
         spans: dict[Value, list[int]] = {}
         shared: dict[Value, None] = {}
         for i, instruction in enumerate(self._order):
@@ -67,8 +67,7 @@ class Table:
                 if threads > 1 and (access.sharing is ALL or not value.by_sample):
                     shared[value] = None
         lanes = [value for value in spans if value not in shared]
-        most = -(-low.n // threads)
-        sizes = [self._row_size(v) * (low.n if self._is_whole(v, threads) else most) for v in lanes]
+        sizes = [self._row_size(value) * self._rows_in_lane(value) for value in lanes]
         offsets, lane_size = plan(
             [Span(size, *spans[value]) for value, size in zip(lanes, sizes, strict=True)]
         )
@@ -82,6 +81,14 @@ class Table:
         self._lanes = {
             value: first + total + offset for value, offset in zip(lanes, offsets, strict=True)
         }
+
+    def _rows_in_lane(self, value: Value) -> int:
+        """Return how many rows of a value a lane has."""
+        if not value.by_sample:
+            return value.shape[0]
+        if self._is_whole(value, self._lowering.threads):
+            return self._lowering.n
+        return -(-self._lowering.n // self._lowering.threads)
 
     def _is_whole(self, value: Value, threads: int) -> bool:
         """Return whether a lane has all rows of a value."""
