@@ -28,6 +28,11 @@ class Program:
         """Return a program that has nothing recorded: what is compiled is of this process."""
         return Program, ()
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is a recording, though it may no longer hold."""
+        return self._steps is not None
+
     def prepare(
         self,
         model: Any,

@@ -64,6 +64,9 @@ _SMALL, _TERMS, _COLUMNS, _ROWS = 1_000_000, 256, 128, 4
 #: copy it into the other order first.
 _TURNED = 1 << 14
 
+#: Up to so many rows and entries, products with one column take less time than a call of BLAS.
+_FEW_ROWS, _FEW_ENTRIES = 4, 64
+
 #: What `product` needs for itself, in bytes: for BLAS's arguments, and for a copy.
 ROOM = 64 + 8 * _TURNED
 
@@ -104,6 +107,8 @@ def product(
     """
     m, n, k = shape
     size = itemsize(one)
+    if n == 1 and b.stride == 1 and _of_vectors(m, k, a, b, c, one):
+        return
     if b.transposed and n * k <= _TURNED:
         _turn(b, n, k, room + 64, one)
         b = matrix(room + 64, n)
@@ -121,6 +126,29 @@ def product(
                 own_b = _part(b, (p * b.stride + j) * size)
                 own_c = _part(c, (i * c.stride + j) * size)
                 _add_product(block, own_a, own_b, one if p else type(one)(0), own_c, room)
+
+
+@compiled
+def _of_vectors(m: int, k: int, a: Matrix, b: Matrix, c: Matrix, one: Any) -> bool:
+    """Write the product with one column, if it is so small that a call of BLAS takes longer."""
+    if a.transposed:
+        if k > 1 or m > _FEW_ENTRIES:
+            return False
+        row, y = array_at(a.place, (m,), one), array_at(b.place, (1,), one)[0]
+        column = array_at(c.place, (m,), one)
+        for i in range(m):
+            column[i] = y * row[i]
+        return True
+    if m > _FEW_ROWS or k > _FEW_ENTRIES:
+        return False
+    factors = array_at(b.place, (k,), one)
+    for i in range(m):
+        row = array_at(a.place + i * a.stride * itemsize(one), (k,), one)
+        total = type(one)(0)
+        for p in range(k):
+            total += row[p] * factors[p]
+        array_at(c.place, (m,), one)[i] = total
+    return True
 
 
 @compiled

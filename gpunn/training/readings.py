@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ class Readings:
 
 def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
     # fsum refuses inf - inf, and a cost that overflowed is still to be reported as not finite.
-    terms = [value * weight for value, weight in zip(values, weights, strict=True)]
+    terms = list(map(operator.mul, values, weights))
     return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan
 
 

@@ -33,7 +33,7 @@ from gpunn.training.arguments import (
     check_unchanged,
     kind_of,
 )
-from gpunn.training.epoch import EpochRunner
+from gpunn.training.epoch import EpochRunner, recorded_pass
 from gpunn.training.freezing import part_of
 from gpunn.training.history import History
 from gpunn.training.metrics import Metric
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer = optimizer
         self.metrics = as_metrics(metrics, loss)
         self._rng = as_generator(rng)
-        self._program = Program()
+        self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
     def fit(
         self,
@@ -213,6 +213,10 @@ class Trainer:
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
+        recorded = recorded_pass(self._prediction, self.model, None, loader, outputs=True)
+        if recorded is not None:
+            found = [results.outputs for results, _ in recorded]
+            return found[0] if len(found) == 1 else kernels(found[0]).xp.concat(found)
         outputs = []
         for batch in lend(loader.in_order, self.model):
             outputs.append(self.model(batch.x))
@@ -268,6 +272,12 @@ class Trainer:
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
+        wanted = bool(self.metrics)
+        recorded = recorded_pass(self._evaluation, self.model, self.loss, loader, outputs=wanted)
+        if recorded is not None:
+            for results, data in recorded:
+                readings.add_many(results, data, None, loader.batch_size)
+            return readings.read()
         values = [parameter.value for parameter in self.model.parameters()]
         threads = kernels(values[0]).threads(loader.batch_size, values)
         with loader.backend.scope(), threads:
