@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
-from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program
 from gpunn.training.epoch import EpochRunner
+from gpunn.training.inference import evaluate, join
 from gpunn.training.metrics import Metric
 from gpunn.training.readings import Readings
 
@@ -126,6 +125,7 @@ class Epochs:
         self._decay = decay
         self._scale = scale
         self._runner = EpochRunner(loader, rng, program)
+        self._evaluation = Program()
         self.times: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -179,12 +179,6 @@ class Epochs:
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], Array]:
         """Return the loss and the metrics over other data, and the outputs for them."""
         readings = Readings(self.loss, self.metrics, scale=self._scale)
-        outputs = []
+        outputs = evaluate(self.network, loader, readings, self._evaluation, outputs=True)
         with loader.backend.scope():
-            readers = self.network, self.loss, *self.metrics
-            for x, y, weight in lend(loader.in_order, *readers):
-                outputs.append(self.network.forward(x))
-                cost = self.loss.forward(outputs[-1], y, None, weight)
-                readings.add(cost, outputs[-1], y, weight)
-            numbers = readings.read()
-            return numbers, kernels(outputs[0]).xp.concat(outputs)
+            return readings.read(), join(outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpunn.estimators.weights import Weights, handed_out
 from gpunn.nn.containers import Sequential
 from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
+from gpunn.training.inference import forward_all
 
 #: So many rows go through the network at a time, where nothing is learned.
 ROWS = 8192
@@ -54,13 +56,15 @@ class FittedNetwork(BaseEstimator):
         network = self._network
         place = network.backend
         assert place is not None  # noqa: S101
-        outputs = []
-        with place.scope():
+
+        def blocks() -> Iterator[Array]:
             for start in range(0, X.shape[0], ROWS):
                 rows = X[start : start + ROWS, :] if X.shape[0] > ROWS else X
                 rows = rows.toarray() if hasattr(rows, "toarray") else rows
-                outputs.append(network.forward(place.asarray(rows, self._dtype)))
-            return outputs[0] if len(outputs) == 1 else place.xp.concat(outputs)
+                yield place.asarray(rows, self._dtype)
+
+        with place.scope():
+            return forward_all(network, blocks())
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a network to predict with."""

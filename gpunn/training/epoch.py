@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from gpunn._typing import RNG
+from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
-from gpunn.data.loader import Batch, Loader
+from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program
-from gpunn.program.results import StepResults
 from gpunn.training.freezing import part_of
 from gpunn.training.readings import Readings
 from gpunn.training.step import learn
-
-#: Multiplications in a pass without training, from which on it is worth while to record one.
-_LEAST_WORK = 1 << 22
 
 
 def _ignore(_: int) -> None:
@@ -127,39 +123,6 @@ class EpochRunner:
                 cost, prediction = learn(model, loss, optimizer, x, y, weight, self._rng)
                 readings.add(cost, prediction, y, weight, penalty)
                 tell(1)
-
-
-def recorded_pass(
-    program: Program, model: Layer, loss: Loss | None, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch]] | None:
-    """Return the results of a pass over all data in order, without training; None if not recorded.
-
-    Parameters
-    ----------
-    program : Program
-        Of earlier passes, which may still hold.
-    model, loss
-        What is evaluated, and by what; without a loss the model predicts.
-    loader : Loader
-        The data.
-    outputs : bool
-        Whether the model's outputs are wanted.
-    """
-    work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
-    if not program.is_recorded and work < _LEAST_WORK:
-        return None
-    steps = program.prepare(model, loss, None, sample_of(loader), loader.batch_size)
-    if steps is None:
-        return None
-    return _results_in_order(steps, loader, outputs=outputs)
-
-
-def _results_in_order(
-    steps: Any, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch]]:
-    for data, rows, stop in pieces_of(loader, None, loader.n_samples):
-        for results in steps.run(data, rows, stop, (), outputs=outputs):
-            yield results, data
 
 
 def sample_of(loader: Loader) -> Batch | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import to_numpy
+from gpunn.data.batch import Batch
 from gpunn.data.lending import is_ours, kept_apart
-from gpunn.data.loader import Batch
 from gpunn.errors import DataError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss

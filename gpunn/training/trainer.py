@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import copy_of, may_overlap, scope_of, to_numpy
+from gpunn.arrays.backend import scope_of, to_numpy
 from gpunn.arrays.checks import one_of, whole_number
-from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
-from gpunn.kernels import kernels
-from gpunn.kernels.declared import kernel_of
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
-from gpunn.nn.containers import Sequential
-from gpunn.nn.dense import Dense
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
@@ -33,9 +27,11 @@ from gpunn.training.arguments import (
     check_unchanged,
     kind_of,
 )
-from gpunn.training.epoch import EpochRunner, recorded_pass
+from gpunn.training.epoch import EpochRunner
 from gpunn.training.freezing import part_of
+from gpunn.training.heads import check_head
 from gpunn.training.history import History
+from gpunn.training.inference import evaluate, predict
 from gpunn.training.metrics import Metric
 from gpunn.training.readings import Readings
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
@@ -91,7 +87,7 @@ class Trainer:
                 "Trainer: the optimizer holds parameters that are not the model's; "
                 "build it on model.parameters()"
             )
-        _check_head(model, loss)
+        check_head(model, loss)
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -213,19 +209,7 @@ class Trainer:
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
-        recorded = recorded_pass(self._prediction, self.model, None, loader, outputs=True)
-        if recorded is not None:
-            found = [results.outputs for results, _ in recorded]
-            return found[0] if len(found) == 1 else kernels(found[0]).xp.concat(found)
-        outputs = []
-        for batch in lend(loader.in_order, self.model):
-            outputs.append(self.model(batch.x))
-        with loader.backend.scope():
-            if len(outputs) > 1:
-                return kernels(outputs[0]).xp.concat(outputs)
-            # A model may pass its input on.
-            passed_on = may_overlap(outputs[0], batch.x)
-            return copy_of(outputs[0]) if passed_on else outputs[0]
+        return predict(self.model, loader, self._prediction)
 
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the probabilities that the loss reads from the model's outputs.
@@ -272,19 +256,8 @@ class Trainer:
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
-        wanted = bool(self.metrics)
-        recorded = recorded_pass(self._evaluation, self.model, self.loss, loader, outputs=wanted)
-        if recorded is not None:
-            for results, data in recorded:
-                readings.add_many(results, data, None, loader.batch_size)
-            return readings.read()
-        values = [parameter.value for parameter in self.model.parameters()]
-        threads = kernels(values[0]).threads(loader.batch_size, values)
-        with loader.backend.scope(), threads:
-            for batch in lend(loader.in_order, self.model, self.loss, *self.metrics):
-                prediction = self.model.forward(batch.x)
-                cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)
-                readings.add(cost, prediction, batch.y, batch.sample_weight)
+        evaluate(self.model, loader, readings, self._evaluation)
+        with loader.backend.scope():
             return readings.read()
 
     def _as_loader(self, data: Data, owner: str) -> Loader:
@@ -373,31 +346,6 @@ class Trainer:
     def __repr__(self) -> str:
         """Return the parts."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
-
-
-#: The formulas whose results are probabilities, or their logarithms.
-_OF_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
-
-
-def _check_head(model: Layer, loss: Loss) -> None:
-    """Refuse a loss that would apply the last activation a second time, or that misses it."""
-    last: Layer = model
-    while isinstance(last, Sequential) and len(last):
-        last = last[-1]
-    activation = last.activation if isinstance(last, Dense) else last
-    if kernel_of(activation) in _OF_PROBABILITIES and loss.from_logits:
-        raise SettingError(
-            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
-            "applies it, too; leave the last activation off (recommended), or use the loss of "
-            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
-        )
-    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
-    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
-        raise SettingError(
-            f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
-            "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
-            "softmax or sigmoid"
-        )
 
 
 def _progress_bar(total: int, *, show: bool | None) -> Any:
