@@ -82,7 +82,7 @@ def epoch_ended(estimator: Any, progress: Progress, optimizer: Optimizer) -> boo
     if stops:
         message += " Stopping."
     else:
-        progress.waited = 0
+        progress.patience.waited = 0
         optimizer.schedule = Constant(optimizer.learning_rate / _DIVISOR)
         message += f" Setting learning rate to {optimizer.learning_rate:f}"
     if estimator.verbose:
