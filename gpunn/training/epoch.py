@@ -36,7 +36,7 @@ class EpochRunner:
     rng : None, int or numpy.random.Generator
         For dropout.
     program : Program, optional
-        Of earlier epochs of the same training, which may still hold.
+        The program of earlier epochs; it is reused if it still holds.
     """
 
     def __init__(self, loader: Loader, rng: RNG = None, program: Program | None = None) -> None:
@@ -54,19 +54,19 @@ class EpochRunner:
         decays: Callable[[], Sequence[float]] | None = None,
         tell: Callable[[int], object] = _ignore,
     ) -> None:
-        """Learn from each batch once. The loader's device must be the current one.
+        """Learn from each batch once; the loader's device must be the current one.
 
         Parameters
         ----------
         model, loss, optimizer
-            What is trained, on what, and how.
+            What to train, and how.
         readings : Readings
-            Takes what each step gives.
+            Collects the results of the steps.
         decays : function, optional
-            Returns the weight decay of each step, once the epoch's order is drawn. The costs
-            contain the penalty then.
+            Called once the epoch's order is drawn; returns the weight decay of each step. The costs
+            then include the penalty.
         tell : function, optional
-            Told now and then how many more steps were made.
+            Called now and then with the number of further steps done.
         """
         loader, parts = self.loader, (model, loss, optimizer)
         steps = self.program.prepare(
@@ -126,16 +126,16 @@ class EpochRunner:
 
 
 def sample_of(loader: Loader) -> Batch | None:
-    """Return some of the data as batches have them; None if more is done to each batch."""
+    """Return a sample of the data as in a batch; None if a batch is more than plain rows."""
     if not loader.is_plain or loader.backend.package != "numpy":
         return None
     return loader.rows() or loader.first_row()
 
 
 def pieces_of(loader: Loader, order: Any, stop: int) -> Iterator[tuple[Batch, Any, int]]:
-    """Yield data, the order of its rows (None: as they stand), and how many of them to take.
+    """Yield data, the order of their rows (None: as stored), and how many of them to use.
 
-    That is all of the data, where they are at hand, and else one group of batches after the other.
+    The whole data set at once if it is in memory, else one group of batches after another.
     """
     data = loader.rows()
     if data is not None:
