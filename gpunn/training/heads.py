@@ -28,7 +28,7 @@ def check_head(model: Layer, loss: Loss) -> None:
     activation = last.activation if isinstance(last, Dense) else last
     if kernel_of(activation) in _GIVE_PROBABILITIES and loss.from_logits:
         raise SettingError(
-            f"Trainer: the model ends in {type(activation).__name__}, and {type(loss).__name__} "
+            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
             "applies it again; remove the last activation (recommended), or use a loss of "
             "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
         )

@@ -28,9 +28,9 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 
     Nothing here waits for a device. On NumPy, targets are checked before any parameter changes:
     labels out of range, targets of `BinaryCrossEntropy` outside [0, 1], negative soft targets. On a
-    device, checking would wait: there a label out of range makes the cost NaN, and the update makes
-    all parameters NaN. Call ``loss.check_target(y, output_shape)`` once for the whole data set, as
-    `Trainer` does.
+    device they are not checked, which would wait: there a label out of range makes the cost NaN,
+    and the update makes all parameters NaN. Call ``loss.check_target(y, output_shape)`` once for
+    the whole data set, as `Trainer` does.
 
     Parameters
     ----------
