@@ -1,8 +1,8 @@
 """Handwritten digits: a 64-128-10 network learns the 8x8 images that ship with scikit-learn.
 
 Five networks, seeds 0 to 4, each trained for 30 epochs on 75 % of the images; the other 25 % are
-the test set. It is looked at after each epoch for the learning curve alone: nothing is chosen by
-it, and the accuracy that counts is that of the last epoch.
+the test set. It is evaluated after each epoch only for the learning curve: nothing is chosen by it,
+and the reported accuracy is that of the last epoch.
 
     python examples/digits.py
     python examples/digits.py --backend cupy --plot curve.png
@@ -43,7 +43,7 @@ def train(data, seed, backend):
 
 
 def plot(histories, path):
-    """Save the learning curve, the mean over the seeds; say so in a line if that cannot be."""
+    """Save the learning curve, averaged over the seeds; print a line if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
     except ImportError:

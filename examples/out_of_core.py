@@ -1,9 +1,9 @@
 """Data larger than memory: a classifier learns from a file, a chunk at a time, by partial_fit.
 
-The program makes a file of 200,000 noisy handwritten digits, copies of 75 % of the images that ship
-with scikit-learn, maps it into memory, and goes over it in chunks of 4,096 rows. The memory that
-training takes depends on the chunk and not on the file: it is measured, and held against the size
-of the file. The other 25 % of the images are the test set; no copy of them is in the file.
+The program writes a file of 200,000 noisy handwritten digits, copies of 75 % of the images that
+ship with scikit-learn, maps it into memory, and trains on chunks of 4,096 rows. The memory that
+training takes depends on the chunk, not on the file: it is measured and compared with the size of
+the file. The other 25 % of the images are the test set; no copy of them is in the file.
 
     python examples/out_of_core.py
     python examples/out_of_core.py --backend cupy
@@ -56,8 +56,8 @@ def train(scaler, model, x, y, test):
         scaler.partial_fit(x[rows])
     rng = np.random.default_rng(0)
     for number in range(1, PASSES + 1):
-        # The chunks come in a new order; within a chunk, partial_fit shuffles the rows itself. It
-        # has to be told of all labels that may come, since a chunk need not have them all.
+        # The chunks come in a new order; partial_fit shuffles the rows within a chunk. It needs a
+        # list of all labels, since a chunk may not contain them all.
         for rows in chunks(rng):
             model.partial_fit(scaler.transform(x[rows]), y[rows], classes=range(10))
         loss = np.mean(model.loss_curve_[-len(chunks()) :])
@@ -67,9 +67,9 @@ def train(scaler, model, x, y, test):
 
 
 def measured(function, *arguments):
-    """Return what a call returns, the seconds it takes, and the most bytes it has at a time.
+    """Return the result of a call, its duration in seconds, and its peak memory in bytes.
 
-    What is mapped into memory is not counted: the system takes it back when it needs to.
+    Memory-mapped files are not counted: the system can reclaim them at any time.
     """
     tracemalloc.start()
     start = time.perf_counter()
@@ -95,7 +95,7 @@ def main():
         x, y = write(Path(folder), x_train, y_train, np.random.default_rng(0))
         print(f"data: {len(x)} rows, {x.nbytes / 1e6:.0f} MB, in {len(chunks())} chunks")
         model = MLPClassifier(hidden_layer_sizes=(64,), random_state=0, backend=backend)
-        # The first call of all loads and compiles what gpunn needs, which is not to be counted.
+        # The first call loads and compiles code, which should not be measured.
         clone(model).partial_fit(x[:CHUNK], y[:CHUNK], classes=range(10))
         accuracy, seconds, peak = measured(train, StandardScaler(), model, x, y, (x_test, y_test))
         share = peak / x.nbytes

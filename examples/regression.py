@@ -1,8 +1,8 @@
 """Regression: the progress of diabetes, by a small network and by linear least squares.
 
-The data are 442 patients, 10 features each, and much noise; a line through them is hard to beat.
-The network, 10-32-1 with tanh, stops early by a validation set that it takes out of its training
-data, so nothing is chosen by the test set. Ten random splits; the network must come within a
+The data are 442 patients with 10 features each, and noisy; a linear fit is hard to beat. The
+network, 10-32-1 with tanh, stops early by a validation set taken from its training data, so nothing
+is chosen by the test set. Ten random splits; the network must come within a
 stated margin of the baseline, which is fitted to all of the training data.
 
     python examples/regression.py
@@ -40,7 +40,7 @@ def least_squares(x_train, x_test, y_train, y_test):
 
 
 def network(x_train, x_test, y_train, y_test, seed, backend):
-    """Return the test R^2 of a network with one hidden layer, and the epochs that it trained."""
+    """Return the test R^2 of a network with one hidden layer, and its number of epochs."""
     x_fit, x_val, y_fit, y_val = train_test_split(
         x_train, y_train, test_size=0.2, random_state=seed
     )

@@ -1,9 +1,9 @@
 """scikit-learn: a pipeline and a grid search around gpunn's classifier, on handwritten digits.
 
 A scaler and a network; a grid search with cross-validation on 75 % of the images chooses the
-network's settings, and the other 25 %, which take no part in that, are the test set. On a GPU all
-of it stays there, from the folds to the predictions: scikit-learn's own parts compute where their
-arrays are, if told to (array_api_dispatch; the scaler does from scikit-learn 1.8 on).
+network's settings, and the other 25 % are the test set. On a GPU everything stays there, from the
+folds to the predictions: with array_api_dispatch, scikit-learn's own parts compute where their
+arrays are (the scaler from scikit-learn 1.8 on).
 
     python examples/sklearn_pipeline.py
     python examples/sklearn_pipeline.py --backend cupy
@@ -23,10 +23,9 @@ from sklearn.preprocessing import StandardScaler
 
 import gpunn as gn
 
-# For a scikit-learn user this import is all that changes: it stands where there was `from
-# sklearn.neural_network import MLPClassifier`. The settings are the same (but for solver="lbfgs"),
-# and so are the attributes, and the network that comes of one random_state; dropout, class_weight,
-# metrics, backend and more come on top.
+# For a scikit-learn user only this import changes, from `from sklearn.neural_network import
+# MLPClassifier`. The settings (except solver="lbfgs"), the attributes and the network from one
+# random_state are the same; dropout, class_weight, metrics, backend and more are new.
 from gpunn.estimators import MLPClassifier
 
 GRID = {

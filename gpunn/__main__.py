@@ -6,30 +6,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gpunn import __version__
 from gpunn.arrays.backend import KNOWN
 from gpunn.errors import SettingError
 from gpunn.tools import doctor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; a wrong use prints the usage and exits with 2.
+    """Run a command and return its exit code; wrong usage exits with 2.
 
     Parameters
     ----------
     arguments : sequence of str, optional
-        What comes after ``python -m gpunn``; defaults to this process's.
+        The words after ``python -m gpunn``; by default those of this process.
 
     Returns
     -------
     int
-        0 if the backend asked for works, else 1.
+        0 if the requested backend works, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m gpunn", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     command = commands.add_parser(
         "doctor",
-        help="say what is installed here, and whether it works",
-        description="Say what is installed here, check a backend, and say how to mend it. "
+        help="report what is installed, and whether it works",
+        description="Report what is installed, check a backend, and say how to fix it. "
         "The exit code is 0 if the backend works, 1 if not.",
         allow_abbrev=False,
     )
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
-        report = doctor.examine(options.backend)
-    except SettingError as error:  # a name that does not exist, here or in GPUNN_BACKEND
+        report = doctor.examine(options.backend, __version__)
+    except SettingError as error:  # an unknown name, as an option or in GPUNN_BACKEND
         command.error(str(error))
     sys.stdout.write(f"{report.to_json() if options.json else report}\n")
     return 0 if report.works else 1

@@ -15,7 +15,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
-from gpunn.training import epoch
+from gpunn.training import epoch, inference
 
 settings.register_profile("gpunn", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("gpunn")
@@ -131,4 +131,5 @@ class OnlyDLPack:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step for itself, in the layers' own functions, also where they could be compiled."""
-    monkeypatch.setattr(epoch, "sample_of", lambda _: None)
+    for module in (epoch, inference):
+        monkeypatch.setattr(module, "sample_of", lambda _: None)

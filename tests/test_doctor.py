@@ -395,7 +395,7 @@ class TestUnavailable:
         ("driver", "line", "note"),
         [
             (0, "none found", "CuPy needs an NVIDIA GPU and its driver, and no driver was found"),
-            (11080, "up to CUDA 11.8", "has to know CUDA 12 or later"),
+            (11080, "up to CUDA 11.8", "must support CUDA 12 or later"),
             (12040, "up to CUDA 12.4", 'pip install "cupy-cuda12x[ctk]" matches the driver'),
             (13010, "up to CUDA 13.1", 'pip install "cupy-cuda13x[ctk]" matches the driver'),
         ],
@@ -637,7 +637,7 @@ BROKEN: dict[str, tuple[str, Any, str, str]] = {
         CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)"),
         "nvrtc: error: invalid value for --gpu-architecture (-arch)",
         (
-            "change CuPy to one for this GPU: cupy-cuda12x has the older ones, cupy-cuda13x "
+            "install a CuPy for this GPU: cupy-cuda12x supports older GPUs, cupy-cuda13x "
             "compute capability 7.5 and later"
         ),
     ),
@@ -645,7 +645,7 @@ BROKEN: dict[str, tuple[str, Any, str, str]] = {
         "product",
         OutOfMemoryError("Out of memory allocating 4,096 bytes"),
         "Out of memory allocating 4,096 bytes",
-        "free memory; `nvidia-smi` lists who holds it",
+        "free memory; `nvidia-smi` lists the processes that hold it",
     ),
     "driver": (
         "kernel",
@@ -693,7 +693,7 @@ class TestBroken:
         assert code == 1
         assert lines["result"] == [
             (
-                "auto is cupy:0, which does not work: install the toolkit of CUDA 12, and set "
+                "auto is cupy:0, which does not work: install the CUDA 12 toolkit, and set "
                 "CUDA_PATH to its folder; until then, set GPUNN_BACKEND=numpy"
             )
         ]
@@ -707,7 +707,7 @@ class TestEnvironment:
         monkeypatch.setenv("GPUNN_BACKEND", OTHER)
         code, lines = run(capsys)
         assert (code, lines["result"]) == (0, [f"auto is {OTHER}, which works"])
-        assert f"auto is {OTHER} because GPUNN_BACKEND says so" in lines["note"]
+        assert f"auto is {OTHER} because GPUNN_BACKEND is set to it" in lines["note"]
         assert run(capsys, "--backend", "numpy")[1]["result"] == ["numpy works"]
         monkeypatch.setenv("GPUNN_BACKEND", "cupy")
         code, lines = run(capsys)
@@ -722,7 +722,7 @@ class TestEnvironment:
         monkeypatch.setenv("GPUNN_BACKEND", value)
         code, lines = run(capsys)
         assert code == 0
-        assert lines["result"][0].startswith("auto is numpy, which works; CuPy was not taken: ")
+        assert lines["result"][0].startswith("auto is numpy, which works; CuPy was not used: ")
 
     def test_it_may_be_wrong(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -778,7 +778,7 @@ class TestGPU:
         monkeypatch.setattr(compiler, name, count)
         for _ in range(2):
             cupy.clear_memo()  # forget what this process has compiled
-            assert doctor.examine("cupy").works
+            assert doctor.examine("cupy", gn.__version__).works
         assert sum("gpunn_doctor" in source for source in compiled) == 2
 
     def test_a_missing_header_is_told_by_the_compiler(

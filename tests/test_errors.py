@@ -272,7 +272,7 @@ OPTIMIZERS = [
 
 TRAINING = [
     ("softmax head", lambda: trainer(network(head="softmax")), SettingError,
-     "Trainer: the model ends in Softmax and SoftmaxCrossEntropy applies it, too; leave the last"),
+     "Trainer: the model ends in Softmax and SoftmaxCrossEntropy applies it again; remove"),
     ("log-softmax head", lambda: trainer(network(head="log_softmax")), SettingError,
      "ends in LogSoftmax and SoftmaxCrossEntropy"),
     ("labels in a column",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -221,3 +222,19 @@ def test_accuracy_in_cross_validation(load: Any, settings: dict[str, Any]) -> No
     standard_error = theirs.std(ddof=1) / np.sqrt(5)
     assert theirs.mean() > 0.9
     assert abs(ours.mean() - theirs.mean()) <= standard_error
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_recorded_evaluation_gives_the_same_curves(
+    monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
+    settings: dict[str, Any] = {"early_stopping": True, "max_iter": 8, "metrics": ["accuracy"]}
+    settings["class_weight"] = "balanced" if weighted else None
+    histories = []
+    for work in (0, math.inf):
+        monkeypatch.setattr("gpunn.training.inference._MIN_RECORDED_WORK", work)
+        model = MLPClassifier((7,), random_state=0, **settings).fit(X, CLASSES["multiclass"])
+        histories.append(model.history_.columns)
+    recorded, by_layers = histories
+    for name in ("loss", "validation_loss", "validation_accuracy", "validation_score"):
+        assert_allclose(recorded[name], by_layers[name], rtol=1e-10, err_msg=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,9 +65,6 @@ def room_of(name: str) -> int:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_import_runs_up(name: str) -> None:
     for other, line in imports_of(name):
-        # The version stands in __init__, which every import of the package has run already.
-        if (name, other) == ("tools.doctor", "__init__"):
-            continue
         assert room_of(other) <= room_of(name), f"{name}, line {line}: imports {other}"
 
 
@@ -94,3 +92,24 @@ def test_every_room_is_known() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_file_is_of_a_readable_size(name: str) -> None:
     assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+ROOT = PACKAGE.parent
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`", readme)
+    assert len(named) > 50
+    known = {path.name for path in PACKAGE.rglob("*.py")}
+    missing = [name for name in named if not (ROOT / name).exists() and name not in known]
+    assert not missing
+
+
+def test_the_hooks_before_a_commit_have_the_versions_of_nox() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for group in ("lint", "types"):
+        (wanted,) = re.findall(rf"^{group} = \[(.*)\]$", project, flags=re.MULTILINE)
+        for requirement in wanted.split(", "):
+            assert requirement in hooks

@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 import gpunn as gn
 from gpunn.errors import SettingError
+from gpunn.optim.patience import Patience
 
 X = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
 LABELS = np.arange(8) % 2
@@ -263,3 +264,24 @@ def test_what_is_followed_does_not_change_on_the_way() -> None:
     history, _ = fit(t, gn.EarlyStopping(3, tolerance=0.0), 5, callbacks=[tighten])
     assert history.monitored == "loss"
     assert "cost" in history
+
+
+class TestPatience:
+    def test_small_steps_add_up_unless_the_best_follows_them(self) -> None:
+        fixed, following = Patience(), Patience(follows_minimum=True)
+        for value in (1.0, 0.94, 0.88, 0.82):
+            fixed.observe(value, 0.1)
+            following.observe(value, 0.1)
+        assert (fixed.best, fixed.waited) == (0.88, 1)
+        assert (following.best, following.waited) == (0.82, 3)
+
+    def test_an_equal_number_improves_only_on_a_best_that_follows(self) -> None:
+        fixed, following = Patience(1.0, 2), Patience(1.0, 2, follows_minimum=True)
+        fixed.observe(1.0, 0.0)
+        following.observe(1.0, 0.0)
+        assert (fixed.waited, following.waited) == (3, 0)
+
+    def test_nan_is_never_the_best(self) -> None:
+        for patience in (Patience(1.0), Patience(1.0, follows_minimum=True)):
+            patience.observe(math.nan, 0.0)
+            assert patience.best == 1.0

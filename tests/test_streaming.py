@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpunn as gn
-from gpunn.data.loader import blocked_permutation
+from gpunn.data.order import blocked_permutation
 from tests.conftest import get_place
 
 try:

@@ -1,7 +1,7 @@
-"""Who may see a loader's own memory: gpunn's code, which writes to no batch, and nobody else.
+"""Which code may see a loader's own memory: only gpunn's, which never writes to a batch.
 
-On NumPy views of the data refuse writing, and everybody may have them. A GPU's arrays cannot refuse
-it: there, code that is not gpunn's gets copies.
+On NumPy, views of the data are read-only, and any code may see them. Arrays on a GPU cannot be
+read-only, so code outside gpunn gets copies there.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gpunn.nn.tree import children
 
 _T = TypeVar("_T")
 
-#: The models, losses and metrics that will read the batches of an iteration that begins now.
+#: The models, losses and metrics that read the batches of the iteration that is starting.
 _readers: ContextVar[tuple[object, ...] | None] = ContextVar("gpunn_readers", default=None)
 
 
 def lend(iterate: Callable[[], _T], *readers: object) -> _T:
-    """Return ``iterate()``, an iteration whose batches only these models, losses and metrics see.
+    """Start an iteration whose batches only these models, losses and metrics see.
 
-    What begins an iteration may ask `is_lent`, and spare a copy.
+    Within ``iterate()``, `is_lent` tells whether copies can be saved.
     """
     token = _readers.set(readers)
     try:
@@ -34,13 +34,13 @@ def lend(iterate: Callable[[], _T], *readers: object) -> _T:
 
 
 def is_lent() -> bool:
-    """Return whether nobody but gpunn's own code sees the batches of this iteration."""
+    """Return whether only gpunn's own code sees the batches of this iteration."""
     readers = _readers.get()
     return readers is not None and all(map(is_ours, readers))
 
 
 def is_ours(part: object) -> bool:
-    """Return whether a layer, with all layers in it, a loss or a metric is of gpunn's own kinds."""
+    """Return whether a loss, a metric, or a layer and all layers in it are gpunn's own."""
     return _of_gpunn(part) and _has_only_ours(part, set())
 
 
@@ -61,6 +61,6 @@ def _of_gpunn(part: object) -> bool:
 
 
 def kept_apart(x: Array) -> Array:
-    """Return what others may have of an array: on NumPy a view to read, elsewhere a copy."""
+    """Return an array for code outside gpunn: a read-only view on NumPy, elsewhere a copy."""
     place = backend_of(x)
     return read_only(x) if place is not None and place.package == "numpy" else copy_of(x)

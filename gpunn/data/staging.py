@@ -1,15 +1,15 @@
-"""Streaming to a GPU: the next batch is gathered and sent while this one is computed on.
+"""Streaming to a GPU: the next batch is gathered and uploaded while this one is computed on.
 
-A thread gathers rows into pinned host memory and sends them on a stream of its own. Two slots or
-more go round in a ring; each has two events, and both sides wait for them where they must:
+A thread gathers rows into pinned host memory and uploads them on its own stream. The slots form a
+ring; each has two events:
 
 - `copied`: the upload from the slot's host buffer has run. The thread waits for it before it
   writes to that buffer again; the computing stream waits for it before it reads the device buffer.
 - `consumed`: the device buffer has been read. The copying stream waits for it before the next
   upload into that buffer.
 
-The host waits in the thread alone. What comes out are fresh arrays, converted on the device, so a
-batch that somebody keeps is never written over.
+Only that thread waits on the host. Batches are new arrays, converted on the device, so a batch that
+the caller keeps is never overwritten.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ SLOTS = 2
 
 
 class Slot:
-    """Room for one batch, on the host and on the device, in the dtypes that are stored.
+    """Buffers for one batch, on the host and on the device, in the stored dtypes.
 
     Parameters
     ----------
     parts : sequence of arrays
-        The data that batches are taken of, on the host.
+        The data, on the host.
     most : int
         The largest number of rows of a batch.
     """
 
     def __init__(self, parts: Sequence[NDArray[Any]], most: int) -> None:
         shapes = [(most, *part.shape[1:]) for part in parts]
-        dtypes = [part.dtype.newbyteorder("=") for part in parts]  # no GPU knows the other order
+        dtypes = [part.dtype.newbyteorder("=") for part in parts]  # GPUs need the native byte order
         pairs = list(zip(shapes, dtypes, strict=True))
         self.host = [cupyx.empty_pinned(shape, dtype) for shape, dtype in pairs]
         self.device = [cupy.empty(shape, dtype) for shape, dtype in pairs]
         self.rows = 0
         self.copied = cupy.cuda.Event(disable_timing=True)
         self.consumed = cupy.cuda.Event(disable_timing=True)
-        # What the pool gave may be in use by work that is still queued on the computing stream.
+        # Queued work on the computing stream may still use memory that the pool hands out.
         self.consumed.record()
 
     def wait_for_upload(self) -> None:
@@ -69,7 +69,7 @@ class Slot:
                 np.take(part, chosen, axis=0, out=host[: self.rows], mode="clip")
 
     def send(self, stream: Any) -> None:
-        """Queue the upload of the rows that were gathered: their bytes, once."""
+        """Queue the upload of the gathered rows, as stored."""
         stream.wait_event(self.consumed)
         for host, device in zip(self.host, self.device, strict=True):
             size = host[: self.rows].nbytes
@@ -77,7 +77,7 @@ class Slot:
         self.copied.record(stream)
 
     def take(self, dtypes: Sequence[str | None]) -> list[Array]:
-        """Return the batch as fresh arrays, converted, when its upload has run."""
+        """Return the batch as new, converted arrays, once its upload has run."""
         stream = cupy.cuda.get_current_stream()
         stream.wait_event(self.copied)
         arrays = [
@@ -99,21 +99,21 @@ def stage(
     Parameters
     ----------
     parts : sequence of numpy arrays
-        Of equal first axes; a memmap among them is read by rows.
+        With equal first axes; a memmap is read by rows.
     selections : iterable of slices or of index arrays
         The rows of each batch.
     most : int
         The largest number of rows of a batch.
     dtypes : sequence of str or None
-        What each part is converted to on the device; None is what is stored.
+        The dtype of each part on the device; None keeps the stored one.
 
     Raises
     ------
     Exception
-        Whatever gathering raised, here, where the batches are used. The thread has ended then, as
-        it has when the iteration is left early.
+        Whatever gathering raised, where the batches are used. The thread has ended by then, as it
+        does when the iteration is left early.
     """
-    parts = [np.asarray(part) for part in parts]  # a memmap looks every index up in Python
+    parts = [np.asarray(part) for part in parts]  # indexing a memmap runs Python code each time
     slots = [Slot(parts, most) for _ in range(SLOTS)]
     free: SimpleQueue[Slot | None] = SimpleQueue()
     ready: SimpleQueue[Slot | BaseException | None] = SimpleQueue()
@@ -132,9 +132,9 @@ def stage(
             yield arrays
     finally:
         stop.set()
-        free.put(None)  # wakes the thread, if it waits for a slot
+        free.put(None)  # wakes the thread if it waits for a slot
         thread.join()
-        for slot in slots:  # their memory must not be given back before its uploads have run
+        for slot in slots:  # their memory must outlive the uploads
             slot.wait_for_upload()
 
 
@@ -146,7 +146,7 @@ def _produce(  # noqa: PLR0917
     stop: threading.Event,
     device: Any,
 ) -> None:
-    """Gather and send batch after batch; hand over what goes wrong."""
+    """Gather and upload one batch after another; pass errors on."""
     try:
         with device:  # each thread has a current device of its own
             stream = cupy.cuda.Stream(non_blocking=True)

@@ -1,4 +1,4 @@
-"""What a loader takes in: arrays of real numbers that belong together, and settings in range."""
+"""Checks of a loader's data and settings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gpunn.arrays.backend import adopt, backend_of, is_kind, read_only, to_numpy
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 
-#: Entries are looked at so many at a time, since each look makes arrays of their size.
+#: Entries checked at a time; a check allocates arrays of that size.
 _ENTRIES_AT_ONCE = 1 << 20
 
 
-class _Unsaid(int):
-    """A number that nobody has asked for: it gives way to one that fits the data."""
+class _Default(int):
+    """A default that may be replaced by a number that fits the data."""
 
 
-DEFAULT_BATCH_SIZE = _Unsaid(32)
+DEFAULT_BATCH_SIZE = _Default(32)
 
 
 def as_array(name: str, x: Any) -> Any:
-    """Return `x` as an array of real numbers with a first axis, where it is, to be read only."""
+    """Return `x` as a read-only array of real numbers, on its device, with at least one axis."""
     x = adopt(x)
     if is_sparse(x):
         if name != "x":
@@ -49,7 +49,7 @@ def as_array(name: str, x: Any) -> Any:
 
 
 def _read(name: str, x: Any) -> Any:
-    """Return what is no array yet as an array of NumPy's."""
+    """Convert lists, DataFrames and the like to a NumPy array."""
     if hasattr(x, "iloc") and hasattr(x, "dtypes"):
         dtypes = [x.dtypes] if hasattr(x, "dtype") else list(x.dtypes)
         return x.to_numpy(dtype=_common_dtype(name, x, dtypes))
@@ -63,12 +63,12 @@ def _read(name: str, x: Any) -> Any:
 
 
 def _common_dtype(name: str, frame: Any, dtypes: list[Any]) -> Any:
-    """Return the dtype of NumPy's that holds all columns of a frame, or a series, of pandas.
+    """Return the NumPy dtype that holds all columns of a pandas DataFrame or Series.
 
     Raises
     ------
     DTypeError, DataError
-        Naming the columns that hold no real numbers, or have gaps that no number stands for.
+        Names the columns that hold no real numbers or have missing values.
     """
     labels = [repr(label) for label in getattr(frame, "columns", [])] or [name]
     named = list(zip(labels, dtypes, strict=True)) if dtypes else []
@@ -88,7 +88,7 @@ def _common_dtype(name: str, frame: Any, dtypes: list[Any]) -> Any:
 
 
 def _has_gaps(frame: Any, i: int, dtype: Any) -> bool:
-    """Return whether a column has gaps for which NumPy has no number: NaN is one."""
+    """Return whether a column has missing values that are not NaN."""
     if not hasattr(dtype, "numpy_dtype"):
         return False
     column = frame.iloc[:, i] if hasattr(frame, "columns") else frame
@@ -96,12 +96,12 @@ def _has_gaps(frame: Any, i: int, dtype: Any) -> bool:
 
 
 def _of_numpy(dtype: Any) -> Any:
-    """Return what NumPy calls a dtype of pandas', nullable or sparse."""
+    """Return the NumPy dtype of a pandas dtype, which may be nullable or sparse."""
     return getattr(dtype, "numpy_dtype", getattr(dtype, "subtype", dtype))
 
 
 def _unequal_rows(x: Any) -> str | None:
-    """Return what is wrong with a list of rows that are not equally long."""
+    """Describe rows of unequal lengths; None if that is not what is wrong."""
     if not isinstance(x, (list, tuple)):
         return None
     lengths = sorted({len(row) if hasattr(row, "__len__") else 0 for row in x})
@@ -111,7 +111,7 @@ def _unequal_rows(x: Any) -> str | None:
 
 
 def _example(x: Any) -> str:
-    """Return, of an array of objects, one that is no number."""
+    """Describe one entry of an object array that is not a number."""
     if str(x.dtype) != "object":
         return ""
     for place, entry in np.ndenumerate(x):
@@ -121,19 +121,19 @@ def _example(x: Any) -> str:
 
 
 def _advice(dtype: Any) -> str:
-    """Return what makes numbers of something else."""
+    """Return how to convert a dtype to numbers."""
     if getattr(dtype, "kind", "") in "mM":
         return "convert times first: subtract a date, and divide by numpy.timedelta64(1, 'D')"
     return "encode or convert it first"
 
 
 def is_sparse(x: Any) -> bool:
-    """Return whether `x` is a sparse matrix or array of SciPy."""
+    """Return whether `x` is a sparse SciPy matrix or array."""
     return hasattr(x, "tocsr")
 
 
 def _by_rows(x: Any) -> Any:
-    """Return a sparse matrix in the format that rows are taken from."""
+    """Return a sparse matrix in the row format."""
     if x.ndim != 2 or x.dtype.kind not in "biuf":
         raise DTypeError(
             "Loader: sparse x must be (N, features), of real numbers; "
@@ -143,7 +143,7 @@ def _by_rows(x: Any) -> Any:
 
 
 def check_lengths(parts: Mapping[str, Any]) -> int:
-    """Return the number of samples, if all agree on one that is not 0."""
+    """Return the number of samples; check that all parts have it, and that it is not 0."""
     n = int(parts["x"].shape[0])
     for name, part in parts.items():
         if part is not None and part.shape[0] != n:
@@ -154,7 +154,7 @@ def check_lengths(parts: Mapping[str, Any]) -> int:
 
 
 def check_weight(weight: Any, dtype: str | None) -> None:
-    """Check that weights are (N,), not negative, and finite in the dtype that they will have."""
+    """Check that weights are (N,), not negative, and finite in the dtype of the batches."""
     if weight is None:
         return
     if weight.ndim != 1:
@@ -170,12 +170,12 @@ def check_weight(weight: Any, dtype: str | None) -> None:
 
 
 def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None:
-    """Check that the arrays will hold neither NaN nor infinity in the dtypes of the batches.
+    """Check that the arrays have no NaN or infinity in the dtypes of the batches.
 
     Raises
     ------
     DataError
-        Naming the array, how many there are, and the first sample that has one.
+        Names the array, the number of such entries, and the first sample with one.
     """
     for (name, part), dtype in zip(parts.items(), dtypes, strict=True):
         if part is None or not is_floating(part):
@@ -192,19 +192,19 @@ def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None
 
 
 def _too_large(x: Any, dtype: str | None) -> Any:
-    """Return the smallest number that is infinite as `dtype`, in the dtype of `x`."""
+    """Return the smallest number that overflows in `dtype`, in the dtype of `x`."""
     own = _name(x.dtype)
     if dtype is None or not is_floating(x) or np.finfo(own).max <= np.finfo(dtype).max:
         return np.inf
     limits, of = np.finfo(dtype), np.dtype(own).type
-    # Halfway from the largest number to the next one, numbers begin to be rounded to infinity.
+    # Numbers from halfway between the largest and the next one are rounded to infinity.
     return of(limits.max) + np.ldexp(of(1), limits.maxexp - limits.nmant - 2)
 
 
 def _not_finite(x: Any, limit: Any) -> Any:
-    """Return the sample of each entry that is NaN, or not below a limit in size."""
+    """Return the sample index of each entry that is NaN or not below `limit` in size."""
     if is_sparse(x):
-        if not x.has_canonical_format:  # entries of the same place are yet to be added
+        if not x.has_canonical_format:  # entries with the same index are added
             x = x.copy()
             x.sum_duplicates()
         entries = x.tocoo()
@@ -218,17 +218,17 @@ def _not_finite(x: Any, limit: Any) -> Any:
 
 
 def _name(dtype: Any) -> str:
-    """Return the name of a dtype of any library."""
+    """Return the name of any library's dtype."""
     return str(dtype.name if isinstance(dtype, np.dtype) else dtype).rpartition(".")[2]
 
 
 def check_order(order: Any, n_samples: int) -> Any:
-    """Return an epoch's order, as an array on the host, if it is of all samples.
+    """Return an epoch's order as an array on the host; check that its indices are in range.
 
     Raises
     ------
     SettingError
-        If it is not N integers in [0, N); out of range, a device would read astray.
+        If it is not N integers in [0, N). A device would not check the range.
     """
     order = np.asarray(order)
     if order.shape != (n_samples,) or order.dtype.kind not in "iu":
@@ -245,21 +245,21 @@ def check_order(order: Any, n_samples: int) -> Any:
 
 
 def check_shuffle(owner: str, name: str, shuffle: Any) -> Any:
-    """Return how a loader shuffles, if it is one of the ways that there are."""
+    """Return a valid `shuffle` setting."""
     if callable(shuffle):
         return shuffle
     return one_of(owner, name, shuffle, (True, False, "blocks"), otherwise="a function or ")
 
 
 def check_transform(owner: str, name: str, transform: Any) -> Any:
-    """Return a transform, if it is None or can be called."""
+    """Return a valid `transform` setting: None or a function."""
     if transform is None or callable(transform):
         return transform
     raise SettingError(f"{owner}: {name} must be a function, got {transform!r}")
 
 
 def check_batch_size(batch_size: int | None, n_samples: int) -> int:
-    """Return the batch size, from 1 to the number of samples, which None stands for."""
+    """Return the batch size, from 1 to the number of samples; None means all of them."""
     if batch_size is None:
         return n_samples
     if batch_size is DEFAULT_BATCH_SIZE:

@@ -1,4 +1,4 @@
-"""A linear classifier whose weights, intercepts and classes may be assigned, before fit, too."""
+"""A linear classifier whose weights, intercepts and classes may be assigned, even before fit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PARTS = ("coef_", "intercept_", "classes_")
 
 
 class AssignedLinear(Classifying):
-    """A classifier of one layer; the network is made as soon as all three parts are there."""
+    """A classifier with one layer, made by `fit` or once all three parts are assigned."""
 
     @property
     def coef_(self) -> Any:
         """The weights, (1, n_features) or (n_classes, n_features), in the library of X.
 
-        They may be assigned, also before `fit`, together with `intercept_` and `classes_`. What is
-        written to them in place goes where `MLPClassifier.coefs_` says.
+        They may be assigned, even before `fit`, together with `intercept_` and `classes_`. For
+        writing in place see `MLPClassifier.coefs_`.
         """
         if "coef_" in self._assigned:
             return self._assigned["coef_"]
@@ -84,7 +84,7 @@ class AssignedLinear(Classifying):
 
     @property
     def _assigned(self) -> dict[str, Any]:
-        """What has been assigned of a network that is not there yet."""
+        """The parts assigned before there is a network."""
         parts: dict[str, Any] = vars(self).get("_parts", {})
         return parts
 
@@ -101,7 +101,7 @@ class AssignedLinear(Classifying):
             raise
 
     def _assemble(self, coef: Array, intercept: Array, classes: Any) -> None:
-        """Make the network of the parts, as if `fit` had found them."""
+        """Make the network from the parts, as if `fit` had found them."""
         name, labels = type(self).__name__, Labels.among(classes)
         self._validate_params()
         check_solver(name, self.solver)
@@ -129,11 +129,11 @@ class AssignedLinear(Classifying):
 
     def _begin(self, *arguments: Any) -> None:
         if self._assigned:
-            del self._parts  # the network that is made has its own
+            del self._parts  # the new network has its own
         super()._begin(*arguments)
 
     def _check_intercept(self, value: Array) -> None:
-        """Check that there is a place for intercepts, or that they are none."""
+        """Check that the intercepts are zero if the model has none."""
         if not self.fit_intercept and to_numpy(value).any():
             raise ValueError(
                 f"{type(self).__name__}: intercept_ of a model with fit_intercept=False is zero, "
@@ -142,5 +142,5 @@ class AssignedLinear(Classifying):
 
 
 def _filled(value: Array, n: int) -> Array:
-    """Return n times a single number, and an array as it is."""
+    """Repeat a single number n times; return an array unchanged."""
     return np.full(n, float(value)) if value.ndim == 0 else value

@@ -1,4 +1,4 @@
-"""Settings that a network was made with, and cannot change."""
+"""Settings that cannot change once the network is made."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from gpunn.nn.activation import Activation
 
 
 def check_unchanged(owner: str, made: dict[str, Any], now: Iterable[tuple[str, Any]]) -> None:
-    """Check that settings are those that the network was made with.
+    """Check that the settings of the network have not changed since it was made.
 
     Raises
     ------
     ValueError
-        Naming the first that is not.
+        Names the first setting that has changed.
     """
     for name, value in now:
         if not alike(value, made[name]):
             raise ValueError(
                 f"{owner}: {name} was {made[name]!r} when the network was made, and is {value!r} "
-                f"now. A network that goes on learning keeps its {name}: set it back, or begin "
-                "anew, by fit with warm_start=False"
+                f"now. A network that continues learning keeps its {name}: set it back, or start "
+                "over by fit with warm_start=False"
             )
 
 
 def check_place(owner: str, made: dict[str, Any], backend: Any, device: Any, home: Backend) -> None:
-    """Check that settings do not ask for another place than the network's.
+    """Check that the settings do not ask for another device than the network's.
 
     Raises
     ------
     ValueError
-        If they have changed, and do.
+        If they do.
     """
     for name, value in (("backend", backend), ("device", device)):
         if alike(value, made[name]):
@@ -46,13 +46,13 @@ def check_place(owner: str, made: dict[str, Any], backend: Any, device: Any, hom
         if place != home:
             raise ValueError(
                 f"{owner}: {name} was {made[name]!r} when the network was made, and is {value!r} "
-                f"now, which is {place}; the network is on {home}. Set it back, or begin anew, by "
-                "fit with warm_start=False"
+                f"now, which is {place}; the network is on {home}. Set it back, or start over "
+                "by fit with warm_start=False"
             )
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Return whether two settings say the same: objects do if all their attributes do."""
+    """Return whether two settings are equal; objects are if all their attributes are."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -71,13 +71,13 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def _parts(one: Any) -> dict[Any, Any] | None:
-    """Return what a setting consists of, by name; None for a whole that compares by itself."""
+    """Return the parts of a setting by name; None for a setting that compares as a whole."""
     if isinstance(one, functools.partial):
         return {"func": one.func, "args": one.args, "keywords": one.keywords}
     if isinstance(one, dict):
         return one
     if isinstance(one, (list, tuple)):
         return dict(enumerate(one))
-    if isinstance(one, (Activation, Loss)):  # what a copy would keep of it
+    if isinstance(one, (Activation, Loss)):  # the state that a copy would have
         return {"state": one.__reduce_ex__(2)[2]}
     return None

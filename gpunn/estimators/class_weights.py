@@ -1,4 +1,4 @@
-"""What the setting `class_weight` makes of the labels: a weight for each sample."""
+"""Sample weights from the setting `class_weight`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
-    """Check that class weights are of the kind that the labels ask for, and their numbers weights.
+    """Check that class weights fit the kind of labels, and that they are valid weights.
 
     Raises
     ------
@@ -49,9 +49,9 @@ def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
 
 
 def by_class(class_weight: Any, y: NDArray[Any], labels: Labels) -> NDArray[Any] | None:
-    """Return the weight of each sample of y by its labels, or None for equal weights.
+    """Return the weight of each sample by its label, or None for equal weights.
 
-    They go by the classes that are known, of which y may have some.
+    The classes are those of `labels`; y may have only some of them.
     """
     if class_weight is None or (isinstance(class_weight, str) and labels.kind == "multilabel"):
         return None if class_weight is None else compute_sample_weight(class_weight, y)
@@ -65,7 +65,7 @@ def by_class(class_weight: Any, y: NDArray[Any], labels: Labels) -> NDArray[Any]
 
 
 def needs_all_labels(class_weight: Any) -> bool:
-    """Return whether the weights follow from how often each label occurs."""
+    """Return whether the weights depend on how often each label occurs."""
     given = class_weight if isinstance(class_weight, list) else [class_weight]
     return any(isinstance(one, str) for one in given)
 

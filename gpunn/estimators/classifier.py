@@ -1,4 +1,4 @@
-"""The multi-layer perceptron for classes."""
+"""The multi-layer perceptron for classification."""
 
 from __future__ import annotations
 
@@ -28,82 +28,81 @@ from gpunn.training.metrics import Metric
 class MLPClassifier(Classifying, Perceptron):
     r"""A multi-layer perceptron that classifies, with scikit-learn's settings.
 
-    The network is :math:`h_{l+1} = f(W_l^T h_l + b_l)`. Trained is the mean of the log-loss over
-    the samples of a batch, with scikit-learn's penalty:
+    The network is :math:`h_{l+1} = f(W_l^T h_l + b_l)`. Each step lowers the mean log-loss of a
+    batch, with scikit-learn's penalty:
 
     .. math:: J = \frac{1}{N} \Bigl(\sum_i w_i L_i + \frac{\alpha}{2} \sum_l \|W_l\|^2\Bigr),
 
-    N the sum of the batch's weights. One `random_state` gives scikit-learn's estimator and this
-    one the same initial weights, order and split, and so the same curves. (Where outputs saturate,
-    as they do on features that are not scaled, the curves differ: scikit-learn clips the log-loss
-    at 36 a sample in double precision, and this one is exact.) Not here are "lbfgs" with its
-    `max_fun`, and sparse answers for sparse multilabel targets.
+    where N is the weight sum of the batch. The same `random_state` gives this estimator and
+    scikit-learn's the same initial weights, order and split, and so the same curves. (Where outputs
+    saturate, as with unscaled features, the curves differ: scikit-learn clips the log-loss of a
+    sample at 36 in double precision; here it is exact.) Not supported are "lbfgs" with its
+    `max_fun`, and sparse predictions for sparse multilabel targets.
 
     Parameters
     ----------
     hidden_layer_sizes : int or sequence of int, default (100,)
         The number of neurons of each hidden layer.
     activation : str, Activation or list, default "relu"
-        Of the hidden layers: ``"identity"``, ``"logistic"``, ``"tanh"``, ``"relu"`` or any other
-        of `gpunn.ACTIVATIONS`, or an object. A list has one for each hidden layer.
+        The activation of the hidden layers: ``"identity"``, ``"logistic"``, ``"tanh"``, ``"relu"``
+        or another name in `gpunn.ACTIVATIONS`, or an object. A list has one per hidden layer.
     solver : {"adam", "sgd"} or function, default "adam"
-        The optimizer. A function takes parameters and returns an optimizer of gpunn's, such as
-        ``functools.partial(gpunn.SGD, learning_rate=0.1, clip_norm=1.0)``; it then has its own
-        learning rate. There is no "lbfgs".
+        The optimizer. A function takes parameters and returns a gpunn optimizer with its own
+        learning rate, such as ``functools.partial(gpunn.SGD, learning_rate=0.1, clip_norm=1.0)``.
     alpha : float, default 0.0001
         The penalty, at least 0.
     batch_size : int or "auto", default "auto"
-        Samples a step; "auto" is the smaller of 200 and the number of samples.
+        Samples per step; "auto" is the smaller of 200 and the number of samples.
     learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
         For solver "sgd". "invscaling" divides by :math:`(t + 1)^{power\_t}` with t the number of
-        samples seen, at the end of an epoch. "adaptive" divides by 5 where `fit` would stop; a
-        call of `partial_fit` is no epoch of `fit` and has `learning_rate_init`, where scikit-learn
-        counts it as one and divides.
+        samples seen, at the end of an epoch. "adaptive" divides by 5 where `fit` would stop. A
+        call of `partial_fit` always uses `learning_rate_init`; scikit-learn counts it as an epoch
+        and divides.
     learning_rate_init : float, default 0.001
         The first learning rate, above 0.
     power_t : float, default 0.5
         The exponent of "invscaling", at least 0.
     max_iter : int, default 200
-        At most so many epochs, at least 1.
+        The maximum number of epochs, at least 1.
     shuffle : bool, default True
         Whether each epoch has a new order.
     random_state : int, RandomState or None, default None
-        Of the weights, the split, the order and the dropout.
+        The seed of the weights, the split, the order and dropout.
     tol : float, default 1e-4
-        What counts as an improvement of the loss, or of the score with `early_stopping`.
+        The least improvement of the loss, or of the score with `early_stopping`.
     verbose : bool, default False
         Whether to print each epoch's loss.
     warm_start : bool, default False
-        Whether `fit` goes on from where the last one ended. Settings that the network was made
-        with (`hidden_layer_sizes`, `activation`, `dropout`, `loss`, and where it is) must be as
-        they were, in `partial_fit`, too; what else has changed takes effect.
+        Whether `fit` continues where the last call ended. The settings of the network
+        (`hidden_layer_sizes`, `activation`, `dropout`, `loss`, backend and device) must not change
+        then, nor between calls of `partial_fit`. Changes of other settings take effect.
     momentum : float, default 0.9
         For solver "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
         For solver "sgd" with momentum.
     early_stopping : bool, default False
-        Whether to hold data out, stop when their score no longer rises, and go back to the
-        weights of the best epoch; also where training diverges, which is then a warning.
+        Whether to hold data out, stop when their score no longer rises, and restore the weights of
+        the best epoch. Training that diverges then ends with a warning, not an error.
     validation_fraction : float, default 0.1
         The share to hold out, in (0, 1).
     beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
         For solver "adam"; see `gpunn.Adam`.
     n_iter_no_change : int, default 10
-        Training stops after more than so many epochs in a row without an improvement.
+        Training stops after more than this many epochs in a row without an improvement.
     loss : "log_loss" or Loss, default "log_loss"
-        An object of gpunn's trains on that, such as
-        ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``. A cross-entropy has an output for each
-        class; other losses are given zeros and ones. Of a loss that knows
-        no probabilities, such as the squared error, they are the outputs, clipped and shared out.
+        A loss object, such as ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``, replaces the
+        log-loss. A cross-entropy has one output per class; other losses get targets of zeros and
+        ones. For a loss that defines no probabilities, such as the squared error, the outputs are
+        clipped and normalised to probabilities.
     class_weight : dict, "balanced", list or None, default None
-        What multiplies the weights of each class's samples, as in scikit-learn. Of several labels
-        a sample, a list with one of them for each.
+        A factor of the sample weights of each class, as in scikit-learn. For several labels per
+        sample, a list with one entry per label.
     dropout : float or list of float, default 0.0
         The rate after each hidden layer, in [0, 1).
     metrics : str, Metric or sequence of them, default ()
-        What `history_` follows, too, such as ``["accuracy"]``.
+        Further columns of `history_`, such as ``["accuracy"]``.
     backend : {None, "auto", "numpy", "cupy", "cupy:1", ...}, default None
-        Where to compute. None is where X is, if that is a GPU; else what `gpunn.use` has set,
+        Where to compute. None: the GPU of X, if it is on one; else the backend set by `gpunn.use`;
         else NumPy.
     device : int or None, default None
         The index of the GPU, for backend "cupy" or "auto".
@@ -113,18 +112,18 @@ class MLPClassifier(Classifying, Perceptron):
     classes_ : ndarray of shape (n_classes,)
         The labels.
     coefs_, intercepts_ : list of array
-        The weights (inputs, outputs) and biases of each layer, in the library of X. Assigning one,
-        ``model.coefs_[0] = W``, changes the network; so does writing to one in place, where it is
-        in the library and on the device that the network is. NumPy's copies of what is elsewhere
-        are read-only.
+        The weights (inputs, outputs) and biases of each layer, in the library of X. Assigning an
+        entry, ``model.coefs_[0] = W``, changes the network. So does writing to an entry in place,
+        if X is in the library and on the device of the network; otherwise the entries are copies,
+        read-only on NumPy.
     n_iter_, t_ : int
-        Epochs of the last call of fit, and samples seen, each as often as it was seen.
+        Epochs of the last call of fit, and samples seen, counting repetitions.
     loss_, best_loss_, loss_curve_ : float, float or None, list of float
         The training loss with the penalty: the last, the lowest, and all.
     validation_scores_, best_validation_score_ : list of float or None, float or None
-        With `early_stopping`: the accuracy of the data held out.
+        With `early_stopping`: the accuracy on the held-out data.
     validation_loss_curve_ : list of float or None
-        The loss of the data held out, or given to `fit`, without the penalty.
+        The loss on the held-out data, or the data given to `fit`, without the penalty.
     history_ : History
         All numbers of all epochs.
     n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_
@@ -232,16 +231,16 @@ class MLPClassifier(Classifying, Perceptron):
         Parameters
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features)
-            NumPy, lists, pandas, SciPy's sparse formats (of which each batch is made dense); with
-            ``sklearn.set_config(array_api_dispatch=True)`` CuPy and other arrays, too. float32
+            NumPy, lists, pandas or sparse SciPy formats (batches are made dense); with
+            ``sklearn.set_config(array_api_dispatch=True)`` also CuPy and other arrays. float32
             stays float32.
         y : array-like of shape (n_samples,), or (n_samples, n_labels) of zeros and ones
             The labels.
         sample_weight : array-like of shape (n_samples,), optional
             Not negative.
         X_val, y_val, sample_weight_val : array-like, optional
-            Data to follow the loss on, and to stop by with `early_stopping`, in the place of a
-            share of the training data.
+            Validation data. With `early_stopping`, they replace the held-out share of the training
+            data.
 
         Returns
         -------
@@ -285,7 +284,7 @@ class MLPClassifier(Classifying, Perceptron):
         return "logistic" if isinstance(self._loss, BinaryCrossEntropy) else "identity"
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn may ask of this estimator."""
+        """Return the capabilities that scikit-learn checks."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags

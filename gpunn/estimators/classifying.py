@@ -25,12 +25,12 @@ from gpunn.training.metrics import BinaryAccuracy
 
 
 class Classifying(ClassifierMixin, NetworkEstimator):
-    """A network whose outputs stand for class labels."""
+    """A network whose outputs represent class labels."""
 
     _labels: Labels
 
     def _given_loss(self) -> Loss | None:
-        """Return the loss that the user has chosen, or None for the one that the labels ask for."""
+        """Return the loss that the user chose, or None for the one that fits the labels."""
         return None
 
     @property
@@ -53,17 +53,17 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     @property
     def _assigned(self) -> dict[str, Any]:
-        """What has been assigned of a network that is not there yet."""
+        """The parts assigned before there is a network."""
         return {}
 
     def _assign(self, part: str, value: Any) -> None:  # noqa: ARG002
-        """Take a part of a network that is not there yet."""
+        """Assign a part before there is a network."""
         check_is_fitted(self)
 
     # Training
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Any:
-        """Go over some data once; the first time, `classes` says which labels may come."""
+        """Train for one epoch on some data; the first call lists all labels in `classes`."""
         if needs_all_labels(self.class_weight):
             raise ValueError(
                 "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
@@ -83,7 +83,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _learn_targets(self, y: Any, classes: Any, *, fresh: bool, incremental: bool) -> int:
         y = as_labels(y)
-        if incremental and not fresh:  # any part of the labels may be there; `encode` checks them
+        if incremental and not fresh:  # y may have only some of the labels; `encode` checks them
             return self._labels.n_outputs
         several = isinstance(self._given_loss(), CrossEntropy)
         labels = Labels.of(y, several=several)
@@ -102,7 +102,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         return self._labels.n_outputs
 
     def _check_columns(self, labels: Labels, classes: Any) -> None:
-        """Check that the classes that were given are the columns of y."""
+        """Check that the given classes are the columns of y."""
         if not np.array_equal(labels.classes, classes):
             raise ValueError(
                 f"{type(self).__name__}.partial_fit: y has {len(labels.classes)} columns, one a "
@@ -244,13 +244,13 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         if isinstance(loss, CrossEntropy):
             return yes
         if kind == "multiclass":
-            return LogSoftmax()(yes)  # the classes share what is 1 in all
+            return LogSoftmax()(yes)  # probabilities sum to 1
         if kind == "multilabel":
             return yes
         return 0.0 * yes if len(self.classes_) == 1 else xp.concat([no, yes], axis=1)
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn may ask of this estimator."""
+        """Return the capabilities that scikit-learn checks."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.array_api_support = True
@@ -258,13 +258,13 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
 
 class _OneOutput(BinaryAccuracy):
-    """The share of yes and no that is right, under the name that was asked for."""
+    """Binary accuracy under the name "accuracy"."""
 
     name = "accuracy"
 
 
 def _has_probabilities_of(kind: type[Loss], loss: Loss) -> bool:
-    """Return whether a loss means by its outputs what that class does, and nothing of its own."""
+    """Return whether a loss has the probabilities of that class, not its own."""
     own = type(loss).probabilities is not kind.probabilities or "probabilities" in vars(loss)
     return isinstance(loss, kind) and not own
 

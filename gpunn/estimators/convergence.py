@@ -1,13 +1,13 @@
-"""What there is to say about how training went: that it diverged, or has not converged."""
+"""Messages about training that diverged or has not converged."""
 
 from __future__ import annotations
 
 import math
 
-#: A loss above so many times that of zeros is that of a network that has gone astray.
+#: Training has diverged if the loss is above this many times the loss of zero weights.
 _FACTOR = 2.0
 
-#: A loss of so many tolerances is as good as none, whatever that of zeros is.
+#: A loss below this many tolerances is negligible, whatever that of zero weights.
 _NEGLIGIBLE = 100.0
 
 
@@ -21,7 +21,7 @@ def diverged(owner: str, what: str, epoch: int, rate: float) -> str:
 
 
 def not_converged(curve: list[float], max_iter: int, rate: float, explosion: str) -> str:
-    """Return the message for training that `max_iter` has ended."""
+    """Return the message for training that reached `max_iter`."""
     advice = "Increase max_iter, or tol to be content with less"
     if explosion:
         advice = explosion
@@ -37,12 +37,11 @@ def not_converged(curve: list[float], max_iter: int, rate: float, explosion: str
 
 
 def explosion(loss: float, of_zeros: float, tolerance: float, rate: float) -> str:
-    """Return the message for a loss that is far too large, or an empty string for any other.
+    """Return the message for a loss that is far too large, else an empty string.
 
-    Too large is a loss, with its penalty, of more than twice what it would be if all weights were
-    0, and well above the tolerance. Training that has merely learned little, or that a large
-    penalty holds back, ends below that; above it is what steps that were too long have thrown
-    somewhere, even if it stays there.
+    A loss, with its penalty, is too large if it is more than twice the loss of zero weights and
+    well above the tolerance. Training that has learned little, or that a large penalty holds back,
+    ends below that. Only steps that were too long end above it.
     """
     limit = _FACTOR * of_zeros + _NEGLIGIBLE * tolerance
     if not (math.isfinite(limit) and loss > limit):

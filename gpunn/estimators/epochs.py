@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
-from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program
 from gpunn.training.epoch import EpochRunner
+from gpunn.training.inference import evaluate, join
 from gpunn.training.metrics import Metric
 from gpunn.training.readings import Readings
 
@@ -26,19 +25,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-#: So many samples at a time, where nothing is learned from them.
+#: Samples per pass without training.
 _ROWS = 8192
 
 
 class Order:
-    """The order of the samples, epoch after epoch, and what each batch of it counts for.
+    """The order of the samples in each epoch, and the weight sum of each batch.
 
     Parameters
     ----------
     n_samples, batch_size : int
         The loader's.
     rng : numpy.random.RandomState or None
-        Shuffles the order of the last epoch for the next one; None keeps it.
+        Shuffles the order of one epoch into that of the next; None keeps it.
     weights : ndarray of shape (n_samples,), optional
         The samples' weights; 1 by default.
     """
@@ -59,7 +58,7 @@ class Order:
     def __call__(self) -> NDArray[Any]:
         """Return the indices of the next epoch.
 
-        They are those of `sklearn.utils.shuffle`, which takes several times as long to begin.
+        They equal those of `sklearn.utils.shuffle`, which has several times the overhead.
         """
         if self._rng is not None:
             chosen = np.arange(len(self._indices))
@@ -67,8 +66,8 @@ class Order:
             self._indices = self._indices[chosen]
         return self._indices
 
-    def masses(self) -> list[float]:
-        """Return the sum of the weights of each batch of the present epoch."""
+    def weight_sums(self) -> list[float]:
+        """Return the weight sum of each batch of the current epoch."""
         if self._weights is None:
             return self._counts
         sums = np.add.reduceat(self._weights[self._indices], self._starts, dtype=np.float64)
@@ -76,26 +75,26 @@ class Order:
 
 
 class Epochs:
-    """Runs a network over its training data, an epoch at a call.
+    """Runs a network over its training data, one epoch per call.
 
     Parameters
     ----------
     network, loss, optimizer : Layer, Loss, Optimizer
-        What is trained, on what, and how.
+        What to train, and how.
     loader : Loader
         The data.
     order : Order
-        The one that the loader asks.
+        The loader's `shuffle`.
     decay : function
-        From the mass of a batch to the weight decay lambda of its step.
+        Returns the weight decay lambda of a step from the weight sum of its batch.
     scale : float
-        What multiplies the loss that is reported, though not the gradient.
+        A factor of the reported loss, but not of the gradient.
     metrics : sequence of Metric
-        What else to measure.
+        Further quantities to measure.
     rng : numpy.random.Generator or None
         For dropout.
     program : Program
-        Of earlier calls, which may still hold.
+        The program of earlier calls; it is reused if it still holds.
 
     Attributes
     ----------
@@ -126,6 +125,7 @@ class Epochs:
         self._decay = decay
         self._scale = scale
         self._runner = EpochRunner(loader, rng, program)
+        self._evaluation = Program()
         self.times: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -149,17 +149,17 @@ class Epochs:
 
     def _decays(self) -> list[float]:
         """Return the weight decay of each step of the epoch whose order was drawn last."""
-        return [self._decay(mass) for mass in self._order.masses()]
+        return [self._decay(total) for total in self._order.weight_sums()]
 
     def penalty(self) -> float:
-        """Return the penalty of the present weights, as it was in the last batch."""
+        """Return the penalty of the current weights, with the weight decay of the last batch."""
         penalty = self.optimizer.penalty()
         return 0.0 if penalty is None else float(penalty)
 
     def loss_of_zeros(self, n_outputs: int) -> float:
         """Return the loss over the training data of a network that always answers 0.
 
-        NaN for a loss that is not gpunn's own: nobody knows what that does with zeros.
+        NaN for a loss that is not gpunn's own, which may mean something else by zeros.
         """
         if not isinstance(self.loss, (BinaryCrossEntropy, CrossEntropy, MeanSquaredError)):
             return math.nan
@@ -177,14 +177,8 @@ class Epochs:
             return readings.read()["loss"]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], Array]:
-        """Return the loss and the metrics over other data, and the outputs for them."""
+        """Return the loss and the metrics over other data, and the outputs."""
         readings = Readings(self.loss, self.metrics, scale=self._scale)
-        outputs = []
+        outputs = evaluate(self.network, loader, readings, self._evaluation, outputs=True)
         with loader.backend.scope():
-            readers = self.network, self.loss, *self.metrics
-            for x, y, weight in lend(loader.in_order, *readers):
-                outputs.append(self.network.forward(x))
-                cost = self.loss.forward(outputs[-1], y, None, weight)
-                readings.add(cost, outputs[-1], y, weight)
-            numbers = readings.read()
-            return numbers, kernels(outputs[0]).xp.concat(outputs)
+            return readings.read(), join(outputs)

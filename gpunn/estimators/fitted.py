@@ -1,9 +1,10 @@
-"""What is there after training: answers, weights, curves, and the way into a pickle and back."""
+"""A fitted estimator: predictions, weights, curves and pickling."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ from gpunn.estimators.weights import Weights, handed_out
 from gpunn.nn.containers import Sequential
 from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
+from gpunn.training.inference import forward_all
 
-#: So many rows go through the network at a time, where nothing is learned.
+#: Rows per pass without training.
 ROWS = 8192
 
 
 class FittedNetwork(BaseEstimator):
-    """An estimator that holds a network, once it is fitted."""
+    """An estimator that holds a network once it is fitted."""
 
     _made: dict[str, Any]
     _network: Sequential
@@ -36,7 +38,7 @@ class FittedNetwork(BaseEstimator):
     _progress: Progress
 
     def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
-        """Return the network's outputs (N, P) where it is, and where answers go."""
+        """Return the network's outputs (N, P), on its device, and where X came from."""
         check_is_fitted(self)
         origin = Origin.of(X)
         if get_config()["array_api_dispatch"] and origin != self._origin:
@@ -50,24 +52,26 @@ class FittedNetwork(BaseEstimator):
         return self._forward(X), origin
 
     def _forward(self, X: Any) -> Array:
-        """Return the outputs for checked features, some rows at a time."""
+        """Return the outputs for validated features, a block of rows at a time."""
         network = self._network
         place = network.backend
         assert place is not None  # noqa: S101
-        outputs = []
-        with place.scope():
+
+        def blocks() -> Iterator[Array]:
             for start in range(0, X.shape[0], ROWS):
                 rows = X[start : start + ROWS, :] if X.shape[0] > ROWS else X
                 rows = rows.toarray() if hasattr(rows, "toarray") else rows
-                outputs.append(network.forward(place.asarray(rows, self._dtype)))
-            return outputs[0] if len(outputs) == 1 else place.xp.concat(outputs)
+                yield place.asarray(rows, self._dtype)
+
+        with place.scope():
+            return forward_all(network, blocks())
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a network to predict with."""
         return hasattr(self, "_network")
 
     def _as_if_fitted(self) -> dict[str, Any]:
-        """Return attributes of an estimator that stays as this one is now."""
+        """Return the attributes of a copy that further training does not change."""
         return {
             "_network": copy.deepcopy(self._network),
             "_progress": copy.deepcopy(self._progress),
@@ -78,7 +82,7 @@ class FittedNetwork(BaseEstimator):
         return str(self._network.parameters()[0].value.dtype).rpartition(".")[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a pickle: arrays on the host, and where they were."""
+        """Return the state for a pickle: arrays on the host, and the name of their device."""
         state: dict[str, Any] = super().__getstate__()
         home = self._network.backend if self.__sklearn_is_fitted__() else None
         if home is None or home.package == "numpy":
@@ -88,7 +92,7 @@ class FittedNetwork(BaseEstimator):
         return state | {"_network": network, "_optimizer": optimizer, "_home": str(home)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a pickle has kept, and go back to its device, if it is here."""
+        """Restore the state of a pickle; go back to its device if there is one."""
         home = state.pop("_home", None)
         super().__setstate__(state)
         if home is None:
@@ -98,15 +102,15 @@ class FittedNetwork(BaseEstimator):
         except BackendUnavailableError:
             self._origin = HOST
 
-    # What training leaves
+    # Results of training
 
     @property
     def coefs_(self) -> list[Any]:
         """The weights of each layer, (inputs, outputs), in the library of X.
 
-        What is assigned to an entry, or to all, is written to the network. What is written to an
-        array in place is, too, where X is in the library and on the device of the network. Else the
-        arrays are copies: NumPy's are read-only, and those of other libraries do not write through.
+        Assigning an entry, or the whole list, writes to the network. So does writing into an array
+        in place, if X is in the library and on the device of the network. Otherwise the arrays are
+        copies: read-only on NumPy, while writes to copies in other libraries have no effect.
         """
         return self._weights("coefs_", [layer.weight for layer in self._layers()])
 
@@ -129,7 +133,7 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def n_layers_(self) -> int:
-        """The number of layers, the inputs counted as one."""
+        """The number of layers, including the input layer."""
         return len(self._layers()) + 1
 
     @property
@@ -144,7 +148,7 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def t_(self) -> int:
-        """The number of samples seen, each as often as it was seen."""
+        """The number of samples seen, counting repetitions."""
         return self._fitted_progress().n_samples
 
     @property
@@ -155,27 +159,27 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def loss_curve_(self) -> list[float]:
-        """The loss of each epoch, with the penalty: the mean of its batches' before their steps."""
+        """The loss of each epoch with the penalty: the mean over its batches before their steps."""
         return self._fitted_progress().loss_curve
 
     @property
     def best_loss_(self) -> float | None:
-        """The lowest of these; None with early stopping."""
+        """The lowest loss; None with early stopping."""
         return self._fitted_progress().best_loss
 
     @property
     def validation_scores_(self) -> list[float] | None:
-        """The score of the data held out, after each epoch; None without early stopping."""
+        """The score of the held-out data after each epoch; None without early stopping."""
         return self._fitted_progress().scores
 
     @property
     def best_validation_score_(self) -> float | None:
-        """The highest of these; None without early stopping."""
+        """The highest score; None without early stopping."""
         return self._fitted_progress().best_score
 
     @property
     def validation_loss_curve_(self) -> list[float] | None:
-        """The loss over the data held out, after each epoch; None where none are."""
+        """The loss over the held-out data after each epoch; None if there are none."""
         return self._fitted_progress().history.columns.get("validation_loss")
 
     @property
@@ -196,6 +200,6 @@ class FittedNetwork(BaseEstimator):
 
 
 def of_features(X: Any) -> dict[str, Any]:
-    """Return what scikit-learn is to check of X: float32 stays, all else becomes float64."""
+    """Return settings of scikit-learn's check of X: float32 stays, others become float64."""
     xp = np if Origin.of(X) == HOST else namespace_of(X)
     return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}

@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks, which came with 1.9; before it, a stand-in that calls nothing."""
+"""scikit-learn's callbacks, new in 1.9; with older versions, stand-ins that do nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 
-    #: How many of scikit-learn's decorators stand between a caller and `fit`, for warnings.
+    #: The number of scikit-learn's decorators around `fit`, for the stacklevel of warnings.
     DECORATORS = 2
 except ImportError:
     DECORATORS = 1
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Adds nothing: this scikit-learn has no callbacks."""
+        """Does nothing: this version of scikit-learn has no callbacks."""
 
     def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method as it is."""
+        """Return the method unchanged."""
         return method
 
 
@@ -25,18 +25,18 @@ __all__ = ["DECORATORS", "CallbackSupportMixin", "Hooks", "with_callbacks"]
 
 
 class Hooks:
-    """Tells the callbacks of an estimator, if it has any, of the tasks that its fit consists of.
+    """Notifies the callbacks of an estimator of the tasks within its fit.
 
     Parameters
     ----------
     estimator : estimator
-        Within a method under `with_callbacks`.
+        The estimator; it must be in a method decorated by `with_callbacks`.
     n_epochs : int
-        At most so many.
+        The maximum number of epochs.
     data : dict
-        What callbacks may look at: `X`, `y` and `metadata`.
+        The data for callbacks: `X`, `y` and `metadata`.
     fitted : function
-        Returns the attributes of an estimator as if training had ended now.
+        Returns the attributes that the estimator would have if training ended now.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Hooks:
             self._context.call_on_fit_task_begin(estimator=estimator)
 
     def epoch_begins(self) -> None:
-        """Tell that an epoch begins."""
+        """Notify of the beginning of an epoch."""
         if self._context is not None:
             self._epoch = self._context.subcontext(task_name="epoch")
             self._epoch.call_on_fit_task_begin(**self._about)
 
     def epoch_ends(self) -> bool:
-        """Tell that it ends; return whether a callback wants training to end."""
+        """Notify of the end of an epoch; return whether a callback asks to stop."""
         return self._epoch is not None and bool(self._epoch.call_on_fit_task_end(**self._about))
 
     def fit_ends(self) -> None:
-        """Tell that training has ended."""
+        """Notify of the end of training."""
         if self._context is not None:
             self._context.call_on_fit_task_end(**self._about)

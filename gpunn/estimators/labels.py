@@ -1,4 +1,4 @@
-"""Class labels of any kind, and the targets and outputs of a network that stand for them."""
+"""Class labels, and the targets and outputs that represent them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ Kind = Literal["binary", "multiclass", "multilabel"]
 class Labels:
     """The classes of a problem, in order.
 
-    Of two classes the network has one output, the logit of the second. Of more, or if `several`,
-    it has an output each. Several labels a sample are an output each, yes or no.
+    With two classes the network has one output, the logit of the second. With more, or if
+    `several`, it has one output per class. With several labels per sample, each is a yes-or-no
+    output.
 
     Attributes
     ----------
     kind : {"binary", "multiclass", "multilabel"}
-        How outputs stand for labels.
+        How outputs represent labels.
     classes : ndarray of shape (K,)
         The labels, ascending, on the host: labels are checked before they go to a device.
     """
@@ -54,7 +55,7 @@ class Labels:
 
     @classmethod
     def among(cls, classes: Any, *, several: bool = False) -> Labels:
-        """Return labels that may occur, given in any order and number of times."""
+        """Return the possible labels, given in any order and with repetitions."""
         known = np.unique(to_numpy(classes))
         return cls(known, "multiclass" if several or len(known) > 2 else "binary")
 
@@ -64,9 +65,9 @@ class Labels:
         return 1 if self.kind == "binary" else len(self.classes)
 
     def encode(self, y: NDArray[Any], dtype: str, *, one_hot: bool = False) -> NDArray[Any]:
-        """Return targets: integers (N,) where the classes exclude each other, else 0.0 and 1.0.
+        """Return targets: integers (N,) if the classes exclude each other, else 0.0 and 1.0.
 
-        With `one_hot`, zeros and ones in any case.
+        With `one_hot`, always zeros and ones.
 
         Raises
         ------
@@ -95,7 +96,7 @@ class Labels:
         return np.eye(len(self.classes), dtype=dtype)[codes] if one_hot else codes.astype(np.int64)
 
     def places(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Return the place of each label of y (N,) among the classes.
+        """Return the index of each label of y (N,) in the classes.
 
         Raises
         ------
@@ -118,14 +119,14 @@ class Labels:
         return f"y has classes that were not there before: {strange[:5]}; known are {known}"
 
     def codes(self, outputs: Array, threshold: float) -> Array:
-        """Return what outputs say, where they are: the place of each class, or zeros and ones."""
+        """Return the predicted class indices, or zeros and ones, on the device of the outputs."""
         xp = namespace_of(outputs)
         if self.kind == "multiclass":
             return xp.argmax(outputs, axis=1)
         answers = xp.astype(outputs > threshold, xp.int64)
         if self.kind == "multilabel":
             return answers
-        return answers[:, 0] * (len(self.classes) - 1)  # of one class, always that
+        return answers[:, 0] * (len(self.classes) - 1)  # a single class is always predicted
 
     def decode(self, codes: Array, origin: Origin) -> Any:
         """Return the labels of codes, in the library that `origin` names; strings in NumPy."""
@@ -139,15 +140,15 @@ class Labels:
 
 
 def as_labels(y: Any) -> NDArray[Any]:
-    """Return labels on the host, without what has no meaning: sparseness, and a single column."""
+    """Return labels on the host as a dense array; a single column becomes (N,)."""
     y = y.toarray() if hasattr(y, "toarray") else to_numpy(y)
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def readable(y: Any) -> Any:
-    """Return labels of NumPy's variable-width strings as plain strings; all else as it is.
+    """Convert labels of NumPy's variable-width strings to plain strings.
 
-    scikit-learn cannot tell what such labels are.
+    scikit-learn does not recognise such labels.
     """
     if not isinstance(y, np.ndarray) or y.dtype.kind != "T":
         return y
@@ -158,12 +159,12 @@ def readable(y: Any) -> Any:
 
 
 def known_classes(name: str, values: Any) -> NDArray[Any]:
-    """Return labels that a user has listed, in order and each once.
+    """Return the labels that a user listed, sorted and unique.
 
     Raises
     ------
     ValueError
-        If they are no list, array or set of labels, or one of them is missing.
+        If they are not a list, array or set of labels, or one of them is missing.
     """
     wanted = f"{name} must be a list of labels, such as [0, 1], got {values!r}"
     if isinstance(values, (set, frozenset)):
@@ -185,17 +186,17 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
 
 
 def _kind_of(label: Any) -> type:
-    """Return what kind of label this is: NumPy makes strings of numbers among strings."""
+    """Return the kind of a label: NumPy turns numbers among strings into strings."""
     return next((kind for kind in (str, bytes) if isinstance(label, kind)), object)
 
 
 def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
-    """Return classes as an array, if they can stand in the place of those that are known.
+    """Return classes as an array; check that they can replace the known ones.
 
     Raises
     ------
     ValueError
-        If they are not as many, or not in order.
+        If they differ in number, or are not in order.
     """
     classes = known_classes(name, values)
     if len(classes) != len(values) or not np.array_equal(to_numpy(readable(values)), classes):

@@ -1,4 +1,4 @@
-"""Where a user's arrays come from, and where the answers go back to."""
+"""The library and device of a user's arrays, where results are returned."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy
 
 @dataclass(frozen=True)
 class Origin:
-    """A library of arrays and one of its devices, by name, so that it can be pickled.
+    """An array library and one of its devices, by name, so that it can be pickled.
 
     Attributes
     ----------
     package : str
-        What `get_backend` takes (``"numpy"``, ``"cupy:0"``); or the namespace of a library that
-        gpunn knows nothing of, such as PyTorch's.
+        A name for `get_backend` (``"numpy"``, ``"cupy:0"``), or the namespace of a library that
+        gpunn does not support, such as PyTorch.
     device : str or None
-        The device, in that other library.
+        The device, for such a library.
     """
 
     package: str
@@ -31,12 +31,12 @@ class Origin:
 
     @classmethod
     def of(cls, x: Any) -> Origin:
-        """Return where `x` is from; NumPy for all that is no array, and without dispatch.
+        """Return the origin of `x`; NumPy if `x` is not an array, or without dispatch.
 
         Raises
         ------
         TypeError
-            If `x` is on a GPU, and scikit-learn has not been told to leave it there.
+            If `x` is on a GPU, and scikit-learn's dispatch is off.
         """
         place = backend_of(x)
         if not get_config()["array_api_dispatch"]:
@@ -55,13 +55,13 @@ class Origin:
 
     @property
     def backend(self) -> Backend | None:
-        """The backend to compute on, if it is one and not the default one."""
+        """The backend to compute on, if gpunn supports it and it is not the default."""
         if self.device is not None or self == HOST:
             return None
         return get_backend(self.package)
 
     def give(self, x: Array) -> Any:
-        """Return an array of a backend as an array of this library, on this device."""
+        """Convert an array of a backend to this library and device."""
         if self.device is None:
             return get_backend(self.package).asarray(x)
         xp = importlib.import_module(self.package)
@@ -71,7 +71,7 @@ class Origin:
         return xp.asarray(to_numpy(x), device=self.device)
 
     def __str__(self) -> str:
-        """Return both names."""
+        """Return the names of library and device."""
         return self.package if self.device is None else f"{self.package} on {self.device}"
 
 
@@ -79,6 +79,6 @@ HOST = Origin("numpy")
 
 
 def namespace_of(x: Any) -> Any:
-    """Return the functions of the standard for an array of any library."""
+    """Return the namespace of an array in any library."""
     place = backend_of(x)
     return array_namespace(x) if place is None else place.xp

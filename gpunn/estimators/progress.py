@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gpunn.optim.patience import Patience
 from gpunn.training.history import History
+
+
+def _patience() -> Patience:
+    return Patience(follows_minimum=True)
 
 
 @dataclass
 class Progress:
-    """The curves of a network's training, over all calls of fit that went on from one another.
+    """The curves of a network's training, over all calls of fit that continued it.
 
     Attributes
     ----------
     history : History
         All numbers of all epochs.
     n_iter, n_samples : int
-        Epochs of the last call, and samples seen in all calls, each as often as it was seen.
+        Epochs of the last call, and samples seen in all calls (each as often as it was seen).
     loss_curve : list of float
-        The training loss of each epoch, the penalty among it.
+        The training loss of each epoch, penalty included.
     scores : list of float or None
-        Of the data held out, after each epoch; None where none are.
+        The score of the held-out data after each epoch; None without early stopping.
     best_loss, best_score : float or None
-        The lowest and the highest of them; one of the two is None, as in scikit-learn.
-    waited : int
-        Epochs of `fit` in a row that brought no improvement.
-    bar : float
-        The lowest loss of an epoch of `fit`. A call of `partial_fit` sees other data each time, so
-        it is no measure of improvement.
+        The lowest loss or the highest score; the other one is None, as in scikit-learn.
+    losses, negative_scores : Patience
+        How long the loss and the score have not improved, in epochs of `fit`. A call of
+        `partial_fit` sees other data each time, so its loss is no measure of improvement.
     """
 
     early_stopping: bool = False
@@ -39,34 +42,45 @@ class Progress:
     loss_curve: list[float] = field(default_factory=list)
     scores: list[float] | None = None
     best_loss: float | None = math.inf
-    best_score: float | None = None
-    waited: int = 0
-    bar: float = math.inf
+    losses: Patience = field(default_factory=_patience)
+    negative_scores: Patience = field(default_factory=_patience)
 
     def __post_init__(self) -> None:
-        """Begin with the worst."""
+        """Start without scores."""
         if self.early_stopping:
-            self.scores, self.best_loss, self.best_score = [], None, -math.inf
+            self.scores, self.best_loss = [], None
+
+    @property
+    def best_score(self) -> float | None:
+        """The highest score; None without early stopping."""
+        return None if self.scores is None else -self.negative_scores.best
+
+    @property
+    def patience(self) -> Patience:
+        """The one that decides when `fit` stops."""
+        return self.losses if self.scores is None else self.negative_scores
 
     def begin(self, *, early_stopping: bool) -> None:
         """Begin another call of fit.
 
-        Where that call stops by another measure than the last one, it begins to wait anew.
+        Where it stops by another measure than the last call, patience starts anew.
         """
         self.n_iter = 0
         if early_stopping != self.early_stopping:
-            self.early_stopping, self.waited = early_stopping, 0
-            self.scores = self.best_score = None
+            self.early_stopping, self.losses.waited = early_stopping, 0
+            self.scores, self.negative_scores = None, _patience()
             self.best_loss = min(self.loss_curve, default=math.inf)
             self.__post_init__()
 
     def mark(self) -> Callable[[], None]:
-        """Return a function that undoes all that comes after this call.
+        """Return a function that undoes whatever follows this call.
 
-        It takes no copy of the curves, which only grow: a call costs the same however long they
-        are.
+        The curves only grow, so they are cut and not copied: the cost does not depend on their
+        length.
         """
         before, columns = dict(vars(self)), dict(self.history.columns)
+        for name in ("losses", "negative_scores"):
+            before[name] = replace(before[name])
         curves = [
             self.loss_curve,
             *columns.values(),
@@ -82,7 +96,7 @@ class Progress:
 
         return undo
 
-    def note(
+    def record_epoch(
         self,
         record: dict[str, float],
         n_samples: int,
@@ -91,11 +105,9 @@ class Progress:
         *,
         incremental: bool = False,
     ) -> None:
-        """Take an epoch's numbers.
+        """Record the numbers of an epoch, and whether it is an improvement.
 
-        An epoch is an improvement if its loss is below the best one by the tolerance, or its
-        score, where data are held out, not below the best one plus the tolerance. A call of
-        `partial_fit` (`incremental`) is neither an improvement nor the lack of one.
+        A call of `partial_fit` (`incremental`) counts neither as an improvement nor as none.
         """
         self.n_iter += 1
         self.n_samples += n_samples
@@ -106,20 +118,17 @@ class Progress:
             self.best_loss = min(self.best_loss, loss)
         if incremental:
             return
-        if score is None or self.scores is None:
-            self.waited = self.waited + 1 if loss > self.bar - tolerance else 0
-        else:
-            best = -math.inf if self.best_score is None else self.best_score
+        self.losses.observe(loss, tolerance)
+        if score is not None and self.scores is not None:
             self.scores.append(score)
-            self.waited = self.waited + 1 if score < best + tolerance else 0
-            self.best_score = max(best, score)  # in this order: NaN is no improvement
-        self.bar = min(self.bar, loss)
+            self.negative_scores.observe(-score, tolerance)
 
-    def why_stop(self, patience: float, tolerance: float) -> str:
-        """Return scikit-learn's message if patience is at an end, else an empty string."""
-        if not self.waited > patience:
+    def why_stop(self, n_iter_no_change: float, tolerance: float) -> str:
+        """Return scikit-learn's message if there was no improvement for too long, else ""."""
+        if not self.patience.waited > n_iter_no_change:
             return ""
         what = "Training loss" if self.scores is None else "Validation score"
         return (
-            f"{what} did not improve more than tol={tolerance:f} for {patience} consecutive epochs."
+            f"{what} did not improve more than tol={tolerance:f} for {n_iter_no_change} "
+            "consecutive epochs."
         )

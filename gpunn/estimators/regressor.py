@@ -30,18 +30,18 @@ from gpunn.training.metrics import Metric
 
 
 class MLPRegressor(RegressorMixin, Perceptron):
-    r"""A multi-layer perceptron for numbers, one or several a sample.
+    r"""A multi-layer perceptron for regression, with one or several outputs.
 
     As `MLPClassifier`, with the squared error: :math:`L_i = \frac12 \sum_p (\hat y_{ip} -
-    y_{ip})^2`. As in scikit-learn the loss that is reported is divided by the number of outputs,
-    and the gradient is not.
+    y_{ip})^2`. As in scikit-learn, the reported loss is divided by the number of outputs, but the
+    gradient is not.
 
     Parameters
     ----------
     loss : "squared_error" or Loss, default "squared_error"
-        An object of gpunn's trains on that. There is no "poisson".
+        A loss object replaces the squared error. "poisson" is not supported.
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init
-        See `MLPClassifier`; so are the following.
+        See `MLPClassifier`; likewise the following.
     power_t, max_iter, shuffle, random_state, tol, verbose, warm_start, momentum
         How to train.
     nesterovs_momentum, early_stopping, validation_fraction, beta_1, beta_2, epsilon
@@ -52,9 +52,9 @@ class MLPRegressor(RegressorMixin, Perceptron):
     Attributes
     ----------
     coefs_, intercepts_, n_iter_, t_, loss_, best_loss_, loss_curve_, history_
-        As those of `MLPClassifier`; so are the following.
+        See `MLPClassifier`; likewise the following.
     validation_scores_, best_validation_score_, validation_loss_curve_
-        R^2 and the loss of the data held out.
+        R^2 and the loss on the held-out data.
     n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_
         As in scikit-learn.
 
@@ -244,7 +244,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         return float(r2_score(target, answers, sample_weight=weight))
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn may ask of this estimator."""
+        """Return the capabilities that scikit-learn checks."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.array_api_support = True

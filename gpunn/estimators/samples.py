@@ -1,4 +1,4 @@
-"""The samples that an estimator is given, and what part of them is held out."""
+"""The samples of an estimator, and the split into training and held-out data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpunn.estimators.origin import namespace_of
 
 
 class Samples(NamedTuple):
-    """Features, targets as the loss takes them, and weights on the host or None."""
+    """Features, targets as the loss expects them, and weights on the host or None."""
 
     x: Any
     y: Any
@@ -22,7 +22,7 @@ class Samples(NamedTuple):
 
 
 def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
-    """Return the validation data that `fit` was given, if any."""
+    """Return the validation data given to `fit`, if any."""
     if X is None and y is None and weight is None:
         return None
     if X is None or y is None:
@@ -33,10 +33,9 @@ def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:
 def split(
     samples: Samples, fraction: float, rng: np.random.RandomState, *, stratify: bool
 ) -> tuple[Samples, Samples]:
-    """Return the samples for training, and the share that is held out.
+    """Return the samples for training and the held-out share.
 
-    Samples of weight zero are in neither: whoever gives such weights, as bagging does, means that
-    they are not there.
+    Samples of weight zero are in neither: such weights, as bagging uses them, mean absence.
     """
     rows = np.arange(samples.x.shape[0])
     if samples.weight is not None:
@@ -70,7 +69,7 @@ def split(
 
 
 def _rows(x: Any, rows: Any) -> Any:
-    """Return some rows of an array of any library, of a sparse matrix, or of None."""
+    """Return rows of an array in any library, of a sparse matrix, or of None."""
     if x is None:
         return None
     if isinstance(x, np.ndarray) or hasattr(x, "toarray"):

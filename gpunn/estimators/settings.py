@@ -1,4 +1,4 @@
-"""What the estimators' settings may be: scikit-learn's names, with scikit-learn's checks."""
+"""Valid settings of the estimators, for scikit-learn's checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _COUNT = Interval(Integral, 1, None, closed="left")
 
-#: What all estimators have.
+#: Settings of all estimators.
 TRAINING: dict[str, Any] = {
     "solver": [StrOptions({"sgd", "adam"}), Hidden(StrOptions({"lbfgs"})), callable],
     "batch_size": [StrOptions({"auto"}), _COUNT],
@@ -53,7 +53,7 @@ TRAINING: dict[str, Any] = {
     "device": [Interval(Integral, 0, None, closed="left"), None],
 }
 
-#: What a network has beyond that.
+#: Further settings of the perceptrons.
 NETWORK: dict[str, Any] = {
     "hidden_layer_sizes": ["array-like", _COUNT],
     "activation": [StrOptions(NAMES), Activation, list, tuple],
@@ -65,12 +65,12 @@ CLASSES: dict[str, Any] = {"class_weight": [StrOptions({"balanced"}), dict, list
 
 
 def loss_or(name: str) -> list[Any]:
-    """Return what a loss may be: that of a name, or an object of gpunn's."""
+    """Return the constraint of a loss: that name, or a `Loss`."""
     return [StrOptions({name}), Loss]
 
 
 def check_solver(estimator: str, solver: Any) -> None:
-    """Refuse scikit-learn's solver that gpunn has not, with what it has."""
+    """Refuse the solver of scikit-learn that gpunn does not have."""
     if isinstance(solver, str) and solver == "lbfgs":
         raise InvalidParameterError(
             f"{estimator}: solver='lbfgs' is not here: it takes the whole data set in each step. "
@@ -80,7 +80,7 @@ def check_solver(estimator: str, solver: Any) -> None:
 
 
 def place_of(estimator: str, backend: Any, device: int | None, given: Backend | None) -> Backend:
-    """Return where to compute: where somebody said, else where X is, else gpunn's default."""
+    """Return where to compute: the settings, else the place of X, else gpunn's default."""
     if device is not None and not (isinstance(backend, str) and backend in ("cupy", "auto")):
         raise InvalidParameterError(
             f"{estimator}: device={device} is the index of a GPU and goes with backend='cupy' or "
@@ -98,7 +98,7 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
 
 
 def in_order(estimator: str, name: str, value: Any) -> list[Any]:
-    """Return the items of a setting that is a sequence; a dict or a set is none."""
+    """Return the items of a sequence; a dict or a set is not one."""
     if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value):
         raise InvalidParameterError(
             f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {value!r}"
@@ -107,12 +107,12 @@ def in_order(estimator: str, name: str, value: Any) -> list[Any]:
 
 
 def is_sized(value: Any) -> bool:
-    """Return whether a value has a length, as an array without axes has not."""
+    """Return whether a value has a length; a 0-d array has none."""
     return hasattr(value, "__len__") and getattr(value, "shape", None) != ()
 
 
 def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
-    """Return the metrics of a setting that is one, or several in order."""
+    """Return the metrics of a setting, which may be a single one, as a list."""
     if isinstance(value, (str, Metric)):
         return [value]
     metrics = in_order(estimator, "metrics", value)
@@ -128,7 +128,7 @@ def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
 def per_layer(
     estimator: str, name: str, value: Any, n_hidden: int, is_valid: Callable[[Any], bool]
 ) -> list[Any]:
-    """Return a setting of each hidden layer: the same for all, or a list with one for each."""
+    """Return a setting of each hidden layer, given once for all or as a list."""
     if not isinstance(value, (list, tuple)):
         return [value] * n_hidden
     if len(value) != n_hidden:
@@ -150,7 +150,7 @@ def is_activation(value: Any) -> bool:
 
 
 def is_rate(value: Any) -> bool:
-    """Return whether this can be a rate of dropout."""
+    """Return whether this is a valid rate of dropout."""
     return isinstance(value, Real) and 0 <= float(value) < 1
 
 

@@ -1,4 +1,4 @@
-"""The optimizer that an estimator's settings name, and its learning rates."""
+"""The optimizer and the learning rates for an estimator's settings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import Constant, observe
 from gpunn.optim.sgd import SGD
 
-#: The learning rate "adaptive" is divided by this, until it is no more than that.
+#: "adaptive" divides the learning rate by the first, down to the second.
 _DIVISOR, _LOWEST_RATE = 5.0, 1e-6
 
 
 def make_optimizer(estimator: Any) -> Optimizer:
-    """Return a new optimizer of the estimator's settings, on its network's parameters."""
+    """Return a new optimizer for the estimator's settings and its network's parameters."""
     parameters, rate = estimator._network.parameters(), estimator.learning_rate_init
     if estimator.solver == "adam":
         betas = {"beta_1": estimator.beta_1, "beta_2": estimator.beta_2}
@@ -40,11 +40,11 @@ def make_optimizer(estimator: Any) -> Optimizer:
 
 
 def up_to_date(estimator: Any, optimizer: Optimizer, solver: Any) -> Optimizer:
-    """Return the optimizer for a call of `partial_fit`, with the settings that hold now.
+    """Return the optimizer for a call of `partial_fit`, with the current settings.
 
-    It is the given one, which `solver` has made, and keeps its velocities and moments; but a new
-    one where there is another solver, momentum that was not there or is gone, or Adam's betas
-    have changed (its moments are corrected by them from the start).
+    This is the given optimizer, made by `solver`, with its velocities and moments. It is a new one
+    if the solver has changed, momentum was added or removed, or Adam's betas have changed (the bias
+    correction assumes the same betas from the start).
     """
     if not alike(estimator.solver, solver):
         optimizer = make_optimizer(estimator)
@@ -68,7 +68,7 @@ def up_to_date(estimator: Any, optimizer: Optimizer, solver: Any) -> Optimizer:
 
 
 def epoch_ended(estimator: Any, progress: Progress, optimizer: Optimizer) -> bool:
-    """Set the learning rate of the next epoch of `fit`; return whether there should be none."""
+    """Set the learning rate of the next epoch of `fit`; return whether to stop instead."""
     observe(optimizer.schedule, progress.loss_curve[-1])
     if _schedule(estimator) == "invscaling":
         optimizer.schedule = Constant(_scaled(estimator))
@@ -82,7 +82,7 @@ def epoch_ended(estimator: Any, progress: Progress, optimizer: Optimizer) -> boo
     if stops:
         message += " Stopping."
     else:
-        progress.waited = 0
+        progress.patience.waited = 0
         optimizer.schedule = Constant(optimizer.learning_rate / _DIVISOR)
         message += f" Setting learning rate to {optimizer.learning_rate:f}"
     if estimator.verbose:
@@ -96,12 +96,12 @@ def _momentum(estimator: Any) -> tuple[float, bool]:
 
 
 def _schedule(estimator: Any) -> str:
-    """Return how the learning rate changes, if that is a matter of this solver's."""
+    """Return the schedule of the learning rate; "constant" if it does not apply to the solver."""
     scheduled = estimator.solver in estimator._SCHEDULED
     return str(estimator.learning_rate) if scheduled else "constant"
 
 
 def _scaled(estimator: Any) -> float:
-    """Return "invscaling"'s rate after the samples seen so far."""
+    """Return the rate of "invscaling" after the samples seen so far."""
     seen = estimator._progress.n_samples
     return float(estimator.learning_rate_init / (seen + 1) ** estimator.power_t)

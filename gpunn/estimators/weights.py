@@ -1,4 +1,4 @@
-"""Weights that are handed out and assigned: what is written to them is written to the network."""
+"""Weights as attributes: assigning them writes to the network."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gpunn.nn.parameter import Parameter
 
 
 class Weights(list[Any]):
-    """The weights of each layer, in the library of X; assigning one changes the network.
+    """The weights of each layer, in the library of X; assigning an entry changes the network.
 
     Parameters
     ----------
     name : str
-        Who speaks in errors: ``"MLPClassifier: coefs_"``.
+        Begins the errors: ``"MLPClassifier: coefs_"``.
     parameters : list of Parameter
-        What is written to.
+        The parameters of the network.
     give : function
-        From a parameter's value to the array that is handed out.
+        Returns the array for the user from a parameter's value.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Weights(list[Any]):
             self._write([self._place(index)], [value])
 
     def _place(self, index: Any) -> int:
-        """Return an index, counted from the first entry."""
+        """Return an index as a non-negative number."""
         try:
             return range(len(self))[index]
         except TypeError as error:
@@ -53,7 +53,7 @@ class Weights(list[Any]):
             ) from error
 
     def replace(self, values: Any) -> None:
-        """Write the weights of all layers; none, if any does not fit."""
+        """Write the weights of all layers, or of none if any does not fit."""
         self._write(range(len(self)), values)
 
     def _write(self, places: Any, values: Any) -> None:
@@ -80,14 +80,14 @@ class Weights(list[Any]):
     __delitem__ = __iadd__ = __imul__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return a plain list for copies, which belong to no network."""
+        """Make copies plain lists, which belong to no network."""
         return list, (list(self),)
 
 
 def handed_out(origin: Origin, value: Array) -> Any:
     """Return a parameter's value for the user: itself, or a copy in the library of X.
 
-    What is written to a copy would be lost, so that a copy in NumPy is read-only.
+    Writes to a copy would be lost, so a NumPy copy is read-only.
     """
     given = origin.give(value)
     if isinstance(given, np.ndarray) and not isinstance(value, np.ndarray):
@@ -97,12 +97,12 @@ def handed_out(origin: Origin, value: Array) -> Any:
 
 
 def fitting(name: str, value: Any, like: Array) -> Array:
-    """Return a value as an array of the place, dtype and shape of another.
+    """Return a value as an array with the device, dtype and shape of another.
 
     Raises
     ------
     ValueError
-        If it is no array of real numbers, or of another shape.
+        If it is not an array of real numbers, or has another shape.
     """
     value = numbers(name, value)
     if tuple(value.shape) != tuple(like.shape):
@@ -114,7 +114,7 @@ def fitting(name: str, value: Any, like: Array) -> Array:
 
 
 def numbers(name: str, value: Any) -> Array:
-    """Return a value as an array of real numbers, of any library."""
+    """Return a value as an array of real numbers, in any library."""
     if backend_of(value) is None:
         try:
             value = to_numpy(value)
@@ -129,7 +129,7 @@ def numbers(name: str, value: Any) -> Array:
 
 
 def write(parameter: Parameter, value: Array) -> None:
-    """Write over a parameter's value, in its place."""
+    """Overwrite a parameter's value in place."""
     place = backend_of(parameter.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     with place.scope():
@@ -137,7 +137,7 @@ def write(parameter: Parameter, value: Array) -> None:
 
 
 def len_of(values: Any) -> int | None:
-    """Return the length of a list or array, or None of what has none."""
+    """Return the length of a value, or None if it has none."""
     try:
         return len(values)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What a file in the safetensors format holds, as arrays of NumPy's."""
+"""Reading files in the safetensors format, as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: What safetensors calls the dtypes that NumPy has.
+#: NumPy dtypes by their names in safetensors.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -33,7 +33,7 @@ _DTYPES = {
 
 
 class Stored(NamedTuple):
-    """An array of a file, by the name that its dtype has there; None if NumPy has no such dtype."""
+    """An array of a file; `array` is None if NumPy does not support its dtype."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
 
 
 class File(NamedTuple):
-    """What a file holds: all names, the arrays that are wanted, and who wrote it, if it says so."""
+    """The contents of a file: all names, the wanted arrays, and the writer if it is stated."""
 
     names: list[str]
     found: dict[str, Stored]
@@ -49,7 +49,7 @@ class File(NamedTuple):
 
 
 def read(path: Path, wanted: Collection[str]) -> File:
-    """Return what a file holds. What is not wanted may be of any type."""
+    """Read a file. Arrays that are not wanted may have any dtype."""
     # Not needed to import gpunn, and slow to import.
     import json  # noqa: PLC0415
 
@@ -76,7 +76,7 @@ def read(path: Path, wanted: Collection[str]) -> File:
 
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
-    """Return an array of a file; bfloat16 as float32, of which it is the upper half."""
+    """Return an array of a file; bfloat16 becomes float32, whose upper half it is."""
     name, data, shape = str(entry["dtype"]), entry["data"], tuple(entry["shape"])
     if name == "BF16":
         halves = np.frombuffer(data, "<u2").astype(np.uint32)
@@ -88,7 +88,7 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
 
 
 def holds(dtype: str, array: NDArray[Any]) -> bool:
-    """Return whether a dtype has all numbers of an array, but for digits that are rounded away."""
+    """Return whether a dtype can hold all numbers of an array, up to rounding."""
     if np.can_cast(array.dtype, dtype, "safe"):
         return True
     with np.errstate(all="ignore"):

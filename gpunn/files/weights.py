@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 #: The formats whose dense layers have weights (outputs, inputs).
 _TRANSPOSED = ("pt", "mlx")
 
-#: An error lists so many names of a file or a model.
+#: The most names that an error lists.
 _MOST_NAMES = 10
 
 
 class LoadReport(NamedTuple):
-    """What a file and a model did not have in common.
+    """The names that only the file or only the model has.
 
     Attributes
     ----------
     missing : list of str
-        Names that the model has and the file has not; left as they were.
+        Names that only the model has; their values did not change.
     unexpected : list of str
-        Names that the file has and the model has not; left out.
+        Names that only the file has; they were ignored.
     """
 
     missing: list[str]
@@ -48,23 +48,23 @@ class LoadReport(NamedTuple):
 def save(path: str | os.PathLike[str], model: Layer) -> None:
     """Write a model's parameters and buffers to a file, by dotted name.
 
-    The file is written beside the target and then renamed, so that a failure on the way leaves an
-    older file as it was; its permissions stay. It holds arrays and no code, and no layers either:
-    `load` wants a model of the same structure.
+    The file is written under a temporary name and then renamed, so a failure leaves an older file
+    intact; its permissions are kept. It holds arrays only, neither code nor layers: `load` needs a
+    model of the same structure.
 
     Parameters
     ----------
     path : path
-        Customarily ends in ``.safetensors``.
+        Usually ends in ``.safetensors``.
     model : Layer
         On any backend; the file does not depend on it.
 
     Raises
     ------
     PathError
-        If there is no such folder, or the file cannot be written.
+        If the folder does not exist, or the file cannot be written.
     SettingError
-        If `model` is no layer, or `path` no path.
+        If `model` is not a layer, or `path` not a path.
     """
     # Not needed to import gpunn, and slow to import.
     from safetensors.numpy import save as to_bytes  # noqa: PLC0415
@@ -79,9 +79,9 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
         raise PathError(
             f"save: {target} is a folder; name a file, such as {target / 'model.safetensors'}"
         )
-    # safetensors writes the memory as it lies: C order must be seen to.
+    # safetensors writes memory as it is, so arrays must be in C order.
     arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
-    # One entry: safetensors writes several in any order, and equal models should be equal files.
+    # safetensors writes entries in any order; with one, equal models give equal files.
     content = to_bytes(arrays, metadata={"format": "gpunn 1"})
     beside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.part")
     try:
@@ -108,22 +108,22 @@ def load(
     *,
     layout: Literal["gpunn", "torch"] | None = None,
 ) -> LoadReport:
-    """Read a model's parameters and buffers from a file, into the model, where it is.
+    """Read a model's parameters and buffers from a file into the model, on its device.
 
     Parameters
     ----------
     path : path
-        A file that `save` wrote, or any safetensors file with the model's names.
+        A file written by `save`, or any safetensors file with the model's names.
     model : Layer
-        Of the structure that was saved; on any backend. Untouched when loading fails.
+        With the structure that was saved, on any backend. Unchanged if loading fails.
     strict : bool, default True
-        Whether names and dtypes must agree exactly. If False, what both have is loaded and
-        converted, and the rest reported. Shapes must agree in either case, floats are never
-        converted to integers, and no number to one that is infinite or wraps around.
+        Whether names and dtypes must agree exactly. If False, common names are loaded and
+        converted, and the rest reported. Shapes must always agree, floats are never converted to
+        integers, and no number may overflow or wrap around.
     layout : {"gpunn", "torch", None}, default None
-        How the weights of `Dense` lie in the file: (inputs, outputs) as in gpunn, or (outputs,
-        inputs) as in PyTorch, which are transposed. None is gpunn's, and refuses files that say
-        that they are PyTorch's.
+        The layout of `Dense` weights in the file: (inputs, outputs) as in gpunn, or (outputs,
+        inputs) as in PyTorch, which are transposed. None means "gpunn", and refuses files that
+        PyTorch wrote.
 
     Returns
     -------
@@ -133,13 +133,14 @@ def load(
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     PathError
         If it cannot be read.
     SettingError
-        If `model` is no layer, or a setting none of those above.
+        If `model` is not a layer, or a setting is not valid.
     FileError
-        If it is no safetensors file, or does not fit the model; all that does not fit is listed.
+        If it is not a safetensors file, or does not fit the model; everything that does not fit is
+        listed.
     """
     place = _path("load", path, model)
     held = _held("load", model)
@@ -176,8 +177,8 @@ def load(
     return report
 
 
-def _path(who: str, path: Any, model: Any) -> Path:
-    """Return the path, if it is one."""
+def _path(owner: str, path: Any, model: Any) -> Path:
+    """Return the path as a `Path`; check that it is one."""
     from pathlib import Path  # noqa: PLC0415
 
     if isinstance(path, (str, os.PathLike)):
@@ -185,24 +186,24 @@ def _path(who: str, path: Any, model: Any) -> Path:
     if isinstance(path, Layer) and isinstance(model, (str, os.PathLike)):
         kind = type(model).__name__
         raise SettingError(
-            f"{who}: expected a path and then a model, got {kind} as the model; swap them"
+            f"{owner}: expected a path and then a model, got {kind} as the model; swap them"
         )
     raise SettingError(
-        f"{who}: expected a path and then a model, got {type(path).__name__} as the path"
+        f"{owner}: expected a path and then a model, got {type(path).__name__} as the path"
     )
 
 
-def _held(who: str, model: Layer) -> dict[str, Parameter | Buffer]:
+def _held(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
     """Return the parameters and buffers of a model by dotted name."""
     if not isinstance(model, Layer):
         raise SettingError(
-            f"{who}: expected a path and then a model, got {type(model).__name__} as the model"
+            f"{owner}: expected a path and then a model, got {type(model).__name__} as the model"
         )
     return {**model.named_parameters(), **model.named_buffers()}
 
 
 def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
-    """Refuse a file whose weights may lie the other way round, until somebody has said how."""
+    """Refuse a file whose weights may be transposed, unless `layout` is given."""
     if layout is None and written_by in _TRANSPOSED:
         raise FileError(
             f"load: {path} says that its format is {written_by!r}: there the weights of a dense "
@@ -219,7 +220,7 @@ def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
 def _misfits(
     name: str, stored: Stored, item: Parameter | Buffer, *, dense: bool, layout: str | None
 ) -> Iterator[str]:
-    """Yield why an array of a file cannot become a value of the model, even if converted."""
+    """Yield why an array of a file cannot be loaded, even if converted."""
     there, here = stored.shape, tuple(item.value.shape)
     transposed = dense and layout == "torch"
     if there != (here[::-1] if transposed else here):
@@ -246,7 +247,7 @@ def _misfits(
 def _differences(
     report: LoadReport, found: Mapping[str, Stored], held: Mapping[str, Parameter | Buffer]
 ) -> Iterator[str]:
-    """Yield in what a file and a model differ that could be left out or converted."""
+    """Yield the differences between a file and a model that ``strict=False`` allows."""
     yield from (f"missing in the file: {name}" for name in report.missing)
     yield from (f"unexpected in the file: {name}" for name in report.unexpected)
     for name, stored in found.items():
@@ -256,13 +257,13 @@ def _differences(
 
 
 def _converts(stored: Stored, item: Parameter | Buffer) -> bool:
-    """Return whether an array is of a kind that becomes that of a value."""
+    """Return whether an array has a kind of dtype that converts to that of a value."""
     known = stored.array is not None
     return known and np.can_cast(stored.array.dtype, _dtype(item.value), "same_kind")
 
 
 def _dense_weights(value: Any, seen: set[int]) -> set[int]:
-    """Return the identities of the weights of the dense layers in a model."""
+    """Return the ids of the weights of all dense layers in a model."""
     found = {id(value.weight)} if isinstance(value, Dense) else set()
     for _, item in children(value):
         if id(item) not in seen:
@@ -272,7 +273,7 @@ def _dense_weights(value: Any, seen: set[int]) -> set[int]:
 
 
 def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays over the model's, in place: over all of them, or over none."""
+    """Write arrays into the model, in place: all of them, or none."""
     moved = {}
     for name, array in arrays.items():
         place = backend_of(held[name].value)
@@ -280,14 +281,14 @@ def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[
         moved[name] = place.asarray(array, held[name].value.dtype)
     before: list[tuple[Parameter | Buffer, Any]] = []
     try:
-        while moved:  # as the old values come, the new ones go: they may be large
+        while moved:  # release each new array once written: they may be large
             name, array = moved.popitem()
             item = held[name]
             before.append((item, _kept(item.value)))
             _put(item, array)
     except BaseException as error:
         for item, value in before:
-            with suppress(Exception):  # what could not be written to is as it was
+            with suppress(Exception):  # a value that cannot be written to has not changed
                 _put(item, value)
         if not isinstance(error, Exception):
             raise
@@ -297,13 +298,13 @@ def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[
 
 
 def _kept(value: Any) -> Any:
-    """Return a copy of a value, or what is never written to."""
+    """Return a copy of a value; NumPy scalars are immutable and need none."""
     return value if isinstance(value, np.generic) else copy_of(value)
 
 
 def _put(item: Parameter | Buffer, array: Any) -> None:
-    """Write an array over a value, in place if it has one."""
-    if isinstance(item.value, np.generic):  # what NumPy makes of sums of 0-d arrays
+    """Write an array into a value, in place if it is an array."""
+    if isinstance(item.value, np.generic):  # NumPy turns sums of 0-d arrays into scalars
         item.value = array.copy()
         return
     with scope_of(item.value):

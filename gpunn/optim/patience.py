@@ -8,25 +8,33 @@ from dataclasses import dataclass
 
 @dataclass
 class Patience:
-    """Counts the epochs since a number that should fall was last clearly lower than before.
+    """Counts the epochs since a number that should fall last improved.
 
     Attributes
     ----------
     best : float
-        The lowest so far, as of the last improvement.
+        The number to improve on.
     waited : int
-        Epochs since then.
+        Epochs since the last improvement.
+    follows_minimum : bool
+        Whether `best` follows every lower number, as in scikit-learn. Otherwise it moves only with
+        an improvement, so that many small steps add up to one.
     """
 
     best: float = math.inf
     waited: int = 0
+    follows_minimum: bool = False
 
     def observe(self, value: float, tolerance: float) -> None:
-        """Take an epoch's number, which improves on the best one if it is lower by `tolerance`.
+        """Count an epoch; it is an improvement if `value` is below `best` by the tolerance.
 
-        A number that is not finite never does.
+        A number that is not finite is no improvement, unless `best` follows the minimum: then the
+        rule is scikit-learn's to the letter, `value` <= `best` - `tolerance`.
         """
-        if math.isfinite(value) and value < self.best - tolerance:
+        if self.follows_minimum:
+            self.waited = self.waited + 1 if value > self.best - tolerance else 0
+            self.best = min(self.best, value)  # in this order, NaN is not taken
+        elif math.isfinite(value) and value < self.best - tolerance:
             self.best, self.waited = value, 0
         else:
             self.waited += 1

@@ -1,4 +1,4 @@
-"""Gradients checked against finite differences."""
+"""A check of gradients against finite differences."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from gpunn.nn.tape import Tape
 #: finite differences have no more digits.
 _FLOOR = 1e-3
 
-#: The rounding of J, in units of its last place, that a difference of two of them is forgiven.
+#: The rounding error of J that a difference may have, in units of its last place.
 _ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """How well backward agrees with finite differences.
+    """The agreement of backward with finite differences.
 
     Attributes
     ----------
     error : float
         The largest relative error.
     worst : str
-        Where it is, such as ``"layers.0.weight[3, 1]"``; ``"x[...]"`` is the input.
+        The entry with that error, such as ``"layers.0.weight[3, 1]"``; ``"x[...]"`` is the input.
     backward, numeric : float
-        The two values there.
+        Its two values.
     by_name : dict of str to float
         The largest relative error of each array.
     checked : int
-        How many entries were compared.
+        The number of entries compared.
     """
 
     error: float = 0.0
@@ -51,7 +51,7 @@ class GradientReport:
     checked: int = 0
 
     def __str__(self) -> str:
-        """Return one line an array, the worst entry first."""
+        """Return the worst entry, then one line per array."""
         where = (
             f" at {self.worst}: backward gives {self.backward:.10g}, "
             f"finite differences {self.numeric:.10g}"

@@ -1,1 +1,1 @@
-"""The training loop: a step, an epoch, and what is around them."""
+"""Training: a step, an epoch, and the loop over epochs."""

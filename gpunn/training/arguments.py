@@ -1,4 +1,4 @@
-"""What a trainer is given: each thing of the right kind, or an error that says what to write."""
+"""Checks of a trainer's arguments, with errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gpunn.optim.base import Optimizer
 from gpunn.training.metrics import BinaryAccuracy, Metric, get_metric
 from gpunn.training.stopping import EarlyStopping
 
-#: What a history calls its columns, and two more things in what it makes of them.
+#: Names of a history's own columns and of further keys of `History.to_dict`.
 _COLUMNS = (
     *("loss", "cost", "validation_loss", "learning_rate", "elapsed_s", "samples_per_s"),
     *("epoch", "stopped"),
 )
 
-#: A part of training: what it is called, its class, and what objects of that class are made of.
+#: Name, class, description and constructor arguments of each part of training.
 _PARTS = (
     ("model", Layer, "a Layer", "..."),
     ("loss", Loss, "a Loss", ""),
@@ -29,7 +29,7 @@ _PARTS = (
 
 
 def check_parts(owner: str, model: Any, loss: Any, optimizer: Any) -> None:
-    """Check that what training needs is of the right classes."""
+    """Check the classes of model, loss and optimizer."""
     for part, (name, kind, wanted, made_of) in zip((model, loss, optimizer), _PARTS, strict=True):
         if isinstance(part, kind):
             continue
@@ -38,14 +38,14 @@ def check_parts(owner: str, model: Any, loss: Any, optimizer: Any) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """Return what somebody is told that came: the kind of an object, or the name of a class."""
+    """Describe an argument in an error: the type of an object, or the name of a class."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
-    """Return metrics as objects, if their columns have names of their own.
+    """Return metrics as objects; check that the names of their columns are unique.
 
-    "binary_accuracy" is the one that suits the loss.
+    "binary_accuracy" gets the threshold that fits the loss.
     """
     if isinstance(metrics, str):
         raise SettingError(f"Trainer: metrics must be a list, such as [{metrics!r}]")
@@ -77,7 +77,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
-    """Return callbacks as a tuple, if each of them can be called."""
+    """Return callbacks as a tuple; check that each can be called."""
     if callable(callbacks):
         name = getattr(callbacks, "__name__", "callback")
         raise SettingError(
@@ -98,7 +98,7 @@ def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
 
 
 def check_early_stopping(given: Any) -> None:
-    """Check that it is None or an object, and say how to write what else might be meant."""
+    """Check that `given` is None or an `EarlyStopping`; suggest what was probably meant."""
     if given is None or isinstance(given, EarlyStopping):
         return
     settings = ""
@@ -117,7 +117,7 @@ def check_early_stopping(given: Any) -> None:
 
 
 def check_data(owner: str, given: Any) -> None:
-    """Check that data are two or three things: features, targets, and perhaps weights."""
+    """Check that data are features, targets and perhaps weights."""
     if isinstance(given, (tuple, list)) and len(given) in (2, 3):
         return
     came = kind_of(given)
@@ -127,9 +127,10 @@ def check_data(owner: str, given: Any) -> None:
 
 
 def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Parameter]) -> None:
-    """Check that the optimizer holds no less of a model than when its parameters were `known`.
+    """Check that the model has no new parameters that the optimizer does not hold.
 
-    What it left out then was left out on purpose. What has come since would never be trained.
+    Parameters in `known`, from when the trainer was built, may be left out on purpose. New ones
+    would never be trained.
     """
     held, named = set(optimizer.parameters), model.named_parameters()
     own = set(named.values())
@@ -148,7 +149,7 @@ def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Paramet
 
 
 def _names(known: dict[str, Parameter], chosen: Collection[Parameter]) -> str:
-    """Return the names of those chosen, in order, at most three of them."""
+    """Return the names of the chosen parameters, at most three of them."""
     names = [name for name, parameter in known.items() if parameter in chosen]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

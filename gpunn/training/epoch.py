@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from gpunn._typing import RNG
+from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
-from gpunn.data.loader import Batch, Loader
+from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program
-from gpunn.program.results import StepResults
 from gpunn.training.freezing import part_of
 from gpunn.training.readings import Readings
 from gpunn.training.step import learn
-
-#: Multiplications in a pass without training, from which on it is worth while to record one.
-_LEAST_WORK = 1 << 22
 
 
 def _ignore(_: int) -> None:
@@ -40,7 +36,7 @@ class EpochRunner:
     rng : None, int or numpy.random.Generator
         For dropout.
     program : Program, optional
-        Of earlier epochs of the same training, which may still hold.
+        The program of earlier epochs; it is reused if it still holds.
     """
 
     def __init__(self, loader: Loader, rng: RNG = None, program: Program | None = None) -> None:
@@ -58,19 +54,19 @@ class EpochRunner:
         decays: Callable[[], Sequence[float]] | None = None,
         tell: Callable[[int], object] = _ignore,
     ) -> None:
-        """Learn from each batch once. The loader's device must be the current one.
+        """Learn from each batch once; the loader's device must be the current one.
 
         Parameters
         ----------
         model, loss, optimizer
-            What is trained, on what, and how.
+            What to train, and how.
         readings : Readings
-            Takes what each step gives.
+            Collects the results of the steps.
         decays : function, optional
-            Returns the weight decay of each step, once the epoch's order is drawn. The costs
-            contain the penalty then.
+            Called once the epoch's order is drawn; returns the weight decay of each step. The costs
+            then include the penalty.
         tell : function, optional
-            Told now and then how many more steps were made.
+            Called now and then with the number of further steps done.
         """
         loader, parts = self.loader, (model, loss, optimizer)
         steps = self.program.prepare(
@@ -129,50 +125,17 @@ class EpochRunner:
                 tell(1)
 
 
-def recorded_pass(
-    program: Program, model: Layer, loss: Loss | None, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch]] | None:
-    """Return the results of a pass over all data in order, without training; None if not recorded.
-
-    Parameters
-    ----------
-    program : Program
-        Of earlier passes, which may still hold.
-    model, loss
-        What is evaluated, and by what; without a loss the model predicts.
-    loader : Loader
-        The data.
-    outputs : bool
-        Whether the model's outputs are wanted.
-    """
-    work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
-    if not program.is_recorded and work < _LEAST_WORK:
-        return None
-    steps = program.prepare(model, loss, None, sample_of(loader), loader.batch_size)
-    if steps is None:
-        return None
-    return _results_in_order(steps, loader, outputs=outputs)
-
-
-def _results_in_order(
-    steps: Any, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch]]:
-    for data, rows, stop in pieces_of(loader, None, loader.n_samples):
-        for results in steps.run(data, rows, stop, (), outputs=outputs):
-            yield results, data
-
-
 def sample_of(loader: Loader) -> Batch | None:
-    """Return some of the data as batches have them; None if more is done to each batch."""
+    """Return a sample of the data as in a batch; None if a batch is more than plain rows."""
     if not loader.is_plain or loader.backend.package != "numpy":
         return None
     return loader.rows() or loader.first_row()
 
 
 def pieces_of(loader: Loader, order: Any, stop: int) -> Iterator[tuple[Batch, Any, int]]:
-    """Yield data, the order of its rows (None: as they stand), and how many of them to take.
+    """Yield data, the order of their rows (None: as stored), and how many of them to use.
 
-    That is all of the data, where they are at hand, and else one group of batches after the other.
+    The whole data set at once if it is in memory, else one group of batches after another.
     """
     data = loader.rows()
     if data is not None:

@@ -1,4 +1,4 @@
-"""Training a part of a model: which parameters an optimizer holds, and which stay as they are."""
+"""Training part of a model: which parameters an optimizer holds, and which are frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpunn.nn.layer import Layer
 from gpunn.nn.tree import children
 from gpunn.optim.base import Optimizer
 
-#: Layers of layers that stop where a layer returns None for a gradient that nobody needs.
+#: Containers that stop the backward pass when a layer returns None, for a gradient not needed.
 _STOP_AT_NONE = (Sequential, Residual, Dense)
 
 
@@ -28,13 +28,14 @@ class Part:
     Attributes
     ----------
     model : weakref to Layer
-        Which model this is about.
+        The whole model.
     wanted : frozenset of Parameter or None
-        For the tape: whose gradients are wanted. None is all of them.
+        The parameters whose gradients the tape computes; None means all.
     frozen : list of Parameter
-        Those of the model that the optimizer does not hold.
+        The parameters of the model that the optimizer does not hold.
     owners : list or None
-        What wrote on the tape in the last step of a loop by hand: layers that came or went show.
+        The layers that wrote on the tape in the last `train_step`; they reveal added or removed
+        layers.
     """
 
     __slots__ = ("frozen", "model", "owners", "wanted")
@@ -44,17 +45,17 @@ class Part:
         self.owners: list[Any] | None = None
         trained = frozenset(optimizer.parameters)
         self.frozen = [parameter for parameter in model.parameters() if parameter not in trained]
-        # A user's layer of layers may not expect None from the ones inside: all are computed then.
+        # A user's own container may not expect None from its layers: compute all gradients then.
         partial = self.frozen and all(map(_stops_at_none, _layers(model)))
         self.wanted = trained if partial else None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Keep the gradients of the frozen parameters as they are, whatever layers add to them."""
+        """Preserve the gradients of the frozen parameters, whatever layers add to them."""
         kept: list[Any] = []
         try:
             for parameter in self.frozen:
-                kept.append(parameter.set_aside())  # noqa: PERF401 (an interrupt finds what was kept)
+                kept.append(parameter.set_aside())  # noqa: PERF401 (after an interrupt, `kept` is complete)
             yield
         finally:
             for parameter, state in zip(self.frozen, kept, strict=False):
@@ -62,7 +63,7 @@ class Part:
 
 
 def part_of(model: Layer, optimizer: Optimizer) -> Part:
-    """Return the part of the model that the optimizer trains, and let the optimizer remember it."""
+    """Return the part of the model that the optimizer trains; store it on the optimizer."""
     optimizer.part = part = Part(model, optimizer)
     return part
 
@@ -72,7 +73,7 @@ def _stops_at_none(layer: Layer) -> bool:
 
 
 def _layers(value: Any, seen: set[int] | None = None) -> Iterator[Layer]:
-    """Yield the layers that a value consists of, each once."""
+    """Yield all layers in a value, each once."""
     seen = set() if seen is None else seen
     if isinstance(value, Layer) and id(value) not in seen:
         yield value

@@ -1,4 +1,4 @@
-"""What training leaves behind."""
+"""The history of a training run."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from gpunn.errors import SettingError
 
 
 class History:
-    """One number an epoch for each quantity that was followed, and why training ended.
+    """The numbers of each epoch, by column, and why training ended.
 
-    ``history["loss"]`` is a list with an entry an epoch; so are ``"validation_loss"``, each metric
-    by its name and as ``"validation_<name>"``, ``"learning_rate"``, ``"elapsed_s"`` (seconds of
-    training in the epoch, without validation) and ``"samples_per_s"``. With weight decay,
-    ``"cost"`` is the training loss plus the penalty at the epoch's end.
+    ``history["loss"]`` is a list with one entry per epoch; so are ``"validation_loss"``, each
+    metric by its name and as ``"validation_<name>"``, ``"learning_rate"``, ``"elapsed_s"`` (seconds
+    of training, without validation) and ``"samples_per_s"``. With weight decay, ``"cost"`` is the
+    training loss plus the penalty at the epoch's end.
 
     Parameters
     ----------
     monitor : str, optional
-        The column that tells the best epoch.
+        The column that decides which epoch is best.
     higher_is_better : bool, default False
-        Whether its highest value is the best one, or its lowest.
+        Whether its highest or its lowest value is the best.
 
     Attributes
     ----------
     columns : dict of str to list of float
-        All of them.
+        All columns.
     higher_is_better : bool
         As given.
     stopped : str
@@ -42,14 +42,14 @@ class History:
         self.stopped = ""
 
     def append(self, record: dict[str, float]) -> None:
-        """Add an epoch's numbers; a callback may add columns of its own.
+        """Add the numbers of an epoch; a callback may add its own columns.
 
-        A record with a "loss" begins an epoch; epochs that a column was left out of are NaN in it.
+        A record with a "loss" begins an epoch. A column is NaN in epochs that it was not given for.
 
         Raises
         ------
         SettingError
-            If a column has a number for the epoch already, or would get something else.
+            If a column already has a number for the epoch, or a value is not a number.
         """
         _check_numbers(record)
         earlier = len(self) - (0 if "loss" in record else 1)
@@ -85,14 +85,14 @@ class History:
 
     @property
     def loss(self) -> list[float]:
-        """The training loss, an entry an epoch."""
+        """The training loss of each epoch."""
         return self.columns.get("loss", [])
 
     @property
     def monitored(self) -> str:
-        """The column that tells the best epoch.
+        """The column that decides which epoch is best.
 
-        The one that was asked for, else ``"validation_loss"`` if there is one, else ``"cost"`` if
+        The one chosen, else ``"validation_loss"`` if there is one, else ``"cost"`` if
         there is a penalty, else ``"loss"``.
         """
         if self._monitor is not None:
@@ -108,10 +108,7 @@ class History:
 
     @property
     def to_minimize(self) -> list[float]:
-        """The monitored column, an entry an epoch; its negative where higher is better.
-
-        NaN where there is no entry.
-        """
+        """The monitored column, negated if higher is better; NaN where it has no entry."""
         if self.monitored not in self.columns:
             return [math.nan] * len(self)
         values = self._filled(self.monitored)
@@ -148,7 +145,7 @@ class History:
 
 
 def _check_numbers(record: Any) -> None:
-    """Check that a record holds numbers by name; 0-d arrays are numbers, too."""
+    """Check that a record maps names to numbers; 0-d arrays count as numbers."""
     if not isinstance(record, Mapping):
         raise SettingError(
             f"History.append: expected a dict from columns to numbers, got {type(record).__name__}"

@@ -13,11 +13,11 @@ from gpunn.kernels import kernels
 
 
 class Metric:
-    """The base of the metrics.
+    """The base class of metrics.
 
     A subclass defines `measure`, which returns the statistics of one batch, still on the device,
-    and `combine`, which makes one number of those of all batches, on the host. Sample weights
-    are not applied to metrics.
+    and `combine`, which combines those of all batches into one number, on the host. Sample weights
+    do not apply to metrics.
 
     Examples
     --------
@@ -29,8 +29,8 @@ class Metric:
     ...         return (abs((prediction - target).mean()),)
     """
 
-    #: Whether a higher value is a better one; early stopping goes by it. None does not say, and
-    #: such a metric can be recorded but not monitored.
+    #: Whether higher values are better, for early stopping. A metric with None can be recorded but
+    #: not monitored.
     higher_is_better: ClassVar[bool | None] = None
 
     @property
@@ -40,11 +40,11 @@ class Metric:
         return "".join(letters).lstrip("_")
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
-        """Return arrays of the same shapes for every batch, here one of 0 axes."""
+        """Return arrays whose shapes are the same for every batch; by default one 0-d array."""
         raise NotImplementedError(f"{type(self).__name__} must define measure(prediction, target)")
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
-        """Return the metric from each batch's statistics and number of samples: here, a mean."""
+        """Return the metric from the statistics and sizes of all batches; by default the mean."""
         total = math.fsum(row[0] * n for row, n in zip(statistics, counts, strict=True))
         return total / max(1, sum(counts))
 
@@ -102,7 +102,7 @@ class TopK(Metric):
         xp = k.xp
         onehot = k.one_hot(_labels(xp, prediction, target), prediction)
         own = xp.sum(prediction * onehot, axis=1, keepdims=True)
-        # Counted from below, since NaN is above nothing, and must not be a hit.
+        # NaN compares false, so counting from below makes it a miss.
         reached = xp.sum(xp.astype(prediction <= own, prediction.dtype), axis=1)
         return (_mean(xp, reached > prediction.shape[1] - self.k, prediction),)
 
@@ -118,7 +118,7 @@ class BinaryAccuracy(Metric):
     ----------
     threshold : float, default 0.0
         The output above which the answer is yes: 0 for logits, 0.5 for probabilities. A trainer
-        that is given the name ``"binary_accuracy"`` takes the one that suits its loss.
+        given the name ``"binary_accuracy"`` chooses the one that fits its loss.
     """
 
     higher_is_better: ClassVar[bool | None] = True
@@ -157,8 +157,8 @@ class MAE(Metric):
 class R2(Metric):
     r"""The coefficient of determination, :math:`1 - \sum (y - \hat y)^2 / \sum (y - \bar y)^2`.
 
-    Of several outputs, the mean of each one's R^2, as in scikit-learn. An output whose targets are
-    all alike gives 1 if the prediction is exact, else 0.
+    For several outputs, the mean of their R^2, as in scikit-learn. An output whose targets are all
+    equal gives 1 if the prediction is exact, else 0.
     """
 
     higher_is_better: ClassVar[bool | None] = True
@@ -169,7 +169,7 @@ class R2(Metric):
         return "r2"
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
-        """Return, by output, the mean, spread, least and largest y, and the mean square error."""
+        """Return the mean, variance, minimum and maximum of y and the mean squared error."""
         xp = kernels(prediction).xp
         target = _alike(xp, self, prediction, target)
         mean = xp.mean(target, axis=0)
@@ -183,7 +183,7 @@ class R2(Metric):
         )
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
-        """Return R^2, from each batch's mean and the spread about it."""
+        """Return R^2 over all batches."""
         outputs = range(len(statistics[0][0]))
         return math.fsum(self._of_output(statistics, counts, p) for p in outputs) / len(outputs)
 
@@ -198,7 +198,7 @@ class R2(Metric):
         center = math.fsum(mean * n for mean, _, _, n in rows) / sum(counts)
         total = math.fsum((spread + (mean - center) ** 2) * n for mean, spread, _, n in rows)
         residual = math.fsum(error * n for _, _, error, n in rows)
-        # Not `total` alone: the spread of equal numbers is zero but for rounding.
+        # `total` alone is not enough: by rounding, equal numbers may have a variance.
         if least == most or total == 0:
             return 1.0 if residual == 0 else 0.0
         return 1.0 - residual / total
@@ -214,7 +214,7 @@ METRICS: dict[str, type[Metric]] = {
 
 
 def get_metric(metric: str | Metric) -> Metric:
-    """Return the metric of that name, or the given one itself."""
+    """Return the metric with that name, or the given object."""
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, type) and issubclass(metric, Metric):

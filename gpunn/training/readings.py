@@ -1,4 +1,4 @@
-"""The loss and the metrics of an epoch: kept on the device, and read once at its end."""
+"""The loss and the metrics of an epoch, kept on the device and read once at its end."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import to_numpy
+from gpunn.data.batch import Batch
 from gpunn.data.lending import is_ours, kept_apart
-from gpunn.data.loader import Batch
 from gpunn.errors import DataError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.program.results import StepResults
 from gpunn.training.metrics import Metric
 
-#: After so many batches their scalars are put into one array, so that a long epoch stays small.
+#: After this many batches, their scalars are stacked into one array to save memory.
 _FOLD = 1024
 
 
 class _Column:
-    """One small array a batch, of the same shape each time."""
+    """One small array per batch, always of the same shape."""
 
     def __init__(self) -> None:
         self._folded: list[Array] = []
@@ -34,12 +34,12 @@ class _Column:
             self._fold()
 
     def extend(self, x: Array) -> None:
-        """Take those of several batches, in one array."""
+        """Add the values of several batches, in one array."""
         self._fold()
         self._folded.append(x)
 
     def read(self) -> list[Any]:
-        """Return all as Python numbers, or lists of them; this waits for the device."""
+        """Return all values as Python numbers or lists; wait for the device."""
         self._fold()
         return [row for block in self._folded for row in to_numpy(block).tolist()]
 
@@ -50,18 +50,18 @@ class _Column:
 
 
 class Readings:
-    """Collects what each batch gives, and makes the epoch's numbers of it.
+    """Collects the results of batches, and computes the numbers of the epoch from them.
 
     Parameters
     ----------
     loss : Loss
-        Whose values are collected.
+        The loss whose values are collected.
     metrics : sequence of Metric
-        What else to measure.
+        Further quantities to measure.
     scale : float, default 1.0
-        What multiplies the loss, but not a penalty.
+        A factor of the loss, but not of the penalty.
     weighted : bool, default True
-        Whether a batch counts by the weight of its samples, or by their number.
+        Whether the mean weights batches by their sample weights, or by their sizes.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Readings:
         sample_weight: Array | None,
         penalty: Array | None = None,
     ) -> None:
-        """Take a batch: its cost, and what the metrics make of its prediction."""
+        """Add a batch: its cost, and the metrics of its prediction."""
         self.counts.append(prediction.shape[0])
         cost = cost if self._scale == 1.0 else self._scale * cost
         self._costs.append(cost if penalty is None else cost + penalty)
@@ -102,9 +102,9 @@ class Readings:
         self._measure(prediction, y)
 
     def add_many(self, results: StepResults, data: Batch, order: Any, batch_size: int) -> None:
-        """Take the results of several batches: of rows of the data in that order, or as they are.
+        """Add the results of several batches, rows of `data` in an order (None: as stored).
 
-        Their costs contain the penalty if it was computed.
+        The costs include the penalty, if it was computed.
         """
         start, stop, size = results.rows.start, results.rows.stop, batch_size
         whole, rest = divmod(stop - start, size)
@@ -124,14 +124,14 @@ class Readings:
         for metric, columns in self._statistics:
             if self._all_ours:
                 values = metric.measure(prediction, y)
-            else:  # what one of them writes, the others must not read
+            else:  # a metric must not see what another one writes
                 values = metric.measure(kept_apart(prediction), kept_apart(y))
             columns.extend(_Column() for _ in range(len(values) - len(columns)))
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
 
     def read(self) -> dict[str, float]:
-        """Return the epoch's loss and metrics, as numbers.
+        """Return the loss and the metrics of the epoch as numbers.
 
         Raises
         ------
@@ -157,11 +157,11 @@ class Readings:
 
 
 def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
-    # fsum refuses inf - inf, and a cost that overflowed is still to be reported as not finite.
+    # fsum raises on inf - inf; an overflowed cost should be reported as not finite.
     terms = list(map(operator.mul, values, weights))
     return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan
 
 
 def _stack(arrays: list[Array]) -> Array:
-    """Return the arrays as one, with a new first axis."""
+    """Stack the arrays along a new first axis."""
     return kernels(arrays[0]).stack(arrays)

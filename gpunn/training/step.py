@@ -24,16 +24,13 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     *,
     rng: RNG = None,
 ) -> tuple[Array, Array]:
-    """Learn from one batch: the whole of backpropagation.
+    """Learn from one batch: forward, the loss, its gradient, backward, and the update.
 
-    Forward; the loss; its gradient; backward; the update of the parameters. Nothing here waits
-    for a device.
-
-    NumPy's targets are checked, before any parameter changes: labels out of range, targets of
-    `BinaryCrossEntropy` outside of [0, 1], negative soft targets. On a device they are not checked,
-    since that would wait for it: there a label out of range makes the cost NaN, and with the update
-    all parameters. Call ``loss.check_target(y, output_shape)`` once for a whole data set, as a
-    `Trainer` does.
+    Nothing here waits for a device. On NumPy, targets are checked before any parameter changes:
+    labels out of range, targets of `BinaryCrossEntropy` outside [0, 1], negative soft targets. On a
+    device they are not checked, which would wait: there a label out of range makes the cost NaN,
+    and the update makes all parameters NaN. Call ``loss.check_target(y, output_shape)`` once for
+    the whole data set, as `Trainer` does.
 
     Parameters
     ----------
@@ -42,14 +39,14 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     loss : Loss
         J.
     optimizer : Optimizer
-        Built on the model's parameters, or on some of them: the others stay as they are, their
-        gradients, too.
+        Built on all or some of the model's parameters. The others, and their gradients, do not
+        change.
     x, y : array
         The batch, on the model's device.
     sample_weight : array, optional
         (N,).
     rng : None, int or numpy.random.Generator
-        For dropout. In a loop pass a Generator: an int gives the same masks at every step.
+        For dropout. In a loop, pass a Generator: an int gives the same masks at every step.
 
     Returns
     -------
@@ -61,17 +58,16 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     Raises
     ------
     SettingError
-        If model, loss or optimizer is none.
+        If model, loss or optimizer is of the wrong class.
     LabelError
-        If a target on the host is not one that the loss is defined for; the parameters are then as
-        they were before.
+        If the loss is not defined for a target on the host; no parameter has changed.
     DeviceMemoryError
-        If the device has too little memory; the weights are then as they were before.
+        If the device has too little memory; no parameter has changed.
 
     Notes
     -----
-    After an error or an interrupt the optimizer's parameters have no gradients: half of one may
-    have been there.
+    After an error or an interrupt, the gradients of the optimizer's parameters are cleared: they
+    may be incomplete.
     """
     try:
         with scope_of(x):
@@ -92,9 +88,9 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     *,
     unchecked: bool = False,
 ) -> tuple[Array, Array]:
-    """Do what `train_step` does, where the device of `x` is the current one already.
+    """Do what `train_step` does; the device of `x` must be the current one.
 
-    Targets, and whether the model is still the same, are looked at only if nobody has checked them.
+    Targets, and whether the model has changed, are checked only if `unchecked`.
     """
     part = optimizer.part
     if part is None or part.model() is not model:
@@ -102,7 +98,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     try:
         tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
         prediction = model.forward(x, tape)
-        if unchecked and part.owners != (owners := tape.owners()):  # layers came or went
+        if unchecked and part.owners != (owners := tape.owners()):  # layers were added or removed
             part = part_of(model, optimizer)
             part.owners, tape.parameters = owners, part.wanted
         cost = loss.forward(prediction, y, tape, sample_weight)

@@ -1,4 +1,4 @@
-"""Knowing when to stop, and what to go back to."""
+"""Early stopping, and the best weights to go back to."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from gpunn.training.history import History
 class EarlyStopping:
     """Stop when the loss no longer falls: "repeat until convergence", made precise.
 
-    Training stops after `patience` epochs in a row none of which brought the monitored loss more
-    than `tolerance` below its best; or the monitored metric above it, where higher is better.
-    A value that is not finite is never an improvement.
+    Training stops after `patience` epochs in a row without an improvement: a monitored loss that is
+    more than `tolerance` below its best, or a metric that is above it, if higher is better. A value
+    that is not finite is never an improvement.
 
     Parameters
     ----------
     patience : int, default 10
         At least 1.
     tolerance : float, default 1e-4
-        At least 0, in units of what is monitored.
+        At least 0, in the units of the monitored column.
     monitor : str, optional
         A column of the history, such as ``"validation_accuracy"``. By default the validation loss
         if there is one, else the training loss with the penalty of weight decay.
     restore_best : bool, default True
         Whether to end with the weights of the best epoch rather than of the last.
     higher_is_better : bool, optional
-        Which way the monitored column is better. Losses and metrics say it themselves (see
-        `Metric.higher_is_better`); it is needed for a column that a callback appends.
+        Whether higher values of the monitored column are better. Losses and metrics declare it (see
+        `Metric.higher_is_better`); a column that a callback appends needs it.
     """
 
     patience: int = 10
@@ -57,22 +57,21 @@ class EarlyStopping:
         one_of("EarlyStopping", "higher_is_better", self.higher_is_better, (None, True, False))
 
     def direction(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> bool:
-        """Return whether the column `name` is better the higher.
+        """Return whether higher values of the column `name` are better.
 
         Parameters
         ----------
         name : str
-            What is monitored.
+            The monitored column.
         columns : mapping of str to bool or None
-            The columns that there will be, and whether each is better the higher; None where that
-            is not known.
+            The columns to come, and whether higher values are better; None if unknown.
         appended : bool
-            Whether there are callbacks, which may append more.
+            Whether callbacks may append further columns.
 
         Raises
         ------
         SettingError
-            If there is no such column, or nobody says which way it is better.
+            If there is no such column, or its better direction is not known.
         """
         stated = self.higher_is_better
         if name not in columns:
@@ -111,7 +110,7 @@ class EarlyStopping:
         return _absent(name, columns) + advice
 
     def reason(self, history: History) -> str | None:
-        """Return why to stop after the history's last epoch, or None to go on."""
+        """Return why to stop after the last epoch, or None to continue."""
         name = history.monitored
         if name not in history:
             raise SettingError(_absent(name, history.columns))
@@ -133,7 +132,7 @@ def _absent(name: str, columns: Mapping[str, object]) -> str:
 def follow(
     early_stopping: EarlyStopping | None, columns: Mapping[str, bool | None], *, appended: bool
 ) -> History:
-    """Return an empty history that follows what early stopping says, or by default a loss.
+    """Return an empty history that monitors the column of early stopping, by default a loss.
 
     `columns` and `appended` are those of `EarlyStopping.direction`.
     """
@@ -152,14 +151,14 @@ class BestWeights:
     Parameters
     ----------
     model : Layer
-        Whose arrays are copied, once now and again whenever a loss is the lowest.
+        Its arrays are copied at once, and again whenever the loss is the lowest so far.
 
     Attributes
     ----------
     loss : float
         The lowest so far.
     epoch : int
-        Of which epoch; 0 before the first.
+        The epoch of the weights; 0 before the first.
     """
 
     def __init__(self, model: Layer) -> None:
@@ -171,7 +170,7 @@ class BestWeights:
     def offer(self, epoch: int, loss: float) -> None:
         """Copy the weights if `loss` is the lowest so far, and finite.
 
-        Of a number that is better the higher, give the negative.
+        If higher is better, pass the negative.
         """
         if not (math.isfinite(loss) and loss < self.loss):
             return
@@ -181,7 +180,7 @@ class BestWeights:
                 copy[...] = item.value
 
     def restore(self) -> None:
-        """Write them back."""
+        """Write the best weights back to the model."""
         for item, copy in zip(self._held, self._copies, strict=True):
             with scope_of(copy):
                 item.value[...] = copy

@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import copy_of, may_overlap, scope_of, to_numpy
+from gpunn.arrays.backend import scope_of, to_numpy
 from gpunn.arrays.checks import one_of, whole_number
-from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
-from gpunn.kernels import kernels
-from gpunn.kernels.declared import kernel_of
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
-from gpunn.nn.containers import Sequential
-from gpunn.nn.dense import Dense
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
@@ -33,9 +27,11 @@ from gpunn.training.arguments import (
     check_unchanged,
     kind_of,
 )
-from gpunn.training.epoch import EpochRunner, recorded_pass
+from gpunn.training.epoch import EpochRunner
 from gpunn.training.freezing import part_of
+from gpunn.training.heads import check_head
 from gpunn.training.history import History
+from gpunn.training.inference import evaluate, predict
 from gpunn.training.metrics import Metric
 from gpunn.training.readings import Readings
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
@@ -48,18 +44,17 @@ Data: TypeAlias = "Loader | Sequence[Any]"
 
 
 class Trainer:
-    """A plain loop around `train_step`: epochs, validation, early stopping, history.
+    """A loop around `train_step`: epochs, validation, early stopping, history.
 
     Parameters
     ----------
     model : Layer
-        What to train.
+        The model to train.
     loss : Loss
         With reduction "mean" or "sum".
     optimizer : Optimizer
-        Built on ``model.parameters()``, after ``model.to(...)``; or on some of them, and the others
-        stay as they are. A layer that the model gets later on is refused where the optimizer does
-        not hold its parameters.
+        Built on ``model.parameters()``, after ``model.to(...)``, or on some of them: the others do
+        not change. A layer added later is an error if the optimizer does not hold its parameters.
     metrics : sequence of str or Metric, optional
         Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
         ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
@@ -69,8 +64,8 @@ class Trainer:
     Raises
     ------
     SettingError
-        If the parts do not belong together, such as a model that ends in softmax with a loss that
-        applies it, too.
+        If the parts do not fit together, such as a model that ends in softmax and a loss that
+        applies it again.
     """
 
     def __init__(
@@ -91,7 +86,7 @@ class Trainer:
                 "Trainer: the optimizer holds parameters that are not the model's; "
                 "build it on model.parameters()"
             )
-        _check_head(model, loss)
+        check_head(model, loss)
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -116,11 +111,11 @@ class Trainer:
         loader : Loader
             The training data; each epoch iterates over it once.
         epochs : int
-            At most so many passes over the data, at least 1.
+            The maximum number of passes over the data, at least 1.
         validation : Loader or (x, y) or (x, y, sample_weight), optional
             Evaluated after each epoch.
         early_stopping : EarlyStopping, optional
-            When to stop, and whether to go back to the best weights.
+            When to stop, and whether to restore the best weights.
         callbacks : iterable of functions
             Each is called after each epoch as ``callback(trainer, history)``; training ends when
             one returns True.
@@ -130,7 +125,7 @@ class Trainer:
         Returns
         -------
         History
-            Also after Ctrl-C, which ends training and is not raised again.
+            Also after Ctrl-C, which ends training without an exception.
 
         Raises
         ------
@@ -138,9 +133,9 @@ class Trainer:
             If an epoch's loss is not finite. The model then has the weights of its best epoch, and
             the error's `history` is the history so far.
         DeviceError, DTypeError, ShapeError, LabelError, DataError
-            Before the first epoch, where model, loss and data do not fit together.
+            Before the first epoch, if model, loss and data do not fit together.
         SettingError
-            If the model has got parameters that nobody would train.
+            If the model has new parameters that the optimizer does not hold.
         """
         if not isinstance(loader, Loader):
             raise SettingError(
@@ -159,13 +154,13 @@ class Trainer:
         history = follow(early_stopping, columns, appended=bool(callbacks))
         best = BestWeights(self.model)
         self.optimizer.clear()
-        part_of(self.model, self.optimizer)  # it may be another one than in earlier steps
-        course = EpochRunner(loader, self._rng, self._program)
+        part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
+        runner = EpochRunner(loader, self._rng, self._program)
         bar = _progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
                 with loader.backend.scope():
-                    self._epoch(course, validation, history, bar)
+                    self._epoch(runner, validation, history, bar)
                 self._check_finite(history, best)
                 history.stopped = self._reason(history, early_stopping, callbacks)
                 latest = history.to_minimize[-1]
@@ -212,7 +207,7 @@ class Trainer:
 
     @property
     def why_not_recorded(self) -> str:
-        """Why the steps of the last epoch ran one by one; empty if they were recorded."""
+        """Why the steps of the last epoch were not recorded; empty if they were."""
         return self._program.why_not
 
     def evaluate(self, data: Data) -> dict[str, float]:
@@ -230,30 +225,18 @@ class Trainer:
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the model's outputs for all of `x`, as one array (N, outputs) on its device.
 
-        One output a sample makes (N, 1): take ``[:, 0]`` before comparing it with a target (N,).
+        A single output has shape (N, 1): use ``[:, 0]`` to compare it with a target (N,).
 
         Parameters
         ----------
         x : array or Loader
-            (N, ...). Arrays are moved and converted as a `Loader` does.
+            (N, ...). Arrays are moved and converted as by `Loader`.
         batch_size : int, default 1024
-            How many samples at a time.
+            Samples per pass.
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
-        recorded = recorded_pass(self._prediction, self.model, None, loader, outputs=True)
-        if recorded is not None:
-            found = [results.outputs for results, _ in recorded]
-            return found[0] if len(found) == 1 else kernels(found[0]).xp.concat(found)
-        outputs = []
-        for batch in lend(loader.in_order, self.model):
-            outputs.append(self.model(batch.x))
-        with loader.backend.scope():
-            if len(outputs) > 1:
-                return kernels(outputs[0]).xp.concat(outputs)
-            # A model may pass its input on.
-            passed_on = may_overlap(outputs[0], batch.x)
-            return copy_of(outputs[0]) if passed_on else outputs[0]
+        return predict(self.model, loader, self._prediction)
 
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the probabilities that the loss reads from the model's outputs.
@@ -266,13 +249,13 @@ class Trainer:
             return self.loss.probabilities(outputs)
 
     def _epoch(
-        self, course: EpochRunner, validation: Loader | None, history: History, bar: Any
+        self, runner: EpochRunner, validation: Loader | None, history: History, bar: Any
     ) -> None:
         """Train for an epoch, then validate; append both to the history."""
         rate = self.optimizer.learning_rate
         readings = Readings(self.loss, self.metrics)
         start = time.perf_counter()
-        course.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
+        runner.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
         record = readings.read()
         penalty = self.optimizer.penalty()
         if penalty is not None or "cost" in history:
@@ -288,7 +271,7 @@ class Trainer:
             bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _columns(self, *, validated: bool) -> dict[str, bool | None]:
-        """Return the columns that a history will have, and whether each is better the higher."""
+        """Return the columns of the history, and whether higher values are better."""
         columns: dict[str, bool | None] = {"loss": False}
         columns |= {metric.name: metric.higher_is_better for metric in self.metrics}
         measured = dict(columns)
@@ -300,19 +283,8 @@ class Trainer:
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         readings = Readings(self.loss, self.metrics)
-        wanted = bool(self.metrics)
-        recorded = recorded_pass(self._evaluation, self.model, self.loss, loader, outputs=wanted)
-        if recorded is not None:
-            for results, data in recorded:
-                readings.add_many(results, data, None, loader.batch_size)
-            return readings.read()
-        values = [parameter.value for parameter in self.model.parameters()]
-        threads = kernels(values[0]).threads(loader.batch_size, values)
-        with loader.backend.scope(), threads:
-            for batch in lend(loader.in_order, self.model, self.loss, *self.metrics):
-                prediction = self.model.forward(batch.x)
-                cost = self.loss.forward(prediction, batch.y, None, batch.sample_weight)
-                readings.add(cost, prediction, batch.y, batch.sample_weight)
+        evaluate(self.model, loader, readings, self._evaluation)
+        with loader.backend.scope():
             return readings.read()
 
     def _as_loader(self, data: Data, owner: str) -> Loader:
@@ -323,7 +295,7 @@ class Trainer:
         return self._loader(x, y, sample_weight=weight[0] if weight else None)
 
     def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
-        """Return a loader over all of the data in order, in the model's place and dtype."""
+        """Return a loader of all data in stored order, with the model's device and dtype."""
         first = next(iter(self.model.parameters()), None)
         dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
         loader = Loader(
@@ -339,7 +311,7 @@ class Trainer:
         return loader
 
     def check(self, loader: Loader) -> None:
-        """Check, on one sample, all targets and all weights, that the parts fit together."""
+        """Check that model, loss and data fit, on one sample and all targets and weights."""
         check_unchanged(self.model, self.optimizer, self._known)
         self._check_data(loader)
 
@@ -372,7 +344,7 @@ class Trainer:
         if all(map(math.isfinite, losses)):
             return
         best.restore()
-        self.optimizer.reset()  # its state saw what was not finite
+        self.optimizer.reset()  # its state may not be finite
         whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
         history.stopped = f"the loss was not finite in epoch {len(history)}"
         error = DivergenceError(
@@ -401,31 +373,6 @@ class Trainer:
     def __repr__(self) -> str:
         """Return the parts."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
-
-
-#: The formulas whose results are probabilities, or their logarithms.
-_OF_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
-
-
-def _check_head(model: Layer, loss: Loss) -> None:
-    """Refuse a loss that would apply the last activation a second time, or that misses it."""
-    last: Layer = model
-    while isinstance(last, Sequential) and len(last):
-        last = last[-1]
-    activation = last.activation if isinstance(last, Dense) else last
-    if kernel_of(activation) in _OF_PROBABILITIES and loss.from_logits:
-        raise SettingError(
-            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
-            "applies it, too; leave the last activation off (recommended), or use the loss of "
-            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
-        )
-    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
-    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
-        raise SettingError(
-            f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
-            "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
-            "softmax or sigmoid"
-        )
 
 
 def _progress_bar(total: int, *, show: bool | None) -> Any:

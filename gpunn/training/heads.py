@@ -1,0 +1,41 @@
+"""Whether the end of a model fits its loss: outputs or probabilities, not softmax twice."""
+
+from __future__ import annotations
+
+from gpunn.errors import SettingError
+from gpunn.kernels.declared import kernel_of
+from gpunn.losses.base import Loss
+from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
+from gpunn.nn.containers import Sequential
+from gpunn.nn.dense import Dense
+from gpunn.nn.layer import Layer
+
+#: The formulas that return probabilities or their logarithms.
+_GIVE_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
+
+
+def check_head(model: Layer, loss: Loss) -> None:
+    """Check that the last activation is applied once, by the model or by the loss.
+
+    Raises
+    ------
+    SettingError
+        If both apply it, or neither does.
+    """
+    last: Layer = model
+    while isinstance(last, Sequential) and len(last):
+        last = last[-1]
+    activation = last.activation if isinstance(last, Dense) else last
+    if kernel_of(activation) in _GIVE_PROBABILITIES and loss.from_logits:
+        raise SettingError(
+            f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
+            "applies it again; remove the last activation (recommended), or use a loss of "
+            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
+        )
+    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
+    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
+        raise SettingError(
+            f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
+            "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
+            "softmax or sigmoid"
+        )
