@@ -5,7 +5,8 @@ between the CPU and a GPU.
 """
 
 from gpunn import errors
-from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy, use
+from gpunn.arrays.backend import Backend, backend_of, get_backend, use
+from gpunn.arrays.exchange import to_numpy
 from gpunn.data.loader import Batch, Loader
 from gpunn.files.weights import LoadReport, load, save
 from gpunn.losses.base import Loss

@@ -59,10 +59,15 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise
     SettingError
         If it is anything else.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+    if is_whole(value) and int(value) >= least:
         return int(value)
     wanted = "above 0" if least == 1 else f"of at least {least}"
     raise SettingError(f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {value!r}")
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, Python's or NumPy's; a `bool` is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def one_of(
@@ -108,7 +113,7 @@ def sample_shape(owner: str, input_shape: Any) -> tuple[int, ...]:
     """Return the shape of one sample as a tuple; a number n stands for (n,)."""
     lengths = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
     for length in lengths:
-        if not isinstance(length, Integral) or isinstance(length, bool) or length < 0:
+        if not is_whole(length) or length < 0:
             raise SettingError(
                 f"{owner}: input_shape must be whole numbers of at least 0, got {input_shape!r}"
             )

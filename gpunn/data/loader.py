@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import Backend, backend_of, copy_of, get_backend, read_only
+from gpunn.arrays.backend import Backend, backend_of, get_backend
 from gpunn.arrays.checks import flag, one_of, whole_number
-from gpunn.arrays.facts import is_out_of_memory, size_of
+from gpunn.arrays.facts import dtype_name, is_out_of_memory, size_of
+from gpunn.arrays.memory import copy_of, read_only
 from gpunn.arrays.settings import checked
 from gpunn.data import validation
 from gpunn.data.lending import is_lent
@@ -371,7 +372,7 @@ class Loader:
         if isinstance(self.stored.x, np.memmap) or validation.is_sparse(self.stored.x):
             return False
         wanted = sum(
-            math.prod(part.shape) * np.dtype(dtype or str(part.dtype).rpartition(".")[2]).itemsize
+            math.prod(part.shape) * np.dtype(dtype or dtype_name(part)).itemsize
             for part, dtype in zip(self.stored, self._dtypes, strict=True)
             if part is not None
         )
@@ -414,7 +415,7 @@ def _target_dtype(y: Array, dtype: str | None) -> str | None:
     """Return what targets are converted to: labels to the integers that every device has."""
     if validation.is_floating(y):
         return dtype
-    return None if str(y.dtype).endswith("bool") else "int64"
+    return None if dtype_name(y) == "bool" else "int64"
 
 
 def _take(part: Any, rows: slice, order: Any) -> Any:

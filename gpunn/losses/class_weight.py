@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, TypeAlias
 
-from gpunn.arrays.backend import backend_of, is_kind, to_numpy
-from gpunn.arrays.checks import number
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.checks import is_whole, number
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import is_kind
 from gpunn.errors import SettingError
 
 #: The weight of each class in order, or of some classes by their number.
@@ -26,7 +27,7 @@ def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
         return None
     if isinstance(given, Mapping):
         for key in given:
-            if not isinstance(key, Integral) or isinstance(key, bool) or key < 0:
+            if not is_whole(key) or key < 0:
                 raise SettingError(
                     f"{owner}: {name} has the key {key!r}; keys are classes, whole numbers from 0"
                 )

@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace, Shape
-from gpunn.arrays.backend import backend_of, is_kind
+from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import flag, number
+from gpunn.arrays.facts import is_kind
 from gpunn.arrays.settings import checked
 from gpunn.errors import DTypeError, LabelError, ShapeError
 from gpunn.kernels import kernels

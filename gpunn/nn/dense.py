@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_kind
+from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
 from gpunn.arrays.checks import flag, float_dtype, whole_number
+from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.activation import (
@@ -159,14 +160,14 @@ class Dense(Layer):
         if place is None:
             raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
         if place != home:
-            raise apart(repr(self), home, place)
+            raise device_mismatch(repr(self), home, place)
         if x.ndim != 2 or x.shape[1] != self.in_features:
             advice = "; flatten it first" if x.ndim > 2 else ""
             raise ShapeError(
                 f"{self!r}: expected x of shape (N, {self.in_features}), "
                 f"got {tuple(x.shape)}{advice}"
             )
-        wanted = str(self.weight.value.dtype).rpartition(".")[2]
+        wanted = dtype_name(self.weight.value)
         raise DTypeError(
             f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x with "
             f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model with '

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
-from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
+from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend, scope_of
 from gpunn.arrays.checks import float_dtype, sample_shape
+from gpunn.arrays.facts import is_floating
 from gpunn.errors import DeviceError, DTypeError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter
@@ -121,7 +122,7 @@ class Layer(Node):
     def _check_place(self, place: Backend) -> None:
         home = self.backend
         if home is not None and home != place:
-            raise apart(repr(self), home, place)
+            raise device_mismatch(repr(self), home, place)
 
     def named_parameters(self) -> dict[str, Parameter]:
         """Return the trainable arrays by dotted name (``layers.0.weight``), each once."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, copy_of, scope_of
+from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.checks import flag
+from gpunn.arrays.memory import copy_of
 from gpunn.errors import DTypeError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare

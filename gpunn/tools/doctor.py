@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from gpunn import __version__
-from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend, to_numpy
+from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
+from gpunn.arrays.exchange import to_numpy
 from gpunn.errors import BackendUnavailableError, SettingError
 
 T = TypeVar("T")

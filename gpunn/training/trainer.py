@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import copy_of, may_overlap, scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import one_of, whole_number
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.memory import copy_of, may_overlap
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
@@ -287,7 +290,7 @@ class Trainer:
     def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
         """Return a loader over all of the data in order, in the model's place and dtype."""
         first = next(iter(self.model.parameters()), None)
-        dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
+        dtype = "float32" if first is None else dtype_name(first.value)
         loader = Loader(
             x,
             y,
