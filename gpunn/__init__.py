@@ -10,13 +10,10 @@ from gpunn.arrays.exchange import to_numpy
 from gpunn.data.loader import Batch, Loader
 from gpunn.files.weights import LoadReport, load, save
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    MeanSquaredError,
-    SoftmaxCrossEntropy,
-)
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
 from gpunn.losses.logistic import logistic_regression
+from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
     ACTIVATIONS,

@@ -20,7 +20,8 @@ from gpunn.estimators.labels import Labels, as_labels, ascending, known_classes,
 from gpunn.estimators.origin import namespace_of
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, SoftmaxCrossEntropy
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
 from gpunn.nn.activation import LogSoftmax, Softplus
 from gpunn.training.metrics import BinaryAccuracy
 

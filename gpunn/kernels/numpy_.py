@@ -18,7 +18,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.reference import Formula, Kernels, in_one_block
+from gpunn.kernels.reference import Formula, Kernels, in_one_block, per_row
 
 #: Constant arrays are kept in so many shapes; who uses more shapes makes them anew.
 _MOST_CONSTANTS = 64
@@ -151,7 +151,7 @@ class NumpyKernels(Kernels):
         grad -= log_term
         np.exp(grad, out=grad)
         grad -= target
-        grad *= _column(scale)
+        grad *= per_row(scale)
         losses -= target * logits
         losses += log_term
         if summed and not getattr(scale, "ndim", 0):
@@ -173,7 +173,7 @@ class NumpyKernels(Kernels):
         grad = prediction - target
         losses = np.einsum("np,np->n", grad, grad)
         losses *= 0.5 * scale
-        grad *= _column(scale)
+        grad *= per_row(scale)
         return (np.add.reduce(losses) if summed else losses), grad
 
     def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
@@ -330,7 +330,3 @@ def _one_hot_table(shape: tuple[int, int], dtype: Any) -> Array:
     table = np.full(shape, np.nan, dtype)
     table[:, 1:-1] = np.eye(shape[0])
     return table
-
-
-def _column(scale: Any) -> Any:
-    return scale[:, None] if getattr(scale, "ndim", 0) else scale

@@ -281,6 +281,11 @@ class Kernels:
         return [self.xp.take(x, indices, axis=0) for x in arrays]
 
 
+def per_row(scale: Any) -> Any:
+    """Return a loss's scale shaped to multiply rows: (N,) as a column (N, 1), a number as it is."""
+    return scale[:, None] if getattr(scale, "ndim", 0) else scale
+
+
 def in_one_block(
     arrays: list[Array], zeros: Callable[..., Array], alignment: int
 ) -> tuple[list[Array], list[Array]]:

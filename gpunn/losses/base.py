@@ -277,11 +277,6 @@ class Loss:
         return f"{type(self).__name__}({shown})"
 
 
-def by_row(scale: Any) -> Any:
-    """Return a scale as it multiplies rows: (N,) as a column, a number as it is."""
-    return scale[:, None] if getattr(scale, "ndim", 0) else scale
-
-
 def _owner(kind: type, name: str) -> Any:
     """Return the class that an attribute of a class is from."""
     return next(base for base in kind.__mro__ if name in vars(base))
