@@ -11,18 +11,18 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpunn as gn
-from gpunn.kernels import kernels, numpy_
+from gpunn.kernels import blas, kernels
 
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     """Start from two threads; a machine with one core can have them, too."""
-    numpy_.one_thread.cache_clear()
+    blas.one_thread.cache_clear()
     with threadpool_limits(2, user_api="blas"):
         if threads() != {2}:
             pytest.skip("the BLAS of this NumPy has a fixed number of threads")
         yield
-    numpy_.one_thread.cache_clear()
+    blas.one_thread.cache_clear()
 
 
 def threads() -> set[int]:

@@ -8,8 +8,8 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.checks import flag
 from gpunn.arrays.settings import checked
 from gpunn.kernels import kernels
+from gpunn.kernels.formulas import per_row
 from gpunn.kernels.host import lies_within
-from gpunn.kernels.reference import per_row
 from gpunn.losses.base import Loss, Reduction
 from gpunn.losses.targets import check_interval
 from gpunn.nn.activation import Sigmoid

@@ -13,8 +13,8 @@ from gpunn.arrays.facts import is_integer
 from gpunn.arrays.settings import checked
 from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
+from gpunn.kernels.formulas import per_row
 from gpunn.kernels.host import lies_within
-from gpunn.kernels.reference import per_row
 from gpunn.losses.base import Loss, Reduction
 from gpunn.losses.class_weight import ClassWeight, as_class_weight, table_of
 from gpunn.losses.targets import check_interval, check_labels, not_integers

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.kernels import kernels
-from gpunn.kernels.reference import per_row
+from gpunn.kernels.formulas import per_row
 from gpunn.losses.base import Loss
 
 

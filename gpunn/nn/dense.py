@@ -141,11 +141,11 @@ class Dense(Layer):
             grad = k.activation_backward(grad, saved, self.activation)
         else:
             grad, grad_bias = k.bias_activation_backward(
-                grad, saved, self.activation, into=bias.room
+                grad, saved, self.activation, into=bias.grad_buffer
             )
             bias.add_grad(grad_bias)
         if wanted is None or self.weight in wanted:
-            self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
+            self.weight.add_grad(k.product(x.T, grad, into=self.weight.grad_buffer))
         return k.product(grad, self.weight.value.T) if tape.wants_grad else None
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
