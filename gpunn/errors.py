@@ -61,3 +61,16 @@ class FileError(GpunnError, ValueError):
 
 class PathError(FileError, OSError):
     """A file cannot be read or written where it was asked for."""
+
+
+class MovedError(GpunnError, ImportError):
+    """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
+
+
+def moved(place: str) -> MovedError:
+    """Return the error for a module, or a class in one, that is no longer there."""
+    return MovedError(
+        f"{place} is where gpunn 0.1.0 had it, and pickles from 0.1.0 cannot be read. Load them "
+        "with 0.1.0 and keep the weights there: gn.save(model, path), then gn.load here; or an "
+        "estimator's coefs_ and intercepts_. Code should import from gpunn itself"
+    )

@@ -17,9 +17,7 @@ import numpy as np
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
-from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.formulas import ActivationFormula
-from gpunn.kernels.launch import (
+from gpunn.kernels.cupy_launch import (
     THREADS,
     cuda_kernel,
     grid,
@@ -27,6 +25,8 @@ from gpunn.kernels.launch import (
     launch_loss,
     launch_update,
 )
+from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.formulas import ActivationFormula
 from gpunn.kernels.reference import Kernels
 from gpunn.kernels.update import Update
 
