@@ -16,7 +16,6 @@ from gpunn.losses.logistic import logistic_regression
 from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
-    ACTIVATIONS,
     ELU,
     GELU,
     Activation,
@@ -30,6 +29,7 @@ from gpunn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout

@@ -1,6 +1,7 @@
-"""Where arrays are born: the choice of library and device, made once, at the edges.
+"""The choice of array library and device.
 
-Inside, arrays carry their backend, and nothing asks which one it is.
+It is made where arrays are created. From then on arrays carry their backend, and no layer asks
+which one it is.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _NAMESPACES = {
 
 @dataclass(frozen=True)
 class Backend:
-    """A library of arrays and one of its devices; made by `get_backend`.
+    """An array library and one of its devices; use `get_backend` to make one.
 
     Attributes
     ----------
     package : {"numpy", "cupy", "array-api-strict"}
-        Whose arrays.
+        The library.
     index : int
-        Which device; 0 where the library has only one.
+        The device; 0 if the library has only one.
     """
 
     package: str
@@ -55,7 +56,7 @@ class Backend:
     def xp(self) -> Namespace:
         """The functions of the Array API standard, in this library."""
         name = _NAMESPACES[self.package]
-        return sys.modules.get(name) or importlib.import_module(name)  # asked for at every batch
+        return sys.modules.get(name) or importlib.import_module(name)  # called for every batch
 
     @property
     def device(self) -> Any:
@@ -67,19 +68,19 @@ class Backend:
         return "cpu"
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Return a context in which this backend's device is the library's current one."""
+        """Return a context that makes this device the library's current one."""
         scope: AbstractContextManager[Any] = (
             self.device if self.package == "cupy" else nullcontext()
         )
         return scope
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """Return `x` as an array of this backend, copied only if that is needed.
+        """Return `x` as an array of this backend; it is copied only if necessary.
 
         Parameters
         ----------
         x : array of any library, or anything that `numpy.asarray` takes
-            The values. An array on a GPU reaches another GPU without a trip through the host.
+            The values. Copies from one GPU to another do not go through the host.
         dtype : str or dtype of the standard, optional
             Defaults to the dtype of `x`.
         """
@@ -99,7 +100,7 @@ class Backend:
         return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
 
     def free_bytes(self) -> int | None:
-        """Return how much memory the device has left, in bytes, or None where that is not known."""
+        """Return the free memory of the device in bytes, or None if unknown."""
         if self.package == "cupy":
             cupy = importlib.import_module("cupy")
             with self.scope():
@@ -126,12 +127,12 @@ def get_backend(name: str | Backend | None = None) -> Backend:
         ``"numpy"``; ``"cupy"`` (CuPy's current device) or ``"cupy:1"`` (that device);
         ``"array-api-strict"`` or ``"array-api-strict:1"``, for tests; ``"auto"``, which is the
         environment variable ``GPUNN_BACKEND`` if set, else CuPy if it works, else NumPy. None is
-        what `use` has set, else ``GPUNN_BACKEND``, else NumPy.
+        the backend set by `use`, else ``GPUNN_BACKEND``, else NumPy.
 
     Raises
     ------
     BackendUnavailableError
-        If that backend cannot work here; the message says why, and what mends it.
+        If that backend does not work here; the message says why, and what to do.
     SettingError
         If there is no backend of that name.
     """
@@ -157,7 +158,7 @@ def get_backend(name: str | Backend | None = None) -> Backend:
 
 
 class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
-    """Set the backend for those who do not name one: for a block, or for the process.
+    """Set the default backend, for a block or for the process.
 
     Parameters
     ----------
@@ -170,8 +171,8 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
     >>> with gn.use(backend="numpy"):
     ...     layer = gn.Dense(2, 1)
 
-    Called without ``with``, it holds for the process; within ``with``, for the block alone and
-    for the thread or task that runs it.
+    Without ``with``, it applies to the process. With it, it applies only to the block, and to the
+    thread or task that runs the block.
     """
 
     def __init__(self, backend: str | Backend) -> None:
@@ -180,7 +181,7 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
         _process_uses.append(self)
 
     def __enter__(self) -> Backend:
-        """Narrow the choice to the block."""
+        """Restrict the choice to the block."""
         if self in _process_uses:  # not when a block is entered a second time
             _process_uses.remove(self)
         self._tokens.append(_block_backend.set(self.backend))
@@ -191,8 +192,8 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
         _block_backend.reset(self._tokens.pop())
 
 
-#: Those that no block has narrowed; the last one holds. Each removes itself, not what it found
-#: before it, since threads may enter their blocks at the same time.
+#: The calls of `use` without a block; the last one applies. Entering a block removes the block's
+#: own entry, wherever it is in the list, since threads may enter blocks at the same time.
 _process_uses: list[use] = []
 _block_backend: ContextVar[Backend | None] = ContextVar("gpunn_backend", default=None)
 
@@ -201,7 +202,7 @@ _NUMPY = Backend("numpy")
 
 
 def backend_of(x: Any) -> Backend | None:
-    """Return the backend of an array, or None if it is no array of a known library."""
+    """Return the backend of an array, or None if it is not an array of a known library."""
     if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
         return _NUMPY
     library = type(x).__module__.partition(".")[0]
@@ -214,13 +215,13 @@ def backend_of(x: Any) -> Backend | None:
     return getattr(x, "__gpunn_backend__", None)  # a stand-in, while a step is recorded
 
 
-@lru_cache(maxsize=64)  # asked of each array
+@lru_cache(maxsize=64)  # called for every array
 def _known(package: str, index: int) -> Backend:
     return Backend(package, index)
 
 
 def scope_of(x: Any) -> AbstractContextManager[Any]:
-    """Return a context in which the device of `x` is its library's current one."""
+    """Return a context that makes the device of `x` the current one of its library."""
     if not isinstance(x, np.ndarray) and type(x).__module__.startswith("cupy"):
         device: AbstractContextManager[Any] = x.device
         return device
@@ -251,14 +252,14 @@ def _from_environment() -> Backend | None:
 
 @lru_cache(maxsize=1)
 def _automatic() -> Backend:
-    """Return CuPy's backend if it works, else NumPy's; say once which, and why."""
-    import logging  # noqa: PLC0415 (a tenth of the time that importing gpunn may take)
+    """Return CuPy's backend if it works, else NumPy's; log the choice and its reason once."""
+    import logging  # noqa: PLC0415 (a tenth of the import time that gpunn may take)
 
     log = logging.getLogger("gpunn")
     try:
         backend = get_backend("cupy")
     except BackendUnavailableError as error:
-        # Who has installed CuPy wants to know that it is of no use.
+        # A user who has installed CuPy should learn that it does not work.
         say = log.info if "is not installed" in str(error) else log.warning
         say("backend 'auto' is numpy, since %s", error)
         return Backend("numpy")

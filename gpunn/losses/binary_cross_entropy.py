@@ -72,7 +72,7 @@ class BinaryCrossEntropy(Loss):
         check_interval(repr(self), target, 0.0, 1.0)
 
     def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
-        """Return whether a target is outside of [0, 1]."""
+        """Return whether a target is outside [0, 1]."""
         return not lies_within(target, 0.0, 1.0)
 
     def probabilities(self, prediction: Array) -> Array:
@@ -80,7 +80,7 @@ class BinaryCrossEntropy(Loss):
         return Sigmoid()(prediction) if self.from_logits else prediction
 
     def __repr__(self) -> str:
-        """Return the loss as it would be written."""
+        """Return the expression that makes this loss."""
         given = [] if self.from_logits else ["from_logits=False"]
         given += [] if self.reduction == "mean" else [f"reduction={self.reduction!r}"]
         return f"BinaryCrossEntropy({', '.join(given)})"

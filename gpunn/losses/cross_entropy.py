@@ -116,13 +116,13 @@ class CrossEntropy(Loss):
         check_interval(repr(self), target, 0.0, math.inf)
 
     def suspects(self, target: Array, cost: Array) -> bool:
-        """Return whether a label is out of range, as the cost tells, or a soft target negative."""
+        """Return whether a label is out of range (the cost is NaN), or a soft target negative."""
         if target.ndim == 1:
             return super().suspects(target, cost)
         return not lies_within(target, 0.0, math.inf)
 
     def takes(self, target: Array) -> bool:
-        """Return whether a target is labels, and says all: they are not smoothed or weighted."""
+        """Return whether a target is plain labels: without smoothing and class weights."""
         return target.ndim == 1 and not self.label_smoothing and self.class_weight is None
 
     def soft(self, prediction: Array, target: Array) -> Array:
@@ -135,9 +135,9 @@ class CrossEntropy(Loss):
         return target if self.class_weight is None else target * self._weight_of_each(prediction)
 
     def _weight_of_each(self, like: Array) -> Array:
-        """Return c, one for each output, in the dtype and place of `like`; it goes there once."""
+        """Return c (K,), in the dtype and on the device of `like`; cached there."""
         key = (backend_of(like), like.dtype, like.shape[1], self.class_weight)
-        kept = self._weights_there  # another thread may put something else there
+        kept = self._weights_there  # read once: another thread may replace it
         if kept is None or kept[0] != key:
             place, dtype, classes, given = key
             assert place is not None  # noqa: S101 (the caller has kernels for it)
@@ -148,11 +148,11 @@ class CrossEntropy(Loss):
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a copy or a pickle: not the weights that went to a device."""
+        """Return the state for a copy or a pickle: without the cached class weights."""
         return vars(self) | {"_weights_there": None}
 
     def __repr__(self) -> str:
-        """Return the loss as it would be written."""
+        """Return the expression that makes this loss."""
         given = {
             "reduction": None if self.reduction == "mean" else self.reduction,
             "class_weight": self.class_weight,
@@ -188,7 +188,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     from_logits = True
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * L, and scale * (softmax(z) - y); of a y that need not sum to 1."""
+        """Return scale * L, and scale * (softmax(z) sum_k y_k - y); y need not sum to 1."""
         xp = kernels(prediction).xp
         target = self.soft(prediction, target)
         shifted = prediction - xp.max(prediction, axis=1, keepdims=True)

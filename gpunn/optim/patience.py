@@ -1,4 +1,4 @@
-"""How long a number has not improved."""
+"""Counting epochs without improvement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Patience:
-    """Counts the epochs since a number that should fall was last clearly lower than before.
+    """Counts the epochs since a number, which should fall, last improved.
 
     Attributes
     ----------
@@ -22,9 +22,9 @@ class Patience:
     waited: int = 0
 
     def observe(self, value: float, tolerance: float) -> None:
-        """Take an epoch's number, which improves on the best one if it is lower by `tolerance`.
+        """Count an epoch; its value is an improvement if it is below `best` by `tolerance`.
 
-        A number that is not finite never does.
+        Values that are not finite are no improvement.
         """
         if math.isfinite(value) and value < self.best - tolerance:
             self.best, self.waited = value, 0
