@@ -12,6 +12,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpunn as gn
 from gpunn.kernels import blas, kernels
+from gpunn.kernels.heap import keep_heap
+from gpunn.kernels.numpy_ import NumpyKernels
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +96,13 @@ def test_without_threadpoolctl_blas_decides(monkeypatch: pytest.MonkeyPatch) -> 
     counting = Counting()
     fit(counting, 8, 4)
     assert counting.seen == {2}
+
+
+def test_the_heap_is_kept_from_the_first_training_on() -> None:
+    """Making kernels, which an import or a layer may do, allocates nothing."""
+    keep_heap.cache_clear()
+    NumpyKernels(np)
+    assert keep_heap.cache_info().misses == 0
+    for _ in range(2):
+        fit(Counting(), 4, 8)
+    assert keep_heap.cache_info().misses == 1

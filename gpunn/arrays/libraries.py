@@ -71,7 +71,7 @@ def strict_device(index: int) -> int:
 
 
 def strict_name(index: int) -> str:
-    """Return what array-api-strict calls its device number `index`."""
+    """Return the name of device number `index` in array-api-strict."""
     return f"device{index}" if index else "CPU_DEVICE"
 
 

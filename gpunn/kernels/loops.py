@@ -124,7 +124,7 @@ def _reduced(x: Any) -> Any:
 
 @compiled
 def _slope(kind: int, h: Any) -> Any:
-    """Return dh/dz. Where `kind` stays the same in a loop, the compiler takes the branch out."""
+    """Return dh/dz. If `kind` is constant in a loop, the compiler moves the branch out of it."""
     zero, one = type(h)(0), type(h)(1)
     if kind == RELU:
         return one if h > zero else zero
@@ -142,7 +142,7 @@ def times_slope(kind: int, grad: Array, saved: Array, result: Array) -> None:
 
 @compiled
 def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
-    """Write dJ/dx of the activation of that number, from h, or for SiLU and GELU from x."""
+    """Write dJ/dx for another activation, from h; for SiLU and GELU from x."""
     of = grad.dtype.type
     zero, one, half, two = of(0), of(1), of(0.5), of(2)
     if kind == LEAKY_RELU:
@@ -187,9 +187,9 @@ def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, su
 def drop(
     x: Array, start: int, key: Any, least: Any, kept: float, result: Array, mask: Array
 ) -> None:
-    """Write the mask and x times it, for the entries from the `start`-th on.
+    """Write the mask and x times the mask, for entries from number `start` on.
 
-    An integer that is not unsigned would make floats of the others.
+    All integers here are unsigned: a signed one would turn the others into floats.
     """
     zero, one = x.dtype.type(0), x.dtype.type(kept)
     for i in range(x.size):
@@ -204,7 +204,7 @@ def drop(
 
 @compiled
 def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
-    """Write each row less its largest; return minus the sum of what stands at the labels.
+    """Subtract each row's largest entry; return minus the sum of the results at the labels.
 
     Rows count by their weights, if there are any.
     """
@@ -223,7 +223,7 @@ def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
 
 @compiled
 def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: float) -> float:
-    """Make exponentials scale * (softmax - onehot); return scale * (cost + logs of their sums)."""
+    """Turn exponentials into scale * (softmax - onehot); return scale * (cost + log sums)."""
     of = grad.dtype.type
     for i in range(grad.shape[0]):
         total = of(0)
@@ -244,7 +244,7 @@ def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: floa
 
 @compiled
 def subtract_largest(logits: Array, result: Array) -> None:
-    """Write each row less its largest entry."""
+    """Subtract each row's largest entry."""
     for i in range(logits.shape[0]):
         top = logits[i, 0]
         for j in range(1, logits.shape[1]):
@@ -255,7 +255,7 @@ def subtract_largest(logits: Array, result: Array) -> None:
 
 @compiled
 def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (sigmoid(z) - y), return the cost; nothing overflows."""
+    """Write scale * (sigmoid(z) - y); return the cost. Nothing overflows."""
     zero, one, factor = grad.dtype.type(0), grad.dtype.type(1), grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):
@@ -268,7 +268,7 @@ def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array
 
 @compiled
 def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (prediction - target), return the cost."""
+    """Write scale * (prediction - target); return the cost."""
     factor = grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):
@@ -280,7 +280,7 @@ def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -
 
 @compiled
 def _regular(grad: Any, value: Any, decay: Any, limit: Any, factor: Any) -> Any:
-    """Return what an update takes for the gradient: clipped, then decayed. NaN stays NaN."""
+    """Return the gradient for an update: clipped, with weight decay added. NaN stays NaN."""
     grad = factor * (limit if grad > limit else (-limit if grad < -limit else grad))
     return grad + decay * value if decay != 0 else grad  # 0 times infinity is NaN
 
@@ -297,7 +297,7 @@ def descend(
     limit: float,
     factor: float,
 ) -> None:
-    """Update a value, and its velocity if there is momentum; see `Kernels.sgd`."""
+    """Update a value, and its velocity if there is momentum; see `gpunn.optim.sgd`."""
     of = value.dtype.type
     rate, mu, decay, limit, factor = of(rate), of(momentum), of(decay), of(limit), of(factor)
     for i in range(value.size):
@@ -324,7 +324,7 @@ def descend_by_moments(
     limit: float,
     factor: float,
 ) -> None:
-    """Update a value and its moments; see `Kernels.adam`."""
+    """Update a value and its moments; see `gpunn.optim.adam`."""
     of = value.dtype.type
     rate, epsilon, decay, limit, factor = of(rate), of(epsilon), of(decay), of(limit), of(factor)
     kept_1, new_1, kept_2, new_2 = of(beta_1), of(1 - beta_1), of(beta_2), of(1 - beta_2)

@@ -66,7 +66,7 @@ class Tape:
         self._entries.append((owner, saved))
 
     def pop(self, owner: Any) -> tuple[Any, ...]:
-        """Return what `owner` saved last.
+        """Return the last entry of `owner`, and remove it.
 
         Raises
         ------
