@@ -145,7 +145,7 @@ def measure_parts(trainer: gn.Trainer, loader: gn.Loader) -> tuple[dict[str, flo
     model, loss, optimizer = trainer.model, trainer.loss, trainer.optimizer
     batch = next(iter(loader))
     output = model.forward(batch.x)
-    gradients = [p.room for p in optimizer.parameters]
+    gradients = [p.grad_buffer for p in optimizer.parameters]
     for gradient in gradients:
         gradient[...] = 1e-3
     optimizer.schedule = gn.schedules.Constant(1.0)  # they are scaled in place, over and over

@@ -5,20 +5,18 @@ between the CPU and a GPU.
 """
 
 from gpunn import errors
-from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy, use
-from gpunn.data.loader import Batch, Loader
+from gpunn.arrays.backend import Backend, backend_of, get_backend, use
+from gpunn.arrays.exchange import to_numpy
+from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
 from gpunn.files.weights import LoadReport, load, save
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    MeanSquaredError,
-    SoftmaxCrossEntropy,
-)
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
 from gpunn.losses.logistic import logistic_regression
+from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
-    ACTIVATIONS,
     ELU,
     GELU,
     Activation,
@@ -32,6 +30,7 @@ from gpunn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout

@@ -1,4 +1,4 @@
-"""Names for types that have no class in Python."""
+"""Names for types without a class of their own."""
 
 from __future__ import annotations
 

@@ -24,23 +24,23 @@ class DataError(GpunnError, ValueError):
 
 
 class LabelError(GpunnError, ValueError):
-    """A class label or a target value lies outside of what the loss is defined for."""
+    """A class label or target value is outside the range of the loss."""
 
 
 class SettingError(GpunnError, ValueError):
-    """A setting is unknown or outside of its interval."""
+    """A setting is unknown, or outside its interval."""
 
 
 class DeviceError(GpunnError, RuntimeError):
-    """Arrays that must meet live in different places."""
+    """Arrays that are used together are on different devices."""
 
 
 class DeviceMemoryError(GpunnError, MemoryError):
-    """A device has too little memory left; the message says how large a batch would fit."""
+    """A device is out of memory; the message says how large a batch would fit."""
 
 
 class BackendUnavailableError(GpunnError, RuntimeError):
-    """A backend was asked for that cannot work here; the message says why and what mends it."""
+    """A backend does not work here; the message says why, and what to do."""
 
 
 class TapeError(GpunnError, RuntimeError):
@@ -56,8 +56,21 @@ class GradientError(GpunnError, AssertionError):
 
 
 class FileError(GpunnError, ValueError):
-    """A file of weights does not fit the model, or is no such file."""
+    """A file of weights does not fit the model, or is not a file of weights."""
 
 
 class PathError(FileError, OSError):
-    """A file cannot be read or written where it was asked for."""
+    """A file cannot be read or written at this path."""
+
+
+class MovedError(GpunnError, ImportError):
+    """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
+
+
+def moved(place: str) -> MovedError:
+    """Return the error for a module, or a class in one, that is no longer there."""
+    return MovedError(
+        f"{place} is where gpunn 0.1.0 had it, and pickles from 0.1.0 cannot be read. Load them "
+        "with 0.1.0 and keep the weights there: gn.save(model, path), then gn.load here; or an "
+        "estimator's coefs_ and intercepts_. Code should import from gpunn itself"
+    )

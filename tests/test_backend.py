@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import gpunn as gn
 from gpunn.arrays import backend as module
+from gpunn.arrays.memory import copy_of
 from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
 from tests.conftest import OnlyDLPack, Place
 
@@ -358,12 +359,12 @@ class TestMoves:
 
     def test_a_copy_is_of_an_array(self, place: Place) -> None:
         x = place.array([1.0, 2.0])
-        copy = module.copy_of(x)
+        copy = copy_of(x)
         copy += 1.0
         assert gn.to_numpy(x).tolist() == [1.0, 2.0]
         assert gn.backend_of(copy) == place.backend
         with pytest.raises(DTypeError, match="array of a known library, got list"):
-            module.copy_of([1.0])
+            copy_of([1.0])
 
 
 def run(code: str) -> str:

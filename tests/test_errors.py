@@ -120,7 +120,7 @@ LAYERS = [
      'Loader(..., dtype="float32")', "model.to(dtype=...)"),
     ("a list", lambda: gn.Dense(4, 3)(X.tolist()), DTypeError,
      "Dense(4, 3): expected an array, got list; numpy.asarray(x) makes one"),
-    ("half a model", half_moved, DeviceError, "different places", "layers.1.weight on numpy"),
+    ("half a model", half_moved, DeviceError, "on different devices", "layers.1.weight on numpy"),
     ("activation", lambda: gn.Dense(4, 3, "rleu"), SettingError,
      "unknown activation 'rleu'; known are ", *gn.ACTIVATIONS),
     ("activation class", lambda: gn.Dense(4, 3, gn.ReLU), SettingError,

@@ -302,7 +302,7 @@ class TestAFailure:
             with pytest.raises(error):
                 gn.train_step(model, loss, optimizer, X, LABELS)
         assert all(p.grad is g for p, g in zip(model[0].parameters(), waiting, strict=True))
-        assert model[0].weight.room is None  # it is taken
+        assert model[0].weight.grad_buffer is None  # it is taken
         assert all(p.grad is None for p in model[1:].parameters())
 
     def test_a_step_after_a_failed_one_is_as_ever(self, monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(gn.__file__).parent
 #: The rooms, from the foundation up. A room imports itself and those before it.
 ROOMS = (
     *("errors", "_typing", "arrays", "kernels", "nn", "losses", "optim", "data", "program"),
-    *("training", "files", "tools", "estimators", "__init__", "__main__"),
+    *("training", "files", "tools", "estimators", "__init__", "__main__", "layers"),
 )
 
 

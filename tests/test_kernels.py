@@ -19,7 +19,7 @@ import gpunn as gn
 from gpunn import kernels as kernels_module
 from gpunn.kernels import Kernels, kernels
 from gpunn.kernels.numpy_ import NumpyKernels
-from gpunn.kernels.reference import splitmix64
+from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Slots, Update
 from tests.conftest import Place
 
@@ -45,7 +45,7 @@ class Plain:
     def total(self, x: Any) -> Any:
         return x.sum()
 
-    def lay_out(self, arrays: Any) -> Any:
+    def copy_to_blocks(self, arrays: Any) -> Any:
         return None, arrays
 
     def activation(self, x: Any, formula: Any) -> Any:
@@ -264,7 +264,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         "convert": [(labels, "int32"), (3 * x(), "int64")],
         "stack": [([x(), x(), x()],), ([x(p)],)],
         "total": [(x() ** 2,), (x(n) ** 2,)],  # where nothing cancels, errors are relative
-        "lay_out": [(drawn(),)],
+        "copy_to_blocks": [(drawn(),)],
         "activation": [(x(), formula) for formula in FORMULAS],
         "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
         "activation_backward": backward,
@@ -336,7 +336,7 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
     if name == "convert" and isinstance(k, Kernels):
         given = [given[0], getattr(k.xp, given[1])]
     result = getattr(k, name)(*given, **keywords)
-    if name == "lay_out":
+    if name == "copy_to_blocks":
         result = result[1]
     if name == "accumulate":
         result = given[0]
@@ -444,7 +444,7 @@ def test_results_are_written_where_they_are_wanted(place: Place) -> None:
 def test_a_block_holds_its_arrays(place: Place) -> None:
     given = [np.arange(3.0), np.ones((2, 2)), np.zeros((0, 5)), np.array(7.0)]
     for k in sets(place):
-        blocks, arrays = k.lay_out([place.array(x) for x in given])
+        blocks, arrays = k.copy_to_blocks([place.array(x) for x in given])
         with place.backend.scope():
             for block in blocks:
                 block[...] = block + 1.0

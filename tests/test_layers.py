@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
 from gpunn.kernels import kernels
-from gpunn.kernels.reference import splitmix64
+from gpunn.kernels.random import splitmix64
 from gpunn.nn.special import erf
 from tests.conftest import Place
 

@@ -23,7 +23,7 @@ OPTIMIZERS = {"SGD": partial(gn.SGD, **SETTINGS), "Adam": partial(gn.Adam, weigh
 
 
 class Twice(gn.Layer):
-    """A layer that makes its gradient anew, and knows of no room."""
+    """A layer that returns its gradient in a new array, and uses no buffer."""
 
     def __init__(self) -> None:
         self.scale = gn.Parameter(np.full(4, 2.0, "float32"))
@@ -65,10 +65,13 @@ def assert_same(got: list[Any], want: list[Any]) -> None:
         assert_array_equal(a, b, strict=True)
 
 
-def test_values_and_rooms_are_neighbours() -> None:
+def test_values_and_gradient_buffers_are_neighbours() -> None:
     model = network()
     gn.SGD(model.parameters())
-    for arrays in ([p.value for p in model.parameters()], [p.room for p in model.parameters()]):
+    for arrays in (
+        [p.value for p in model.parameters()],
+        [p.grad_buffer for p in model.parameters()],
+    ):
         assert len({id(array.base) for array in arrays}) == 1
         assert not any(np.shares_memory(a, b) for a in arrays for b in arrays if a is not b)
         assert all(array.ctypes.data % 4 == 0 and array.flags.c_contiguous for array in arrays)
@@ -80,14 +83,14 @@ def test_what_decays_lies_apart() -> None:
     assert sorted(optimizer._blocks.decays) == [0.0, 0.1]
 
 
-def test_gradients_are_written_into_the_rooms() -> None:
+def test_gradients_are_written_into_the_buffers() -> None:
     model = network()
     gn.SGD(model.parameters())
-    rooms = [parameter.room for parameter in model.parameters()]
+    buffers = [parameter.grad_buffer for parameter in model.parameters()]
     backward(model)
-    for parameter, room in zip(model.parameters(), rooms, strict=True):
-        assert parameter.grad is room
-        assert parameter.room is None  # taken
+    for parameter, buffer in zip(model.parameters(), buffers, strict=True):
+        assert parameter.grad is buffer
+        assert parameter.grad_buffer is None  # taken
 
 
 def test_two_backward_passes_add_up() -> None:
@@ -183,7 +186,7 @@ def test_a_model_that_changes_its_dtype_takes_the_state_along() -> None:
     model.backward(loss.backward(tape), tape)
     optimizer.step()
     assert {p.value.dtype for p in model.parameters()} == {np.dtype("float64")}
-    assert all(room.dtype == "float64" for room in (p.room for p in model.parameters()))
+    assert all(buffer.dtype == "float64" for buffer in (p.grad_buffer for p in model.parameters()))
 
 
 def test_a_layer_that_makes_its_own_gradient() -> None:

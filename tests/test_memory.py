@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +57,45 @@ def test_a_shape_that_is_not_known() -> None:
     with pytest.raises(gn.errors.ShapeError, match="give input_shape"):
         gn.ReLU().memory(3)
     assert gn.ReLU().memory(3, input_shape=(2, 2)).tape["input"] == 3 * 4 * 4
+
+
+class Counting(gn.Layer):
+    """Counts its passes in every way that a layer may keep state."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self.seen: list[int] = []
+        self.mean = gn.Buffer(np.zeros(20, "float32"))
+
+    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+        self.passes += 1
+        self.seen.append(len(x))
+        self.mean.value += x.mean(axis=0)
+        if tape is not None:
+            tape.push(self, x)
+        return x
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        tape.pop(self)
+        return grad
+
+
+def test_the_account_changes_no_state() -> None:
+    counting, dropout = Counting(), gn.Dropout(0.5)
+    model = gn.Sequential(counting, gn.Dense(20, 8, rng=0), dropout, gn.Dense(8, 3, rng=1))
+    values = [parameter.value for parameter in model.parameters()]
+    settings = dict(vars(dropout))
+    assert f"1 {model[1]!r}" in model.memory(4, input_shape=20).tape
+    assert (counting.passes, counting.seen, counting.mean.value.tolist()) == (0, [], [0.0] * 20)
+    assert vars(dropout) == settings
+    assert all(p.value is value for p, value in zip(model.parameters(), values, strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_account_of_a_layer_that_cannot_be_copied() -> None:
+    counting = Counting()
+    counting.lock = threading.Lock()  # type: ignore[attr-defined]
+    assert gn.Sequential(counting).memory(2, input_shape=20).tape["input"] == 4 * 2 * 20
 
 
 class Full(gn.ReLU):

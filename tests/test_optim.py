@@ -40,22 +40,24 @@ def parameters(place: Place, dtype: str = "float64") -> list[gn.Parameter]:
     ]
 
 
-def give(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
+def give(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_buffers: bool = False) -> None:
     """Add gradients in new arrays, or where the optimizer wants them."""
     for parameter, grad in zip(optimizer.parameters, grads, strict=True):
         if grad is not None:
             dtype = gn.to_numpy(parameter.value).dtype
             new = place.backend.asarray(np.array(grad, dtype=dtype))
-            if in_rooms:
+            if in_buffers:
                 with place.backend.scope():
-                    parameter.room[...] = new
-                new = parameter.room
+                    parameter.grad_buffer[...] = new
+                new = parameter.grad_buffer
             parameter.add_grad(new)
 
 
-def update(place: Place, optimizer: gn.Optimizer, grads: list[Any], in_rooms: bool = False) -> None:
+def update(
+    place: Place, optimizer: gn.Optimizer, grads: list[Any], in_buffers: bool = False
+) -> None:
     """Do a step with these gradients."""
-    give(place, optimizer, grads, in_rooms)
+    give(place, optimizer, grads, in_buffers)
     optimizer.step()
 
 
@@ -181,14 +183,14 @@ def as_in_torch(
 
 
 class TestSGD:
-    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
-    def test_the_formulas(self, place: Place, settings: dict[str, Any], in_rooms: bool) -> None:
+    @pytest.mark.parametrize("in_buffers", [False, True], ids=["new arrays", "in buffers"])
+    def test_the_formulas(self, place: Place, settings: dict[str, Any], in_buffers: bool) -> None:
         held = parameters(place)
         rest = {name: value for name, value in settings.items() if name != "weight_decay"}
         wanted = sgd_by_hand(values(held), [settings["weight_decay"]] * STEPS, **rest)
         optimizer = gn.SGD(held, rate, **settings)
         for step in range(STEPS):
-            update(place, optimizer, gradients(step), in_rooms)
+            update(place, optimizer, gradients(step), in_buffers)
         assert_near(held, wanted)
 
     def test_as_in_torch(self, settings: dict[str, Any]) -> None:
@@ -250,14 +252,14 @@ class TestSGD:
         for now, then in zip(values(held), before, strict=True):
             assert_array_equal(now, then)
 
-    @pytest.mark.parametrize("in_rooms", [True, False])
-    def test_decay_is_as_it_was_when_built(self, place: Place, in_rooms: bool) -> None:
+    @pytest.mark.parametrize("in_buffers", [True, False])
+    def test_decay_is_as_it_was_when_built(self, place: Place, in_buffers: bool) -> None:
         held = parameters(place)
         before, optimizer = values(held), gn.SGD(held, 0.1, weight_decay=1.0)
         decays = [parameter.decay for parameter in held]
         for parameter in held:
             parameter.decay = not parameter.decay
-        update(place, optimizer, [0 * g for g in gradients(0)], in_rooms)
+        update(place, optimizer, [0 * g for g in gradients(0)], in_buffers)
         moved = [(now != then).any() for now, then in zip(values(held), before, strict=True)]
         assert moved == decays
 
@@ -347,9 +349,9 @@ class TestAdam:
         [{}, {"beta_1": 0.0}, {"beta_2": 0.0}, {"beta_1": 0.5, "beta_2": 0.6, "epsilon": 0.5}],
         ids=shown,
     )
-    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
+    @pytest.mark.parametrize("in_buffers", [False, True], ids=["new arrays", "in buffers"])
     def test_the_formulas(
-        self, place: Place, betas: dict[str, float], limits: dict[str, Any], in_rooms: bool
+        self, place: Place, betas: dict[str, float], limits: dict[str, Any], in_buffers: bool
     ) -> None:
         held = parameters(place)
         chosen = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8} | betas
@@ -358,7 +360,7 @@ class TestAdam:
         wanted = adam_by_hand(values(held), decays, *chosen.values(), **rest)
         optimizer = gn.Adam(held, rate, **betas, **limits)
         for step in range(STEPS):
-            update(place, optimizer, gradients(step), in_rooms)
+            update(place, optimizer, gradients(step), in_buffers)
         assert_near(held, wanted)
         assert optimizer.updates == optimizer.steps == STEPS
 
@@ -462,9 +464,9 @@ class TestWeightDecay:
 
     @every_optimizer
     @pytest.mark.parametrize("first", [0.0, 0.2])
-    @pytest.mark.parametrize("in_rooms", [False, True], ids=["new arrays", "in rooms"])
+    @pytest.mark.parametrize("in_buffers", [False, True], ids=["new arrays", "in buffers"])
     def test_may_change_between_steps(
-        self, place: Place, make: Any, first: float, in_rooms: bool
+        self, place: Place, make: Any, first: float, in_buffers: bool
     ) -> None:
         held = parameters(place)
         if make is gn.Adam:
@@ -476,7 +478,7 @@ class TestWeightDecay:
         for step, decay in enumerate(self.DECAYS):
             if step % 2:
                 optimizer.weight_decay = decay
-            give(place, optimizer, gradients(step), in_rooms)
+            give(place, optimizer, gradients(step), in_buffers)
             optimizer.weight_decay = decay  # after the gradients of the step it is for, too
             assert optimizer.weight_decay == decay
             optimizer.step()
@@ -499,7 +501,7 @@ class TestWeightDecay:
             seen.append(sorted(optimizer._blocks.decays))
         assert seen == [[0.0], [0.0, 0.1], [0.0, 0.2], [0.0, 0.0]]
         for parameter in held:
-            assert parameter.room is not None
+            assert parameter.grad_buffer is not None
 
     @pytest.mark.parametrize("wrong", [-0.1, math.inf, math.nan])
     @pytest.mark.parametrize("first", [0.0, 0.2])

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 import gpunn as gn
 from gpunn import program
-from gpunn.kernels import numpy_
+from gpunn.kernels import blas
 from gpunn.training import epoch
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.readings import Readings
@@ -144,7 +144,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two threads, however small the steps and few the processors."""
-    monkeypatch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+    monkeypatch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
     monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
     monkeypatch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
     with threadpool_limits(2, user_api="blas"):
@@ -213,7 +213,7 @@ class TestSteps:
     @given(case=CASES, threads=st.integers(1, 3), rows=st.sampled_from([1, 30, 1000]))
     def test_many_at_a_time_are_the_same(self, case: Case, threads: int, rows: int) -> None:
         with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
-            patch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+            patch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
             patch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
             patch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
             patch.setattr(cpu, "_ROWS_AT_ONCE", rows)
@@ -229,7 +229,7 @@ class TestSteps:
     def test_more_threads_than_this_machine_may_have(
         self, monkeypatch: pytest.MonkeyPatch, calls: list[int]
     ) -> None:
-        monkeypatch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+        monkeypatch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
         monkeypatch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
         monkeypatch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
         monkeypatch.setattr(crew, "available", lambda threads: threads)
@@ -703,7 +703,7 @@ class TestThreads:
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_a_process_that_was_forked_meanwhile(self) -> None:
         """It has as many threads of BLAS as there were before."""
-        limit = numpy_.one_thread()
+        limit = blas.one_thread()
         with limit.hold(), multiprocessing.get_context("fork").Pool(1) as pool:
             assert limit.count() == 1
             assert pool.apply_async(_threads_of_blas).get(timeout=60) == 2
@@ -847,15 +847,15 @@ class TestThreads:
             pool.submit(self.CASE.run).result()
         assert seen == [2, 1] * 3
         assert set(calls) == {2}
-        assert numpy_.one_thread().count() == 2
+        assert blas.one_thread().count() == 2
 
     @pytest.mark.parametrize("way", ["atexit", "thread"])
     def test_fits_when_the_interpreter_ends(self, way: str) -> None:
         program = f"""
 import atexit, threading, numpy as np, gpunn as gn
-from gpunn.kernels import numpy_
+from gpunn.kernels import blas
 from gpunn.program import cpu
-numpy_._WORK_OF_ONE_THREAD, cpu._WORK_OF_A_THREAD = 0, 1
+blas._WORK_OF_ONE_THREAD, cpu._WORK_OF_A_THREAD = 0, 1
 
 def fit():
     model = gn.Dense(20, 3, rng=0)
@@ -891,7 +891,7 @@ def _state_of(case: Case) -> list[Any]:
 
 
 def _threads_of_blas() -> int:
-    return numpy_.one_thread().count()
+    return blas.one_thread().count()
 
 
 @compiled

@@ -11,18 +11,20 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpunn as gn
-from gpunn.kernels import kernels, numpy_
+from gpunn.kernels import blas, kernels
+from gpunn.kernels.heap import keep_heap
+from gpunn.kernels.numpy_ import NumpyKernels
 
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
     """Start from two threads; a machine with one core can have them, too."""
-    numpy_.one_thread.cache_clear()
+    blas.one_thread.cache_clear()
     with threadpool_limits(2, user_api="blas"):
         if threads() != {2}:
             pytest.skip("the BLAS of this NumPy has a fixed number of threads")
         yield
-    numpy_.one_thread.cache_clear()
+    blas.one_thread.cache_clear()
 
 
 def threads() -> set[int]:
@@ -94,3 +96,13 @@ def test_without_threadpoolctl_blas_decides(monkeypatch: pytest.MonkeyPatch) -> 
     counting = Counting()
     fit(counting, 8, 4)
     assert counting.seen == {2}
+
+
+def test_the_heap_is_kept_from_the_first_training_on() -> None:
+    """Making kernels, which an import or a layer may do, allocates nothing."""
+    keep_heap.cache_clear()
+    NumpyKernels(np)
+    assert keep_heap.cache_info().misses == 0
+    for _ in range(2):
+        fit(Counting(), 4, 8)
+    assert keep_heap.cache_info().misses == 1

@@ -1,1 +1,1 @@
-"""Which library and device, exchange with other libraries, and checks of settings."""
+"""Array libraries and devices, exchange with other libraries, and checks of settings."""

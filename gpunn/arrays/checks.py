@@ -1,6 +1,6 @@
-"""Checks of settings: one helper for each kind of value, so that all errors read alike.
+"""Checks of settings: one function for each kind of value, so that all errors read alike.
 
-Each names who speaks (a class or function), the setting, what was wanted and what came.
+An error names the class or function, the setting, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -16,64 +16,69 @@ from gpunn.errors import SettingError
 
 
 def number(owner: str, name: str, value: Any, interval: str) -> float:
-    """Return a setting as a float, if it is a number in an interval.
+    """Check that a setting is a number in an interval; return it as a float.
 
     Parameters
     ----------
     owner, name : str
-        Who speaks, and the setting: ``"SGD", "momentum"``.
+        The class or function, and the setting: ``"SGD", "momentum"``.
     value : number
-        An `int`, `float` or a number of NumPy's; neither a `bool` nor an array.
+        An `int`, a `float` or a NumPy scalar; not a `bool` or an array.
     interval : str
-        As mathematics writes it: ``"[0, 1)"``, ``"(0, inf)"``. NaN is in none.
+        In mathematical notation: ``"[0, 1)"``, ``"(0, inf)"``. No interval contains NaN.
 
     Raises
     ------
     SettingError
-        If it is no number, or outside of the interval.
+        If it is not a number, or outside the interval.
     """
     return _checked(owner, name, value, interval, "")
 
 
 def optional_number(owner: str, name: str, value: Any, interval: str) -> float | None:
-    """Return a setting as a float, or None; see `number`."""
+    """Check that a setting is None or a number in an interval; see `number`."""
     return None if value is None else _checked(owner, name, value, interval, "None or ")
 
 
 def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise: str = "") -> int:
-    """Return a setting as an int, if it is a whole number that is large enough.
+    """Check that a setting is a whole number of at least `least`; return it as an int.
 
     Parameters
     ----------
     owner, name : str
-        Who speaks, and the setting: ``"TopK", "k"``.
+        The class or function, and the setting: ``"TopK", "k"``.
     value : int
-        Or an integer of NumPy's; neither a `bool` nor an array.
+        Or a NumPy integer; not a `bool` or an array.
     least : int, default 1
         The smallest that is allowed.
     otherwise : str, optional
-        What else would do, such as ``"None or "``: the caller has seen that it is not that.
+        For the error: what else the caller accepts, such as ``"None or "``.
 
     Raises
     ------
     SettingError
         If it is anything else.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+    if is_whole(value) and int(value) >= least:
         return int(value)
     wanted = "above 0" if least == 1 else f"of at least {least}"
     raise SettingError(f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {value!r}")
 
 
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, Python's or NumPy's; a `bool` is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def one_of(
     owner: str, name: str, value: Any, choices: Collection[Any], *, otherwise: str = ""
 ) -> Any:
-    """Return a setting that must be one of a few.
+    """Check that a setting is one of a few values; return that value.
 
     Raises
     ------
     SettingError
-        If it is none of them; they are listed.
+        If it is not; the error lists them.
     """
     for choice in choices:
         if value is choice or (isinstance(value, type(choice)) and value == choice):
@@ -83,7 +88,7 @@ def one_of(
 
 
 def flag(owner: str, name: str, value: Any) -> bool:
-    """Return a setting that must be True or False: a `bool`, or one of an array library's.
+    """Check that a setting is True or False, or such a scalar of an array library.
 
     Raises
     ------
@@ -98,17 +103,17 @@ def flag(owner: str, name: str, value: Any) -> bool:
 
 
 def float_dtype(owner: str, dtype: Any) -> str:
-    """Return the name of a dtype that must be float32 or float64; one of NumPy's is taken, too."""
+    """Check that a dtype is float32 or float64, by name or as a dtype; return its name."""
     if str(dtype) in ("float32", "float64"):
         return str(dtype)
     raise SettingError(f"{owner}: dtype must be 'float32' or 'float64', got {dtype!r}")
 
 
 def sample_shape(owner: str, input_shape: Any) -> tuple[int, ...]:
-    """Return the shape of one sample as a tuple; a number n stands for (n,)."""
+    """Check the shape of one sample; return it as a tuple. A number n stands for (n,)."""
     lengths = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
     for length in lengths:
-        if not isinstance(length, Integral) or isinstance(length, bool) or length < 0:
+        if not is_whole(length) or length < 0:
             raise SettingError(
                 f"{owner}: input_shape must be whole numbers of at least 0, got {input_shape!r}"
             )
@@ -127,7 +132,7 @@ def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -
 
 @lru_cache(maxsize=64)
 def _bounds(interval: str) -> tuple[float, float, bool, bool]:
-    """Return both ends of an interval, and whether each belongs to it."""
+    """Return both ends of an interval, and whether it contains each."""
     lowest, highest = (float(end) for end in interval[1:-1].split(","))
     return lowest, highest, interval[0] == "[", interval[-1] == "]"
 

@@ -1,20 +1,23 @@
-"""Facts about arrays that every library tells in its own way."""
+"""Facts about arrays, read in the same way from every library."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
-from gpunn._typing import Array
+from gpunn._typing import Array, Namespace
 
 
 def dtype_name(x: Any) -> str:
-    """Return the name of a dtype, or of an array's: ``"float32"``, whatever the library."""
-    return str(getattr(x, "dtype", x)).rpartition(".")[2]
+    """Return the name of an array's dtype, or of a dtype: ``"float32"``, whatever the library."""
+    dtype = getattr(x, "dtype", x)
+    # NumPy's dtypes have a name without the byte order; others are written "library.float32".
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether a library says that its device has no memory left."""
+    """Return whether an error of any library means that its device is out of memory."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
@@ -23,3 +26,26 @@ def size_of(x: Array) -> int:
     digits = "".join(character for character in dtype_name(x) if character.isdecimal())
     itemsize = int(digits) // 8 if digits else 1  # bool
     return int(math.prod(x.shape)) * itemsize
+
+
+@lru_cache(maxsize=64)  # asked at every call, of few dtypes
+def is_floating(xp: Namespace, dtype: Any) -> bool:
+    """Return whether a dtype is a real floating-point one."""
+    return is_kind(xp, dtype, "real floating")
+
+
+@lru_cache(maxsize=64)  # asked at every step, of few dtypes
+def is_integer(xp: Namespace, dtype: Any) -> bool:
+    """Return whether a dtype is an integer one, signed or not."""
+    return is_kind(xp, dtype, "integral")
+
+
+def is_kind(xp: Namespace, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
+    """Return whether a dtype is of one of these kinds, named as for the standard's `isdtype`.
+
+    False for a dtype that `isdtype` refuses, such as NumPy's strings of variable width.
+    """
+    try:
+        return bool(xp.isdtype(dtype, kinds))
+    except TypeError:
+        return False

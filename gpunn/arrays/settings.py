@@ -1,4 +1,4 @@
-"""Attributes that are checked whenever they are set, when an object is built and later."""
+"""Attributes that are checked whenever they are assigned."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class _Checked(property):
-    """An attribute whose values pass through a check.
+    """An attribute that checks the values assigned to it.
 
-    What reads it is written in C: a step of training reads several.
+    Its getter is written in C, because a training step reads several of them.
     """
 
     def __init__(self, check: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -28,17 +28,17 @@ class _Checked(property):
 
 
 def checked(check: Callable[..., Any], *arguments: Any) -> Any:
-    """Return an attribute, for the body of a class, that is checked whenever it is set.
+    """Return an attribute for a class body that is checked whenever it is assigned.
 
-    An object keeps it under its name with an underscore before it.
+    The value is stored under the same name with a leading underscore.
 
     Parameters
     ----------
     check : function
-        One of `gpunn.arrays.checks`: it is called with the name of the class, that of the
-        attribute, the value and the `arguments`, and returns what to keep.
+        One of `gpunn.arrays.checks`. It is called with the name of the class, the name of the
+        attribute, the value and the `arguments`, and returns the value to store.
     *arguments
-        What else it takes, such as the interval.
+        Further arguments of the check, such as an interval.
 
     Examples
     --------

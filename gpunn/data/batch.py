@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, copy_of
+from gpunn.arrays.backend import Backend, backend_of
+from gpunn.arrays.memory import copy_of
 from gpunn.data.validation import is_floating, is_sparse
 from gpunn.kernels import kernels
 

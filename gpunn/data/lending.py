@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import backend_of, copy_of, read_only
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.memory import copy_of, read_only
 from gpunn.nn.layer import Layer
 from gpunn.nn.tree import children
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpunn.arrays.backend import Backend, read_only
+from gpunn.arrays.backend import Backend
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import read_only
 from gpunn.data.batch import Batch, send
 from gpunn.data.validation import is_sparse
 from gpunn.errors import DeviceMemoryError

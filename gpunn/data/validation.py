@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.arrays import backend
-from gpunn.arrays.backend import adopt, backend_of, is_kind, read_only, to_numpy
+from gpunn.arrays import facts
+from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import one_of, whole_number
+from gpunn.arrays.exchange import adopt, to_numpy
+from gpunn.arrays.facts import dtype_name, is_kind
+from gpunn.arrays.memory import read_only
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 
 #: Entries checked at a time; a check allocates arrays of that size.
@@ -193,7 +196,7 @@ def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None
 
 def _too_large(x: Any, dtype: str | None) -> Any:
     """Return the smallest number that overflows in `dtype`, in the dtype of `x`."""
-    own = _name(x.dtype)
+    own = dtype_name(x)
     if dtype is None or not is_floating(x) or np.finfo(own).max <= np.finfo(dtype).max:
         return np.inf
     limits, of = np.finfo(dtype), np.dtype(own).type
@@ -215,11 +218,6 @@ def _not_finite(x: Any, limit: Any) -> Any:
         block = to_numpy(x[start : min(start + rows, x.shape[0]), ...])
         found.append(start + np.nonzero(~(np.abs(block) < limit))[0])
     return np.concatenate(found)
-
-
-def _name(dtype: Any) -> str:
-    """Return the name of any library's dtype."""
-    return str(dtype.name if isinstance(dtype, np.dtype) else dtype).rpartition(".")[2]
 
 
 def check_order(order: Any, n_samples: int) -> Any:
@@ -278,4 +276,4 @@ def is_floating(x: Array) -> bool:
     if is_sparse(x):
         return bool(x.dtype.kind == "f")
     place = backend_of(x)
-    return place is not None and backend.is_floating(place.xp, x.dtype)
+    return place is not None and facts.is_floating(place.xp, x.dtype)

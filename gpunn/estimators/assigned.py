@@ -10,7 +10,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.labels import Labels
 from gpunn.estimators.origin import HOST, Origin
@@ -120,7 +122,7 @@ class AssignedLinear(Classifying):
         self._check_intercept(intercept)
         origin = Origin.of(coef) if get_config()["array_api_dispatch"] else HOST
         place = place_of(name, self.backend, self.device, origin.backend)
-        dtype = "float32" if str(coef.dtype).endswith("float32") else "float64"
+        dtype = "float32" if dtype_name(coef) == "float32" else "float64"
         self._labels, self._origin, self.n_features_in_ = labels, origin, int(coef.shape[1])
         rng = self._random_state = check_random_state(self.random_state)
         self._begin((self.n_features_in_, k), rng, dtype, place)

@@ -10,7 +10,9 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpunn.arrays.backend import Backend, scope_of, to_numpy
+from gpunn.arrays.backend import Backend, scope_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
 from gpunn.data.loader import Loader
 from gpunn.estimators.changes import check_place, check_unchanged
 from gpunn.estimators.epochs import Epochs, Order
@@ -139,7 +141,7 @@ class NetworkEstimator(TrainingLoop):
         rng = self._random_state = check_random_state(self.random_state)
         if fresh:
             place = place_of(name, self.backend, self.device, self._origin.backend)
-            dtype = str(train.x.dtype).rpartition(".")[2]
+            dtype = dtype_name(train.x)
             self._begin((train.x.shape[1], n_outputs), rng, dtype, place)
         else:
             self._progress.begin(early_stopping=self.early_stopping)

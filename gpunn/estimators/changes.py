@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.arrays.backend import Backend, backend_of, to_numpy
+from gpunn.arrays.backend import Backend, backend_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.settings import place_of
 from gpunn.losses.base import Loss
 from gpunn.nn.activation import Activation

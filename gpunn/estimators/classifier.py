@@ -20,7 +20,8 @@ from gpunn.estimators.settings import (
     loss_or,
 )
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.nn.activation import Activation
 from gpunn.training.metrics import Metric
 

@@ -12,14 +12,16 @@ from sklearn.utils.multiclass import is_multilabel
 from sklearn.utils.validation import check_is_fitted
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.class_weights import by_class, check_class_weight, needs_all_labels
 from gpunn.estimators.labels import Labels, as_labels, ascending, known_classes, readable
 from gpunn.estimators.origin import namespace_of
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, SoftmaxCrossEntropy
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
 from gpunn.nn.activation import LogSoftmax, Softplus
 from gpunn.training.metrics import BinaryAccuracy
 

@@ -12,7 +12,9 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.data.loader import Loader
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy
+from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend, scope_of
+from gpunn.arrays.facts import dtype_name
 from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
@@ -79,7 +80,7 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def _dtype(self) -> str:
-        return str(self._network.parameters()[0].value.dtype).rpartition(".")[2]
+        return dtype_name(self._network.parameters()[0].value)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle: arrays on the host, and the name of their device."""

@@ -11,7 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.origin import Origin, namespace_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.data.loader import Loader
 from gpunn.estimators.convergence import diverged, explosion, not_converged
 from gpunn.estimators.epochs import Epochs

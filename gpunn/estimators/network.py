@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn.arrays.backend import Backend
-from gpunn.nn.activation import ACTIVATIONS, Activation, get_activation
+from gpunn.nn.activation import Activation
+from gpunn.nn.activation_names import ACTIVATIONS, get_activation
 from gpunn.nn.containers import Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout

@@ -10,7 +10,8 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from sklearn import get_config
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, get_backend, to_numpy
+from gpunn.arrays.backend import Backend, backend_of, get_backend
+from gpunn.arrays.exchange import to_numpy
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpunn.arrays.backend import Backend
+from gpunn.arrays.checks import is_whole
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.network import build
 from gpunn.estimators.settings import (
@@ -32,7 +33,7 @@ class Perceptron(NetworkEstimator):
         if isinstance(sizes, Integral):
             sizes = [sizes]
         sizes = in_order(type(self).__name__, "hidden_layer_sizes", sizes)
-        if not all(isinstance(size, Integral) and not isinstance(size, bool) for size in sizes):
+        if not all(map(is_whole, sizes)):
             raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
         if not all(int(size) > 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")

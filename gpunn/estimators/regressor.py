@@ -13,7 +13,8 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, scope_of, to_numpy
+from gpunn.arrays.backend import Backend, scope_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.origin import namespace_of
 from gpunn.estimators.perceptron import Perceptron, Solver
@@ -24,7 +25,9 @@ from gpunn.estimators.settings import (
     loss_or,
 )
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy
+from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn.activation import Activation
 from gpunn.training.metrics import Metric
 

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import backend_of, to_numpy
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.origin import Origin, namespace_of
 from gpunn.nn.parameter import Parameter
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from gpunn.arrays.backend import backend_of, copy_of, scope_of, to_numpy
+from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.checks import one_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.memory import copy_of
 from gpunn.errors import FileError, PathError, SettingError
 from gpunn.files.tensors import Stored, holds, read
 from gpunn.nn.dense import Dense
@@ -236,10 +239,10 @@ def _misfits(
     elif not _converts(stored, item):
         yield (
             f"of another kind: {name} is {stored.dtype} in the file and "
-            f"{_dtype(item.value)} in the model"
+            f"{dtype_name(item.value)} in the model"
         )
-    elif not holds(_dtype(item.value), stored.array):
-        yield f"too large: {name} has numbers in the file that {_dtype(item.value)} cannot hold"
+    elif not holds(dtype_name(item.value), stored.array):
+        yield f"too large: {name} has numbers in the file that {dtype_name(item.value)} cannot hold"
     if isinstance(item.value, np.ndarray) and not item.value.flags.writeable:
         yield f"read-only: {name} cannot be written to in the model"
 
@@ -251,7 +254,7 @@ def _differences(
     yield from (f"missing in the file: {name}" for name in report.missing)
     yield from (f"unexpected in the file: {name}" for name in report.unexpected)
     for name, stored in found.items():
-        here = _dtype(held[name].value)
+        here = dtype_name(held[name].value)
         if stored.dtype != here and _converts(stored, held[name]):
             yield f"of another dtype: {name} is {stored.dtype} in the file and {here} in the model"
 
@@ -259,7 +262,7 @@ def _differences(
 def _converts(stored: Stored, item: Parameter | Buffer) -> bool:
     """Return whether an array has a kind of dtype that converts to that of a value."""
     known = stored.array is not None
-    return known and np.can_cast(stored.array.dtype, _dtype(item.value), "same_kind")
+    return known and np.can_cast(stored.array.dtype, dtype_name(item.value), "same_kind")
 
 
 def _dense_weights(value: Any, seen: set[int]) -> set[int]:
@@ -315,7 +318,3 @@ def _some(names: Sequence[str]) -> str:
     """Return the first few names."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return (", ".join(names[:_MOST_NAMES]) or "none") + more
-
-
-def _dtype(x: Any) -> str:
-    return str(x.dtype).rpartition(".")[2]

@@ -1,8 +1,7 @@
-"""The inner loops: a closed set of functions on arrays, found by the type of an array.
+"""The inner loops: a fixed set of functions on arrays, chosen by the type of the array.
 
-Each is written once in the standard (`generic`), readable, as the reference. A library's own
-module overrides those for which a benchmark shows a gain, and nothing else. No layer knows
-which one it got.
+`reference` has each of them, readable, in the functions of the standard. `numpy_`, `numba_` and
+`cupy_` override those for which a benchmark shows a gain. Layers do not know which one they call.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _BY_TYPE: dict[type, Kernels] = {}
 
 
 def kernels(x: Array) -> Kernels:
-    """Return the kernels for arrays of the type of `x`: one look-up, after the first."""
+    """Return the kernels for arrays of the type of `x`; after the first call a dict look-up."""
     try:
         return _BY_TYPE[type(x)]
     except KeyError:
@@ -47,26 +46,25 @@ def _make(x: Array) -> Kernels:
 
 
 def _for_numpy() -> type[Kernels]:
-    """Return the compiled kernels where numba can be had and `GPUNN_COMPILED` is not 0."""
-    # Not needed to import gpunn.
+    """Return the compiled kernels if numba is installed and `GPUNN_COMPILED` is not 0."""
+    # Not needed by `import gpunn`.
     from importlib.util import find_spec  # noqa: PLC0415
     from pathlib import Path  # noqa: PLC0415
 
-    from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (imports all of NumPy)
+    from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (slow to import)
 
     if os.environ.get("GPUNN_COMPILED") == "0" or find_spec("numba") is None:
         return NumpyKernels
     try:
         from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (imports numba)
         from gpunn.kernels.stale import forget_stale_code  # noqa: PLC0415 (only here)
-    except ImportError as error:  # such as that it does not know this NumPy yet
+    except ImportError as error:  # for example, numba does not support this NumPy yet
         import logging  # noqa: PLC0415 (slow to import)
 
         logging.getLogger("gpunn").warning("numba is not used: %s", error)
         return NumpyKernels
     here = Path(__file__).parent
     program = here.parent / "program"
-    forget_stale_code(
-        [here, program, program / "instructions"]
-    )  # before anything compiled is called
+    # Before the first call of anything compiled.
+    forget_stale_code([here, program, program / "instructions"])
     return NumbaKernels

@@ -1,10 +1,10 @@
-"""What a class says of itself in its own body, and whether it is still true.
+"""What a class declares about its own code, and whether that still holds.
 
-``kernel = "relu"`` names the fused kernel that serves the class's formula; ``records = True`` says
-that its objects do all their work in kernels, so that a step through them can be recorded; a kernel
-says that, too. Either holds for the code that the class had when it was made, and for no other: not
-for that of a subclass, which says so itself or goes without, and not for a method that was put in
-the place of another one later, on the class or on an object.
+``kernel = "relu"`` names the fused kernel that serves the class's formula. ``records = True`` says
+that its objects do all their work in kernels, so that a step through them can be recorded; a class
+with a kernel need not say so. A declaration holds for the code in that class body only. A subclass
+must declare for itself, and a method that is replaced later, on the class or on an object, ends the
+declaration.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 
 class Declaration(NamedTuple):
-    """What a class says of itself.
+    """What a class declares.
 
     Attributes
     ----------
     owner : type
         The class; its subclasses have declarations of their own.
     kernel : str or None
-        The kernel that serves its formula, if its body names one.
+        The kernel that its body names, if any.
     formula : dict of str to function
-        The methods that the kernel stands for.
+        The methods that the kernel replaces.
     records : bool
-        Whether its body says that a step through it can be recorded.
+        Whether steps through its objects can be recorded.
     functions : dict of str to function
-        All its methods and properties, those of its bases included.
+        All its methods and properties, inherited ones included.
     """
 
     owner: type
@@ -37,7 +37,7 @@ class Declaration(NamedTuple):
 
 
 def declare(owner: type, formula: tuple[str, ...] = ()) -> Declaration:
-    """Return what a new class says: for its `__init_subclass__`, which keeps it as `_declared`."""
+    """Return the declaration of a new class; `__init_subclass__` stores it as `_declared`."""
     body = vars(owner)
     return Declaration(
         owner,
@@ -51,7 +51,7 @@ def declare(owner: type, formula: tuple[str, ...] = ()) -> Declaration:
 def kernel_of(formula: Any) -> str | None:
     """Return the name of the kernel that serves this object's formula, or None.
 
-    It takes some tenths of a microsecond: layers ask at every call.
+    Layers call this in every pass, so it must be fast: a few tenths of a microsecond.
     """
     declared: Declaration | None = getattr(formula, "_declared", None)
     if declared is None or declared.kernel is None or declared.owner is not type(formula):
@@ -64,7 +64,7 @@ def kernel_of(formula: Any) -> str | None:
 
 
 def may_record(part: Any) -> bool:
-    """Return whether an object's own class says that it records, and its code is the class's."""
+    """Return whether an object's class declares that it records, and its code is unchanged."""
     declared: Declaration | None = getattr(part, "_declared", None)
     if declared is None or not declared.records or declared.owner is not type(part):
         return False
@@ -74,7 +74,7 @@ def may_record(part: Any) -> bool:
 
 
 def has_its_functions(declared: Declaration) -> bool:
-    """Return whether a class still has the methods and properties that it was made with."""
+    """Return whether a class still has its original methods and properties."""
     owner = declared.owner
     for name, function in declared.functions.items():
         if getattr(owner, name, None) != function:

@@ -1,4 +1,4 @@
-"""The loops that numba compiles, over arrays that lie as C has them."""
+"""The loops that numba compiles, over arrays in C order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels.native import compiled, power_of_two
 
-#: Activations, by number: first those whose gradient takes one pass together with its column sums.
+#: Codes of activations. The first row can compute the gradient and its column sums in one pass.
 RELU, TANH, SIGMOID, IDENTITY = range(4)
 LEAKY_RELU, ELU, SILU, GELU, GELU_TANH, SOFTPLUS = range(4, 10)
 
@@ -20,10 +20,10 @@ _ROOT_HALF, _DENSITY = math.sqrt(0.5), 1.0 / math.sqrt(2.0 * math.pi)
 _GELU_C, _GELU_B = math.sqrt(2.0 / math.pi), 0.044715
 
 _LOG2_E = 1.4426950408889634
-#: log 2 in two parts, for single and double precision: the first has so few bits that its multiples
-#: are exact.
+#: log 2 as a sum of two numbers, for float32 and float64. The first has few bits, so that its
+#: multiples are exact.
 _LOG_2 = ((0.693359375, -2.12194440054690583e-4), (0.6931471803691238, 1.9082149292705877e-10))
-#: Below, exponentials are as good as zero, and soon no longer normal numbers.
+#: Below these exponents, results are negligible, and soon subnormal, which is slow.
 _LOWEST = (-87.0, -708.0)
 #: 1 / k!, from k = 13 down to 2.
 _TERMS = tuple(1.0 / math.factorial(k) for k in range(13, 1, -1))
@@ -31,7 +31,7 @@ _TERMS = tuple(1.0 / math.factorial(k) for k in range(13, 1, -1))
 
 @compiled
 def add_bias(z: Array, bias: Array, relu: bool) -> None:
-    """Add the bias to each row; then take max(z, 0), if asked. NaN stays NaN."""
+    """Add the bias to each row, in place; with `relu`, also take max(z, 0). NaN stays NaN."""
     zero = z.dtype.type(0)
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
@@ -41,9 +41,9 @@ def add_bias(z: Array, bias: Array, relu: bool) -> None:
 
 @compiled
 def activate(kind: int, x: Array) -> None:
-    """Write max(x, 0), tanh x or the logistic function of x over x.
+    """Overwrite x with max(x, 0), tanh x or the sigmoid of x.
 
-    In place: of two arrays the compiler would have to assume that they overlap in any way.
+    In place, because the compiler would have to assume that two arrays overlap.
     """
     zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
     if kind == RELU:
@@ -61,7 +61,7 @@ def activate(kind: int, x: Array) -> None:
 
 @compiled
 def activate_otherwise(kind: int, p: Any, x: Array) -> None:
-    """Write the activation of that number, which has one parameter at most, over x."""
+    """Overwrite x with another activation, whose parameter, if any, is p."""
     of = x.dtype.type
     zero, one, half = of(0), of(1), of(0.5)
     if kind == LEAKY_RELU:
@@ -88,7 +88,7 @@ def activate_otherwise(kind: int, p: Any, x: Array) -> None:
 
 @compiled
 def _sigmoid(x: Any) -> Any:
-    """Return the logistic function, without overflow."""
+    """Return the sigmoid of x, without overflow."""
     less, scale = _reduced(-abs(x))
     small = scale * less + scale
     return (type(x)(1) if x >= type(x)(0) else small) / (type(x)(1) + small)
@@ -96,7 +96,7 @@ def _sigmoid(x: Any) -> Any:
 
 @compiled
 def exponentiate(x: Array) -> None:
-    """Write e^x over x, which is not above zero."""
+    """Overwrite x, whose entries are at most 0, with e^x."""
     for i in range(x.size):
         less, scale = _reduced(x[i])
         x[i] = scale * less + scale
@@ -106,7 +106,7 @@ def exponentiate(x: Array) -> None:
 def _reduced(x: Any) -> Any:
     """Return e^r - 1 and 2^n, where x = n log 2 + r is at most 0, and r small. NaN stays NaN.
 
-    Without a branch and without a call, so that a loop is computed in wide steps.
+    Without branches and calls, so that loops over it are vectorized.
     """
     of = type(x)
     double = of(1) + of(2.0**-40) > of(1)
@@ -124,7 +124,7 @@ def _reduced(x: Any) -> Any:
 
 @compiled
 def _slope(kind: int, h: Any) -> Any:
-    """Return dh/dz. Where `kind` stays the same in a loop, the compiler takes the branch out."""
+    """Return dh/dz. If `kind` is constant in a loop, the compiler moves the branch out of it."""
     zero, one = type(h)(0), type(h)(1)
     if kind == RELU:
         return one if h > zero else zero
@@ -142,7 +142,7 @@ def times_slope(kind: int, grad: Array, saved: Array, result: Array) -> None:
 
 @compiled
 def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
-    """Write dJ/dx of the activation of that number, from h, or for SiLU and GELU from x."""
+    """Write dJ/dx for another activation, from h; for SiLU and GELU from x."""
     of = grad.dtype.type
     zero, one, half, two = of(0), of(1), of(0.5), of(2)
     if kind == LEAKY_RELU:
@@ -187,9 +187,9 @@ def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, su
 def drop(
     x: Array, start: int, key: Any, least: Any, kept: float, result: Array, mask: Array
 ) -> None:
-    """Write the mask and x times it, for the entries from the `start`-th on.
+    """Write the mask and x times the mask, for entries from number `start` on.
 
-    An integer that is not unsigned would make floats of the others.
+    All integers here are unsigned: a signed one would turn the others into floats.
     """
     zero, one = x.dtype.type(0), x.dtype.type(kept)
     for i in range(x.size):
@@ -204,7 +204,7 @@ def drop(
 
 @compiled
 def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
-    """Write each row less its largest; return minus the sum of what stands at the labels.
+    """Subtract each row's largest entry; return minus the sum of the results at the labels.
 
     Rows count by their weights, if there are any.
     """
@@ -223,7 +223,7 @@ def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
 
 @compiled
 def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: float) -> float:
-    """Make exponentials scale * (softmax - onehot); return scale * (cost + logs of their sums)."""
+    """Turn exponentials into scale * (softmax - onehot); return scale * (cost + log sums)."""
     of = grad.dtype.type
     for i in range(grad.shape[0]):
         total = of(0)
@@ -244,7 +244,7 @@ def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: floa
 
 @compiled
 def subtract_largest(logits: Array, result: Array) -> None:
-    """Write each row less its largest entry."""
+    """Subtract each row's largest entry."""
     for i in range(logits.shape[0]):
         top = logits[i, 0]
         for j in range(1, logits.shape[1]):
@@ -255,7 +255,7 @@ def subtract_largest(logits: Array, result: Array) -> None:
 
 @compiled
 def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (sigmoid(z) - y), return the cost; nothing overflows."""
+    """Write scale * (sigmoid(z) - y); return the cost. Nothing overflows."""
     zero, one, factor = grad.dtype.type(0), grad.dtype.type(1), grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):
@@ -268,7 +268,7 @@ def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array
 
 @compiled
 def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (prediction - target), return the cost."""
+    """Write scale * (prediction - target); return the cost."""
     factor = grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):
@@ -280,7 +280,7 @@ def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -
 
 @compiled
 def _regular(grad: Any, value: Any, decay: Any, limit: Any, factor: Any) -> Any:
-    """Return what an update takes for the gradient: clipped, then decayed. NaN stays NaN."""
+    """Return the gradient for an update: clipped, with weight decay added. NaN stays NaN."""
     grad = factor * (limit if grad > limit else (-limit if grad < -limit else grad))
     return grad + decay * value if decay != 0 else grad  # 0 times infinity is NaN
 
@@ -297,7 +297,7 @@ def descend(
     limit: float,
     factor: float,
 ) -> None:
-    """Update a value, and its velocity if there is momentum; see `Kernels.sgd`."""
+    """Update a value, and its velocity if there is momentum; see `gpunn.optim.sgd`."""
     of = value.dtype.type
     rate, mu, decay, limit, factor = of(rate), of(momentum), of(decay), of(limit), of(factor)
     for i in range(value.size):
@@ -324,7 +324,7 @@ def descend_by_moments(
     limit: float,
     factor: float,
 ) -> None:
-    """Update a value and its moments; see `Kernels.adam`."""
+    """Update a value and its moments; see `gpunn.optim.adam`."""
     of = value.dtype.type
     rate, epsilon, decay, limit, factor = of(rate), of(epsilon), of(decay), of(limit), of(factor)
     kept_1, new_1, kept_2, new_2 = of(beta_1), of(1 - beta_1), of(beta_2), of(1 - beta_2)

@@ -1,4 +1,4 @@
-"""What compiled code needs and numba has no words for: arrays by address, counters of threads."""
+"""Building blocks of compiled code that numba lacks: arrays by address, atomic counters."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from gpunn._typing import Array
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Sums may be reordered, and products and sums joined; NaN and infinity mean what they mean.
+#: Sums may be reordered and fused with products; NaN and infinity are respected.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FASTMATH}
 
 
 def compiled(function: _F, **settings: Any) -> _F:
-    """Return the function, to be compiled at its first call and kept in a file for the next run."""
+    """Return the function, compiled at its first call and cached in a file."""
     settings = SETTINGS | settings
     try:
-        made: _F = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # no folder that it could write to
-        made = numba.njit(**settings)(function)
-    return made
+        result: _F = numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # no writable folder for the cache
+        result = numba.njit(**settings)(function)
+    return result
 
 
 def inlined(function: _F) -> _F:
-    """Return the function, to be compiled within the one that calls it, which is sooner done."""
-    made: _F = numba.njit(inline="always", **SETTINGS)(function)
-    return made
+    """Return the function, inlined into its callers, which shortens compilation."""
+    result: _F = numba.njit(inline="always", **SETTINGS)(function)
+    return result
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Return what compiled code calls for instructions: the function says which."""
+    """Return a function for compiled code whose instructions `function` generates."""
     return numba.extending.intrinsic(function)
 
 
 @compiled
 def array_at(place: int, shape: Any, like: Any) -> Array:
-    """Return the array of that shape which begins at an address, of the type of a number."""
+    """Return the array at an address, of a shape and of the dtype of the number `like`."""
     return carray(_pointer(place, like), shape)
 
 
 @intrinsic
 def _pointer(_: Any, place: Any, like: Any) -> Any:
-    """Return an integer as a pointer to numbers of the type of `like`."""
+    """Return an integer as a pointer to numbers of the dtype of `like`."""
     pointer = types.CPointer(like)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -59,7 +59,7 @@ def _pointer(_: Any, place: Any, like: Any) -> Any:
 
 @intrinsic
 def itemsize(_: Any, like: Any) -> Any:
-    """Return how many bytes a number takes."""
+    """Return the size of a number in bytes."""
 
     def generate(context: Any, _: Any, __: Any, ___: Any) -> Any:
         return context.get_constant(types.int64, like.bitwidth // 8)
@@ -69,7 +69,7 @@ def itemsize(_: Any, like: Any) -> Any:
 
 @intrinsic
 def count_up(_: Any, place: Any) -> Any:
-    """Add 1 to the integer at an address, where other threads may do so, too."""
+    """Add 1 to the integer at an address, atomically."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         integer = context.get_value_type(types.int64)
@@ -81,7 +81,7 @@ def count_up(_: Any, place: Any) -> Any:
 
 @intrinsic
 def read(_: Any, place: Any) -> Any:
-    """Return the integer at an address as it is now, whichever thread has written it."""
+    """Read the integer at an address, atomically."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         integer = context.get_value_type(types.int64)
@@ -93,7 +93,7 @@ def read(_: Any, place: Any) -> Any:
 
 @intrinsic
 def power_of_two(_: Any, exponent: Any) -> Any:
-    """Return 2 to a whole number, which is given as a float: from the bits of its exponent."""
+    """Return 2 to the power of a whole number, given as a float, by setting exponent bits."""
     bits, mantissa, bias = (64, 52, 1023) if exponent == types.float64 else (32, 23, 127)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:

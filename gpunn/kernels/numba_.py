@@ -1,9 +1,8 @@
-"""Kernels for NumPy's arrays that numba compiles: each of them one pass over memory, in one call.
+"""Kernels for NumPy's arrays that numba compiles: one pass over memory in one call.
 
-They serve float32 and float64, contiguous, and data that may not be written to, too; everything
-else, and every kernel that is not here, is NumPy's. `bench/kernels.py` shows what each gains. They
-run on one thread: the threads of BLAS wait on the other cores. Where a whole step can be compiled,
-`compiled/steps.py` is it.
+They serve contiguous float32 and float64 arrays, read-only data included; for other arrays, and for
+kernels that are not here, NumPy's run. `bench/kernels.py` shows what each gains. They run on one
+thread, because BLAS's threads occupy the other cores. `gpunn/program/` compiles whole steps.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels import loops
 from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.formulas import ActivationFormula
 from gpunn.kernels.numpy_ import NumpyKernels
-from gpunn.kernels.reference import Formula
 from gpunn.kernels.update import Update
 
-with suppress(ImportError):  # a BLAS that must be here before anybody counts the threads of BLAS
+with suppress(ImportError):  # SciPy's BLAS must be loaded before `one_thread` lists the libraries
     import scipy.linalg.cython_blas  # noqa: F401
 
 _DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
-#: So few exponentials are quicker one by one than in passes of NumPy's wide ones.
+#: The most exponentials that are faster one by one than by NumPy's vectorized passes.
 _FEW_EXPONENTIALS = 200
 
-#: From so many entries on, one pass pays for the look at its arrays.
+#: The fewest entries for which a single pass makes up for checking the arrays.
 _MANY = 4096
 
-#: The slopes that are computed from h: their numbers, by the kernel that a formula names.
+#: The codes in `loops` of the derivatives that are computed from h, by kernel name.
 _SLOPES: dict[str | None, int] = {
     "relu": loops.RELU,
     "tanh": loops.TANH,
@@ -41,14 +40,14 @@ _SLOPES: dict[str | None, int] = {
 
 
 class NumbaKernels(NumpyKernels):
-    """The kernels that pay for being compiled; the others are NumPy's."""
+    """The kernels for which compiling pays; the others are NumPy's."""
 
     compiled = True
 
     def bias_activation(
-        self, z: Array, bias: Array | None, formula: Formula
+        self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return h and what its gradient needs; with ReLU in the same pass as the bias."""
+        """Return h and what its gradient is computed from; bias and ReLU are one pass."""
         if bias is None or not _alike(z, bias):
             return super().bias_activation(z, bias, formula)
         relu = kernel_of(formula) == "relu"
@@ -58,8 +57,8 @@ class NumbaKernels(NumpyKernels):
         h = formula.function(self.xp, z)
         return h, (h if formula.saves_output else z)
 
-    def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
-        """Return dJ/dx of ReLU, tanh and the logistic function in one pass."""
+    def activation_backward(self, grad: Array, saved: Array, formula: ActivationFormula) -> Array:
+        """Return dJ/dx; for ReLU, tanh and the sigmoid in one pass."""
         slope = _SLOPES.get(kernel_of(formula))
         if slope is None or grad.size < _MANY or not _alike(grad, saved):
             return super().activation_backward(grad, saved, formula)
@@ -68,9 +67,9 @@ class NumbaKernels(NumpyKernels):
         return result
 
     def bias_activation_backward(
-        self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
+        self, grad: Array, saved: Array, formula: ActivationFormula, into: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return dJ/dz and the bias's gradient, its column sums, from the same pass."""
+        """Return dJ/dz and the bias's gradient, in one pass."""
         slope = _SLOPES.get(kernel_of(formula))
         if slope is None or not _alike(grad, saved):
             return super().bias_activation_backward(grad, saved, formula, into)
@@ -82,7 +81,7 @@ class NumbaKernels(NumpyKernels):
         return result, sums
 
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
-        """Return x times a mask, and the mask; see `splitmix64`."""
+        """Return x times a mask, and the mask, in one pass; see `splitmix64`."""
         if not _readable(x, x):
             return super().dropout(x, key, rate)
         result, mask = np.empty_like(x), np.empty_like(x)
@@ -94,7 +93,7 @@ class NumbaKernels(NumpyKernels):
     def fused_softmax_cross_entropy(
         self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
     ) -> Any:
-        """Return the cost and its gradient; the exponentials are NumPy's, which are wide."""
+        """Return the cost and its gradient; NumPy computes the exponentials, vectorized."""
         served = summed and type(scale) is float and _alike(logits, logits)
         served = served and labels.dtype == np.int64 and _in_order(labels) and logits.size
         if not (served and formula.takes(labels)):
@@ -102,10 +101,10 @@ class NumbaKernels(NumpyKernels):
                 formula, logits, labels, scale, summed=summed
             )
         grad = np.empty_like(logits)
-        nobody = logits[:0, 0]  # no weights
-        cost = loops.shift(logits, labels, nobody, grad)
+        no_weights = logits[:0, 0]
+        cost = loops.shift(logits, labels, no_weights, grad)
         np.exp(grad, out=grad)
-        return logits.dtype.type(loops.softmax(grad, labels, nobody, scale, cost)), grad
+        return logits.dtype.type(loops.softmax(grad, labels, no_weights, scale, cost)), grad
 
     def fused_binary_cross_entropy(
         self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
@@ -129,15 +128,15 @@ class NumbaKernels(NumpyKernels):
         return prediction.dtype.type(cost), grad
 
     def fused_sgd(self, rule: Any, update: Update) -> Any:
-        """Update each value and its velocity in one pass, after those for the norm if it is asked.
+        """Update each value and its velocity in one pass; `clip_norm` takes another.
 
-        A gradient may come from anywhere, and need not be alike.
+        Gradients may come from user code, so their dtype and layout are checked, too.
         """
         values, grads, states, decays = update.slots
         if not all(all(map(_alike, values, others)) for others in (grads, *states)):
             return NotImplemented
         clips = self._clips(grads, update)
-        velocities = states[0] if states else values  # without momentum nobody looks at them
+        velocities = states[0] if states else values  # not read without momentum
         momentum = rule.momentum if states else 0.0
         for value, grad, velocity, decay in zip(values, grads, velocities, decays, strict=True):
             arrays = value.ravel(), grad.ravel(), velocity.ravel()
@@ -145,7 +144,7 @@ class NumbaKernels(NumpyKernels):
         return None
 
     def fused_adam(self, rule: Any, update: Update) -> Any:
-        """Update each value and its moments in one pass, after those for the norm."""
+        """Update each value and its moments in one pass; `clip_norm` takes another."""
         values, grads, states, decays = update.slots
         if not all(all(map(_alike, values, others)) for others in (grads, *states)):
             return NotImplemented
@@ -157,32 +156,32 @@ class NumbaKernels(NumpyKernels):
         return None
 
     def _clips(self, grads: list[Array], update: Update) -> tuple[float, float]:
-        """Return what each entry is brought into, and by what all are multiplied then."""
+        """Return the limit of each entry, and the factor that then scales all entries."""
         limit = math.inf if update.clip_value is None else float(update.clip_value)
         if update.clip_norm is None:
             return limit, 1.0
         if update.clip_value is not None:
             grads = [self.clip(grad, -limit, limit) for grad in grads]
         norm = float(self.gradient_norm(grads))
-        # 1, or NaN if the norm is: it comes first.
+        # NaN if the norm is NaN: `max` returns its first argument then.
         return limit, update.clip_norm / max(norm, update.clip_norm)
 
 
 def _alike(x: Array, y: Array) -> bool:
-    """Return whether both are of the one or the other dtype, writable, and lie as C has them."""
+    """Return whether both are of one served dtype, in C order and writable."""
     dtype = x.dtype
     alike: bool = dtype in _DTYPES and y.dtype == dtype and x.flags.carray and y.flags.carray
     return alike
 
 
 def _readable(x: Array, y: Array) -> bool:
-    """Return what `_alike` does, of arrays that nothing is written to, such as rows of data."""
+    """Return whether both are of one served dtype and in C order; they may be read-only."""
     dtype = x.dtype
     return dtype in _DTYPES and y.dtype == dtype and _in_order(x) and _in_order(y)
 
 
 def _in_order(x: Array) -> bool:
-    """Return whether an array lies as C has it; it may refuse to be written to."""
+    """Return whether an array is in C order and aligned; it may be read-only."""
     flags = x.flags
     in_order: bool = flags.carray or (flags.c_contiguous and flags.aligned)
     return in_order

@@ -1,7 +1,8 @@
 """Every kernel, in the functions of the Array API standard: the reference for all overrides.
 
-Names: N samples (the first axis, always), K classes, P features. `grad` is the gradient of the
-cost J with respect to an output. An argument marked as *owned* may be overwritten.
+Names: N samples (always the first axis), K classes, P features. `grad` is the gradient of the
+cost J with respect to an output. Kernels leave their arguments unchanged, except for those whose
+docstring says *owned*: these may be overwritten.
 """
 
 from __future__ import annotations
@@ -9,59 +10,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from array_api_compat import device
 
 from gpunn._typing import Array, Namespace, Shape
 from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
+from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 
 
-class Formula(Protocol):
-    """An activation function and its gradient, in the functions of the standard."""
-
-    saves_output: bool
-
-    def function(self, xp: Namespace, x: Array) -> Array:
-        """Return h = f(x)."""
-
-    def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return dJ/dx, from dJ/dh and either h or x, whichever `saves_output` says."""
-
-
-class LossFormula(Protocol):
-    """A loss and its gradient, as written."""
-
-    def compute(
-        self, prediction: Array, target: Array, scale: Any, *, summed: bool
-    ) -> tuple[Array, Array]:
-        """Return scale * L (N,), or if `summed` its sum, and the gradient of the sum."""
-
-
-class Rule(Protocol):
-    """What an optimizer makes of a gradient, in the functions of the standard."""
-
-    def update(
-        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
-    ) -> None:
-        """Update a value and what is kept beside it, in place; the gradient is used up."""
-
-
 class Kernels:
-    """The kernels over one library's namespace `xp`.
+    """The kernels for one library's arrays.
 
-    Where a kernel takes `into`, it writes its result there, or for None makes a new array.
+    A kernel with an argument `into` writes its result there; None makes a new array.
+
+    A subclass may override a kernel. It may also add *fused* kernels for single formulas: a method
+    ``fused_squared_error`` serves the losses, or optimizers, whose class says
+    ``kernel = "squared_error"`` (see `gpunn.kernels.declared`). It returns NotImplemented for
+    arguments that it does not serve; the formula then runs as written.
+
+    Parameters
+    ----------
+    xp : namespace
+        The library's functions of the standard.
     """
 
-    #: Whether what is called often is compiled on this machine: recorded steps are, too, then.
+    #: Whether numba compiles kernels for these arrays; recorded steps are then compiled, too.
     compiled: ClassVar[bool] = False
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
-        #: Fused forms of losses and updates, by the kernel that their class names: the methods
-        #: `fused_...`, which return NotImplemented for arguments that they do not serve.
+        #: The methods `fused_<name>`, by name.
         self._fused: dict[str | None, Callable[..., Any]] = {
             name.removeprefix("fused_"): getattr(self, name)
             for name in dir(type(self))
@@ -73,7 +54,14 @@ class Kernels:
         batch_size: int,  # noqa: ARG002
         values: Sequence[Array],  # noqa: ARG002
     ) -> AbstractContextManager[Any]:
-        """Return a context for the products of batches with these: the number of host threads."""
+        """Return a context for training or prediction: it sets the number of BLAS threads.
+
+        Parameters
+        ----------
+        batch_size : int
+        values : sequence of array
+            The parameters of the model.
+        """
         return nullcontext()
 
     # Layers
@@ -82,14 +70,14 @@ class Kernels:
         """Return the matrix product of x (N, P) and y (P, Q)."""
         return _written(x @ y, into)
 
-    def activation(self, x: Array, formula: Formula) -> Array:
-        """Return h = f(x), with x left as it is."""
+    def activation(self, x: Array, formula: ActivationFormula) -> Array:
+        """Return h = f(x)."""
         return formula.function(self.xp, x)
 
     def bias_activation(
-        self, z: Array, bias: Array | None, formula: Formula
+        self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return h = f(z + bias), and what the gradient of f needs: h or z + bias.
+        """Return h = f(z + bias), and what the gradient of f is computed from: h or z + bias.
 
         `z` (N, P) is owned; `bias` is (P,) or None.
         """
@@ -98,14 +86,14 @@ class Kernels:
         h = formula.function(self.xp, z)
         return h, (h if formula.saves_output else z)
 
-    def activation_backward(self, grad: Array, saved: Array, formula: Formula) -> Array:
-        """Return dJ/dx of h = f(x)."""
+    def activation_backward(self, grad: Array, saved: Array, formula: ActivationFormula) -> Array:
+        """Return dJ/dx for h = f(x)."""
         return formula.gradient(self.xp, grad, saved)
 
     def bias_activation_backward(
-        self, grad: Array, saved: Array, formula: Formula, into: Array | None = None
+        self, grad: Array, saved: Array, formula: ActivationFormula, into: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return dJ/dz of h = f(z + bias), and dJ/d bias, which may go `into`."""
+        """Return dJ/dz for h = f(z + bias), and dJ/d bias (written `into`)."""
         grad = self.activation_backward(grad, saved, formula)
         return grad, self.column_sums(grad, into)
 
@@ -118,7 +106,7 @@ class Kernels:
         return self.xp.astype(x, dtype)
 
     def stack(self, arrays: Sequence[Array]) -> Array:
-        """Return arrays of one shape as one, with a new first axis."""
+        """Return arrays of one shape, joined along a new first axis."""
         return self.xp.stack(arrays)
 
     def total(self, x: Array) -> Array:
@@ -128,8 +116,8 @@ class Kernels:
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times a mask, and the mask: 0 with probability `rate`, else 1 / (1 - rate).
 
-        Entry i of the flattened mask depends on `key` and i alone, in integer arithmetic, so it
-        is the same on every backend.
+        Entry i of the flattened mask is computed from `key` and i in integer arithmetic, so it is
+        the same on every backend.
         """
         xp = self.xp
         bits = splitmix64(xp, key, math.prod(x.shape), device(x))
@@ -139,19 +127,19 @@ class Kernels:
         return x * mask, mask
 
     def add(self, x: Array, y: Array) -> Array:
-        """Return x + y, of arrays of one shape."""
+        """Return x + y for arrays of one shape."""
         return x + y
 
     def multiply(self, x: Array, y: Array) -> Array:
-        """Return x * y, of arrays of one shape."""
+        """Return x * y for arrays of one shape."""
         return x * y
 
     def accumulate(self, total: Array, x: Array) -> None:
-        """Add x to a sum, in place."""
+        """Add x to `total`, in place."""
         total += x
 
     def reshape(self, x: Array, shape: Shape) -> Array:
-        """Return the entries of x in another shape."""
+        """Return x in another shape."""
         return self.xp.reshape(x, shape)
 
     # Losses
@@ -159,9 +147,9 @@ class Kernels:
     def loss(
         self, formula: LossFormula, prediction: Array, target: Array, scale: Any, *, summed: bool
     ) -> tuple[Array, Array]:
-        """Return the loss of each sample times its scale (N,), or their sum; and its gradient.
+        """Return scale * L (N,), or its sum if `summed`; and the gradient of the sum.
 
-        `scale` is a number, 0-d, or an array (N,); it carries the mean's 1/N and the weights.
+        `scale` is a number or an array, 0-d or (N,). It contains the mean's 1/N and the weights.
         """
         fused = self._fused.get(kernel_of(formula))
         if fused is not None:
@@ -172,10 +160,10 @@ class Kernels:
         return formula.compute(prediction, target, scale, summed=summed)
 
     def class_mass(self, target: Array, class_weight: Array) -> Array:
-        """Return the weight of each sample's class (N,): sum_k y_k c_k.
+        """Return the class weight of each sample (N,): sum_k y_k c_k.
 
-        `target` is (N,), labels, or (N, K); `class_weight` is (K,). A label out of range has the
-        weight of the nearest class: its loss is NaN in any case.
+        `target` holds labels (N,) or probabilities (N, K); `class_weight` is (K,). A label out of
+        range gets the weight of the nearest class; its loss is NaN in any case.
         """
         xp = self.xp
         if target.ndim == 2:
@@ -185,24 +173,26 @@ class Kernels:
         return xp.take(class_weight, labels, axis=0)
 
     def mean_scale(self, weight: Array | None, mass: Array | None) -> Array:
-        """Return what multiplies each loss in a mean: w_i / sum_i w_i m_i, 0-d without weights.
+        """Return the scale of each loss in a weighted mean: w_i / sum_i w_i m_i.
 
-        If no sample counts for anything it is 0 / 1, not 0 / 0.
+        `weight` w holds sample weights (N,), `mass` m class weights (N,); None stands for ones, but
+        one of them is given. The result is 0-d without sample weights. A divisor of 0 is replaced
+        by 1: all weights are 0 then, and so is the mean.
         """
         total = self.total_mass(weight, mass)
         total = total + self.xp.astype(total == 0, total.dtype)
         return (1.0 if weight is None else weight) / total
 
     def total_mass(self, weight: Array | None, mass: Array | None) -> Array:
-        """Return what a mean divides by, 0-d: the sum of weights, masses or their products."""
+        """Return the divisor of a weighted mean, 0-d: sum_i w_i m_i; see `mean_scale`."""
         if mass is None:
             return self.total(weight)
         return self.total(mass if weight is None else weight * mass)
 
     def one_hot(self, labels: Array, like: Array) -> Array:
-        """Return labels (N,) as rows of zeros with a one, in the shape and dtype of `like` (N, K).
+        """Return labels (N,) as one-hot rows, in the shape and dtype of `like` (N, K).
 
-        The row of a label outside of [0, K) is NaN, so that it cannot pass for a number.
+        The row of a label outside [0, K) is NaN, so that the mistake shows in the loss.
         """
         xp = self.xp
         labels = xp.astype(labels, xp.int64, copy=False)  # int8 cannot count to K = 200
@@ -213,28 +203,28 @@ class Kernels:
 
     # Optimizers
 
-    def lay_out(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
-        """Return blocks of memory that hold copies of the arrays, and each copy, a view of a block.
+    def copy_to_blocks(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Copy arrays into blocks of memory; return the blocks, and each copy as a view of a block.
 
-        The arrays are of one dtype, in one place. A kernel that runs over one block instead of many
-        small arrays is called once. The standard knows no views: here each copy is a block.
+        The arrays have one dtype and are on one device. A kernel then runs once over a block, not
+        once for each small array. The standard has no views, so here each copy is its own block.
         """
         copies = [self.xp.asarray(x, copy=True) for x in arrays]
         return copies, copies
 
     def sum_of_squares(self, arrays: list[Array]) -> Array:
-        """Return the sum of the squares of all entries of all arrays, 0-d, on the device."""
+        """Return the sum of the squares of all entries of all arrays, 0-d on the device."""
         return sum(self.xp.sum(x * x) for x in arrays)
 
     def gradient_norm(self, grads: list[Array]) -> Array:
-        """Return the Euclidean norm of all gradients taken together, 0-d, on the device."""
+        """Return the Euclidean norm of all gradients taken together, 0-d on the device."""
         return self.xp.sqrt(self.sum_of_squares(grads))
 
-    def update(self, rule: Rule, update: Update) -> None:
-        """Update all arrays of an update in place, by a rule; the gradients are used up.
+    def update(self, rule: UpdateRule, update: Update) -> None:
+        """Apply a rule to all arrays of an update, in place; the gradients are owned.
 
-        g is the gradient, clipped to +-clip_value, then scaled so that the norm of all is at most
-        clip_norm, plus decay * value.
+        The rule gets g: the gradient clipped to +-clip_value, then scaled so that the norm of all
+        gradients is at most clip_norm, plus decay * value.
         """
         fused = self._fused.get(kernel_of(rule))
         if fused is not None and fused(rule, update) is not NotImplemented:
@@ -245,7 +235,7 @@ class Kernels:
             rule.update(self.xp, value, grad, kept, update.step_size)
 
     def _regularised(self, update: Update) -> list[Array]:
-        """Return what a rule takes for the gradients: clipped, then decayed."""
+        """Return the gradients that a rule gets: clipped, with weight decay added."""
         values, grads, _, decays = update.slots
         if update.clip_norm is not None or update.clip_value is not None:
             grads = self._clipped(grads, update.clip_norm, update.clip_value)
@@ -257,7 +247,7 @@ class Kernels:
     def _clipped(
         self, grads: list[Array], clip_norm: float | None, clip_value: float | None
     ) -> list[Array]:
-        """Return the gradients, each entry in +-clip_value, all of norm clip_norm at most."""
+        """Return the gradients with each entry in +-clip_value, and a norm of at most clip_norm."""
         if clip_value is not None:
             grads = [self.clip(grad, -clip_value, clip_value) for grad in grads]
         if clip_norm is not None:
@@ -269,61 +259,21 @@ class Kernels:
     # Data
 
     def clip(self, x: Array, lowest: float, highest: float) -> Array:
-        """Return `x` brought into [lowest, highest]; NaN stays NaN.
+        """Return `x` limited to [lowest, highest]; NaN stays NaN.
 
-        Not the standard's `clip`, which array-api-compat builds for CuPy from boolean masks: the
-        host waits for the device to count each of them.
+        This is not the standard's `clip`: array-api-compat builds that for CuPy from boolean masks,
+        and the host waits while the device counts each of them.
         """
         return self.xp.minimum(self.xp.maximum(x, lowest), highest)
 
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
-        """Return the rows of each array at `indices` (N,), all in range, as new arrays."""
+        """Return the rows of each array at `indices` (N,), as new arrays; all are in range."""
         return [self.xp.take(x, indices, axis=0) for x in arrays]
 
 
-def in_one_block(
-    arrays: list[Array], zeros: Callable[..., Array], alignment: int
-) -> tuple[list[Array], list[Array]]:
-    """Return one block with copies of the arrays, and each copy, a view of it.
-
-    For libraries that know views. Each begins at a multiple of `alignment` bytes; what lies between
-    them is zero.
-    """
-    step = alignment // arrays[0].itemsize
-    starts = [0, *accumulate(-(-x.size // step) * step for x in arrays)]
-    block = zeros(starts.pop(), arrays[0].dtype)
-    places = zip(starts, arrays, strict=True)
-    views = [block[start : start + x.size].reshape(x.shape) for start, x in places]
-    for view, x in zip(views, arrays, strict=True):
-        view[...] = x
-    return [block], views
-
-
 def _written(x: Array, into: Array | None) -> Array:
-    """Return `x`, or `into` with the values of `x`."""
+    """Return `x`, or if `into` is given, `into` with the values of `x` written to it."""
     if into is None:
         return x
     into[...] = x
     return into
-
-
-def splitmix64(xp: Namespace, key: int, size: int, on: Any) -> Array:
-    """Return `size` pseudo-random 64-bit integers; entry i depends on `key` and i alone.
-
-    SplitMix64 is a counter that advances by an odd constant, followed by a mixing function of
-    two multiplications and three shifts, modulo 2^64. A counter can be evaluated anywhere, in
-    any order: on a GPU by one thread an entry.
-
-    References
-    ----------
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    z = xp.arange(1, size + 1, dtype=xp.uint64, device=on)
-    z *= 0x9E3779B97F4A7C15
-    z += key
-    z ^= z >> 30
-    z *= 0xBF58476D1CE4E5B9
-    z ^= z >> 27
-    z *= 0x94D049BB133111EB
-    z ^= z >> 31
-    return z

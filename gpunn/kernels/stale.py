@@ -1,4 +1,4 @@
-"""Machine code that numba has kept on disk, and that no longer fits the sources."""
+"""Outdated machine code in numba's cache files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def forget_stale_code(folders: Sequence[Path]) -> None:
-    """Remove the machine code that numba has kept of some folders, if a source there is newer.
+    """Delete numba's cache files of these folders if a source file there is newer.
 
-    numba compiles a function anew when its own file changes, but not when a file does whose
-    functions it calls.
+    numba recompiles a function when its own file changes, but not when a function changes that it
+    calls in another file.
     """
     with suppress(OSError):  # nothing there, or no permission
         kept = [index for folder in folders for index in (folder / "__pycache__").glob("*.nbi")]

@@ -1,4 +1,4 @@
-"""What an update of parameters reads and writes: one record, made once and passed whole."""
+"""What an update of parameters reads and writes, in one record."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from gpunn._typing import Array
 
 
 class Slots(NamedTuple):
-    """Arrays that belong together, in lists of the same length.
+    """The arrays of an update: item i of each list belongs to parameter, or block, i.
 
     Attributes
     ----------
     values, grads : list of array
-        theta and g; an update uses the gradients up.
+        theta and its gradient; an update may overwrite the gradients.
     states : list of list of array
-        What is kept from one update to the next: a list for each kind, such as the velocities.
+        What an optimizer keeps between updates: one list for each kind, such as the velocities.
     decays : list of float
-        Weight decay's lambda; 0 where it does not apply.
+        The weight decay lambda; 0 for parameters that it does not apply to.
     """
 
     values: list[Array]
@@ -27,15 +27,15 @@ class Slots(NamedTuple):
 
 
 class Update(NamedTuple):
-    """An update: its arrays and its numbers.
+    """The arrays and numbers of an update.
 
     Attributes
     ----------
     slots : Slots
     step_size : float
-        What multiplies the step: alpha, or for Adam alpha_t.
+        The factor of the step: alpha, or alpha_t for Adam.
     clip_norm, clip_value : float or None
-        Limits of the gradient's norm, and before that of each of its entries.
+        Limits for the norm of all gradients and for each entry; entries are clipped first.
     """
 
     slots: Slots

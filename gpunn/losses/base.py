@@ -1,6 +1,6 @@
-r"""What a loss is: a number for each sample, their mean, and its gradient.
+r"""The base of the losses.
 
-A loss :math:`L(\hat y, y)` is of one sample; the cost is the mean over the samples,
+A loss :math:`L(\hat y, y)` belongs to one sample. The cost J is the mean over the samples,
 :math:`J(\theta) = \frac1N \sum_i L_i`, or with weights :math:`\sum_i w_i L_i / \sum_i w_i`.
 Where a sample has several outputs, L is the sum over them.
 """
@@ -37,9 +37,9 @@ class Loss:
     """
 
     has_parameters: ClassVar[bool] = False
-    #: The fused kernel that serves the formula; a subclass says so in its own body, or has none.
+    #: The fused kernel that serves the formula. Not inherited: each class body names its own.
     kernel: ClassVar[str | None] = None
-    #: Whether a step through it can be recorded: it does all its work in kernels. Likewise.
+    #: Whether it does all its work in kernels, so that steps can be recorded. Not inherited.
     records: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
     #: Whether `forward` applies the last activation itself.
@@ -49,10 +49,9 @@ class Loss:
     _formula: ClassVar[Any] = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Let `cost` count only where it was written for the class's own `per_sample`.
+        """Keep an inherited `cost` only if `per_sample` is inherited from the same class.
 
-        A class that brings another formula, and inherits a cost, would be trained by the formula
-        of the class that the cost is from.
+        A class with a formula of its own would otherwise be trained by its base's formula.
         """
         super().__init_subclass__(**settings)
         cls._formula = cls.per_sample
@@ -66,15 +65,15 @@ class Loss:
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * L (N,), and the gradient of its sum, of the shape of `prediction`.
 
-        What a subclass defines. `scale` is a number or an array (N,).
+        Every subclass defines this. `scale` is a number or an array (N,).
         """
         raise NotImplementedError(f"{type(self).__name__} must define per_sample")
 
     def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return J, the sum of scale * L, 0-d; and its gradient, of the shape of `prediction`.
 
-        For a subclass that has both at less than the price of `per_sample` and a sum. It counts
-        for the `per_sample` of its own class: a subclass that brings another one starts from here.
+        A subclass may override this if it is faster than `per_sample` and a sum. It belongs to the
+        `per_sample` of the same class; subclasses with another formula do not inherit it.
         """
         losses, grad = self.per_sample(prediction, target, scale)
         return kernels(losses).total(losses), grad
@@ -82,22 +81,22 @@ class Loss:
     def compute(
         self, prediction: Array, target: Array, scale: Any, *, summed: bool
     ) -> tuple[Array, Array]:
-        """Return scale * L (N,) or J, by the formula as it is written, and the gradient."""
+        """Return scale * L (N,), or J if `summed`, by the formula as written; and the gradient."""
         if not summed:
             return self.per_sample(prediction, target, scale)
         kind = type(self)
         if kind.per_sample is not kind._formula or "per_sample" in self.__dict__:
-            # The class was given another formula since it was made, or the object alone.
+            # The formula of the class, or of this object, was replaced later.
             return Loss.cost(self, prediction, target, scale)
         return self.cost(prediction, target, scale)
 
     def match(self, prediction: Array, target: Array) -> Array:
-        """Return the target in the shape and dtype that `per_sample` takes; no value is read.
+        """Return the target in the shape and dtype that `per_sample` takes; no values are read.
 
         Raises
         ------
         ShapeError, DTypeError
-            If that cannot be.
+            If its shape or dtype does not fit.
         """
         if target.shape != prediction.shape:
             if prediction.shape != (*target.shape, 1):
@@ -111,7 +110,7 @@ class Loss:
         return kernels(prediction).convert(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:  # noqa: ARG002
-        """Return what each sample counts for in the mean (N,), or None if all count for 1."""
+        """Return each sample's class weight, by which the mean divides (N,); None for ones."""
         return None
 
     def forward(
@@ -123,10 +122,10 @@ class Loss:
     ) -> Array:
         """Return J, 0-d and still on the device; or (N,) values for reduction "none".
 
-        The target's values are not checked, since that would wait for a device: a class label out
-        of range makes J and the gradient NaN, and targets of `BinaryCrossEntropy` outside of
-        [0, 1], or negative soft targets, make them numbers that mean nothing. Calling the loss
-        checks first, and so does `check_target`, for a whole data set.
+        The target's values are not checked, since that would wait for a device. A class label out
+        of range makes J and the gradient NaN. Targets of `BinaryCrossEntropy` outside [0, 1], and
+        negative soft targets, give meaningless numbers. Calling the loss checks them first, and
+        `check_target` checks a whole data set.
         """
         if type(prediction) is not type(target):
             _same_library(self, prediction, target)
@@ -148,10 +147,10 @@ class Loss:
         Parameters
         ----------
         tape : Tape
-            The one that `forward` wrote on.
+            The tape that `forward` wrote to.
         grad : array, optional
-            The gradient of something further with respect to J: 0-d, or (N,) for reduction
-            "none". One by default.
+            The gradient of a later quantity with respect to J: 0-d, or (N,) for reduction
+            "none". Defaults to 1.
         """
         (saved,) = tape.pop(self)
         if grad is None:
@@ -167,7 +166,7 @@ class Loss:
     ) -> Array:
         """Check the target's values, then run `forward` on the device of `prediction`.
 
-        On a device the check waits for the values; `forward`, which training runs, does not check.
+        On a device the check waits for the values. Training runs `forward`, which does not check.
         """
         given = {"prediction": prediction, "target": target}
         if sample_weight is not None:
@@ -179,7 +178,7 @@ class Loss:
             return self.forward(prediction, target, tape, sample_weight)
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
-        """Check a whole data set's targets: kind, shape and values; wherever they are.
+        """Check the targets of a whole data set, on any device: their kind, shape and values.
 
         Parameters
         ----------
@@ -203,16 +202,16 @@ class Loss:
             )
 
     def check_batch(self, prediction: Array, target: Array, cost: Array) -> None:
-        """Check the targets of a batch that `forward` has taken, where that takes no waiting.
+        """Check the targets of a batch after `forward`, for NumPy's arrays.
 
-        That is for NumPy's arrays. Elsewhere nothing is checked.
+        On a device the check would wait for the values, so nothing is checked there.
 
         Parameters
         ----------
         prediction, target : array
-            What `forward` has taken.
+            What `forward` was given.
         cost : array
-            What it has returned; if that is NaN, it is worth a closer look.
+            What `forward` returned. If it is NaN, the targets are checked.
 
         Raises
         ------
@@ -223,18 +222,18 @@ class Loss:
             self.check_target(target, tuple(prediction.shape[1:]))
 
     def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
-        """Return whether the targets of a batch, on the host, may be wrong: the cost is NaN.
+        """Return whether the targets of a batch on the host may be wrong: if the cost is NaN.
 
-        Asked at every step of a loop written by hand; a subclass that can tell more says so here.
+        A loop written by hand calls this at every step. A subclass may look at more than the cost.
         """
         return has_nan(cost)
 
     def probabilities(self, prediction: Array) -> Array:
-        """Return what the prediction means: here, itself."""
+        """Return the probabilities that a prediction stands for: by default, itself."""
         return prediction
 
     def _scale(self, prediction: Array, target: Array, weight: Array | None) -> Any:
-        """Return what multiplies each L: a number, a 0-d array or an array (N,)."""
+        """Return the factor of each L: a number, a 0-d array or an array (N,)."""
         if self.reduction != "mean":
             return 1.0 if weight is None else weight
         mass = self.mass(target, prediction)
@@ -243,7 +242,7 @@ class Loss:
         return kernels(prediction).mean_scale(weight, mass)
 
     def total_weight(self, prediction: Array, target: Array, weight: Array | None) -> Array | None:
-        """Return what the mean divides by, 0-d and on the device; None is the number of samples."""
+        """Return the divisor of the mean, 0-d on the device; None for the number of samples."""
         mass = self.mass(target, prediction)
         if weight is None and mass is None:
             return None
@@ -272,18 +271,13 @@ class Loss:
             )
 
     def __repr__(self) -> str:
-        """Return the loss as it would be written."""
+        """Return the expression that makes this loss."""
         shown = "" if self.reduction == "mean" else f"reduction={self.reduction!r}"
         return f"{type(self).__name__}({shown})"
 
 
-def by_row(scale: Any) -> Any:
-    """Return a scale as it multiplies rows: (N,) as a column, a number as it is."""
-    return scale[:, None] if getattr(scale, "ndim", 0) else scale
-
-
 def _owner(kind: type, name: str) -> Any:
-    """Return the class that an attribute of a class is from."""
+    """Return the class that defines an attribute of `kind`."""
     return next(base for base in kind.__mro__ if name in vars(base))
 
 

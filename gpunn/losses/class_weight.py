@@ -1,16 +1,17 @@
-"""The class weights of a loss: what is given, and the table that kernels take."""
+"""The class weights of a loss: the setting, and the table for kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, TypeAlias
 
-from gpunn.arrays.backend import backend_of, is_kind, to_numpy
-from gpunn.arrays.checks import number
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.checks import is_whole, number
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import is_kind
 from gpunn.errors import SettingError
 
-#: The weight of each class in order, or of some classes by their number.
+#: The weights of all classes in order, or of some classes by number.
 ClassWeight: TypeAlias = "tuple[float, ...] | dict[int, float]"
 
 
@@ -20,13 +21,13 @@ def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
     Raises
     ------
     SettingError
-        If they are neither in order nor by class, or one is no weight.
+        If they are of another kind, or one is not a number of at least 0.
     """
     if given is None:
         return None
     if isinstance(given, Mapping):
         for key in given:
-            if not isinstance(key, Integral) or isinstance(key, bool) or key < 0:
+            if not is_whole(key) or key < 0:
                 raise SettingError(
                     f"{owner}: {name} has the key {key!r}; keys are classes, whole numbers from 0"
                 )
@@ -46,12 +47,12 @@ def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
 
 
 def table_of(loss: Any, given: ClassWeight | None, classes: int) -> list[float]:
-    """Return the weight of each of so many classes; 1 for one that a dict does not name.
+    """Return the weight of each class, in order; 1 for a class that a dict does not name.
 
     Raises
     ------
     SettingError
-        In the name of `loss`: if there are weights for other classes, or not for all.
+        If there are weights for other classes, or a sequence is too short. It names `loss`.
     """
     weights = as_class_weight(type(loss).__name__, "class_weight", given)  # a dict may have changed
     if isinstance(weights, dict):
@@ -73,7 +74,7 @@ def table_of(loss: Any, given: ClassWeight | None, classes: int) -> list[float]:
 
 
 def _in_order(given: Any) -> list[Any] | tuple[Any, ...] | None:
-    """Return the items of what has an order and holds numbers; None for anything else."""
+    """Return the items of a list, a tuple or an array of numbers; None for anything else."""
     if isinstance(given, (list, tuple)):
         return given
     place = backend_of(given)

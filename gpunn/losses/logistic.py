@@ -6,7 +6,8 @@ from gpunn._typing import RNG
 from gpunn.arrays.backend import Backend
 from gpunn.arrays.checks import whole_number
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, SoftmaxCrossEntropy
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import SoftmaxCrossEntropy
 from gpunn.nn.dense import Dense
 
 

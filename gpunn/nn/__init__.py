@@ -1,1 +1,1 @@
-"""Layers: what a layer is, and which there are."""
+"""Layers: the base class, and one file for each kind."""

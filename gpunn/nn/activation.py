@@ -1,23 +1,20 @@
 """Activation functions: each a formula, its gradient, and a layer.
 
-The formulas are written in the standard and stable for every finite input: exponentials are taken
-of negative numbers only, and a mask is a product rather than a `where`, which is slower.
+The formulas use the functions of the standard, and are stable for every finite input:
+exponentials are taken only of negative numbers. Masks are products, which are faster than `where`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.checks import flag, number
 from gpunn.arrays.settings import checked
-from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import declare
-from gpunn.nn.layer import Layer, as_instance
+from gpunn.nn.layer import Layer
 from gpunn.nn.special import erf
 from gpunn.nn.tape import Tape
 
@@ -25,9 +22,9 @@ from gpunn.nn.tape import Tape
 class Activation(Layer):
     """A function h = f(x) without parameters, as a layer; the base of all activations.
 
-    A subclass gives `function` and `gradient`, and says in `saves_output` whether the gradient is
-    computed from h or from x. Formulas of the library's own name the fused kernel that serves them
-    in `kernel`; the name counts for that class alone, and a subclass runs its formula as written.
+    A subclass defines `function` and `gradient`, and says in `saves_output` whether the gradient is
+    computed from h or from x. The library's own activations name the fused kernel that serves them
+    in `kernel`. The name counts for that class only; subclasses run their formula as written.
 
     Notes
     -----
@@ -40,18 +37,18 @@ class Activation(Layer):
     kernel: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note which formula the kernel stands for, if a class names one."""
+        """Note the declarations of the class; see `gpunn.kernels.declared`."""
         super().__init_subclass__(**settings)
         if "kernel" in vars(cls):
             cls.has_parameters = False
         cls._declared = declare(cls, ("function", "gradient"))
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return h = f(x), in a new array or `x` itself."""
+        """Return h = f(x), as a new array or `x` itself."""
         raise NotImplementedError(f"{type(self).__name__} must define function(xp, x)")
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return dJ/dx, from dJ/dh and h (or x, if not `saves_output`)."""
+        """Return dJ/dx from dJ/dh and `saved`: h, or x if not `saves_output`."""
         raise NotImplementedError(f"{type(self).__name__} must define gradient(xp, grad, saved)")
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
@@ -151,7 +148,7 @@ class LeakyReLU(Activation):
         return grad * (positive * (1.0 - self.negative_slope) + self.negative_slope)
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return f"LeakyReLU({self.negative_slope})"
 
 
@@ -185,7 +182,7 @@ class ELU(Activation):
         return grad * (xp.minimum(saved, 0.0) + self.alpha + (1.0 - self.alpha) * positive)
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return f"ELU({self.alpha})"
 
 
@@ -223,7 +220,7 @@ class GELU(Activation):
     Parameters
     ----------
     approximate : bool, default False
-        Whether to take the tanh form, which is within 5e-4 of the exact one.
+        Whether to use the tanh form, which differs from the exact one by at most 5e-4.
 
     References
     ----------
@@ -245,7 +242,7 @@ class GELU(Activation):
         return x * self._distribution(xp, x)
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad times the slope above."""
+        """Return grad dh/dx."""
         x, p = saved, self._distribution(xp, saved)
         square = x * x
         if self.approximate:
@@ -261,7 +258,7 @@ class GELU(Activation):
         return 0.5 * (1.0 + erf(xp, x * math.sqrt(0.5)))
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return "GELU(approximate=True)" if self.approximate else "GELU()"
 
 
@@ -282,8 +279,8 @@ class Softplus(Activation):
 class Softmax(Activation):
     """h_k = e^x_k / sum_j e^x_j along the last axis; dJ/dx = h (grad - sum_j grad_j h_j).
 
-    For training a classifier, leave it off the network and use `SoftmaxCrossEntropy`, which
-    applies it in the stable form.
+    To train a classifier, end the network without it and use `SoftmaxCrossEntropy`, which applies
+    softmax in a stable form.
     """
 
     kernel = "softmax"
@@ -304,7 +301,7 @@ class LogSoftmax(Activation):
     kernel = "log_softmax"
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return the logarithm of softmax, with the maximum taken out first."""
+        """Return the logarithm of softmax; the maximum is subtracted first."""
         shifted = x - xp.max(x, axis=-1, keepdims=True)
         return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
@@ -316,44 +313,3 @@ class LogSoftmax(Activation):
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + e^-x), without overflow and exact in both tails."""
     return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
-
-
-#: How each activation is made from its name alone.
-ACTIVATIONS: dict[str, Callable[[], Activation]] = {
-    "identity": Identity,
-    "sigmoid": Sigmoid,
-    "tanh": Tanh,
-    "relu": ReLU,
-    "leaky_relu": LeakyReLU,
-    "elu": ELU,
-    "silu": SiLU,
-    "gelu": GELU,
-    "gelu_tanh": partial(GELU, approximate=True),
-    "softplus": Softplus,
-    "softmax": Softmax,
-    "log_softmax": LogSoftmax,
-}
-
-
-def get_activation(activation: Any, owner: str = "get_activation") -> Activation:
-    """Return the activation of that name, the given one itself, or for None the identity.
-
-    Parameters
-    ----------
-    activation : str, Activation or None
-        Which one.
-    owner : str
-        Who speaks if there is none such.
-    """
-    if activation is None:
-        return Identity()
-    if isinstance(activation, Activation):
-        return activation
-    if isinstance(activation, type) and issubclass(activation, Activation):
-        raise SettingError(f"{owner}: activation is {as_instance(activation)}")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise SettingError(
-            f"{owner}: unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}, "
-            "and any object of the class Activation"
-        )
-    return ACTIVATIONS[activation]()

@@ -1,4 +1,4 @@
-"""Layers made of layers."""
+"""Layers that contain layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sequential(Layer):
     Parameters
     ----------
     *layers : Layer
-        In the order in which they are applied. A layer given twice shares its parameters.
+        The layers, in order. A layer that appears twice has one set of parameters.
     """
 
     records = True
@@ -47,7 +47,7 @@ class Sequential(Layer):
         return x
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
-        """Return the first layer's input gradient, or None where nobody below needs it."""
+        """Return the first layer's input gradient, or None if no layer below needs it."""
         for layer in reversed(self.layers):
             passed_on = layer.backward(grad, tape)
             if passed_on is None:
@@ -77,14 +77,14 @@ class Sequential(Layer):
         return Sequential(*chosen) if isinstance(chosen, list) else chosen
 
     def __repr__(self) -> str:
-        """Return the network as it would be written."""
+        """Return the expression that makes this network."""
         return f"Sequential({', '.join(repr(layer) for layer in self.layers)})"
 
 
 class Residual(Layer):
-    """A layer and a way past it, y = x + f(x).
+    """A layer with a skip connection, y = x + f(x).
 
-    The gradient can pass f by: dJ/dx is grad, plus what f's own backward makes of it.
+    dJ/dx is grad plus the input gradient that f's backward pass computes from grad.
 
     Parameters
     ----------
@@ -121,5 +121,5 @@ class Residual(Layer):
         return None if through is None else kernels(grad).add(grad, through)
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return f"Residual({self.layer!r})"

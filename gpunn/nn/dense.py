@@ -1,4 +1,4 @@
-"""The layer of neurons."""
+"""The fully connected layer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_kind
+from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
 from gpunn.arrays.checks import flag, float_dtype, whole_number
+from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.kernels import kernels
-from gpunn.nn.activation import (
-    ACTIVATIONS,
-    ELU,
-    GELU,
-    Activation,
-    Identity,
-    LeakyReLU,
-    ReLU,
-    SiLU,
-    Softplus,
-    get_activation,
-)
+from gpunn.nn.activation import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, SiLU, Softplus
+from gpunn.nn.activation_names import ACTIVATIONS, get_activation
 from gpunn.nn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
@@ -33,9 +24,9 @@ _RECTIFIERS = (ReLU, LeakyReLU, ELU, SiLU, GELU, Softplus)
 class Dense(Layer):
     r"""A fully connected layer of neurons, h = f(W x + b).
 
-    For a batch, one sample a row, that is :math:`H = f(X W + 1 b^T)`. With
-    :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`
-    that f makes of :math:`\partial J / \partial H`, the backward pass is
+    For a batch with one sample per row, that is :math:`H = f(X W + 1 b^T)`. With
+    :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`,
+    which f's own backward pass computes from :math:`\partial J / \partial H`, the backward pass is
 
     .. math:: \partial J/\partial W = X^T G, \quad \partial J/\partial b = G^T 1,
               \quad \partial J/\partial X = G W^T.
@@ -50,33 +41,32 @@ class Dense(Layer):
     bias : bool, default True
         Whether there is a b.
     init : str, function or None, default None
-        How the weights are drawn (see `gpunn.init`); None is ``"he_normal"`` before rectifiers and
-        ``"glorot_uniform"`` otherwise. Biases start at zero.
+        The distribution of the initial weights (see `gpunn.init`); None is ``"he_normal"`` before
+        rectifiers, else ``"glorot_uniform"``. Biases start at 0.
     rng : None, int or numpy.random.Generator, default None
-        The seed. One seed gives the same weights on every backend. Give each layer a seed of its
-        own, or all of them one Generator: layers of one shape and seed start out alike.
+        The seed. One seed gives the same weights on every backend. Give each layer its own seed,
+        or all layers one Generator: layers of equal shape and seed start with equal weights.
     dtype : {"float32", "float64"}, default "float32"
         Of the parameters, and so of the input.
     backend : str, Backend or None, default None
-        Where the parameters live; None is what `gpunn.use` has set, else NumPy.
+        The library and device of the parameters, as for `get_backend`.
 
     Attributes
     ----------
     weight : Parameter
         W, of shape (in_features, out_features), so that no product needs a copy.
     bias : Parameter or None
-        b, of shape (out_features,); weight decay leaves it out.
+        b, of shape (out_features,); weight decay does not apply to it.
 
     Raises
     ------
     ShapeError, DTypeError, DeviceError
-        By `forward`, where `x` does not fit.
+        By `forward`, if `x` does not fit.
 
     Notes
     -----
     *Shapes*: x (N, in_features), h (N, out_features); N may be 0.
-    *Saves*: x and either h or z (whichever f's gradient needs): N (in_features + out_features)
-    elements.
+    *Saves*: x, and h or z, whichever f's gradient needs: N (in_features + out_features) elements.
     """
 
     records = True
@@ -131,7 +121,7 @@ class Dense(Layer):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's.
 
-        Each of the three is left out where the tape does not want it.
+        Each of the three is skipped if the tape does not want it.
         """
         x, saved = tape.pop(self)
         k, wanted = kernels(grad), tape.parameters
@@ -140,15 +130,15 @@ class Dense(Layer):
             grad = k.activation_backward(grad, saved, self.activation)
         else:
             grad, grad_bias = k.bias_activation_backward(
-                grad, saved, self.activation, into=bias.room
+                grad, saved, self.activation, into=bias.grad_buffer
             )
             bias.add_grad(grad_bias)
         if wanted is None or self.weight in wanted:
-            self.weight.add_grad(k.product(x.T, grad, into=self.weight.room))
+            self.weight.add_grad(k.product(x.T, grad, into=self.weight.grad_buffer))
         return k.product(grad, self.weight.value.T) if tape.wants_grad else None
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
-        """Return whether any of these parameters is the layer's."""
+        """Return whether the layer has any of these parameters."""
         if type(self) is not Dense:  # a subclass may hold more
             return super().holds_any(parameters)
         return self.weight in parameters or self.bias in parameters
@@ -159,14 +149,14 @@ class Dense(Layer):
         if place is None:
             raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
         if place != home:
-            raise apart(repr(self), home, place)
+            raise device_mismatch(repr(self), home, place)
         if x.ndim != 2 or x.shape[1] != self.in_features:
             advice = "; flatten it first" if x.ndim > 2 else ""
             raise ShapeError(
                 f"{self!r}: expected x of shape (N, {self.in_features}), "
                 f"got {tuple(x.shape)}{advice}"
             )
-        wanted = str(self.weight.value.dtype).rpartition(".")[2]
+        wanted = dtype_name(self.weight.value)
         raise DTypeError(
             f"{self!r}: the weights are {wanted} and x is {x.dtype}; convert x with "
             f'x.astype("{wanted}") or Loader(..., dtype="{wanted}"), or the model with '
@@ -174,7 +164,7 @@ class Dense(Layer):
         )
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         shown = (
             ""
             if isinstance(self.activation, Identity)
@@ -184,7 +174,7 @@ class Dense(Layer):
 
 
 def _name(activation: Activation) -> str:
-    """Return the activation by its name where it has one and default settings."""
+    """Return the name of an activation with default settings, else the expression that makes it."""
     for name, make in ACTIVATIONS.items():
         if repr(make()) == repr(activation) and type(make()) is type(activation):
             return repr(name)
@@ -192,7 +182,7 @@ def _name(activation: Activation) -> str:
 
 
 def _check_kind(owner: str, drawn: Any) -> None:
-    """Check that an initialiser has returned an array of real numbers."""
+    """Check that an initializer returned an array of real numbers."""
     place = backend_of(drawn)
     if place is None:
         raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")

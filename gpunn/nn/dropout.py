@@ -15,8 +15,8 @@ from gpunn.nn.tape import Tape
 class Dropout(Layer):
     """In training, zero each entry with probability p and scale the rest: y = m x / (1 - p).
 
-    The gradient is m grad / (1 - p), with the same mask m. Without a tape, or with one whose
-    `training` is False, y = x.
+    The gradient is m grad / (1 - p), with the same mask m. Without a tape, or if its `training` is
+    False, y = x.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class Dropout(Layer):
 
     Notes
     -----
-    The tape's generator draws one key a forward pass, and entry i of the mask is a function of
-    (key, i) in integer arithmetic: one seed gives the same masks on every backend.
-    *Saves*: the mask, one array of the shape of x; nothing outside of training.
+    The tape draws one key per forward pass, and entry i of the mask is computed from (key, i) in
+    integer arithmetic: one seed gives the same masks on every backend.
+    *Saves*: the mask, of the shape of x; nothing outside training.
 
     References
     ----------
@@ -60,5 +60,5 @@ class Dropout(Layer):
         return grad if mask is None else kernels(grad).multiply(grad, mask)
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return f"Dropout({self.rate})"

@@ -1,6 +1,6 @@
 """Initial weights, drawn on the host so that one seed gives the same weights on every backend.
 
-An initialiser is a function ``(rng, fan_in, fan_out) -> array of shape (fan_in, fan_out)`` in
+An initializer is a function ``(rng, fan_in, fan_out) -> array of shape (fan_in, fan_out)`` in
 float64; the layer converts and moves the result.
 """
 
@@ -24,14 +24,14 @@ Initializer: TypeAlias = "Callable[[np.random.Generator, int, int], NDArray[np.f
 
 
 def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
-    """Return a generator for an `rng` keyword, as scientific Python's SPEC 7 has it.
+    """Return a generator for an `rng` keyword, as in Scientific Python's SPEC 7.
 
     Parameters
     ----------
     rng : None, int, sequence of int, SeedSequence, BitGenerator or Generator
-        None draws fresh entropy; a Generator is returned as it is.
+        None draws fresh entropy; a Generator is returned unchanged.
     owner : str
-        Who speaks if it is none of these.
+        The class or function that an error names.
 
     Raises
     ------
@@ -52,8 +52,8 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
 def glorot_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
     r"""Draw uniformly from :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`.
 
-    Keeps the variance of activations and of gradients about equal through layers whose
-    activation has slope 1 at zero (tanh, identity).
+    Keeps the variance of activations and gradients about constant through layers whose activation
+    has slope 1 at 0 (tanh, identity).
 
     References
     ----------
@@ -72,7 +72,7 @@ def glorot_normal(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArra
 def he_normal(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
     r"""Draw from a normal distribution of variance :math:`2 / n_{in}`.
 
-    Makes up for the half of its inputs that a rectifier sets to zero.
+    Makes up for the half of its inputs that a rectifier sets to 0.
 
     References
     ----------
@@ -88,7 +88,7 @@ def he_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[n
 
 
 def zeros(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:  # noqa: ARG001
-    """Return zeros, from which logistic regression may start, and no deeper network."""
+    """Return zeros, which are fit for logistic regression but not for deeper networks."""
     return np.zeros((fan_in, fan_out))
 
 
@@ -99,14 +99,14 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
-    """Return the initialiser of that name, or the given function itself.
+    """Return the initializer of that name, or the given function.
 
     Parameters
     ----------
     init : str or function
-        Which one.
+        A name in `INITIALIZERS`, or a function.
     owner : str
-        Who speaks if it is neither.
+        The class or function that an error names.
     """
     if callable(init):
         return cast("Initializer", init)

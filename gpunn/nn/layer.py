@@ -1,4 +1,4 @@
-"""What a layer is: a forward pass, the backward pass that mirrors it, and named arrays."""
+"""The base of the layers: a forward pass, its backward pass, and named arrays."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
-from gpunn.arrays.backend import Backend, apart, backend_of, get_backend, is_floating, scope_of
+from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend, scope_of
 from gpunn.arrays.checks import float_dtype, sample_shape
+from gpunn.arrays.facts import is_floating
 from gpunn.errors import DeviceError, DTypeError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter
@@ -27,15 +28,15 @@ class Layer(Node):
 
     A subclass defines `forward` and `backward` and keeps its `Parameter`, `Buffer` and `Layer`
     objects as plain attributes, alone or in lists, tuples and dicts; they are found by walking
-    ``vars(layer)``. Three rules hold:
+    ``vars(layer)``. Three rules apply:
 
-    - with a tape, `forward` pushes once what `backward` pops;
+    - with a tape, `forward` pushes exactly one entry, which `backward` pops;
     - a layer never writes to an array that it was given;
     - the first axis is the batch, of any length.
 
-    Where only a part of a model is trained, a layer may ask the tape what is wanted, and save
-    work: ``tape.wants(self.factor)`` before it computes the gradient of a parameter, and
-    `Tape.wants_grad` before that of its input. Training is right without asking, too.
+    If only a part of a model is trained, a layer can skip gradients that are not needed: it asks
+    ``tape.wants(self.factor)`` before it computes a parameter's gradient, and `Tape.wants_grad`
+    before that of its input. Training is correct without these questions, too.
 
     Examples
     --------
@@ -55,21 +56,17 @@ class Layer(Node):
     ...         return grad * self.factor.value
     """
 
-    #: Whether the layer holds parameters of its own. A class that never does says False, so that
-    #: no gradient is computed for it alone.
+    #: Whether the layer has parameters of its own. False saves gradients that only it would need.
     has_parameters: ClassVar[bool] = True
 
-    #: Whether the layer does all its work in kernels (``kernels(x).product(x, y)`` and the like)
-    #: and keeps nothing that changes from call to call. Steps through it can then be recorded.
+    #: Whether steps with this layer can be recorded: it does all its work in kernels
+    #: (``kernels(x).product(x, y)``), and no attribute of it changes from call to call.
     records: ClassVar[bool] = False
 
     _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note what the class says of itself in its own body.
-
-        What a base says need not hold for a class that adds to it.
-        """
+        """Note the declarations of the class itself; those of a base may not hold for it."""
         super().__init_subclass__(**settings)
         if "has_parameters" not in vars(cls):
             cls.has_parameters = True
@@ -78,14 +75,14 @@ class Layer(Node):
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return the layer's output for a batch `x`; save on the tape what `backward` needs.
 
-        Unlike a call of the layer, it takes its input on trust but for what is cheap to check.
+        It checks only what is cheap to check; calling the layer checks more.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, tape)")
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return dJ/dx from `grad` = dJ/dy; add to the gradients of the layer's parameters.
 
-        None stands for a gradient that nobody below needs; see `Tape.wants_grad`.
+        None stands for a gradient that no layer below needs; see `Tape.wants_grad`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
 
@@ -95,9 +92,9 @@ class Layer(Node):
         Raises
         ------
         DTypeError
-            If `x` is no array, or holds no floating-point numbers.
+            If `x` is not an array of floating-point numbers.
         DeviceError
-            If `x` and the layer's parameters are in different places.
+            If `x` and the layer's parameters are on different devices.
         """
         place = backend_of(x)
         if place is None:
@@ -109,7 +106,7 @@ class Layer(Node):
                 f"{self!r}: expected floating-point x, got {x.dtype}; "
                 'convert it, e.g. x.astype("float32")'
             )
-        if place.package != "numpy":  # a GPU would read astray; NumPy fails by itself
+        if place.package != "numpy":  # a GPU would read invalid memory; NumPy raises by itself
             self._check_place(place)
         try:
             with scope_of(x):
@@ -121,26 +118,26 @@ class Layer(Node):
     def _check_place(self, place: Backend) -> None:
         home = self.backend
         if home is not None and home != place:
-            raise apart(repr(self), home, place)
+            raise device_mismatch(repr(self), home, place)
 
     def named_parameters(self) -> dict[str, Parameter]:
         """Return the trainable arrays by dotted name (``layers.0.weight``), each once."""
         return dict(_walk(self, Parameter))
 
     def named_buffers(self) -> dict[str, Buffer]:
-        """Return the arrays that are saved and not trained, by dotted name, each once."""
+        """Return the arrays that are saved but not trained, by dotted name, each once."""
         return dict(_walk(self, Buffer))
 
     def parameters(self) -> list[Parameter]:
-        """Return the trainable arrays, each once; what an optimizer is built on."""
+        """Return the trainable arrays, each once; an optimizer takes this list."""
         return list(self.named_parameters().values())
 
     def buffers(self) -> list[Buffer]:
-        """Return the arrays that are saved and not trained, each once."""
+        """Return the arrays that are saved but not trained, each once."""
         return list(self.named_buffers().values())
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
-        """Return whether any of these parameters is the layer's."""
+        """Return whether the layer has any of these parameters."""
         return any(parameter in parameters for parameter in self.parameters())
 
     @property
@@ -150,14 +147,14 @@ class Layer(Node):
         Raises
         ------
         DeviceError
-            If they are in different places.
+            If they are on different devices.
         """
         places: dict[Backend | None, str] = {}
         for name, item in _walk(self, Held):
             places.setdefault(backend_of(item.value), name)
         if len(places) > 1:
             where = ", ".join(f"{name} on {place}" for place, name in places.items())
-            raise DeviceError(f"{self!r}: its parameters are in different places: {where}")
+            raise DeviceError(f"{self!r}: its parameters are on different devices: {where}")
         return next(iter(places), None)
 
     def to(self: _Self, backend: str | Backend | None = None, *, dtype: str | None = None) -> _Self:
@@ -166,11 +163,11 @@ class Layer(Node):
         Parameters
         ----------
         backend : str, Backend or None
-            Where to, as for `get_backend`. Values arrive bit for bit. None stays where it is.
+            The target, as for `get_backend`. Values are moved bit for bit. None moves nothing.
         dtype : {"float32", "float64"}, optional
             Convert floating-point values to it.
 
-        An optimizer keeps arrays beside the parameters: build it after the move.
+        An optimizer has arrays on the same device: build it after the move.
         """
         dtype = None if dtype is None else float_dtype(repr(self), dtype)
         target = None if backend is None else get_backend(backend)
@@ -192,8 +189,15 @@ class Layer(Node):
             return tuple(self.forward(x).shape[1:])
 
     def summary(self, input_shape: Shape | int | None = None) -> str:
-        """Return a table of the layers, their output shapes and parameter counts; see `summary`."""
-        from gpunn.nn.summary import summarize  # noqa: PLC0415 (a table few programs ask for)
+        """Return a table of the layers, their output shapes and parameter counts.
+
+        Parameters
+        ----------
+        input_shape : int or tuple of int, optional
+            The shape of one sample. By default it is taken from the first layer with
+            `in_features`.
+        """
+        from gpunn.nn.summary import summarize  # noqa: PLC0415 (few programs need it)
 
         return summarize(self, input_shape)
 
@@ -204,7 +208,7 @@ class Layer(Node):
         input_shape: Shape | int | None = None,
         optimizer: HasState | None = None,
     ) -> MemoryReport:
-        """Return the bytes that a step of training holds, by what they are for.
+        """Return the bytes that a training step holds, by purpose.
 
         Parameters
         ----------
@@ -214,7 +218,7 @@ class Layer(Node):
             The shape of one sample. By default it is taken from the first layer with
             `in_features`.
         optimizer : Optimizer, optional
-            Whose state to count.
+            The optimizer whose states to count.
 
         Returns
         -------
@@ -222,17 +226,17 @@ class Layer(Node):
             Parameters, gradients, the optimizer's state, and the tape by layer, measured on
             batches of one and two samples. `str` makes a table of it.
         """
-        from gpunn.nn.memory import account  # noqa: PLC0415 (few programs ask for it)
+        from gpunn.nn.memory import account  # noqa: PLC0415 (few programs need it)
 
         return account(self, batch_size, input_shape, optimizer)
 
     def __repr__(self) -> str:
-        """Return the layer as it would be written."""
+        """Return the expression that makes this layer."""
         return f"{type(self).__name__}()"
 
 
 def as_instance(kind: type) -> str:
-    """Return what to tell who gave a class where a layer or loss of that class was wanted."""
+    """Return the advice for an error: a class was given instead of an object of it."""
     settings = inspect.signature(kind).parameters.values()
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     bare = all(s.default is not s.empty or s.kind in optional for s in settings)
@@ -244,7 +248,7 @@ def as_instance(kind: type) -> str:
 def _walk(
     value: Any, kind: type[_Kind], prefix: str = "", seen: set[int] | None = None
 ) -> Iterator[tuple[str, _Kind]]:
-    """Yield what is of that kind below `value`, by dotted name, in the order of attributes."""
+    """Yield all objects of a kind below `value`, by dotted name, in the order of attributes."""
     seen = set() if seen is None else seen
     for name, item in children(value):
         if id(item) in seen:

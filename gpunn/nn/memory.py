@@ -1,7 +1,8 @@
-"""What training takes in memory, and what to say when there is not enough."""
+"""The memory that training takes, and the error when there is not enough."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,27 +16,27 @@ from gpunn.nn.tree import first_features
 
 
 class HasState(Protocol):
-    """What keeps arrays beside the parameters: an optimizer."""
+    """An object with states for the parameters: an optimizer."""
 
     def state_bytes(self) -> int:
-        """Return their size in bytes."""
+        """Return the size of the states in bytes."""
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes that a step of training holds, by what they are for.
+    """The bytes that a training step holds, by purpose.
 
     Attributes
     ----------
     batch_size : int
-        For which number of samples.
+        The number of samples.
     parameters, gradients, optimizer, buffers : int
         Bytes; they do not depend on the batch.
     tape : dict of str to int
-        Bytes that the forward pass keeps for the backward pass, by layer, each array counted where
-        it is first kept; the network's input is among them.
+        Bytes that the forward pass saves for the backward pass, by layer; the network's input is
+        one of them. An array that several layers save counts for the first.
     passing : int
-        Bytes of the gradients that the backward pass has in hand at its widest layer.
+        Bytes of the gradients between layers, at the widest layer of the backward pass.
     """
 
     batch_size: int
@@ -48,13 +49,13 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """The sum of all, in bytes."""
+        """The total in bytes."""
         fixed = self.parameters + self.gradients + self.optimizer + self.buffers
         return fixed + self.batch_bytes
 
     @property
     def batch_bytes(self) -> int:
-        """What grows with the batch, in bytes."""
+        """The bytes that grow with the batch."""
         return sum(self.tape.values()) + self.passing
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ class MemoryReport:
             ("optimizer", self.optimizer),
             ("buffers", self.buffers),
             *((f"tape: {name}", size) for name, size in self.tape.items()),
-            ("gradients on the way", self.passing),
+            ("gradients between layers", self.passing),
             (f"total for a batch of {self.batch_size}", self.total),
         ]
         width = max(len(name) for name, _ in rows)
@@ -78,13 +79,13 @@ def account(
     input_shape: Shape | int | None = None,
     optimizer: HasState | None = None,
 ) -> MemoryReport:
-    """Return what a step of training takes; see `Layer.memory`."""
+    """Return the memory that a training step takes; see `Layer.memory`."""
     batch_size = whole_number("memory", "batch_size", batch_size)
     if optimizer is not None and not _has_state(optimizer):
         raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
     shape = _sample_shape(model, input_shape)
     one, two = (_tape_bytes(model, shape, n) for n in (1, 2))
-    # What a layer keeps is a + b n for n samples; two small passes tell both.
+    # A layer saves a + b n bytes for n samples; two small passes give a and b.
     tape = {name: one[name] + (two[name] - one[name]) * (batch_size - 1) for name in one}
     parameters = sum(size_of(p.value) for p in model.parameters())
     return MemoryReport(
@@ -99,9 +100,9 @@ def account(
 
 
 def explain(error: Exception, model: Any, x: Array) -> DeviceMemoryError:
-    """Return the error for a step on the batch `x` that found no memory.
+    """Return the error for a step on the batch `x` that ran out of memory.
 
-    To be called when the step's own arrays are gone again.
+    Call it after the step's own arrays are freed.
     """
     place = backend_of(x)
     assert place is not None  # noqa: S101 (a step has run on it)
@@ -130,7 +131,11 @@ def _has_state(optimizer: Any) -> bool:
 
 
 def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
-    """Return the bytes that each layer puts on the tape for n samples."""
+    """Return the bytes that each layer saves on the tape for n samples.
+
+    The pass runs on a copy of the layers, so that it changes no state, such as a count of calls or
+    a running mean. Only the parameters are shared.
+    """
     first = next(iter(model.parameters()), None)
     place = get_backend("numpy") if first is None else backend_of(first.value)
     assert place is not None  # noqa: S101
@@ -138,13 +143,22 @@ def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
     tape = Tape(rng=0)
     with place.scope():
         x = place.xp.ones((n, *shape), dtype=dtype, device=place.device)
-        model.forward(x, tape)
+        _trial_copy(model).forward(x, tape)
     sizes, seen = {"input": size_of(x)}, {id(x)}
     for i, (owner, saved) in enumerate(tape.entries()):
         new = [item for item in saved if _is_array(item) and id(item) not in seen]
         seen.update(id(item) for item in new)
         sizes[f"{i} {owner!r}"] = sum(size_of(item) for item in new)
     return sizes
+
+
+def _trial_copy(model: Any) -> Any:
+    """Return a copy of a model that shares its parameters; the model itself if it has no copy."""
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception:  # noqa: BLE001 (a user's layer may hold a lock, a file or anything else)
+        return model
 
 
 def _sample_shape(model: Any, input_shape: Shape | int | None) -> Shape:

@@ -1,19 +1,20 @@
-"""The arrays that a layer holds: those that are trained, and those that are not."""
+"""The arrays that a layer holds: trainable parameters, and buffers, which are not trained."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, copy_of, scope_of
+from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.checks import flag
+from gpunn.arrays.memory import copy_of
 from gpunn.errors import DTypeError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 
 
 class Held:
-    """An array with a place of its own, so that it can move without its owners noticing."""
+    """A named place for an array; the array in it can be replaced for all owners at once."""
 
     __slots__ = ("value",)
 
@@ -21,7 +22,7 @@ class Held:
     _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note what the class says of itself: a subclass may treat gradients in its own way."""
+        """Note the declarations of the class: a subclass may handle gradients differently."""
         super().__init_subclass__(**settings)
         cls._declared = declare(cls)
 
@@ -34,11 +35,11 @@ class Held:
         self.value = value
 
     def move(self, backend: Backend, dtype: Any = None) -> None:
-        """Bring the value to `backend`, bit for bit unless a `dtype` is given."""
+        """Move the value to `backend`, bit for bit unless a `dtype` is given."""
         self.value = backend.asarray(self.value, dtype)
 
     def __repr__(self) -> str:
-        """Return the shape and dtype: the values may be many, and on a device."""
+        """Return the shape and dtype; the values may be many, and on a device."""
         return f"{type(self).__name__}(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
 
 
@@ -59,48 +60,47 @@ class Parameter(Held):
     Parameters
     ----------
     value : array
-        The initial value. The parameter owns it from now on: the optimizer writes to it.
+        The initial value. The parameter owns it from now on, and the optimizer writes to it.
     decay : bool, default True
-        Whether weight decay applies to it: to weights, by custom, and not to biases. An optimizer
+        Whether weight decay applies to it; by convention to weights and not to biases. An optimizer
         reads it when it is built.
 
     Attributes
     ----------
     grad : array or None
         dJ/d value, of the shape of `value`, summed over all backward passes since the optimizer's
-        last step; None before the first. `train_step` adds to those that its optimizer holds only.
+        last step; None before the first. `train_step` adds only to those that its optimizer holds.
     """
 
-    __slots__ = ("_room", "_room_is_for", "decay", "grad")
+    __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad")
     records = True
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None
-        self._room: Array | None = None
-        self._room_is_for: Array | None = None
+        self._grad_buffer: Array | None = None
+        #: The value that the buffer belongs to; another value needs another buffer.
+        self._buffered_value: Array | None = None
 
     @property
-    def room(self) -> Array | None:
-        """Where a layer may write the next gradient, before it hands it to `add_grad`.
+    def grad_buffer(self) -> Array | None:
+        """Where a layer may write a gradient before it passes it to `add_grad`.
 
-        None if that place is taken by the gradient so far, or there is none: the layer then makes a
-        new array. An optimizer gives each parameter a place, beside that of the next parameter, so
-        that it can read them all as one.
+        None if there is a gradient already, or no buffer: the layer then makes a new array. An
+        optimizer sets the buffers of its parameters side by side, to read them as one array.
         """
-        vacant = self.grad is None and self.value is self._room_is_for
-        return self._room if vacant else None
+        vacant = self.grad is None and self.value is self._buffered_value
+        return self._grad_buffer if vacant else None
 
-    def give_room(self, room: Array) -> None:
-        """Set the place for gradients of the present value, of its shape and dtype."""
-        self._room, self._room_is_for = room, self.value
+    def set_grad_buffer(self, buffer: Array) -> None:
+        """Set the buffer for gradients of the present value, of the same shape and dtype."""
+        self._grad_buffer, self._buffered_value = buffer, self.value
 
     def add_grad(self, grad: Array) -> None:
-        """Add to the gradient: the one way in which it is written.
+        """Add to the gradient; the only way for layers to write it.
 
-        `grad` must be `room`, or an array that the caller has just made; it is left to the
-        parameter.
+        `grad` must be `grad_buffer`, or a new array, which the parameter owns from now on.
         """
         if self.grad is None:
             self.grad = grad
@@ -109,29 +109,29 @@ class Parameter(Held):
                 kernels(grad).accumulate(self.grad, grad)
 
     def set_aside(self) -> Any:
-        """Take the gradient and its room away; return both, for `put_back`."""
-        kept = self.grad, self._room_is_for
-        self.grad = self._room_is_for = None
+        """Remove the gradient and its buffer, and return both for `put_back`."""
+        kept = self.grad, self._buffered_value
+        self.grad = self._buffered_value = None
         return kept
 
     def put_back(self, kept: Any) -> None:
-        """Take back what `set_aside` has returned, in place of any gradient that came since."""
-        self.grad, self._room_is_for = kept
+        """Restore what `set_aside` returned; a gradient that was added since is dropped."""
+        self.grad, self._buffered_value = kept
 
     def move(self, backend: Backend, dtype: Any = None) -> None:
-        """Bring the value and the gradient to `backend`."""
+        """Move the value and the gradient to `backend`."""
         super().move(backend, dtype)
         if self.grad is not None:
             self.grad = backend.asarray(self.grad, dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a pickle: all but the place that an optimizer gave."""
+        """Return the state for a pickle: all but the optimizer's buffer."""
         return {"value": self.value, "grad": self.grad, "decay": self.decay}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a pickle has kept."""
+        """Restore the state from a pickle."""
         self.value, self.grad, self.decay = state["value"], state["grad"], state["decay"]
-        self._room = self._room_is_for = None
+        self._grad_buffer = self._buffered_value = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         """Return a parameter with a copy of the value, and without a gradient."""

@@ -1,4 +1,4 @@
-"""Layers that change the shape and no value."""
+"""Layers that change only the shape."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from gpunn.nn.tape import Tape
 
 
 class Flatten(Layer):
-    """Each sample as one row: (N, a, b, ...) becomes (N, a b ...), and the gradient goes back.
+    """Make each sample one row: (N, a, b, ...) becomes (N, a b ...).
+
+    The gradient gets the shape of the input again.
 
     Notes
     -----
-    *Saves*: the input's shape, no array.
+    *Saves*: the input's shape, but no array.
     """
 
     has_parameters: ClassVar[bool] = False

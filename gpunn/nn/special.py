@@ -6,7 +6,7 @@ from gpunn._typing import Array, Namespace
 
 # Chebyshev coefficients, in u = 2 t - 1, of log(erfc(z) e^(z^2) / t) with t = 1 / (1 + z / 2),
 # a smooth function on 0 < t <= 1. Computed by interpolation at 60 Chebyshev nodes in 60 decimal
-# digits; what is left out is below 3e-17.
+# digits; the omitted terms are below 3e-17.
 _COEFFICIENTS = (
     -0.6513268598908547171,
     0.6419697923564902603,
@@ -36,7 +36,7 @@ _COEFFICIENTS = (
     -9.4574945712912340005e-17,
     1.2102371892242789923e-16,
 )
-_SINGLE = 13  # terms that float32 can tell
+_SINGLE = 13  # terms that matter in float32
 
 
 def erf(xp: Namespace, x: Array) -> Array:
@@ -52,8 +52,8 @@ def erf(xp: Namespace, x: Array) -> Array:
     Returns
     -------
     array
-        Within 3e-7 (float32) or 5e-16 (float64) of the true value, absolutely: tiny results near
-        zero have no more relative digits than that.
+        With an absolute error of at most 3e-7 (float32) or 5e-16 (float64); the relative error of
+        tiny results near 0 is larger.
 
     Notes
     -----

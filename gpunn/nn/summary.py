@@ -21,7 +21,7 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> str:
         Any layer; a `Sequential` is shown layer by layer.
     input_shape : int or tuple of int, optional
         The shape of one sample. By default it is taken from the first layer with `in_features`,
-        if that is known.
+        if there is one.
     """
     shape = None if input_shape is None else sample_shape("summary", input_shape)
     rows = [("layer", "output", "parameters", "shapes")]
@@ -42,7 +42,7 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> str:
 
 
 def _rows(layer: Any, shape: Shape | None, indent: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the table's rows for a layer that takes samples of that shape."""
+    """Yield the rows of the table for a layer whose input samples have that shape."""
     sequence = layer.sequence()
     if sequence is not None:
         for inner in sequence:

@@ -1,4 +1,4 @@
-"""What a forward pass leaves for the backward pass to read."""
+"""The record of a forward pass that the backward pass reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gpunn.nn.parameter import Parameter
 class Tape:
     """The record of one forward pass, read backwards by the backward pass.
 
-    Each layer pushes what its gradient needs, once a forward pass; `backward` pops it, last in
-    first out, so memory is given back while the pass goes on. The tape checks the owner of each
-    entry: a wrong order is an error and never a wrong number. A forward pass without a tape
+    In a forward pass each layer pushes one entry, with what its gradient needs; `backward` pops it,
+    last in first out, so memory is freed during the backward pass. The tape checks the owner of
+    each entry: a wrong order is an error, never a wrong number. A forward pass without a tape
     (``tape=None``) is inference and stores nothing.
 
     Parameters
@@ -25,19 +25,19 @@ class Tape:
     training : bool, default True
         Whether layers behave as in training (dropout drops).
     rng : None, int or numpy.random.Generator, default None
-        Where random layers draw their seeds. Made only when a layer asks for it.
+        The source of keys for random layers; created when the first one needs it.
     input_grad : bool, default True
-        Whether the gradient with respect to the network's input is wanted. Training does not
-        want it, which saves the first layer a product.
+        Whether the gradient with respect to the network's input is needed. Training does not need
+        it, which saves the first layer a product.
     parameters : iterable of Parameter, optional
-        Those whose gradients are wanted, such as ``optimizer.parameters``; all by default. Layers
-        ask `wants` and leave the other gradients out. A frozen lower half of a network then costs
-        nothing, provided that `input_grad` is False.
+        The parameters whose gradients are wanted, such as ``optimizer.parameters``; all by default.
+        Layers ask `wants` and skip the others. A frozen lower half of a network then has no
+        backward pass, if `input_grad` is False.
 
     Attributes
     ----------
     parameters : frozenset of Parameter or None
-        None is all of them.
+        None stands for all.
     """
 
     __slots__ = ("_entries", "_rng", "input_grad", "parameters", "training")
@@ -52,7 +52,7 @@ class Tape:
     ) -> None:
         if parameters is not None and not isinstance(parameters, frozenset):
             parameters = _as_set(parameters)
-        # `bool`s pass at the least cost: a tape is made at every step.
+        # The fast path is for `bool`: every step makes a tape.
         self.training = training if type(training) is bool else flag("Tape", "training", training)
         self.input_grad = (
             input_grad if type(input_grad) is bool else flag("Tape", "input_grad", input_grad)
@@ -66,7 +66,7 @@ class Tape:
         self._entries.append((owner, saved))
 
     def pop(self, owner: Any) -> tuple[Any, ...]:
-        """Return what `owner` saved last.
+        """Return the last entry of `owner`, and remove it.
 
         Raises
         ------
@@ -90,11 +90,11 @@ class Tape:
 
     @property
     def wants_grad(self) -> bool:
-        """Whether anything below the entry just popped needs its output's gradient.
+        """Whether the input gradient of the layer that just popped its entry is needed.
 
-        A layer whose input gradient costs much asks this first and returns None in its place,
-        if not: below it are no parameters whose gradients are wanted, and the input's own gradient
-        was not asked for.
+        It is not if no layer below has parameters whose gradients are wanted, and the gradient of
+        the network's input is not wanted either. A layer with an expensive input gradient asks
+        first, and returns None instead.
         """
         if self.input_grad or not self._entries:
             return self.input_grad
@@ -108,37 +108,37 @@ class Tape:
     def wants(self, parameter: Parameter) -> bool:
         """Return whether the gradient of a parameter is wanted.
 
-        A layer that asks before it computes one saves its cost. One that does not ask may add a
-        gradient all the same: `train_step` does away with it.
+        A layer that asks first saves the computation. One that does not ask may add the gradient
+        anyway; `train_step` drops it.
         """
         return self.parameters is None or parameter in self.parameters
 
     def _wants_below(self, wanted: frozenset[Parameter]) -> bool:
-        """Return whether any layer that is still to come holds one of these."""
+        """Return whether a layer whose backward pass is still to come has one of these."""
         for owner, _ in reversed(self._entries):
             if owner.has_parameters and owner.holds_any(wanted):
                 return True
         return False
 
     def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """Return each owner with what it saved, the first to push first."""
+        """Return each owner with what it saved, in the order of pushing."""
         return list(self._entries)
 
     def owners(self) -> list[Any]:
-        """Return who has saved the entries, the first to push first."""
+        """Return the owners of the entries, in the order of pushing."""
         return [owner for owner, _ in self._entries]
 
     def draw_key(self) -> int:
-        """Draw the 64-bit key of one random mask, on the host."""
+        """Draw a 64-bit key for one random mask, on the host."""
         self._rng = as_generator(self._rng, "Tape")
         return int(self._rng.integers(2**64, dtype="uint64"))
 
     def __len__(self) -> int:
-        """Return the number of entries not yet read."""
+        """Return the number of entries that are not yet popped."""
         return len(self._entries)
 
     def __repr__(self) -> str:
-        """Return the owners of the entries, the first to push first."""
+        """Return the owners of the entries, in the order of pushing."""
         return f"Tape({', '.join(repr(owner) for owner, _ in self._entries)})"
 
 

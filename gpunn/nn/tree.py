@@ -1,4 +1,4 @@
-"""Walking through a model, without knowing what its layers do."""
+"""Walking through a model without knowledge of its layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gpunn._typing import Shape
 
 
 class Node:
-    """What a layer is to code that walks through models: named parts, some of them layers."""
+    """The part of a layer that walking through models needs: attributes, some of them layers."""
 
     #: Whether the layer holds parameters of its own.
     has_parameters: ClassVar[bool] = True
 
     def sequence(self) -> list[Any] | None:
-        """Return the layers that are applied one after another, if that is all it does."""
+        """Return the layers that it applies one after another; None if it does anything else."""
         return None
 
 

@@ -1,1 +1,1 @@
-"""Optimizers and schedules: what an optimizer is, and which there are."""
+"""Optimizers and learning-rate schedules, one file for each kind."""

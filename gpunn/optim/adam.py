@@ -25,14 +25,14 @@ class Adam(Optimizer):
         \theta &\leftarrow \theta - \alpha_t \frac{m}{\sqrt v + \epsilon}, \qquad
         \alpha_t = \alpha \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}.
 
-    The factor of :math:`\alpha` makes up for the start at 0; t counts the updates from then on,
-    from 1, and is the same for all parameters. This is the form at the end of the paper's
-    section 2, and scikit-learn's. PyTorch's, the paper's algorithm 1, scales epsilon by
+    The factor of :math:`\alpha` corrects the bias of moments that start at 0; t counts the updates
+    since then, from 1, and is the same for all parameters. This is the form at the end of the
+    paper's section 2, and scikit-learn's. PyTorch's, the paper's algorithm 1, scales epsilon by
     :math:`\sqrt{1 - \beta_2^t}`, too, which differs where gradients are tiny.
 
-    The gradient g is that of the batch; then, in this order and if asked for: each entry clipped
-    to :math:`\pm` `clip_value`; all entries scaled down together so that the norm of the whole
-    gradient is at most `clip_norm`; weight decay added.
+    The gradient g is that of the batch, changed by these settings in this order: each entry is
+    clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
+    gradient is at most `clip_norm`; weight decay is added.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Adam(Optimizer):
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty :math:`\frac\lambda2 \|W\|^2`, whose gradient
         :math:`\lambda W` is added to g before the moments (coupled, as in PyTorch's Adam and
-        scikit-learn's; not AdamW's form). Biases are left out (`Parameter.decay`). A history's
+        scikit-learn's; not AdamW's form). Biases are exempt (`Parameter.decay`). A history's
         ``"loss"`` does not contain the penalty, its ``"cost"`` does.
     clip_norm : float, optional
         Above 0. The norm stays on the device.
@@ -103,7 +103,7 @@ class Adam(Optimizer):
         self.updates = 0
 
     def reset(self) -> None:
-        """Forget the gradients, both moments, and how many updates they have seen."""
+        """Clear the gradients, set both moments to 0, and restart the count of updates."""
         super().reset()
         self.updates = 0
 

@@ -1,4 +1,4 @@
-"""What an optimizer is: it updates parameters from their gradients, all at once."""
+"""The base of the optimizers: parameters, settings and the count of updates."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
 from gpunn.nn.parameter import Parameter
+from gpunn.optim.arena import Arena
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
 
 _Self = TypeVar("_Self", bound="Optimizer")
 
 
 class Optimizer:
-    """What all optimizers share: the parameters, the settings of g and the count of updates.
+    """The base of the optimizers.
 
-    A subclass defines `update`: what it makes of g. That is the gradient of the batch; then, in
-    this order and if asked for: each entry clipped to +-`clip_value`; all entries scaled down
-    together so that the norm of the whole gradient is at most `clip_norm`; weight decay added.
+    A subclass defines `update`: how parameters change, given a gradient g. That is the gradient of
+    the batch, changed by these settings in this order: each entry is clipped to +-`clip_value`; all
+    entries are scaled so that the norm of the whole gradient is at most `clip_norm`; weight decay
+    is added.
 
-    Where the library of the arrays knows views, building an optimizer moves the values side by
-    side into one block of memory, and makes room for their gradients in another: the update of a
-    network is then the update of one array. So read ``parameter.value`` anew afterwards.
+    Building an optimizer moves the values side by side into one block of memory, and reserves
+    another block for their gradients, so that a network is updated like a single array (see
+    `gpunn.optim.arena`). So read ``parameter.value`` again afterwards.
 
-    The settings, from the learning rate on, may be set later as attributes; they are checked then,
-    too, and hold from the next update on.
+    The settings, from the learning rate on, may be assigned later. They are checked then, too, and
+    apply from the next update on.
 
     Parameters
     ----------
     parameters : iterable of Parameter
-        What to update; ``model.parameters()``. The optimizer keeps arrays beside them, on the
-        same device: move the model first, then build the optimizer.
+        What to update: ``model.parameters()``. The states are on the same device, so move the
+        model before building the optimizer.
     learning_rate : float or schedule
         alpha; a number above 0, or a function of the number of updates made so far (see
         `gpunn.schedules`).
@@ -49,29 +51,29 @@ class Optimizer:
     clip_norm, clip_value : float, optional
         Above 0.
     n_states : int, default 0
-        How many arrays of the shape of each parameter are kept from one update to the next.
+        How many arrays are kept for each parameter between updates, each of its shape.
     """
 
-    #: The fused kernel that serves `update`; a subclass says so in its own body, or has none.
+    #: The fused kernel that serves `update`. Not inherited: each class body names its own.
     kernel: ClassVar[str | None] = None
-    #: Whether steps with it can be recorded; likewise.
+    #: Whether steps with it can be recorded. Not inherited, either.
     records: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
 
-    #: What part of a model it trains; `gpunn.training.freezing` keeps it here from step to step.
+    #: The part of a model that it trains, cached here by `gpunn.training.freezing`.
     part: Any = None
     #: The function from the number of updates to the learning rate.
     schedule: Schedule = checked(as_schedule)
     clip_norm: float | None = checked(optional_number, "(0, inf)")
     clip_value: float | None = checked(optional_number, "(0, inf)")
 
-    #: Whether what decays lies apart, even while the weight decay is 0.
-    _apart: bool = False
+    #: Whether parameters with weight decay have blocks of their own even while it is 0.
+    _separates_decaying: bool = False
+    _arena: Arena
     _blocks: Slots
-    _states: list[list[Array]]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note which rule the kernel stands for, if the class names one."""
+        """Note the declarations of the class; see `gpunn.kernels.declared`."""
         super().__init_subclass__(**settings)
         cls._declared = declare(cls, ("update",))
 
@@ -98,7 +100,7 @@ class Optimizer:
     def learning_rate(self) -> float:
         """The learning rate of the next update.
 
-        A number that is set here stays; a schedule goes on with the count of all updates.
+        An assigned number stays; an assigned schedule continues with the count of all updates.
         """
         return float(self.schedule(self.steps))
 
@@ -108,39 +110,39 @@ class Optimizer:
 
     @property
     def weight_decay(self) -> float:
-        """lambda; one that is set here applies from the next update on.
+        """lambda; an assigned one applies from the next update on.
 
-        Where it was 0, what decays may move into a block of its own: read ``parameter.value`` anew.
+        If it was 0, values may move to other arrays: read ``parameter.value`` again.
         """
         return self._weight_decay
 
     @weight_decay.setter
     def weight_decay(self, weight_decay: float) -> None:
         decay = self._checked_decay(weight_decay)
-        if decay and not any(self._decaying):
+        if decay and not any(self._arena.block_decays):
             self.check_places()
             self._weight_decay = decay
             self._lay_out(self._states)
         else:
             self._weight_decay = decay
-            self._blocks.decays[:] = self._decays(self._decaying)
+            self._blocks = self._arena.blocks(decay)
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place, and clear the gradients.
 
-        The next backward pass starts from none. To add up the gradients of several batches, run
-        backward for each of them before one `step`.
+        To sum the gradients of several batches, run backward for each of them before one `step`.
         """
         slots: Slots | None = self._blocks
-        for parameter, value, room in zip(self.parameters, self._values, self._rooms, strict=True):
-            if parameter.value is not value:  # somebody gave it a new array
+        arena = self._arena
+        for parameter, value, grad in zip(self.parameters, arena.values, arena.grads, strict=True):
+            if parameter.value is not value:  # the user has assigned a new array
                 self.check_places()
                 self._lay_out(self._states)
                 slots = None
                 break
-            if parameter.grad is not room:
+            if parameter.grad is not grad:
                 slots = None
-        slots = slots or self._separate()
+        slots = slots or self._arena.present_slots(self.parameters, self._weight_decay)
         if slots.values:
             self._update(slots)
         for parameter in self.parameters:
@@ -153,47 +155,47 @@ class Optimizer:
     def update(
         self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
     ) -> None:
-        """Update a value and what is kept beside it, in place; the gradient g is used up.
+        """Update a value and its states in place; the gradient g may be overwritten.
 
-        What a subclass defines, in the functions of the standard, `xp`. `step_size` is the next of
-        `step_sizes`: alpha, if the subclass does not say otherwise.
+        A subclass defines it, in the functions of the standard, `xp`. `step_size` is the next of
+        `step_sizes`: alpha, unless the subclass overrides that, too.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update")
 
     def step_sizes(self, n: int) -> list[float]:
-        """Return what multiplies the next n steps: the learning rates."""
+        """Return the factors of the next n steps: the learning rates."""
         if type(self.schedule) is Constant:
             return [self.schedule.learning_rate] * n
         return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
 
     def slots(self) -> Slots | None:
-        """Return what belongs to each parameter, for compiled training.
+        """Return the arrays of each parameter, for recorded steps; None if they are not in place.
 
-        The gradients are the places that they would go to, and the decays are 1 where weight decay
-        applies, whatever it is. None if a parameter has a gradient already, or an array that it was
-        given later. Follow it by `count_updates`.
+        The gradients are the places where they will be written. The decays are 1 where weight decay
+        applies, and 0 elsewhere. After updating these arrays, call `count_updates`.
+
+        Returns
+        -------
+        Slots or None
+            None if a parameter already has a gradient, or was assigned another array.
         """
-        pairs = zip(self.parameters, self._values, strict=True)
-        if any(
-            parameter.value is not value or parameter.grad is not None for parameter, value in pairs
-        ):
+        if any(parameter.grad is not None for parameter in self.parameters):
             return None
-        decays = [float(applies) for applies in self._decay_applies]
-        return Slots(self._values, self._rooms, self._states, decays)
+        return self._arena.slots(1.0) if self._arena.holds_values(self.parameters) else None
 
     def blocks(self) -> Slots:
-        """Return what `slots` does, block by block: each holds the arrays of many parameters.
+        """Return the same arrays as `slots`, as blocks, each of which holds many parameters.
 
-        What decays lies apart only if anything decays, or after `lay_decaying_apart`.
+        Without weight decay a block may hold parameters to which it applies together with others,
+        unless `separate_decaying` was called.
         """
-        values, grads, states, _ = self._blocks
-        return Slots(values, grads, states, [float(decays) for decays in self._decaying])
+        return self._arena.blocks(1.0)
 
-    def lay_decaying_apart(self) -> None:
-        """Put what weight decay applies to into blocks of its own, though there may be none yet."""
-        if not self._apart:
-            self._apart = True
-            if not any(self._decaying):
+    def separate_decaying(self) -> None:
+        """Give parameters with weight decay blocks of their own, even while it is 0."""
+        if not self._separates_decaying:
+            self._separates_decaying = True
+            if not any(self._arena.block_decays):
                 self.check_places()
                 self._lay_out(self._states)
 
@@ -205,10 +207,9 @@ class Optimizer:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
         if not self.weight_decay:
             return None
-        pairs = zip(self.parameters, self._values, strict=True)
-        if all(parameter.value is value for parameter, value in pairs):
-            values = list(compress(self._blocks.values, self._decaying))
-        else:  # somebody gave one a new array
+        if self._arena.holds_values(self.parameters):
+            values = list(compress(self._blocks.values, self._arena.block_decays))
+        else:  # the user has assigned a new array
             values = [parameter.value for parameter in self.parameters if parameter.decay]
         if not values:
             return None
@@ -216,24 +217,24 @@ class Optimizer:
             return 0.5 * self.weight_decay * kernels(values[0]).sum_of_squares(values)
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Forget the gradients, and what has been kept of earlier ones.
+        """Clear the gradients, and set the states to 0.
 
-        The blocks are made anew: what lies between the arrays in them may have become NaN.
+        The memory is laid out again, because the gaps between arrays may have become NaN.
         """
         self.clear()
         self._lay_out([[_zeros_like(x) for x in state] for state in self._states])
 
     def state_bytes(self) -> int:
-        """Return the size of what is kept beside the parameters, in bytes."""
+        """Return the size of the states, in bytes."""
         return sum(size_of(x) for state in self._states for x in state)
 
     def to(self: _Self, backend: str | Backend) -> _Self:
-        """Move the parameters and all that is kept beside them; return the optimizer itself.
+        """Move the parameters and the states; return the optimizer itself.
 
         Parameters
         ----------
@@ -265,11 +266,11 @@ class Optimizer:
                 )
 
     def _keep(self, n_states: int) -> None:
-        """Keep so many arrays for each parameter from one update to the next; they start at 0."""
+        """Keep `n_states` arrays for each parameter between updates; they start at 0."""
         self._lay_out([[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)])
 
     def _update(self, slots: Slots) -> None:
-        """Update these arrays, by one kernel call where there is one."""
+        """Update these arrays by one call of a kernel."""
         (step_size,) = self.step_sizes(1)
         update = Update(slots, step_size, self.clip_norm, self.clip_value)
         kernels(slots.values[0]).update(self, update)
@@ -277,62 +278,27 @@ class Optimizer:
     def _checked_decay(self, weight_decay: float) -> float:
         return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
 
-    def _decays(self, decaying: Iterable[bool]) -> list[float]:
-        """Return the weight decay of arrays, of which it is known whether it applies to them."""
-        return [self._weight_decay if decays else 0.0 for decays in decaying]
-
-    def _separate(self) -> Slots:
-        """Return the parameters that have a gradient, each for itself."""
-        held = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        return Slots(
-            [self._values[i] for i in held],
-            [self.parameters[i].grad for i in held],
-            [[state[i] for i in held] for state in self._states],
-            self._decays(self._decay_applies[i] for i in held),
-        )
+    @property
+    def _states(self) -> list[list[Array]]:
+        return self._arena.states
 
     def _lay_out(self, states: list[list[Array]]) -> None:
-        """Put the values, the room for gradients, and each kind of state, side by side in memory.
-
-        `self._blocks` is what an update of all parameters works on; the other lists are views of
-        it, one a parameter. What decays lies apart from what does not, if anything decays now.
-        """
-        self._decay_applies = [parameter.decay for parameter in self.parameters]
-        alike: dict[Any, list[int]] = {}
-        for i, (parameter, place) in enumerate(zip(self.parameters, self._places, strict=True)):
-            decays = (self._apart or bool(self._weight_decay)) and parameter.decay
-            kind = (place, parameter.value.dtype, decays)
-            alike.setdefault(kind, []).append(i)
-        views: list[dict[int, Array]] = [{} for _ in range(2 + len(states))]
-        blocks: list[list[Array]] = [[] for _ in views]
-        self._decaying: list[bool] = []
-        for (_, dtype, decays), members in alike.items():
-            values = [self.parameters[i].value for i in members]
-            k = kernels(values[0])
-            with scope_of(values[0]):
-                kept = [[k.convert(state[i], dtype) for i in members] for state in states]
-                for arrays, own, view in zip([values, values, *kept], blocks, views, strict=True):
-                    whole, parts = k.lay_out(arrays)
-                    own.extend(whole)
-                    view.update(zip(members, parts, strict=True))
-            self._decaying += [decays] * (len(blocks[0]) - len(self._decaying))
-        self._blocks = Slots(blocks[0], blocks[1], blocks[2:], self._decays(self._decaying))
-        self._values, self._rooms, *self._states = (
-            [view[i] for i in range(len(self.parameters))] for view in views
-        )
-        for parameter, value, room in zip(self.parameters, self._values, self._rooms, strict=True):
-            parameter.value = value
-            parameter.give_room(room)
+        """Move the parameters, and copies of these states, into a new arena."""
+        separate = self._separates_decaying or bool(self._weight_decay)
+        self._arena = Arena(self.parameters, states, separate_decaying=separate)
+        self._blocks = self._arena.blocks(self._weight_decay)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a pickle, where arrays are no longer views of others."""
-        views = ("_blocks", "_decaying", "_values", "_rooms", "part")
-        return {k: v for k, v in vars(self).items() if k not in views}
+        """Return the state for a pickle: without the blocks, since views do not survive it."""
+        blocks = ("_arena", "_blocks", "part")
+        state = {name: value for name, value in vars(self).items() if name not in blocks}
+        return state | {"_states": self._states}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a pickle has kept."""
-        vars(self).update(state)
-        self._lay_out(self._states)
+        """Restore the state from a pickle, and lay out the memory again."""
+        states = state["_states"]
+        vars(self).update({name: value for name, value in state.items() if name != "_states"})
+        self._lay_out(states)
 
     def __repr__(self) -> str:
         """Return the learning rate, and the settings that are not the defaults."""
@@ -347,7 +313,7 @@ class Optimizer:
 
 
 def _as_list(owner: str, parameters: Any) -> list[Parameter]:
-    """Return the parameters, if that is what they are."""
+    """Return the parameters as a list, after checking that they are distinct parameters."""
     if isinstance(parameters, Parameter):
         raise SettingError(f"{owner}: got a Parameter; pass a list, [parameter]")
     if hasattr(parameters, "parameters"):

@@ -1,4 +1,4 @@
-"""How long a number has not improved."""
+"""Counting epochs without improvement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates that change: functions of the number of updates made so far.
+"""Learning-rate schedules: functions of the number of updates so far.
 
 The unit is the update (step), the optimizer's own count. For epochs, multiply by the loader's
 length: ``Cosine(0.1, steps=30 * len(loader))``.
@@ -14,7 +14,7 @@ from gpunn.arrays.checks import number, whole_number
 from gpunn.errors import SettingError
 from gpunn.optim.patience import Patience
 
-#: A function from the number of updates made so far to the learning rate of the next one.
+#: A function from the number of updates so far to the learning rate of the next update.
 Schedule: TypeAlias = Callable[[int], float]
 
 
@@ -36,7 +36,7 @@ class Constant:
         return self.learning_rate
 
     def __repr__(self) -> str:
-        """Return the schedule as it would be written."""
+        """Return the expression that makes this schedule."""
         given = ", ".join(
             f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_"
         )
@@ -74,7 +74,7 @@ class ExponentialDecay(Constant):
     learning_rate : float
         alpha, above 0.
     factor : float
-        What `steps` updates multiply the learning rate by, in (0, 1].
+        The factor for the learning rate after `steps` updates, in (0, 1].
     steps : int, default 1
         At least 1.
     """
@@ -90,7 +90,7 @@ class ExponentialDecay(Constant):
 
 
 class Cosine(Constant):
-    r"""Half a cosine from alpha down to `final`, which then stays.
+    r"""Half a cosine, from alpha down to `final`; then constant.
 
     .. math:: \alpha(t) = f + \frac{\alpha - f}{2} (1 + \cos(\pi \min(t / T, 1)))
 
@@ -99,7 +99,7 @@ class Cosine(Constant):
     learning_rate : float
         alpha, above 0.
     steps : int
-        T, the number of updates until `final` is reached, at least 1.
+        T, the number of updates to reach `final`, at least 1.
     final : float, default 0.0
         f, in [0, alpha].
 
@@ -149,25 +149,25 @@ class WarmUp:
         return self.after(step - self.steps)
 
     def observe(self, loss: float) -> None:
-        """Pass an epoch's loss on, in case what follows waits for one."""
+        """Pass an epoch's loss on to the schedule that follows."""
         observe(self.after, loss)
 
     def __repr__(self) -> str:
-        """Return the schedule as it would be written."""
+        """Return the expression that makes this schedule."""
         return f"WarmUp({self.steps}, {self.after!r})"
 
 
 class ReduceOnPlateau(Constant):
     """Multiply the learning rate by `factor` when the loss has stopped falling.
 
-    The trainer reports, once an epoch, what it monitors: the validation loss if there is one, else
-    the training loss, or what early stopping monitors; a metric where higher is better counts by
-    its negative. By hand, call `observe`.
+    Once an epoch the trainer reports what early stopping monitors; without early stopping, the
+    validation loss, or else the training loss. A metric for which higher is better is reported with
+    its sign reversed. In a loop of your own, call `observe`.
 
     Parameters
     ----------
     learning_rate : float
-        The first one, above 0.
+        The initial learning rate, above 0.
     factor : float, default 0.5
         In (0, 1).
     patience : int, default 5
@@ -196,7 +196,7 @@ class ReduceOnPlateau(Constant):
         self._so_far = Patience()
 
     def observe(self, loss: float) -> None:
-        """Take an epoch's loss into account, or anything else that should fall."""
+        """Take into account an epoch's loss, or any other number that should fall."""
         self._so_far.observe(loss, self.tolerance)
         if self._so_far.waited >= self.patience:
             self.learning_rate = max(self.learning_rate * self.factor, self.minimum)
@@ -204,22 +204,22 @@ class ReduceOnPlateau(Constant):
 
 
 def observe(schedule: Schedule, loss: float) -> None:
-    """Tell a schedule an epoch's loss, if it wants to know.
+    """Report an epoch's loss to a schedule, if it has a method `observe`.
 
-    Of a number that is better the higher, give the negative.
+    For a number that should rise, pass its negative.
     """
-    listen = getattr(schedule, "observe", None)
-    if listen is not None:
-        listen(loss)
+    method = getattr(schedule, "observe", None)
+    if method is not None:
+        method(loss)
 
 
 def as_schedule(owner: str, name: str, value: Any) -> Schedule:
-    """Return a schedule as it is, and a number as a constant one.
+    """Return a schedule unchanged, and a number as a constant schedule.
 
     Raises
     ------
     SettingError
-        In the name of `owner`, whose setting it is: if it is neither.
+        If it is neither. The error names `owner`, whose setting it is.
     """
     if isinstance(value, type):
         kind = value.__name__

@@ -23,9 +23,9 @@ class SGD(Optimizer):
     v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which differs
     when the rate changes).
 
-    The gradient g is that of the batch; then, in this order and if asked for: each entry clipped
-    to :math:`\pm` `clip_value`; all entries scaled down together so that the norm of the whole
-    gradient is at most `clip_norm`; weight decay added.
+    The gradient g is that of the batch, changed by these settings in this order: each entry is
+    clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
+    gradient is at most `clip_norm`; weight decay is added.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class SGD(Optimizer):
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty :math:`\frac\lambda2 \|W\|^2`, whose gradient
         :math:`\lambda W` is added to g before momentum (coupled, as in PyTorch's and
-        scikit-learn's SGD; not AdamW's form). Biases are left out (`Parameter.decay`). A
+        scikit-learn's SGD; not AdamW's form). Biases are exempt (`Parameter.decay`). A
         history's ``"loss"`` does not contain the penalty, its ``"cost"`` does.
     clip_norm : float, optional
         Above 0. The norm stays on the device.
@@ -85,10 +85,10 @@ class SGD(Optimizer):
 
     @property
     def momentum(self) -> float:
-        """mu; one that is set here applies from the next update on.
+        """mu; an assigned one applies from the next update on.
 
-        Where it was 0, the velocities start at 0; where it becomes 0, they are given up. In both
-        cases parameters may move to other arrays: read ``parameter.value`` anew.
+        If it was 0, the velocities start at 0; if it becomes 0, they are dropped. In both cases
+        values may move to other arrays: read ``parameter.value`` again.
         """
         return self._momentum
 
@@ -125,7 +125,7 @@ class SGD(Optimizer):
         states: list[Array],
         step_size: float,
     ) -> None:
-        """Descend: v <- mu v - alpha g, theta <- theta + v, or mu v - alpha g looking ahead."""
+        """V <- mu v - alpha g; theta <- theta + v, with look-ahead theta + mu v - alpha g."""
         grad *= step_size
         if not states:
             value -= grad

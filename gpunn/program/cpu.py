@@ -12,9 +12,9 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend
-from gpunn.data.loader import Batch
+from gpunn.data.batch import Batch
+from gpunn.kernels.blas import OneThread, is_small, one_thread
 from gpunn.kernels.declared import may_record
-from gpunn.kernels.numpy_ import OneThread, is_small, one_thread
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer
@@ -101,7 +101,7 @@ class CpuSteps:
         if reason is not None:
             raise NotRecordableError(reason)
         if optimizer is not None and penalized:
-            optimizer.lay_decaying_apart()
+            optimizer.separate_decaying()
         self._plans: dict[int, Plan] = {}
         self._plan(batch_size)
         self._fingerprint = Fingerprint(parts)

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend
 from gpunn.kernels.declared import kernel_of
-from gpunn.kernels.reference import Formula, Kernels
+from gpunn.kernels.formulas import ActivationFormula
+from gpunn.kernels.reference import Kernels
 from gpunn.program.values import Key, Operation, Value, refuse
 
 
@@ -125,13 +126,15 @@ class RecordingKernels(Kernels):
             )
         return refuse("a product that is neither batch @ weight nor batch.T @ batch")
 
-    def activation(self, x: Any, formula: Formula) -> Any:
+    def activation(self, x: Any, formula: ActivationFormula) -> Any:
         """Record h = f(x)."""
         if _named(formula) == "identity":
             return x
         return self._add("activation", (x,), x.shape, x.dtype, formula=formula)
 
-    def bias_activation(self, z: Any, bias: Array | None, formula: Formula) -> tuple[Any, Any]:
+    def bias_activation(
+        self, z: Any, bias: Array | None, formula: ActivationFormula
+    ) -> tuple[Any, Any]:
         """Record h = f(z + bias), in the place of z where f's gradient needs h alone."""
         kernel = _named(formula)
         if bias is None and kernel == "identity":
@@ -144,7 +147,7 @@ class RecordingKernels(Kernels):
         self._append("bias_activation", (z, bias), (h, result), formula)
         return Traced(h, self), Traced(result, self)
 
-    def activation_backward(self, grad: Any, saved: Any, formula: Formula) -> Any:
+    def activation_backward(self, grad: Any, saved: Any, formula: ActivationFormula) -> Any:
         """Record dJ/dx of h = f(x)."""
         if _named(formula) == "identity":
             return grad
@@ -153,7 +156,7 @@ class RecordingKernels(Kernels):
         )
 
     def bias_activation_backward(
-        self, grad: Any, saved: Any, formula: Formula, into: Array | None = None
+        self, grad: Any, saved: Any, formula: ActivationFormula, into: Array | None = None
     ) -> tuple[Any, Any]:
         """Record dJ/dz, and its column sums, the gradient of the bias."""
         if _named(formula) == "identity":

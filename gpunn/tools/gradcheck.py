@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, scope_of, to_numpy
+from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.checks import number, whole_number
+from gpunn.arrays.exchange import to_numpy
 from gpunn.errors import DTypeError, GradientError, SettingError
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpunn.arrays.backend import Backend, get_backend, to_numpy
+from gpunn.arrays.backend import Backend, get_backend
+from gpunn.arrays.exchange import to_numpy
 from gpunn.tools.probe import ProbeError, attempt
 from gpunn.tools.report import Check, Report
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from gpunn.errors import SettingError
 from gpunn.kernels.declared import kernel_of
 from gpunn.losses.base import Loss
-from gpunn.losses.formulas import BinaryCrossEntropy, CrossEntropy
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.nn.containers import Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer

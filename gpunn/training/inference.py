@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import copy_of, may_overlap, scope_of
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.memory import copy_of, may_overlap
 from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import to_numpy
+from gpunn.arrays.exchange import to_numpy
 from gpunn.data.batch import Batch
 from gpunn.data.lending import is_ours, kept_apart
 from gpunn.errors import DataError

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpunn.arrays.backend import copy_of, scope_of
+from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import number, one_of, whole_number
+from gpunn.arrays.memory import copy_of
 from gpunn.errors import SettingError
 from gpunn.nn.layer import Layer
 from gpunn.optim.patience import Patience

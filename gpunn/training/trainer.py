@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import scope_of, to_numpy
+from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import one_of, whole_number
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
 from gpunn.data.loader import Loader
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
 from gpunn.losses.base import Loss
@@ -297,7 +299,7 @@ class Trainer:
     def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
         """Return a loader of all data in stored order, with the model's device and dtype."""
         first = next(iter(self.model.parameters()), None)
-        dtype = "float32" if first is None else str(first.value.dtype).rpartition(".")[2]
+        dtype = "float32" if first is None else dtype_name(first.value)
         loader = Loader(
             x,
             y,

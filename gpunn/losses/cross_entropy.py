@@ -1,48 +1,24 @@
-"""The cost functions: formulas with their gradients."""
+"""Cross-entropy, of probabilities and of logits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
-from gpunn._typing import Array, Namespace, Shape
-from gpunn.arrays.backend import backend_of, is_kind
-from gpunn.arrays.checks import flag, number
+from gpunn._typing import Array, Shape
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.checks import number
+from gpunn.arrays.facts import is_integer
 from gpunn.arrays.settings import checked
-from gpunn.errors import DTypeError, LabelError, ShapeError
+from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
+from gpunn.kernels.formulas import per_row
 from gpunn.kernels.host import lies_within
-from gpunn.losses.base import Loss, Reduction, by_row
+from gpunn.losses.base import Loss, Reduction
 from gpunn.losses.class_weight import ClassWeight, as_class_weight, table_of
-from gpunn.nn.activation import Sigmoid, Softmax
-
-
-class MeanSquaredError(Loss):
-    r"""Squared error with the factor 1/2: :math:`L = \frac12 \sum_p (\hat y_p - y_p)^2`.
-
-    The gradient is then the error itself, :math:`\partial L/\partial\hat y = \hat y - y`. Other
-    libraries leave the factor 1/2 out, and average over the outputs where this sums: with P
-    outputs, J here is P / 2 times PyTorch's ``MSELoss``.
-
-    Parameters
-    ----------
-    reduction : {"mean", "sum", "none"}, default "mean"
-        See `Loss`.
-
-    Notes
-    -----
-    *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1.
-    """
-
-    kernel = "squared_error"
-
-    def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * 1/2 sum (prediction - target)^2, and scale * (prediction - target)."""
-        error = prediction - target
-        losses = 0.5 * kernels(error).xp.sum(error * error, axis=1)
-        return scale * losses, by_row(scale) * error
+from gpunn.losses.targets import check_interval, check_labels, not_integers
+from gpunn.nn.activation import Softmax
 
 
 class CrossEntropy(Loss):
@@ -100,14 +76,14 @@ class CrossEntropy(Loss):
         target = self.soft(prediction, target)
         p = k.clip(prediction, float(xp.finfo(prediction.dtype).eps), 1.0)
         losses = xp.sum(target * xp.log(p), axis=1)
-        return -scale * losses, -by_row(scale) * (target / p)
+        return -scale * losses, -per_row(scale) * (target / p)
 
     def match(self, prediction: Array, target: Array) -> Array:
         """Return integer labels (N,) as they are, soft targets (N, K) in the prediction's dtype."""
         xp = kernels(prediction).xp
         if target.ndim == 1 and target.shape[0] == prediction.shape[0]:
-            if not _is_integer(xp, target.dtype):
-                raise DTypeError(_not_integers(repr(self), target))
+            if not is_integer(xp, target.dtype):
+                raise not_integers(repr(self), target)
             return target
         if target.shape != prediction.shape:
             raise ShapeError(
@@ -137,16 +113,16 @@ class CrossEntropy(Loss):
                 f"{self!r}: expected labels of shape (N,) or soft targets of shape "
                 f"(N, {classes}), got {tuple(target.shape)}{hint}"
             )
-        _check_interval(repr(self), target, 0.0, float("inf"))
+        check_interval(repr(self), target, 0.0, math.inf)
 
     def suspects(self, target: Array, cost: Array) -> bool:
-        """Return whether a label is out of range, as the cost tells, or a soft target negative."""
+        """Return whether a label is out of range (the cost is NaN), or a soft target negative."""
         if target.ndim == 1:
             return super().suspects(target, cost)
         return not lies_within(target, 0.0, math.inf)
 
     def takes(self, target: Array) -> bool:
-        """Return whether a target is labels, and says all: they are not smoothed or weighted."""
+        """Return whether a target is plain labels: without smoothing and class weights."""
         return target.ndim == 1 and not self.label_smoothing and self.class_weight is None
 
     def soft(self, prediction: Array, target: Array) -> Array:
@@ -159,9 +135,9 @@ class CrossEntropy(Loss):
         return target if self.class_weight is None else target * self._weight_of_each(prediction)
 
     def _weight_of_each(self, like: Array) -> Array:
-        """Return c, one for each output, in the dtype and place of `like`; it goes there once."""
+        """Return c (K,), in the dtype and on the device of `like`; cached there."""
         key = (backend_of(like), like.dtype, like.shape[1], self.class_weight)
-        kept = self._weights_there  # another thread may put something else there
+        kept = self._weights_there  # read once: another thread may replace it
         if kept is None or kept[0] != key:
             place, dtype, classes, given = key
             assert place is not None  # noqa: S101 (the caller has kernels for it)
@@ -172,11 +148,11 @@ class CrossEntropy(Loss):
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is kept in a copy or a pickle: not the weights that went to a device."""
+        """Return the state for a copy or a pickle: without the cached class weights."""
         return vars(self) | {"_weights_there": None}
 
     def __repr__(self) -> str:
-        """Return the loss as it would be written."""
+        """Return the expression that makes this loss."""
         given = {
             "reduction": None if self.reduction == "mean" else self.reduction,
             "class_weight": self.class_weight,
@@ -212,7 +188,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     from_logits = True
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * L, and scale * (softmax(z) - y); of a y that need not sum to 1."""
+        """Return scale * L, and scale * (softmax(z) sum_k y_k - y); y need not sum to 1."""
         xp = kernels(prediction).xp
         target = self.soft(prediction, target)
         shifted = prediction - xp.max(prediction, axis=1, keepdims=True)
@@ -222,121 +198,8 @@ class SoftmaxCrossEntropy(CrossEntropy):
         losses = mass[:, 0] * xp.log(total[:, 0]) - xp.sum(target * shifted, axis=1)
         grad = exponentials * (mass / total)
         grad -= target
-        return scale * losses, by_row(scale) * grad
+        return scale * losses, per_row(scale) * grad
 
     def probabilities(self, prediction: Array) -> Array:
         """Return softmax(z)."""
         return Softmax()(prediction)
-
-
-class BinaryCrossEntropy(Loss):
-    r"""Binary cross-entropy, :math:`L = -\sum_p y_p \log h_p + (1 - y_p) \log(1 - h_p)`.
-
-    The cost of logistic regression, where :math:`h = \sigma(\theta^T x)`, and of several yes-or-no
-    answers a sample.
-
-    From logits z, with :math:`h = \sigma(z)`, it is computed as
-    :math:`\max(z, 0) - y z + \log(1 + e^{-|z|})`, stable for every finite z;
-    :math:`\partial L/\partial z = h - y`.
-
-    From probabilities, h is first brought into [eps, 1 - eps] with eps the dtype's resolution
-    (1.2e-7 in float32), so that an exact 0 or 1 costs at most -log eps, 15.94 in float32 and
-    36.04 in float64; :math:`\partial L/\partial h = (h - y) / (h (1 - h))`.
-
-    Parameters
-    ----------
-    from_logits : bool, default True
-        Whether the prediction is z (a last layer without activation) or h (one with sigmoid).
-    reduction : {"mean", "sum", "none"}, default "mean"
-        See `Loss`.
-
-    Notes
-    -----
-    *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1; values in [0, 1], of any
-    dtype.
-    """
-
-    kernel = "binary_cross_entropy"
-
-    from_logits: bool = checked(flag)
-
-    def __init__(self, *, from_logits: bool = True, reduction: Reduction = "mean") -> None:
-        super().__init__(reduction=reduction)
-        self.from_logits = from_logits
-
-    def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * L, and scale * (h - y) or scale * (h - y) / (h (1 - h))."""
-        k = kernels(prediction)
-        xp = k.xp
-        if self.from_logits:
-            z, positive = prediction, xp.maximum(prediction, 0.0)
-            small = xp.exp(-xp.abs(z))
-            losses = xp.sum(positive - target * z + xp.log1p(small), axis=1)
-            grad = xp.exp(z - positive) / (1.0 + small)
-            grad -= target
-            return scale * losses, by_row(scale) * grad
-        eps = float(xp.finfo(prediction.dtype).eps)
-        h = k.clip(prediction, eps, 1.0 - eps)
-        losses = xp.sum(target * xp.log(h) + (1.0 - target) * xp.log1p(-h), axis=1)
-        return -scale * losses, by_row(scale) * ((h - target) / (h * (1.0 - h)))
-
-    def check_target(self, target: Any, output_shape: Shape) -> None:
-        """Check the shape, and that the values are in [0, 1]."""
-        super().check_target(target, output_shape)
-        _check_interval(repr(self), target, 0.0, 1.0)
-
-    def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
-        """Return whether a target is outside of [0, 1]."""
-        return not lies_within(target, 0.0, 1.0)
-
-    def probabilities(self, prediction: Array) -> Array:
-        """Return h."""
-        return Sigmoid()(prediction) if self.from_logits else prediction
-
-    def __repr__(self) -> str:
-        """Return the loss as it would be written."""
-        given = [] if self.from_logits else ["from_logits=False"]
-        given += [] if self.reduction == "mean" else [f"reduction={self.reduction!r}"]
-        return f"BinaryCrossEntropy({', '.join(given)})"
-
-
-def check_labels(speaker: str, labels: Any, classes: int) -> None:
-    """Check that `labels`, an array of any library, are integers in [0, classes)."""
-    place = backend_of(labels)
-    if place is None or not is_kind(place.xp, labels.dtype, "integral"):
-        raise DTypeError(_not_integers(speaker, labels))
-    if labels.shape[0] == 0:
-        return
-    with place.scope():
-        lowest, highest = int(place.xp.min(labels)), int(place.xp.max(labels))
-    if lowest < 0 or highest >= classes:
-        raise LabelError(
-            f"{speaker}: the model puts out {classes} classes, so labels must be in "
-            f"0..{classes - 1}; got labels from {lowest} to {highest}"
-        )
-
-
-@lru_cache(maxsize=64)  # asked at every step, of few dtypes
-def _is_integer(xp: Namespace, dtype: Any) -> bool:
-    return is_kind(xp, dtype, "integral")
-
-
-def _not_integers(speaker: str, labels: Any) -> str:
-    return (
-        f"{speaker}: class labels must be integers, got {labels.dtype}; "
-        'convert them, e.g. y.astype("int64")'
-    )
-
-
-def _check_interval(speaker: str, target: Any, lowest: float, highest: float) -> None:
-    """Check that all of `target` lies in [lowest, highest]."""
-    place = backend_of(target)
-    if place is None or 0 in target.shape or is_kind(place.xp, target.dtype, "bool"):
-        return
-    with place.scope():
-        least, most = float(place.xp.min(target)), float(place.xp.max(target))
-    if not (lowest <= least and most <= highest):
-        raise LabelError(
-            f"{speaker}: targets must be in [{lowest:g}, {highest:g}], "
-            f"got values from {least:g} to {most:g}"
-        )

@@ -1,0 +1,111 @@
+"""The array libraries: which one an array is from, and whether one works on this machine."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from gpunn.errors import BackendUnavailableError
+
+INSTALL_CUPY = 'pip install "cupy-cuda12x[ctk]" (or "cupy-cuda13x[ctk]", to match the driver)'
+_INSTALL_STRICT = "pip install array-api-strict"
+
+
+def library_of(x: Any) -> str | None:
+    """Return the library of an array, or None if it is not an array of a known library.
+
+    Returns
+    -------
+    {"numpy", "cupy", "array-api-strict"} or None
+    """
+    if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
+        return "numpy"
+    module = type(x).__module__.partition(".")[0]
+    return _LIBRARIES.get(module)
+
+
+_LIBRARIES = {"cupy": "cupy", "array_api_strict": "array-api-strict"}
+
+
+def require(module: str, remedy: str) -> Any:
+    """Import a module.
+
+    Parameters
+    ----------
+    module : str
+        Its name.
+    remedy : str
+        What the user should run if it cannot be imported.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If it cannot be imported, for whatever reason.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a broken installation may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise BackendUnavailableError(f"{module} is not installed: {remedy}") from error
+        raise BackendUnavailableError(
+            f"{module} is installed but cannot be imported ({error}); reinstall it: {remedy}"
+        ) from error
+
+
+def strict_device(index: int) -> int:
+    """Return `index` if array-api-strict has that device.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If it does not.
+    """
+    strict = require("array_api_strict", _INSTALL_STRICT)
+    try:
+        strict.Device(strict_name(index))
+    except ValueError as error:
+        raise BackendUnavailableError(f"no device array-api-strict:{index}: {error}") from error
+    return index
+
+
+def strict_name(index: int) -> str:
+    """Return the name of device number `index` in array-api-strict."""
+    return f"device{index}" if index else "CPU_DEVICE"
+
+
+def cupy_device(index: int | None) -> int:
+    """Return the index of a device that CuPy can use; None asks for its current one.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If there is no CuPy, no driver or no such device.
+    """
+    cupy = require("cupy", INSTALL_CUPY)
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        no_device = getattr(runtime, "cudaErrorNoDevice", 100)
+        if getattr(error, "status", None) == no_device:
+            count = 0
+        else:
+            raise BackendUnavailableError(
+                f"CuPy is installed, but there is no working NVIDIA driver for it ({error}): "
+                "install or update the driver until `nvidia-smi` lists the GPU"
+            ) from error
+    if count == 0:
+        raise BackendUnavailableError(
+            "CuPy is installed, but there is no CUDA device: check that `nvidia-smi` lists a GPU "
+            "and that the environment variable CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    if index is None:
+        return int(cupy.cuda.Device().id)
+    if index >= count:
+        devices = "cupy:0" if count == 1 else f"cupy:0 to cupy:{count - 1}"
+        raise BackendUnavailableError(
+            f"there is no device cupy:{index}; this machine has {devices}"
+        )
+    return index

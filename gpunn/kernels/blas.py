@@ -1,0 +1,126 @@
+"""The number of threads that BLAS uses while a network trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import RLock
+from typing import Any
+
+from gpunn._typing import Array
+
+#: The most multiplications in a product that one thread computes alone.
+_WORK_OF_ONE_THREAD = 1 << 21
+
+
+def is_small(batch_size: int, values: Sequence[Array]) -> bool:
+    """Return whether the products of such batches with these arrays are too small for threads."""
+    largest: int = max(value.size for value in values)
+    return batch_size * largest <= _WORK_OF_ONE_THREAD
+
+
+class OneThread:
+    """Limits BLAS to one thread for as long as any thread of the process holds the limit.
+
+    The number of threads belongs to the whole process. So the limit is set by the first holder and
+    lifted by the last one; nested or overlapping holders would otherwise restore the wrong number.
+
+    Parameters
+    ----------
+    pools : sequence of threadpoolctl's controllers
+        The BLAS libraries of this process.
+    release_control : function or None
+        What to call after each change, so that another thread may make the next one.
+    """
+
+    def __init__(self, pools: Sequence[Any], release_control: Callable[[], None] | None) -> None:
+        self._pools = pools
+        self._release_control = release_control
+        self._lock = RLock()
+        self._holds: set[int] = set()
+        #: Each library's number of threads before the limit; None while there is no limit.
+        self._before: list[int] | None = None
+
+    def count(self) -> int:
+        """Return how many threads BLAS uses now."""
+        return max(self._counts(), default=1)
+
+    def _counts(self) -> list[int]:
+        return [pool.num_threads for pool in self._pools]
+
+    def of_all_threads(self) -> bool:
+        """Return whether the limit holds in all threads; OpenMP's is the calling thread's own."""
+        return "openmp" not in [getattr(pool, "threading_layer", "") for pool in self._pools]
+
+    def reset_after_fork(self) -> None:
+        """Lift the limit in a forked process, where the threads that held it do not exist."""
+        self._lock = RLock()
+        self._holds.clear()
+        if self._before is not None:
+            self._set(self._before)
+            self._before = None
+
+    def hold(self) -> Hold:
+        """Return a context in which the limit holds."""
+        return Hold(self)
+
+    def enter(self, hold: Hold) -> None:
+        """Register a holder; the first one sets the limit."""
+        with self._lock:
+            first = not self._holds
+            self._holds.add(id(hold))
+            if first:
+                if self._before is None:  # else an interrupt kept the last holder from lifting it
+                    self._before = self._counts()
+                self._set([1] * len(self._pools))
+
+    def leave(self, hold: Hold) -> None:
+        """Remove a holder; the last one lifts the limit."""
+        with self._lock:
+            self._holds.discard(id(hold))
+            if not self._holds and self._before is not None:
+                self._set(self._before)
+                self._before = None
+
+    def _set(self, counts: list[int]) -> None:
+        for pool, count in zip(self._pools, counts, strict=True):
+            pool.set_num_threads(count)
+        if self._release_control is not None:
+            self._release_control()
+
+
+class Hold:
+    """Holds a limit within a `with` block.
+
+    If an interrupt prevents the block from releasing it, deletion does.
+    """
+
+    def __init__(self, limit: OneThread) -> None:
+        self._limit = limit
+
+    def __enter__(self) -> None:
+        self._limit.enter(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._limit.leave(self)
+
+    def __del__(self) -> None:
+        self._limit.leave(self)
+
+
+@cache
+def one_thread() -> OneThread | None:
+    """Return the limit of one BLAS thread, or None without threadpoolctl."""
+    try:
+        import threadpoolctl  # noqa: PLC0415 (optional)
+    except ImportError:
+        return None
+    pools = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    # Since 3.8 only the first thread that sets a number may change it, until it gives control up.
+    openblas = threadpoolctl.OpenBLASController
+    release_control = getattr(openblas, "clear_controlling_thread", None)
+    limit = OneThread(pools.lib_controllers, release_control)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=limit.reset_after_fork)
+    return limit

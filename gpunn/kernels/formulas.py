@@ -1,0 +1,48 @@
+"""The formulas that kernels take: what activations, losses and update rules look like to them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gpunn._typing import Array, Namespace
+
+
+class ActivationFormula(Protocol):
+    """An activation function and its gradient, in the functions of the standard.
+
+    Attributes
+    ----------
+    saves_output : bool
+        Whether the gradient is computed from h = f(x), or from x.
+    """
+
+    saves_output: bool
+
+    def function(self, xp: Namespace, x: Array) -> Array:
+        """Return h = f(x)."""
+
+    def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
+        """Return dJ/dx from dJ/dh and `saved`: h or x, see `saves_output`."""
+
+
+class LossFormula(Protocol):
+    """A loss and its gradient, in the functions of the standard."""
+
+    def compute(
+        self, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> tuple[Array, Array]:
+        """Return scale * L (N,), or its sum if `summed`; and the gradient of the sum."""
+
+
+class UpdateRule(Protocol):
+    """An optimizer's update of one array, in the functions of the standard."""
+
+    def update(
+        self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
+    ) -> None:
+        """Update a value and its states in place; `grad` may be overwritten."""
+
+
+def per_row(scale: Any) -> Any:
+    """Return a loss's scale shaped to multiply rows: (N,) as a column (N, 1), a number as it is."""
+    return scale[:, None] if getattr(scale, "ndim", 0) else scale

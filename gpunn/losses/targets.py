@@ -1,0 +1,47 @@
+"""Checks of targets: labels that are classes, values within an interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn.arrays.backend import backend_of
+from gpunn.arrays.facts import is_integer, is_kind
+from gpunn.errors import DTypeError, LabelError
+
+
+def check_labels(speaker: str, labels: Any, classes: int) -> None:
+    """Check that `labels`, an array of any library, are integers in [0, classes)."""
+    place = backend_of(labels)
+    if place is None or not is_integer(place.xp, labels.dtype):
+        raise not_integers(speaker, labels)
+    if labels.shape[0] == 0:
+        return
+    with place.scope():
+        lowest, highest = int(place.xp.min(labels)), int(place.xp.max(labels))
+    if lowest < 0 or highest >= classes:
+        raise LabelError(
+            f"{speaker}: the model puts out {classes} classes, so labels must be in "
+            f"0..{classes - 1}; got labels from {lowest} to {highest}"
+        )
+
+
+def not_integers(speaker: str, labels: Any) -> DTypeError:
+    """Return the error for class labels that are not integers."""
+    return DTypeError(
+        f"{speaker}: class labels must be integers, got {labels.dtype}; "
+        'convert them, e.g. y.astype("int64")'
+    )
+
+
+def check_interval(speaker: str, target: Any, lowest: float, highest: float) -> None:
+    """Check that all values of `target`, an array of any library, are in [lowest, highest]."""
+    place = backend_of(target)
+    if place is None or 0 in target.shape or is_kind(place.xp, target.dtype, "bool"):
+        return
+    with place.scope():
+        least, most = float(place.xp.min(target)), float(place.xp.max(target))
+    if not (lowest <= least and most <= highest):
+        raise LabelError(
+            f"{speaker}: targets must be in [{lowest:g}, {highest:g}], "
+            f"got values from {least:g} to {most:g}"
+        )

@@ -1,0 +1,69 @@
+"""The names of the activations, such as ``"relu"``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gpunn.errors import SettingError
+from gpunn.nn.activation import (
+    ELU,
+    GELU,
+    Activation,
+    Identity,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from gpunn.nn.layer import as_instance
+
+#: What makes each activation, by name.
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
+    "identity": Identity,
+    "sigmoid": Sigmoid,
+    "tanh": Tanh,
+    "relu": ReLU,
+    "leaky_relu": LeakyReLU,
+    "elu": ELU,
+    "silu": SiLU,
+    "gelu": GELU,
+    "gelu_tanh": partial(GELU, approximate=True),
+    "softplus": Softplus,
+    "softmax": Softmax,
+    "log_softmax": LogSoftmax,
+}
+
+
+def get_activation(activation: Any, owner: str = "get_activation") -> Activation:
+    """Return the activation of that name, the given activation, or the identity for None.
+
+    Parameters
+    ----------
+    activation : str, Activation or None
+        A name in `ACTIVATIONS`, or an object.
+    owner : str
+        The class or function that an error names.
+
+    Raises
+    ------
+    SettingError
+        If it is anything else.
+    """
+    if activation is None:
+        return Identity()
+    if isinstance(activation, Activation):
+        return activation
+    if isinstance(activation, type) and issubclass(activation, Activation):
+        raise SettingError(f"{owner}: activation is {as_instance(activation)}")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise SettingError(
+            f"{owner}: unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}, "
+            "and any object of the class Activation"
+        )
+    return ACTIVATIONS[activation]()

@@ -1,0 +1,111 @@
+"""The memory of an optimizer: values, gradients and states, each side by side in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.kernels import kernels
+from gpunn.kernels.update import Slots
+from gpunn.nn.parameter import Parameter
+
+
+class Arena:
+    """Blocks of memory for parameters, so that one kernel call updates many of them.
+
+    There is a block for each dtype and device, and if `separate_decaying`, one for the parameters
+    with weight decay and one for the others. The values move there, each parameter gets a place for
+    its gradient there, and the states are copied. Where the library's slices are no views, each
+    array is a block.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+    states : list of list of array
+        For each kind of state, one array per parameter.
+    separate_decaying : bool
+        Whether parameters with weight decay get blocks of their own.
+
+    Attributes
+    ----------
+    values, grads : list of array
+        One per parameter: its value, and the place for its gradient.
+    states : list of list of array
+    decays : list of bool
+        Whether weight decay applies to each parameter.
+    block_decays : list of bool
+        Whether weight decay applies to each block.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        states: list[list[Array]],
+        *,
+        separate_decaying: bool,
+    ) -> None:
+        self.decays = [parameter.decay for parameter in parameters]
+        self.block_decays: list[bool] = []
+        # Values, gradients and each kind of state: blocks, and the views in them by parameter.
+        blocks: list[list[Array]] = [[] for _ in range(2 + len(states))]
+        views: list[dict[int, Array]] = [{} for _ in blocks]
+        for (_, dtype, decays), members in _alike(parameters, separate_decaying).items():
+            values = [parameters[i].value for i in members]
+            k = kernels(values[0])
+            with scope_of(values[0]):
+                kept = [[k.convert(state[i], dtype) for i in members] for state in states]
+                for arrays, own, view in zip([values, values, *kept], blocks, views, strict=True):
+                    new_blocks, copies = k.copy_to_blocks(arrays)
+                    own.extend(new_blocks)
+                    view.update(zip(members, copies, strict=True))
+            self.block_decays += [decays] * (len(blocks[0]) - len(self.block_decays))
+        self._value_blocks, self._grad_blocks, *self._state_blocks = blocks
+        self.values, self.grads, *self.states = (
+            [view[i] for i in range(len(parameters))] for view in views
+        )
+        for parameter, value, grad in zip(parameters, self.values, self.grads, strict=True):
+            parameter.value = value
+            parameter.set_grad_buffer(grad)
+
+    def blocks(self, weight_decay: float) -> Slots:
+        """Return the arrays of an update of all parameters, block by block."""
+        decays = [weight_decay if applies else 0.0 for applies in self.block_decays]
+        return Slots(self._value_blocks, self._grad_blocks, self._state_blocks, decays)
+
+    def slots(self, weight_decay: float) -> Slots:
+        """Return the arrays of an update of all parameters, one by one.
+
+        They are the arena's own lists: the same objects as long as the arena lives.
+        """
+        decays = [weight_decay if applies else 0.0 for applies in self.decays]
+        return Slots(self.values, self.grads, self.states, decays)
+
+    def present_slots(self, parameters: Sequence[Parameter], weight_decay: float) -> Slots:
+        """Return the arrays of an update of those parameters that have a gradient, one by one."""
+        held = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+        return Slots(
+            [self.values[i] for i in held],
+            [parameters[i].grad for i in held],
+            [[state[i] for i in held] for state in self.states],
+            [weight_decay if self.decays[i] else 0.0 for i in held],
+        )
+
+    def holds_values(self, parameters: Sequence[Parameter]) -> bool:
+        """Return whether the parameters' values are still the arena's."""
+        pairs = zip(parameters, self.values, strict=True)
+        return all(parameter.value is value for parameter, value in pairs)
+
+
+def _alike(
+    parameters: Sequence[Parameter],
+    separate_decaying: bool,  # noqa: FBT001
+) -> dict[tuple[Any, Any, bool], list[int]]:
+    """Return the parameters that share blocks, by index: of one device, dtype and decay."""
+    groups: dict[tuple[Any, Any, bool], list[int]] = {}
+    for i, parameter in enumerate(parameters):
+        decays = separate_decaying and parameter.decay
+        key = backend_of(parameter.value), parameter.value.dtype, decays
+        groups.setdefault(key, []).append(i)
+    return groups
