@@ -1,0 +1,111 @@
+"""What the first use costs: importing, the first fit in a dtype, and the first fit of a process.
+
+    python bench/startup.py [--rounds N]
+
+`cold` is the first fit of all: a fresh copy of the package, with which nothing has been compiled
+yet. `warm` is the first fit of a later process, which loads what was compiled. Both are measured
+from the call of `fit` on, and without what a second `fit` takes; the imports come before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from timing import spread  # before NumPy: it sets the BLAS environment
+
+# isort: split
+import gpunn as gn
+
+#: What is aimed at, in seconds; and for the import as a ratio to NumPy's.
+COLD_BAR, WARM_BAR, IMPORT_BAR = 10.0, 0.4, 1.3
+
+IMPORT = """
+import json, time
+start = time.perf_counter()
+import {module}
+print(json.dumps(time.perf_counter() - start))
+"""
+
+FIRST_FIT = """
+import json, time
+import numpy as np
+import gpunn as gn
+
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((640, 64)).astype("{dtype}"), rng.integers(0, 10, 640)
+with gn.use("numpy"):
+    layers = [gn.Dense(64, 128, "relu", rng=0, dtype="{dtype}"), gn.Dense(128, 10, dtype="{dtype}")]
+model = gn.Sequential(*layers)
+optimizer = gn.{optimizer}(model.parameters())
+trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer)
+loader = gn.Loader(x, y, batch_size=32, backend="numpy", dtype="{dtype}", rng=0)
+seconds = []
+for _ in range(2):
+    start = time.perf_counter()
+    trainer.fit(loader, 1, progress=False)
+    seconds.append(time.perf_counter() - start)
+print(json.dumps(seconds[0] - seconds[1]))
+"""
+
+
+def run(program: str, folder: Path) -> float:
+    """Return the number that a program prints, in a process that finds gpunn in a folder."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    environment |= {"PYTHONPATH": str(folder)}
+    answer = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return float(json.loads(answer.stdout))
+
+
+def fresh_copy(folder: Path) -> None:
+    """Copy the package into a folder, without anything that was compiled."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(gn.__file__).parent, folder / "gpunn", ignore=ignored)
+
+
+def show(what: str, value: float, unit: str, bar: float) -> None:
+    """Print a row."""
+    verdict = "holds" if value <= bar else "MISSED"
+    print(f"{what:40}{value:9.3f} {unit:4}{bar:7.1f}  {verdict}", flush=True)
+
+
+def main() -> None:
+    """Measure, and print a row for each first use."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of all that is not compiling")
+    rounds = parser.parse_args().rounds
+    print(f"{'first use':40}{'':9} {'':4}{'bar':>7}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fresh_copy(folder)
+        for module in ("numpy", "gpunn"):  # the first import of all writes bytecode
+            run(IMPORT.format(module=module), folder)
+        ratios = []
+        for _ in range(rounds):
+            ours = run(IMPORT.format(module="gpunn"), folder)
+            ratios.append(ours / run(IMPORT.format(module="numpy"), folder))
+        show("import gpunn, to import numpy", spread(ratios).median, "", IMPORT_BAR)
+        for optimizer, dtype in (("SGD", "float32"), ("SGD", "float64"), ("Adam", "float32")):
+            program = FIRST_FIT.format(dtype=dtype, optimizer=optimizer)
+            show(f"first fit, {optimizer}, {dtype}, cold", run(program, folder), "s", COLD_BAR)
+            warm = spread([run(program, folder) for _ in range(rounds)]).median
+            show(f"first fit, {optimizer}, {dtype}, warm", warm, "s", WARM_BAR)
+
+
+if __name__ == "__main__":
+    main()
