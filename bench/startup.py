@@ -16,12 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
-from timing import spread  # before NumPy: it sets the BLAS environment
-
-# isort: split
-import gpunn as gn
+from timing import spread
 
 #: What is aimed at, in seconds; and for the import as a ratio to NumPy's.
 COLD_BAR, WARM_BAR, IMPORT_BAR = 10.0, 0.4, 1.3
@@ -72,8 +70,11 @@ def run(program: str, folder: Path) -> float:
 
 def fresh_copy(folder: Path) -> None:
     """Copy the package into a folder, without anything that was compiled."""
+    package = find_spec("gpunn")
+    if package is None or package.origin is None:
+        raise SystemExit("gpunn is not installed: pip install '.[compiled]'")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(gn.__file__).parent, folder / "gpunn", ignore=ignored)
+    shutil.copytree(Path(package.origin).parent, folder / "gpunn", ignore=ignored)
 
 
 def show(what: str, value: float, unit: str, bar: float) -> None:
