@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -119,7 +120,9 @@ def work_for(library: str) -> None:
 
 
 def installed(library: str) -> bool:
-    """Return whether there is such a library here."""
+    """Return whether there is such a library here, and for what compiles C++ a compiler."""
+    if library == "torch-compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return False
     needed = "numba" if library == "gpunn-numpy" else library.partition("-")[0]
     return find_spec(needed) is not None
 

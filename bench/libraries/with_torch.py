@@ -1,18 +1,24 @@
 """PyTorch with the data in memory and no DataLoader: eager, or a stronger form of it.
 
 Variants: "fused" has an optimizer that updates all parameters in one kernel; "compiled" besides
-compiles the forward and backward passes, or a prediction, for each size of a batch.
+compiles the forward and backward passes, or a prediction, for each size of a batch. Both leave
+small networks to one thread, as who knows PyTorch well would: a second one costs more than it
+gains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import nn
 from workloads import Workload, data, weights
+
+#: Steps whose largest product has at most so many multiplications are small.
+SMALL = 1 << 21
+ALL_THREADS = torch.get_num_threads()
 
 
 class Residual(nn.Module):
@@ -36,6 +42,8 @@ def prepare(
     work: Workload, steps: int, variant: str = ""
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
+    largest = max(a * b for a, b in pairwise(work.sizes)) * work.batch_size
+    torch.set_num_threads(1 if variant and largest <= SMALL else ALL_THREADS)
     if work.predict:
         return _prediction(work, variant)
     step = _step(work, variant)
@@ -145,4 +153,4 @@ def _tensors(work: Workload, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor
 
 def version() -> str:
     """Return the versions that matter."""
-    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
+    return f"PyTorch {torch.__version__}, {ALL_THREADS} threads"
