@@ -58,7 +58,9 @@ print(json.dumps([seconds[0] - seconds[1], before]))
 
 def run(program: str, folder: Path) -> Any:
     """Return what a program prints as JSON, in a process that finds gpunn in a folder."""
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    # What is compiled is to stay in the folder, and bytecode is to be kept as it is by default.
+    changed = ("NUMBA_CACHE_DIR", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+    environment = {k: v for k, v in os.environ.items() if k not in changed}
     environment |= {"PYTHONPATH": str(folder)}
     answer = subprocess.run(  # noqa: S603
         [sys.executable, "-c", program],
