@@ -104,12 +104,12 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks of the CPU; `-- bench/step_time.py --help`: one, with arguments."""
+    """Run the benchmarks of the CPU; `-- bench/old_new.py OLD NEW`: one, with arguments."""
     session.install(".[sklearn,plot,compiled]")
     if session.posargs:
         session.run("python", *session.posargs)
         return
-    for name in ("kernels", "overhead", "growth", "step_time", "estimators"):
+    for name in ("kernels", "overhead", "growth", "step_time", "estimators", "startup"):
         session.run("python", f"bench/{name}.py")
 
 

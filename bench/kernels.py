@@ -21,6 +21,7 @@ import numpy as np
 import gpunn as gn
 from gpunn.kernels import Kernels
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.update import Update
 
 REPEATS = 200
 rng = np.random.default_rng(0)
@@ -38,6 +39,18 @@ def calls() -> list[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
     def add(name: str, what: str, *arguments: Any, **settings: Any) -> None:
         rows.append((name, what, arguments, settings))
 
+    def add_loss(formula: gn.Loss, prediction: np.ndarray, target: np.ndarray) -> None:
+        n = len(prediction)
+        what = f"{type(formula).__name__}, {prediction.shape}"
+        add("loss", what, formula, prediction, target, 1 / n, summed=True)
+
+    def add_update(kind: type[gn.Optimizer], n: int, **settings: float) -> None:
+        rule = kind([gn.Parameter(normal(n))], **settings)
+        slots = rule.blocks()
+        slots.grads[0][...] = 0  # they are owned: of zeros, they stay as they are
+        name = ", ".join((f"{kind.__name__}, {n} values", *settings))
+        add("update", name, rule, Update(slots, 0.1, None, None))
+
     for n, p, q in ((32, 64, 128), (1, 784, 512)):
         add("product", f"({n}, {p}) by ({p}, {q})", normal(n, p), normal(p, q))
     for n, p in ((32, 128), (200, 128), (128, 512)):
@@ -52,25 +65,20 @@ def calls() -> list[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
         add("column_sums", f"({n}, {p})", normal(n, p))
     for n in (32, 128, 200):
         labels = rng.integers(0, 10, n)
-        add("softmax_cross_entropy", f"({n}, 10)", normal(n, 10), labels, 1 / n, summed=True)
+        add_loss(gn.SoftmaxCrossEntropy(), normal(n, 10), labels)
     for n in (32, 1024):
         yes = (normal(n, 1) > 0).astype(np.float32)
-        add("sigmoid_binary_cross_entropy", f"({n}, 1)", normal(n, 1), yes, 1 / n, summed=True)
-    add("squared_error", "(64, 1)", normal(64, 1), normal(64, 1), 1 / 64, summed=True)
+        add_loss(gn.BinaryCrossEntropy(), normal(n, 1), yes)
+    add_loss(gn.MeanSquaredError(), normal(64, 1), normal(64, 1))
     add("total", "(32,)", normal(32))
     for n in (1500, 535_818):
         add("sum_of_squares", f"({n:,},)", [normal(n)])
     add("convert", "(32, 1)", rng.integers(0, 2, (32, 1)), np.float32)
     add("stack", "57 numbers", list(normal(57)))
-    # Gradients are owned: of zeros, they stay as they are.
     for n in (33, 9_610, 535_818):
-        clips = {"clip_norm": None, "clip_value": None, "decays": [0.0]}
-        value, grad, first, second = ([x] for x in (normal(n), *np.zeros((3, n), np.float32)))
-        rates = {"learning_rate": 0.1, "nesterov": False}
-        add("sgd", f"{n} values", value, grad, [], momentum=0.0, **rates, **clips)
-        add("sgd", f"{n}, momentum", value, grad, first, momentum=0.9, **rates, **clips)
-        betas = {"rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
-        add("adam", f"{n} values", value, grad, first, second, **betas, **clips)
+        add_update(gn.SGD, n)
+        add_update(gn.SGD, n, momentum=0.9)
+        add_update(gn.Adam, n)
     for n, p, batch in ((1344, 64, 32), (12_800, 784, 128)):
         arrays = [normal(n, p), rng.integers(0, 10, n)]
         add("gather", f"{batch} of ({n}, {p})", arrays, rng.permutation(n)[:batch])
@@ -92,7 +100,7 @@ def main() -> None:
 
         sets["compiled"] = NumbaKernels(xp)
     print(
-        f"{'kernel':26}{'of':>20}{'generic, us':>24}{'numpy / generic':>24}{'compiled / numpy':>24}"
+        f"{'kernel':26}{'of':>40}{'generic, us':>24}{'numpy / generic':>24}{'compiled / numpy':>24}"
     )
     for name, what, arguments, settings in calls():
         if only and name not in only:
@@ -116,7 +124,7 @@ def main() -> None:
         generic = spread([1e6 * seconds / REPEATS for seconds in times["generic"]])
         gains = [ratio(times[a], times[b]) for a, b in zip(list(sets)[1:], sets, strict=False)]
         cells = "".join(f"{gain!s:>24}" for gain in gains)
-        print(f"{name:26}{what:>20}{generic!s:>24}{cells}", flush=True)
+        print(f"{name:26}{what:>40}{generic!s:>24}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ passes, the loss, the tape, the optimizer. The kernel calls that it made are rec
 alone, too. What is left of the part without them is the Python around them. `trainer` is what
 `Trainer.fit` takes beyond all parts, in a large network mostly caches that a part alone finds warm;
 `epoch` is what an epoch costs whatever its length, and is not in the sum. All that is for steps one
-by one. `compiled` is a step of `Trainer.fit` where many are made in a compiled call, all in all.
+by one. `recorded` is a step of `Trainer.fit` where it is recorded and many are run in a compiled
+call, all in all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from libraries.with_gpunn import prepare_training
 import gpunn as gn
 from gpunn import kernels as kernels_module
 from gpunn.kernels import Kernels, kernels
+from gpunn.kernels.update import Slots, Update
+from gpunn.program import Program
 
 PARTS = ("loader", "layers", "loss", "tape", "optimizer", "trainer")
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -55,6 +58,8 @@ class Recorder:
 def _copy(x: Any) -> Any:
     if isinstance(x, np.ndarray):
         return x.copy(order="K")
+    if isinstance(x, Update):
+        return Update(Slots(*_copy(list(x.slots))), *x[1:])
     return [_copy(item) for item in x] if isinstance(x, list) else x
 
 
@@ -72,14 +77,13 @@ def recording() -> Iterator[Recorder]:
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
-    """Make no steps but by the layers, within the block."""
-    kind = type(kernels(np.zeros(1)))
-    own = kind.steps
-    kind.steps = Kernels.steps  # type: ignore[method-assign]
+    """Run every step by its layers, and none as recorded, within the block."""
+    own = Program.prepare
+    Program.prepare = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        kind.steps = own  # type: ignore[method-assign]
+        Program.prepare = own  # type: ignore[method-assign]
 
 
 def nanoseconds(function: Callable[[], object], seconds: float = 0.02) -> float:
@@ -116,7 +120,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def measure(work: Workload) -> tuple[dict[str, float], float, float, float]:
-    """Return the time outside of kernels by part, that within, an epoch's, a compiled step's."""
+    """Return the time outside of kernels by part, that within, an epoch's, a recorded step's."""
     trainer, loader = prepare_training(work)
     values = [parameter.value for parameter in trainer.optimizer.parameters]
     with kernels(values[0]).threads(loader.batch_size, values):  # as many as `fit` has
@@ -132,12 +136,12 @@ def measure(work: Workload) -> tuple[dict[str, float], float, float, float]:
     def step() -> float:
         return (fit(loader, few + 1) - fit(loader, 1)) / (few * len(loader))
 
-    compiled = step()
+    recorded = step()
     with one_by_one():
         single = gn.Loader(batch.x, batch.y, batch_size=None, rng=0)
         epoch = (fit(single, 101) - fit(single, 1)) / 100
         found["trainer"] = (alone := step()) - sum(found.values()) - inside
-    return found, inside, epoch - alone, compiled
+    return found, inside, epoch - alone, recorded
 
 
 def measure_parts(trainer: gn.Trainer, loader: gn.Loader) -> tuple[dict[str, float], float]:
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else training
-    columns = (*PARTS, "sum", "kernels", "epoch", "compiled")
+    columns = (*PARTS, "sum", "kernels", "epoch", "recorded")
     print(f"{'ns a step':11}{''.join(f'{name:>11}' for name in columns)}")
     for name in names:
         rows: list[list[float]] = []

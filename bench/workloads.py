@@ -26,6 +26,14 @@ class Workload(NamedTuple):
     activation: Literal["relu", "tanh"] = "relu"
     learning_rate: float = 0.05
     momentum: float = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    clip_norm: float | None = None
+    #: After the hidden layer. Each library draws its own masks.
+    dropout: float = 0.0
+    #: Pairs of layers between the first and the last, each pair with a way past it:
+    #: x + second(first(x)), where only the first has an activation.
+    blocks: int = 0
+    class_weight: tuple[float, ...] | None = None
     predict: bool = False
     streamed: bool = False
 
@@ -41,11 +49,26 @@ _MNIST = (784, 512, 256, 10)
 
 WORKLOADS = {
     "logreg": Workload((30, 1), 4096, 32, 30, "binary"),
-    "logreg1": Workload((30, 1), 4096, 1, 1, "binary", learning_rate=0.01),
+    # Two epochs, so that what a call of `fit` costs counts for less.
+    "logreg1": Workload((30, 1), 4096, 1, 2, "binary", learning_rate=0.01),
+    "logreg-weighted": Workload((30, 3), 4096, 32, 30, class_weight=(0.5, 1.0, 2.0)),
     # The four points of XOR, many times over: a batch is four rows.
     "xor": Workload((2, 8, 1), 4096, 4, 4, "binary", "tanh", learning_rate=0.5),
     "digits": Workload((64, 128, 10), 1797, 32, 40),
     "digits200": Workload((64, 128, 10), 1797, 200, 150),
+    "digits-regularized": Workload(
+        (64, 128, 10),
+        1797,
+        32,
+        20,
+        optimizer="adam",
+        learning_rate=1e-3,
+        dropout=0.2,
+        clip_norm=1.0,
+    ),
+    "residual": Workload(
+        (64, *[256] * 9, 10), 6400, 128, 2, optimizer="adam", learning_rate=1e-3, blocks=4
+    ),
     "mnist": Workload(_MNIST, 12_800, 128, 2, momentum=0.9, learning_rate=0.01),
     "wide": Workload((1024, 4096, 4096, 1000), 1024, 256, 1, learning_rate=0.01),
     "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),

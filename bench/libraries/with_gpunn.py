@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from workloads import Workload, data, weights
@@ -10,7 +11,14 @@ from workloads import Workload, data, weights
 import gpunn as gn
 
 
-def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[[], list[float]]]:
+def serves(work: Workload, variant: str) -> bool:
+    """Return whether this variant can run the workload."""
+    return True
+
+
+def prepare(
+    work: Workload, steps: int, variant: str = ""
+) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     if work.predict:
         x, _ = data(work)
@@ -33,7 +41,8 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
 
     def losses() -> list[float]:
         batch = gn.Loader(*data(work, work.batch_size), batch_size=None, shuffle=False)
-        return _trainer(work).fit(batch, epochs=steps, progress=False)["loss"]
+        plain = _trainer(work._replace(dropout=0.0))
+        return plain.fit(batch, epochs=steps, progress=False)["loss"]
 
     return run, losses
 
@@ -46,23 +55,40 @@ def prepare_training(work: Workload) -> tuple[gn.Trainer, gn.Loader]:
 
 def _trainer(work: Workload) -> gn.Trainer:
     given = weights(work)
-    layers = [
-        gn.Dense(
-            *w.shape,
-            activation=work.activation if i < len(given) - 1 else None,
-            init=lambda *_, w=w: w,
-            backend="numpy",
-        )
-        for i, w in enumerate(given)
-    ]
+    layers = [_dense(work, w, last=i == len(given) - 1) for i, w in enumerate(given)]
+    if work.blocks:
+        layers = [layers[0], *_residual_blocks(work), layers[-1]]
+    if work.dropout:
+        layers.insert(1, gn.Dropout(work.dropout))
     model = gn.Sequential(*layers)
     loss = {
         "binary": gn.BinaryCrossEntropy(),
-        "classes": gn.SoftmaxCrossEntropy(),
+        "classes": gn.SoftmaxCrossEntropy(class_weight=work.class_weight),
         "numbers": gn.MeanSquaredError(),
     }[work.task]
-    optimizer = gn.SGD(model.parameters(), learning_rate=work.learning_rate, momentum=work.momentum)
-    return gn.Trainer(model, loss, optimizer)
+    return gn.Trainer(model, loss, _optimizer(work, model), rng=0)
+
+
+def _dense(work: Workload, weight: np.ndarray, *, last: bool) -> gn.Layer:
+    activation = None if last else work.activation
+    shape = weight.shape
+    return gn.Dense(*shape, activation=activation, init=lambda *_: weight, backend="numpy")
+
+
+def _residual_blocks(work: Workload) -> list[gn.Layer]:
+    inner = weights(work)[1:-1]
+    pairs = zip(inner[::2], inner[1::2], strict=True)
+    return [
+        gn.Residual(gn.Sequential(_dense(work, a, last=False), _dense(work, b, last=True)))
+        for a, b in pairs
+    ]
+
+
+def _optimizer(work: Workload, model: gn.Layer) -> gn.Optimizer:
+    settings: Any = {"learning_rate": work.learning_rate, "clip_norm": work.clip_norm}
+    if work.optimizer == "adam":
+        return gn.Adam(model.parameters(), **settings)
+    return gn.SGD(model.parameters(), momentum=work.momentum, **settings)
 
 
 def version() -> str:

@@ -1,18 +1,37 @@
-"""JAX on the CPU, with the whole step compiled."""
+"""JAX on the CPU: the whole step compiled, or as "scan" the whole epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from workloads import Workload, data, weights
 
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
-def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[[], list[float]]]:
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    params: Any
+    #: The velocities if there is momentum, or Adam's moments.
+    slots: tuple[Any, ...]
+    n_updates: jax.Array
+    key: jax.Array
+
+
+def serves(work: Workload, variant: str) -> bool:
+    """Return whether this variant can run the workload: predictions have no epochs."""
+    return not (work.predict and variant)
+
+
+def prepare(
+    work: Workload, steps: int, variant: str = ""
+) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     x, y = (jnp.asarray(np.asarray(part)) for part in data(work))
     state = _start(work)
@@ -21,26 +40,23 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
 
         def run_predict() -> None:
             for _ in range(work.repeats):
-                predict(state[0], x).block_until_ready()
+                predict(state.params, x).block_until_ready()
 
-        return run_predict, lambda: predict(state[0], x)[:10].ravel().tolist()
+        return run_predict, lambda: predict(state.params, x)[:10].ravel().tolist()
 
-    step = jax.jit(partial(_step, work), donate_argnums=0)
+    make_epoch = {"": _step_by_step, "scan": _scanned}[variant]
+    epoch = make_epoch(work, len(x))
     rng = np.random.default_rng(0)
     held = [state]
 
     def run() -> None:
         for _ in range(work.repeats):
-            order = rng.permutation(len(x))
-            costs = []
-            for start in range(0, len(x), work.batch_size):
-                batch = order[start : start + work.batch_size]
-                held[0], cost = step(held[0], x, y, batch)
-                costs.append(cost)
-            float(jnp.stack(costs).mean())
+            held[0], cost = epoch(held[0], x, y, rng.permutation(len(x)))
+            float(cost)
 
     def losses() -> list[float]:
-        own = _start(work)
+        plain = work._replace(dropout=0.0)
+        own, step = _start(plain), jax.jit(partial(_step, plain))
         first = data(work, work.batch_size)
         rows = np.arange(work.batch_size)
         found = []
@@ -52,38 +68,109 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
     return run, losses
 
 
-def _start(work: Workload) -> tuple[Any, Any]:
+def _step_by_step(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
+    """Return a function for an epoch that calls a compiled step for each batch."""
+    step = jax.jit(partial(_step, work), donate_argnums=0)
+
+    def epoch(state: State, x: Any, y: Any, order: np.ndarray) -> tuple[State, jax.Array]:
+        costs = []
+        for start in range(0, n, work.batch_size):
+            state, cost = step(state, x, y, order[start : start + work.batch_size])
+            costs.append(cost)
+        return state, jnp.stack(costs).mean()
+
+    return epoch
+
+
+def _scanned(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
+    """Return a compiled function for an epoch: a scan over full batches, a step for the rest."""
+    n_full, rest = divmod(n, work.batch_size)
+
+    @partial(jax.jit, donate_argnums=0)
+    def epoch(state: State, x: Any, y: Any, order: Any) -> tuple[State, jax.Array]:
+        batches = order[: n - rest].reshape(n_full, work.batch_size)
+        state, costs = jax.lax.scan(lambda s, batch: _step(work, s, x, y, batch), state, batches)
+        if rest:
+            state, cost = _step(work, state, x, y, order[n - rest :])
+            costs = jnp.append(costs, cost)
+        return state, costs.mean()
+
+    return epoch
+
+
+def _start(work: Workload) -> State:
     params = [(jnp.asarray(w), jnp.zeros(w.shape[1])) for w in weights(work)]
-    return params, jax.tree.map(jnp.zeros_like, params)
+    n_slots = 2 if work.optimizer == "adam" else 1 if work.momentum else 0
+    slots = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(n_slots))
+    # The cheapest generator that JAX has on a CPU.
+    return State(params, slots, jnp.zeros((), jnp.int32), jax.random.key(0, impl="unsafe_rbg"))
 
 
-def _forward(work: Workload, params: Any, x: jax.Array) -> jax.Array:
+def _forward(work: Workload, params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[work.activation]
-    for weight, bias in params[:-1]:
-        x = activation(x @ weight + bias)
-    weight, bias = params[-1]
+    *hidden, (weight, bias) = params
+    if work.blocks:
+        (w, b), *inner = hidden
+        x = activation(x @ w + b)
+        for (w, b), (w_2, b_2) in zip(inner[::2], inner[1::2], strict=True):
+            x += activation(x @ w + b) @ w_2 + b_2
+    else:
+        for w, b in hidden:
+            x = activation(x @ w + b)
+            if work.dropout and key is not None:
+                kept = jax.random.bernoulli(key, 1 - work.dropout, x.shape)
+                x = jnp.where(kept, x / (1 - work.dropout), 0)
     return x @ weight + bias
 
 
-def _cost(work: Workload, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    out = _forward(work, params, x)
+def _cost(work: Workload, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+    out = _forward(work, params, x, key)
     if work.task == "classes":
         logs = jax.nn.log_softmax(out)
-        return -jnp.take_along_axis(logs, y[:, None], axis=1).mean()
+        losses = -jnp.take_along_axis(logs, y[:, None], axis=1)[:, 0]
+        if work.class_weight is None:
+            return losses.mean()
+        weight = jnp.asarray(work.class_weight)[y]
+        return (weight * losses).sum() / weight.sum()
     if work.task == "binary":
         return (jax.nn.softplus(out[:, 0]) - y * out[:, 0]).mean()
     return 0.5 * ((out[:, 0] - y) ** 2).mean()
 
 
 def _step(
-    work: Workload, state: tuple[Any, Any], x: jax.Array, y: jax.Array, batch: jax.Array
-) -> tuple[tuple[Any, Any], jax.Array]:
-    params, velocities = state
-    cost, grads = jax.value_and_grad(partial(_cost, work))(params, x[batch], y[batch])
+    work: Workload, state: State, x: jax.Array, y: jax.Array, batch: jax.Array
+) -> tuple[State, jax.Array]:
+    key, own = jax.random.split(state.key) if work.dropout else (state.key, state.key)
+    cost, grads = jax.value_and_grad(partial(_cost, work))(state.params, x[batch], y[batch], own)
+    if work.clip_norm is not None:
+        squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
+        shrink = work.clip_norm / jnp.maximum(jnp.sqrt(squares), work.clip_norm)
+        grads = jax.tree.map(lambda g: shrink * g, grads)
+    n_updates = state.n_updates + 1
+    update = _adam if work.optimizer == "adam" else _sgd
+    params, slots = update(work, state.params, grads, state.slots, n_updates)
+    return State(params, slots, n_updates, key), cost
+
+
+def _sgd(work: Workload, params: Any, grads: Any, slots: Any, _: jax.Array) -> tuple[Any, Any]:
+    if not slots:
+        return jax.tree.map(lambda p, g: p - work.learning_rate * g, params, grads), slots
+    (velocities,) = slots
     velocities = jax.tree.map(
         lambda v, g: work.momentum * v - work.learning_rate * g, velocities, grads
     )
-    return (jax.tree.map(jnp.add, params, velocities), velocities), cost
+    return jax.tree.map(jnp.add, params, velocities), (velocities,)
+
+
+def _adam(work: Workload, params: Any, grads: Any, slots: Any, t: jax.Array) -> tuple[Any, Any]:
+    first, second = slots
+    first = jax.tree.map(lambda m, g: BETA_1 * m + (1 - BETA_1) * g, first, grads)
+    second = jax.tree.map(lambda v, g: BETA_2 * v + (1 - BETA_2) * g * g, second, grads)
+    rate = work.learning_rate * jnp.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
+    params = jax.tree.map(
+        lambda p, m, v: p - rate * m / (jnp.sqrt(v) + EPSILON), params, first, second
+    )
+    return params, (first, second)
 
 
 def version() -> str:

@@ -1,4 +1,4 @@
-"""scikit-learn's MLP, trained by its own `fit`."""
+"""scikit-learn's MLP, trained by its own `fit`; as "sgd" its linear classifier, one by one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from typing import Any
 import numpy as np
 import sklearn
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from workloads import Workload, data, weights
 
 warnings.simplefilter("ignore", ConvergenceWarning)
 
 
-def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[[], list[float]]]:
+def serves(work: Workload, variant: str) -> bool:
+    """Return whether this variant can run the workload."""
+    if variant == "sgd":
+        return work.task == "binary" and len(work.sizes) == 2 and work.batch_size == 1
+    return not (work.dropout or work.clip_norm or work.blocks)
+
+
+def prepare(
+    work: Workload, steps: int, variant: str = ""
+) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     x, y = data(work)
     x = np.asarray(x)
+    if variant == "sgd":
+        return _sample_by_sample(work, steps, x, y)
     model = _started(work)
     if work.predict:
 
@@ -31,10 +43,56 @@ def prepare(work: Workload, steps: int) -> tuple[Callable[[], object], Callable[
     model.set_params(max_iter=work.repeats, warm_start=True)
 
     def losses() -> list[float]:
-        own, batch = _started(work), data(work, work.batch_size)
-        return [own.partial_fit(*batch).loss_ for _ in range(steps)]
+        own, (first, labels) = _started(work), data(work, work.batch_size)
+        weight = _sample_weight(work, labels)
+        found = []
+        for _ in range(steps):
+            own.partial_fit(first, labels, sample_weight=weight)
+            found.append(own.loss_)
+        return found
+
+    weight = _sample_weight(work, y)
+    return lambda: model.fit(x, y, sample_weight=weight), losses
+
+
+def _sample_weight(work: Workload, y: np.ndarray) -> np.ndarray | None:
+    """Return the weight of each sample's class: the MLP knows no class weights."""
+    return None if work.class_weight is None else np.float32(work.class_weight)[y]
+
+
+def _sample_by_sample(
+    work: Workload, steps: int, x: np.ndarray, y: np.ndarray
+) -> tuple[Callable[[], object], Callable[[], list[float]]]:
+    """Do the same updates as the network of one layer does with batches of one."""
+    model = _linear(work, x).set_params(max_iter=work.repeats, warm_start=True)
+
+    def losses() -> list[float]:
+        own, (first, labels) = _linear(work, x), data(work, 1)
+        found = []
+        for _ in range(steps):
+            margin = own.decision_function(first) * (2 * labels - 1)
+            found.append(float(np.logaddexp(0.0, -margin)[0]))
+            own.partial_fit(first, labels)
+        return found
 
     return lambda: model.fit(x, y), losses
+
+
+def _linear(work: Workload, x: np.ndarray) -> SGDClassifier:
+    """Return a linear model that knows both classes, and has the given weights."""
+    model = SGDClassifier(
+        loss="log_loss",
+        penalty=None,
+        learning_rate="constant",
+        eta0=work.learning_rate,
+        tol=None,
+        random_state=0,
+    )
+    model.partial_fit(x[:2], [0, 1], classes=[0, 1])
+    (given,) = weights(work)
+    model.coef_ = given.T.astype(model.coef_.dtype)
+    model.intercept_ = np.zeros_like(model.intercept_)
+    return model
 
 
 def _started(work: Workload) -> Any:
