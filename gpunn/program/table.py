@@ -68,7 +68,8 @@ class Table:
                     shared[value] = None
         lanes = [value for value in spans if value not in shared]
         most = -(-low.n // threads)
-        sizes = [self._row_size(v) * (low.n if self._is_whole(v, threads) else most) for v in lanes]
+        rows = [value.shape[0] if self._is_whole(value, threads) else most for value in lanes]
+        sizes = [self._row_size(value) * n for value, n in zip(lanes, rows, strict=True)]
         offsets, lane_size = plan(
             [Span(size, *spans[value]) for value, size in zip(lanes, sizes, strict=True)]
         )
