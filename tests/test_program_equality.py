@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gpunn as gn
-
 pytest.importorskip("numba", reason="steps are compiled by numba")
 pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
@@ -17,7 +15,6 @@ pytestmark = pytest.mark.skipif(
 
 from tests.runs import (  # noqa: E402
     RUNS,
-    Block,
     Run,
     assert_alike,
     assert_same_bits,
