@@ -349,8 +349,8 @@ def taking_turns(threads: int, seed: int, rows: int = 1 << 20) -> Iterator[list[
     Whatever a step's memory held before is overwritten with bytes that are NaN, and -1.
     """
     turns = Turns(seed)
-    with threads_for_all(threads, rows), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "available", lambda threads: threads)
+    with threads_for_all(1, rows), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu.CpuSteps, "_threads", lambda self, _: min(threads, self._most_threads))
         patch.setattr(crew, "run", turns.run)
         yield turns.calls
 

@@ -26,7 +26,7 @@ from tests.runs import (  # noqa: E402
 
 
 @given(run=RUNS, threads=st.integers(1, 2), rows=st.sampled_from([1, 30, 1000]))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_whatever_is_trained(run: Run, threads: int, rows: int) -> None:
     with threads_for_all(threads, rows):
         many, few = both(run)
@@ -36,7 +36,7 @@ def test_whatever_is_trained(run: Run, threads: int, rows: int) -> None:
 
 
 @given(run=RUNS, threads=st.integers(1, 5), seed=st.integers(0, 1000))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_whichever_thread_is_first(run: Run, threads: int, seed: int) -> None:
     """Threads may be at any instruction between two meetings: it changes no bit."""
     with taking_turns(threads, seed) as calls:
