@@ -61,8 +61,8 @@ def _pieces(items: Iterable[Any]) -> Iterator[Any]:
             yield type(item)
             yield from vars(item)
             yield from _pieces(vars(item).values())
-        elif type(item) in (list, tuple):
+        elif isinstance(item, (list, tuple)):  # of any kind: `nn.tree.children` looks in there, too
             yield from _pieces(item)
-        elif type(item) is dict:
+        elif isinstance(item, dict):
             yield from item
             yield from _pieces(item.values())

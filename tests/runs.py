@@ -1,0 +1,438 @@
+"""Random training runs, two ways to train, and threads that take turns."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from threadpoolctl import threadpool_limits
+
+import gpunn as gn
+from gpunn.kernels import numpy_
+from gpunn.program import cpu, crew
+from gpunn.program.instructions.words import MADE, SIZE, START, STEP
+from gpunn.program.interpreter import CONTEXT_SIZE, SEGMENT_SIZE
+from gpunn.training import epoch
+
+#: How close the two ways come: sums are added up in another order.
+CLOSE: dict[str, Any] = {
+    "float64": {"rtol": 1e-8, "atol": 1e-11},
+    "float32": {"rtol": 2e-3, "atol": 5e-5},
+}
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Train in the readable loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch, "sample_of", lambda _: None)
+        yield
+
+
+#: The two ways to train: recorded, and readable.
+WAYS = (nullcontext, one_by_one)
+
+
+def state(trainer: gn.Trainer) -> list[Any]:
+    """Return the weights, and what the optimizer keeps beside them."""
+    arrays = [p.value for p in trainer.model.parameters()]
+    return arrays + [x for kept in trainer.optimizer._states for x in kept]
+
+
+# Networks
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer of a network, whatever the width of what comes before it."""
+
+    kind: str
+    width: int = 3
+    activation: str = "identity"
+    bias: bool = True
+    rate: float = 0.3
+    inner: tuple[Block, ...] = ()
+
+    def make(self, inputs: int, rng: np.random.Generator, dtype: str) -> tuple[list[gn.Layer], int]:
+        """Return the layers, and how many outputs they have."""
+
+        def dense(outputs: int) -> gn.Dense:
+            settings: Any = {"bias": self.bias, "rng": rng, "dtype": dtype}
+            return gn.Dense(inputs, outputs, self.activation, **settings)
+
+        if self.kind == "dense":
+            return [dense(self.width)], self.width
+        alone: dict[str, Callable[[], gn.Layer]] = {
+            "activation": gn.ACTIVATIONS[self.activation],
+            "dropout": lambda: gn.Dropout(self.rate),
+            "flatten": gn.Flatten,
+        }
+        if self.kind in alone:
+            return [alone[self.kind]()], inputs
+        if self.kind == "twice":
+            layer = dense(inputs)
+            return [layer, gn.Tanh(), layer], inputs
+        layers, width = made(self.inner, inputs, rng, dtype)
+        if self.kind == "residual":
+            if width != inputs or len(layers) != 1:
+                layers.append(gn.Dense(width, inputs, rng=rng, dtype=dtype))
+            return [gn.Residual(layers[0] if len(layers) == 1 else gn.Sequential(*layers))], inputs
+        return [gn.Sequential(*layers)], width
+
+
+def made(
+    blocks: tuple[Block, ...], width: int, rng: np.random.Generator, dtype: str
+) -> tuple[list[gn.Layer], int]:
+    layers: list[gn.Layer] = []
+    for block in blocks:
+        more, width = block.make(width, rng, dtype)
+        layers += more
+    return layers, width
+
+
+PLAIN = st.builds(
+    Block,
+    kind=st.sampled_from(["dense", "dense", "activation", "dropout", "flatten", "twice"]),
+    width=st.integers(1, 7),
+    activation=st.sampled_from(sorted(gn.ACTIVATIONS)),
+    bias=st.booleans(),
+    rate=st.sampled_from([0.0, 0.3, 0.6]),
+)
+NESTED = st.builds(
+    Block,
+    kind=st.sampled_from(["residual", "sequential"]),
+    inner=st.lists(PLAIN, max_size=3).map(tuple),
+)
+BLOCKS = st.lists(st.one_of(PLAIN, PLAIN, NESTED), max_size=4).map(tuple)
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run; all of it is made anew each time."""
+
+    blocks: tuple[Block, ...] = (Block("dense", 7, "relu"),)
+    sample: tuple[int, ...] = (5,)
+    outputs: int = 3
+    n: int = 50
+    batch_size: int = 16
+    loss: str = "softmax"
+    targets: str = "labels"
+    class_weight: Any = None
+    label_smoothing: float = 0.0
+    reduction: Any = "mean"
+    weights: bool = False
+    optimizer: str = "sgd"
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    frozen: int = 0
+    shuffle: Any = True
+    drop_last: bool = False
+    data: str = "resident"
+    dtype: str = "float64"
+    metrics: bool = False
+    epochs: int = 2
+
+    @property
+    def width(self) -> int:
+        """How many outputs the network has."""
+        return max(2, self.outputs) if self.loss in ("softmax", "cross_entropy") else self.outputs
+
+    def arrays(self) -> tuple[Any, Any, Any]:
+        rng = np.random.default_rng(0)
+        shape = (self.n, *self.sample)
+        x: Any = rng.standard_normal(shape)
+        if "uint8" in self.data:
+            x = rng.integers(0, 4, shape, dtype=np.uint8)
+        elif self.data == "other float":
+            x = x.astype("float32" if self.dtype == "float64" else "float64")
+        else:
+            x = x.astype(self.dtype)
+        if self.data == "memmap":
+            with tempfile.TemporaryFile() as file:  # it stays mapped
+                stored = np.memmap(file, x.dtype, "w+", shape=shape)
+            stored[...] = x
+            x = stored
+        weight = None
+        if self.weights:
+            weight = rng.uniform(0.1, 2, self.n)
+            weight[: self.n // 3] = 0.0
+        return x, self._targets(rng), weight
+
+    def _targets(self, rng: np.random.Generator) -> Any:
+        shape = (self.n, self.width)
+        if self.loss in ("softmax", "cross_entropy"):
+            labels = rng.integers(0, self.width, self.n)
+            if self.targets == "labels":
+                return labels
+            if self.targets == "small labels":
+                return labels.astype("uint8")
+            if self.targets in ("one-hot", "flags"):
+                chosen = np.eye(self.width, dtype="int64")[labels]
+                return chosen if self.targets == "one-hot" else chosen.astype(bool)
+            return rng.dirichlet(np.ones(self.width), self.n)
+        if self.loss == "squared" and self.targets != "one-hot":
+            y: Any = rng.standard_normal(shape)
+        elif self.targets == "soft":
+            y = rng.uniform(0, 1, shape)
+        else:
+            y = rng.integers(0, 2, shape)
+            y = y.astype({"flags": "bool", "small labels": "uint8"}.get(self.targets, "int64"))
+        return y[:, 0] if self.width == 1 and self.targets in ("labels", "flags") else y
+
+    def loader(self) -> gn.Loader:
+        x, y, weight = self.arrays()
+        streamed = self.data in ("streamed", "memmap", "streamed uint8", "other float")
+        return gn.Loader(
+            x,
+            y,
+            sample_weight=weight,
+            batch_size=min(self.batch_size, self.n),
+            shuffle=self.shuffle,
+            block_size=4,
+            window=2,
+            drop_last=self.drop_last,
+            dtype=self.dtype,
+            resident=not streamed,
+            backend="numpy",
+            rng=1,
+        )
+
+    def model(self) -> gn.Sequential:
+        rng = np.random.default_rng(2)
+        flat: list[gn.Layer] = [gn.Flatten()] if len(self.sample) > 1 else []
+        layers, width = made(self.blocks, int(np.prod(self.sample)), rng, self.dtype)
+        layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
+        head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
+        return gn.Sequential(*flat, *layers, *([] if head is None else [head()]))
+
+    def make_loss(self) -> gn.Loss:
+        settings: Any = {"reduction": self.reduction}
+        if self.loss in ("softmax", "cross_entropy"):
+            kind = gn.SoftmaxCrossEntropy if self.loss == "softmax" else gn.CrossEntropy
+            given = self.class_weight
+            if given == "tuple":
+                given = tuple(1.0 + 0.5 * i for i in range(self.width))
+            elif given == "dict":
+                given = {0: 2.5}
+            settings |= {"class_weight": given, "label_smoothing": self.label_smoothing}
+            return kind(**settings)
+        if self.loss == "squared":
+            return gn.MeanSquaredError(**settings)
+        return gn.BinaryCrossEntropy(from_logits=self.loss == "binary", **settings)
+
+    def make_optimizer(self, model: gn.Layer) -> gn.Optimizer:
+        schedule: Any = {
+            "constant": 3e-3,
+            "falling": gn.ExponentialDecay(5e-3, factor=0.9),
+            "warm": gn.WarmUp(5, gn.Constant(3e-3)),
+            "own": lambda step: 0.01 / (3 + step),
+        }[self.schedule]
+        every = list(model.parameters())
+        settings: Any = {
+            "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+        }
+        trained = every[min(self.frozen, len(every) - 1) :]
+        if self.optimizer == "adam":  # a large epsilon: no gradient is so small as to be noise
+            return gn.Adam(trained, schedule, epsilon=1e-3, **settings)
+        if self.optimizer != "sgd":
+            settings |= {"momentum": 0.9, "nesterov": self.optimizer == "nesterov"}
+        return gn.SGD(trained, schedule, **settings)
+
+    def trainer(self) -> gn.Trainer:
+        model = self.model()
+        metrics: Any = ()
+        if self.metrics:
+            metrics = {
+                "squared": ("mae", "r2") if self.n > 1 else ("mae",),
+                "binary": ("binary_accuracy",),
+                "probabilities": (gn.BinaryAccuracy(0.5),),
+            }.get(self.loss, ("accuracy", gn.TopK(1)))
+        loss = self.make_loss()
+        return gn.Trainer(model, loss, self.make_optimizer(model), metrics=metrics, rng=3)
+
+    def run(self) -> tuple[gn.Trainer, gn.History, gn.Loader]:
+        trainer, loader = self.trainer(), self.loader()
+        return trainer, trainer.fit(loader, self.epochs, progress=False), loader
+
+
+RUNS = st.builds(
+    Run,
+    blocks=BLOCKS,
+    sample=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 2)]),
+    outputs=st.integers(1, 4),
+    n=st.integers(1, 60),
+    batch_size=st.integers(1, 30),
+    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", "squared"]),
+    targets=st.sampled_from(["labels", "small labels", "one-hot", "flags", "soft"]),
+    class_weight=st.sampled_from([None, "tuple", "dict"]),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    weights=st.booleans(),
+    optimizer=st.sampled_from(["sgd", "momentum", "nesterov", "adam"]),
+    schedule=st.sampled_from(["constant", "falling", "warm", "own"]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    clip_norm=st.sampled_from([None, 0.1]),
+    clip_value=st.sampled_from([None, 0.02]),
+    frozen=st.sampled_from([0, 0, 0, 1, 2, 3]),
+    shuffle=st.sampled_from([True, False, "blocks"]),
+    drop_last=st.booleans(),
+    data=st.sampled_from(
+        ["resident", "streamed", "memmap", "uint8", "streamed uint8", "other float"]
+    ),
+    dtype=st.sampled_from(["float64", "float64", "float32"]),
+    metrics=st.booleans(),
+)
+
+
+def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:
+    """Train both ways."""
+    found = []
+    for way in WAYS:
+        with way():
+            found.append(run.run())
+    return found
+
+
+def assert_alike(many: Any, few: Any, dtype: str) -> None:
+    """Compare all that two runs have left: (trainer, history, loader)."""
+    close = CLOSE[dtype]
+    for a, b in zip(state(many[0]), state(few[0]), strict=True):
+        assert_allclose(a, b, **close)
+    assert many[1].columns.keys() == few[1].columns.keys()
+    for name in many[1].columns.keys() - {"elapsed_s", "samples_per_s"}:
+        assert_allclose(many[1][name], few[1][name], **close, err_msg=name)
+    for name in ("steps", "updates", "weight_decay", "learning_rate"):
+        values = [getattr(run[0].optimizer, name, None) for run in (many, few)]
+        assert values[0] == values[1], name
+    for a, b in ((many[0], few[0]), (many[2], few[2])):
+        assert a._rng.bit_generator.state == b._rng.bit_generator.state
+    for a, b in zip(*(run[0].model.parameters() for run in (many, few)), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:  # of a frozen parameter
+            assert_allclose(a.grad, b.grad, **close)
+
+
+# Threads
+
+
+@contextmanager
+def threads_for_all(threads: int, rows: int = 1 << 20) -> Iterator[None]:
+    """Let so many threads share each step, however small; a call takes so many rows."""
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
+        patch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+        patch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
+        patch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
+        patch.setattr(cpu, "_ROWS_AT_ONCE", rows)
+        yield
+
+
+@contextmanager
+def taking_turns(threads: int, seed: int, rows: int = 1 << 20) -> Iterator[list[int]]:
+    """Do the work of all threads in this one, in any order that their meetings allow.
+
+    Whatever a step's memory held before is overwritten with bytes that are NaN, and -1.
+    """
+    turns = Turns(seed)
+    with threads_for_all(1, rows), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu.CpuSteps, "_threads", lambda self, _: min(threads, self._most_threads))
+        patch.setattr(crew, "run", turns.run)
+        yield turns.calls
+
+
+class Turns:
+    """Stands for `crew.run` and the interpreter."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.calls: list[int] = []
+
+    def run(
+        self, _: Any, threads: int, meeting: Any, *arguments: Any, held: Any = None
+    ) -> None:  # as `crew.run`
+        contexts, segments, n_segments, _, one = arguments
+        blocks = [table._block for table in held[2]]
+        self.calls.append(threads)
+        at_work = {i: self._thread(i, contexts, segments, n_segments, one) for i in range(threads)}
+        while at_work:
+            for block in blocks * self._all_begin_a_step(at_work):
+                block[...] = 255
+            self._until_they_meet(at_work)
+
+    def _all_begin_a_step(self, at_work: dict[int, Iterator[str]]) -> bool:
+        said = {next(thread, "end") for thread in at_work.values()}
+        assert len(said) == 1, said
+        if said == {"end"}:
+            at_work.clear()
+        return said == {"step"}
+
+    def _until_they_meet(self, at_work: dict[int, Iterator[str]]) -> None:
+        """Run each to the next meeting: one after the other, or instruction by instruction."""
+        going = [int(i) for i in self._rng.permutation(list(at_work))]
+        in_a_row = self._rng.random() < 0.5
+        while going:
+            i = going[0] if in_a_row else int(self._rng.choice(going))
+            if next(at_work[i], "met") == "met":
+                going.remove(i)
+
+    @staticmethod
+    def _thread(
+        thread: int, contexts: int, segments: int, n_segments: int, one: Any
+    ) -> Iterator[str]:
+        """Do what `run_program` does; say "step" or "phase" at the start of each, and "met"."""
+        ctx = contexts + CONTEXT_SIZE * thread
+        context, step = integers_at(ctx, 20), 0
+        made, start = integers_at(context[MADE], 1), context[START]
+        for i in range(n_segments):
+            segment = integers_at(segments + SEGMENT_SIZE * (thread * n_segments + i), 8)
+            for _ in range(segment[5]):
+                yield "step"
+                context[START], context[STEP] = start, step
+                for j in range(segment[3]):
+                    patch = integers_at(segment[2] + 32 * j, 4)
+                    integers_at(patch[0], 1)[0] = context[patch[1]] + patch[2] + patch[3] * start
+                for j in range(segment[1]):
+                    row = segment[0] + SIZE * j
+                    function = integers_at(row, 1)[0]
+                    if function:
+                        _function(function, one.dtype.char)(row, ctx, one)
+                        yield "done"
+                    else:
+                        yield "met"
+                        if j + 1 < segment[1]:
+                            yield "phase"
+                if segment[1] == 0 or function:
+                    yield "met"
+                step, start = step + 1, start + segment[4]
+                made[0] = step
+
+
+def integers_at(address: int, n: int) -> Any:
+    """Return the whole numbers at an address."""
+    return (ctypes.c_int64 * n).from_address(address)
+
+
+@cache
+def _function(address: int, kind: str) -> Callable[..., None]:
+    number = {"f": ctypes.c_float, "d": ctypes.c_double}[kind]
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, number)(address)
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    for a, b in zip(state(one[0]), state(other[0]), strict=True):
+        assert_array_equal(a, b)

@@ -1,0 +1,222 @@
+"""Whatever changes between two epochs is noticed: both ways go on alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpunn as gn
+
+pytest.importorskip("numba", reason="steps are compiled by numba")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
+)
+
+from tests.runs import WAYS, Block, Run, assert_alike  # noqa: E402
+
+RUN = Run(
+    blocks=(
+        Block("dense", 6, "leaky_relu"),
+        Block("dropout"),
+        Block("residual", inner=(Block("dense", 6, "tanh"),)),
+        Block("activation", activation="elu"),
+    ),
+    optimizer="momentum",
+    class_weight="dict",
+)
+
+#: What is given to a change: the trainer, its loader, and what undoes a change of a class.
+Change = Callable[[gn.Trainer, gn.Loader, pytest.MonkeyPatch], object]
+
+
+def doubled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that gives twice as much."""
+
+    def twice(*arguments: Any, **settings: Any) -> Any:
+        return 2.0 * method(*arguments, **settings)
+
+    return twice
+
+
+def on_object(thing: Any, name: str) -> None:
+    setattr(thing, name, doubled(getattr(thing, name)))
+
+
+def on_class(patch: pytest.MonkeyPatch, kind: type, name: str) -> None:
+    patch.setattr(kind, name, doubled(getattr(kind, name)))
+
+
+def swap(items: list[Any], i: int, j: int) -> None:
+    items[i], items[j] = items[j], items[i]
+
+
+def dense(**settings: Any) -> gn.Dense:
+    return gn.Dense(6, 6, "sigmoid", rng=9, dtype="float64", **settings)
+
+
+def cleared(t: gn.Trainer) -> None:
+    """Stop training what is not there any more."""
+    t.optimizer = gn.SGD(t.model.parameters(), 0.01)
+
+
+def frozen_rest(t: gn.Trainer) -> None:
+    t.optimizer = gn.SGD(list(t.model.parameters())[2:], 0.01)
+
+
+def weight(t: gn.Trainer) -> gn.Parameter:
+    return t.model[0].weight
+
+
+LAYERS: dict[str, Change] = {
+    "dropout's rate": lambda t, *_: setattr(t.model[1], "rate", 0.7),
+    "no dropout": lambda t, *_: setattr(t.model[1], "rate", 0.0),
+    "an activation": lambda t, *_: setattr(t.model[0], "activation", gn.Tanh()),
+    "an activation's setting": lambda t, *_: setattr(t.model[0].activation, "negative_slope", 0.5),
+    "an activation layer's setting": lambda t, *_: setattr(t.model[3], "alpha", 0.2),
+    "an activation inside": lambda t, *_: setattr(t.model[2].layer, "activation", gn.GELU()),
+    "a layer replaced": lambda t, *_: t.model.layers.__setitem__(3, gn.SiLU()),
+    "a layer added": lambda t, *_: t.model.layers.insert(1, gn.Softplus()),
+    "a layer removed": lambda t, *_: t.model.layers.pop(1),
+    "layers in another order": lambda t, *_: swap(t.model.layers, 2, 3),
+    "a list of layers": lambda t, *_: setattr(
+        t.model, "layers", [*t.model.layers[:1], *t.model.layers[2:]]
+    ),
+    "a layer twice": lambda t, *_: t.model.layers.insert(2, t.model[2]),
+    "the layer inside": lambda t, *_: (setattr(t.model[2], "layer", dense()), cleared(t)),
+    "a bias gone": lambda t, *_: (setattr(t.model[2].layer, "bias", None), cleared(t)),
+    "an array": lambda t, *_: setattr(weight(t), "value", np.full((5, 6), 0.1)),
+    "an array turned": lambda t, *_: setattr(
+        weight(t), "value", np.asfortranarray(weight(t).value)
+    ),
+    "an array's numbers": lambda t, *_: weight(t).value.__imul__(0.5),
+    "a parameter": lambda t, *_: (
+        setattr(t.model[0], "weight", gn.Parameter(np.full((5, 6), 0.1))),
+        cleared(t),
+    ),
+    "a parameter's decay": lambda t, *_: setattr(weight(t), "decay", False),
+    "a gradient": lambda t, *_: weight(t).add_grad(np.ones((5, 6))),
+    "a gradient and no optimizer": lambda t, *_: (
+        frozen_rest(t),
+        weight(t).add_grad(np.ones((5, 6))),
+    ),
+    "a method of an object": lambda t, *_: on_object(t.model[0], "forward"),
+    "a method of an activation": lambda t, *_: on_object(t.model[0].activation, "function"),
+    "a method of the loss": lambda t, *_: on_object(t.loss, "_scale"),
+    "a method of a class": lambda t, _, patch: on_class(patch, gn.Residual, "forward"),
+    "a method of an activation's class": lambda t, _, patch: on_class(
+        patch, gn.LeakyReLU, "gradient"
+    ),
+    "a method of a base class": lambda t, _, patch: on_class(patch, gn.Activation, "backward"),
+    "a method of the loss's class": lambda t, _, patch: on_class(patch, gn.Loss, "_scale"),
+    "another class": lambda t, *_: setattr(t.model[3], "__class__", gn.Softplus),
+}
+
+LOSSES: dict[str, Change] = {
+    "label smoothing": lambda t, *_: setattr(t.loss, "label_smoothing", 0.3),
+    "no class weights": lambda t, *_: setattr(t.loss, "class_weight", None),
+    "class weights": lambda t, *_: setattr(t.loss, "class_weight", (1.0, 5.0, 2.0)),
+    "a class weight": lambda t, *_: t.loss.class_weight.__setitem__(0, 9.0),
+    "one more class weight": lambda t, *_: t.loss.class_weight.__setitem__(1, 9.0),
+    "reduction": lambda t, *_: setattr(t.loss, "reduction", "sum"),
+    "a loss": lambda t, *_: setattr(t, "loss", gn.SoftmaxCrossEntropy()),
+}
+
+OPTIMIZERS: dict[str, Change] = {
+    "momentum": lambda t, *_: setattr(t.optimizer, "momentum", 0.5),
+    "no momentum": lambda t, *_: setattr(t.optimizer, "momentum", 0.0),
+    "nesterov": lambda t, *_: setattr(t.optimizer, "nesterov", True),
+    "clip_norm": lambda t, *_: setattr(t.optimizer, "clip_norm", 0.01),
+    "clip_value": lambda t, *_: setattr(t.optimizer, "clip_value", 0.001),
+    "weight_decay": lambda t, *_: setattr(t.optimizer, "weight_decay", 0.5),
+    "weight_decay for a moment": lambda t, *_: (
+        setattr(t.optimizer, "weight_decay", 0.5),
+        setattr(t.optimizer, "weight_decay", 0.0),
+    ),
+    "learning_rate": lambda t, *_: setattr(t.optimizer, "learning_rate", 0.05),
+    "a schedule": lambda t, *_: setattr(t.optimizer, "schedule", gn.Cosine(0.05, 20)),
+    "reset": lambda t, *_: t.optimizer.reset(),
+    "steps": lambda t, *_: setattr(t.optimizer, "steps", 3),
+    "another optimizer": lambda t, *_: setattr(t, "optimizer", gn.Adam(t.model.parameters(), 0.01)),
+    "some parameters": lambda t, *_: frozen_rest(t),
+}
+
+ADAM: dict[str, Change] = {
+    "beta_1": lambda t, *_: setattr(t.optimizer, "beta_1", 0.5),
+    "beta_2": lambda t, *_: setattr(t.optimizer, "beta_2", 0.9),
+    "epsilon": lambda t, *_: setattr(t.optimizer, "epsilon", 0.1),
+    "Adam's clip_norm": lambda t, *_: setattr(t.optimizer, "clip_norm", 0.01),
+    "Adam's reset": lambda t, *_: t.optimizer.reset(),
+    "Adam's updates": lambda t, *_: setattr(t.optimizer, "updates", 2),
+}
+
+DATA: dict[str, Change] = {
+    "batch_size": lambda _, loader, *__: setattr(loader, "batch_size", 7),
+    "shuffle": lambda _, loader, *__: setattr(loader, "shuffle", False),
+    "blocks": lambda _, loader, *__: setattr(loader, "shuffle", "blocks"),
+    "an order": lambda _, loader, *__: setattr(loader, "shuffle", lambda: np.arange(50)[::-1]),
+    "drop_last": lambda _, loader, *__: setattr(loader, "drop_last", True),
+    "transform": lambda _, loader, *__: setattr(loader, "transform", lambda x: 2 * x),
+    "features in place": lambda _, loader, *__: loader.stored.x.base.__imul__(2),
+    "targets in place": lambda _, loader, *__: loader.stored.y.base.__ixor__(1),
+}
+
+#: What happens between the fits.
+FITS: dict[str, Callable[[gn.Trainer, gn.Loader], gn.Loader]] = {
+    "another loader": lambda _, __: Run(**vars(RUN) | {"n": 40, "batch_size": 9}).loader(),
+    "data of another kind": lambda _, __: Run(**vars(RUN) | {"targets": "soft"}).loader(),
+    "weights": lambda _, __: Run(**vars(RUN) | {"weights": True}).loader(),
+    "streamed data": lambda _, __: Run(**vars(RUN) | {"data": "streamed uint8"}).loader(),
+    "another loss": lambda t, loader: setattr(t, "loss", gn.SoftmaxCrossEntropy()) or loader,
+}
+
+CHANGES = LAYERS | LOSSES | OPTIMIZERS | DATA | ADAM
+
+
+def fit(run: Run, change: Change, *, recorded: bool) -> Any:
+    """Train with a change after the second epoch; return what is left, or the error."""
+    trainer, loader = run.trainer(), run.loader()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def callback(trainer: gn.Trainer, history: gn.History) -> None:
+            if len(history) <= 2:
+                assert (trainer.why_not_recorded == "") == recorded
+            if len(history) == 2:
+                change(trainer, loader, patch)
+
+        try:
+            return trainer, trainer.fit(loader, 4, callbacks=[callback], progress=False), loader
+        except (ValueError, TypeError) as error:
+            return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+def test_a_change_between_epochs(name: str) -> None:
+    run = Run(**vars(RUN) | {"optimizer": "adam" if name in ADAM else "momentum"})
+    if name == "targets in place":
+        run = Run(**vars(run) | {"outputs": 4})
+    results = []
+    for way in WAYS:
+        with way():
+            results.append(fit(run, CHANGES[name], recorded=way is WAYS[0]))
+    if isinstance(results[0], str) or isinstance(results[1], str):
+        assert results[0] == results[1]
+    else:
+        assert_alike(*results, run.dtype)
+
+
+@pytest.mark.parametrize("name", sorted(FITS))
+def test_a_change_between_fits(name: str) -> None:
+    results = []
+    for way in WAYS:
+        trainer, loader = RUN.trainer(), RUN.loader()
+        with way():
+            trainer.fit(loader, 2, progress=False)
+            loader = FITS[name](trainer, loader)
+            history = trainer.fit(loader, 2, progress=False)
+        assert (trainer.why_not_recorded == "") == (way is WAYS[0])
+        results.append((trainer, history, loader))
+    assert_alike(*results, RUN.dtype)
