@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -253,6 +254,28 @@ class TestAModelThatChanges:
         trainer(model, optimizer).fit(self.data, 1)
         assert np.array_equal(model[0].weight.value, frozen.weight.value)
         assert all(p.grad is None for p in model.parameters())
+
+    def test_a_layer_that_came_after_the_optimizer_is_named(self, caplog: Any) -> None:
+        """It may be frozen on purpose, so this is no error; but it is most likely a mistake."""
+        model = network()
+        optimizer = gn.SGD(model.parameters(), 0.1)
+        trainer(model, optimizer)
+        assert not caplog.records
+        model.layers.append(gn.Dense(2, 2, rng=3))
+        trainer(model, optimizer)
+        assert "layers.2.weight, layers.2.bias will not be trained" in caplog.text
+        assert "SGD(model.parameters())" in caplog.text
+
+    @pytest.mark.parametrize("kept", ["itself", "copied", "pickled"])
+    def test_what_is_frozen_on_purpose_is_not(self, kept: str, caplog: Any) -> None:
+        model = network()
+        both = model, gn.SGD(model[1].parameters(), 0.1)
+        if kept == "copied":
+            both = copy.deepcopy(both)
+        elif kept == "pickled":
+            both = pickle.loads(pickle.dumps(both))  # noqa: S301
+        trainer(*both).fit(self.data, 1)
+        assert not caplog.records
 
     def test_evaluation_does_not_mind(self) -> None:
         t = trainer()

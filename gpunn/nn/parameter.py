@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, ClassVar
 
 from gpunn._typing import Array
@@ -43,6 +44,14 @@ class Held:
         return f"{type(self).__name__}(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
 
 
+_serials = count(1)
+
+
+def next_serial() -> int:
+    """Return a number above all that were returned before."""
+    return next(_serials)
+
+
 class Buffer(Held):
     """State that is saved with a model and moves with it, but is not trained."""
 
@@ -72,11 +81,13 @@ class Parameter(Held):
         last step; None before the first. `train_step` adds only to those that its optimizer holds.
     """
 
-    __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad")
+    __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad", "serial")
     records = True
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
+        #: When it was made, relative to others and to optimizers; 0 if it comes from a file.
+        self.serial = next_serial()
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None
         self._grad_buffer: Array | None = None
@@ -132,7 +143,10 @@ class Parameter(Held):
         """Restore the state from a pickle."""
         self.value, self.grad, self.decay = state["value"], state["grad"], state["decay"]
         self._grad_buffer = self._buffered_value = None
+        self.serial = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         """Return a parameter with a copy of the value, and without a gradient."""
-        return Parameter(copy_of(self.value), decay=self.decay)
+        copied = Parameter(copy_of(self.value), decay=self.decay)
+        copied.serial = self.serial
+        return copied

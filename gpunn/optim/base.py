@@ -16,7 +16,7 @@ from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
-from gpunn.nn.parameter import Parameter
+from gpunn.nn.parameter import Parameter, next_serial
 from gpunn.optim.arena import Arena
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
 
@@ -93,6 +93,8 @@ class Optimizer:
         self.parameters = _as_list(type(self).__name__, parameters)
         self._weight_decay = self._checked_decay(weight_decay)
         self.steps = 0
+        #: When it was built, relative to parameters.
+        self.serial = next_serial()
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
         self._keep(whole_number(type(self).__name__, "n_states", n_states, 0))
 
@@ -298,6 +300,7 @@ class Optimizer:
         """Restore the state from a pickle, and lay out the memory again."""
         states = state["_states"]
         vars(self).update({name: value for name, value in state.items() if name != "_states"})
+        self.serial = next_serial()
         self._lay_out(states)
 
     def __repr__(self) -> str:

@@ -148,6 +148,25 @@ def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Paramet
         )
 
 
+def report_newcomers(model: Layer, optimizer: Optimizer) -> None:
+    """Log which parameters were made after the optimizer, and are not among those it holds.
+
+    They may be frozen on purpose, as others that it does not hold are; more likely, their layers
+    were added too late.
+    """
+    held, named = set(optimizer.parameters), model.named_parameters()
+    late = {p for p in named.values() if p not in held and p.serial > optimizer.serial}
+    if late:
+        import logging  # noqa: PLC0415 (slow to import)
+
+        logging.getLogger("gpunn").warning(
+            "Trainer: %s will not be trained: made after the optimizer, which does not hold it. "
+            "If that is not intended, build the optimizer again, %s(model.parameters())",
+            _names(named, late),
+            type(optimizer).__name__,
+        )
+
+
 def _names(known: dict[str, Parameter], chosen: Collection[Parameter]) -> str:
     """Return the names of the chosen parameters, at most three of them."""
     names = [name for name, parameter in known.items() if parameter in chosen]

@@ -28,6 +28,7 @@ from gpunn.training.arguments import (
     check_parts,
     check_unchanged,
     kind_of,
+    report_newcomers,
 )
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.freezing import part_of
@@ -89,6 +90,7 @@ class Trainer:
                 "build it on model.parameters()"
             )
         check_head(model, loss)
+        report_newcomers(model, optimizer)
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -127,7 +129,8 @@ class Trainer:
         Returns
         -------
         History
-            Also after Ctrl-C, which ends training without an exception.
+            Also after Ctrl-C, which ends training without an exception. Weights and optimizer are
+            then those of the last whole step; the generator of dropout's masks may be ahead.
 
         Raises
         ------
