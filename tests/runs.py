@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
-from gpunn.kernels import numpy_
+from gpunn.kernels import blas
 from gpunn.program import cpu, crew
 from gpunn.program.instructions.words import MADE, SIZE, START, STEP
 from gpunn.program.interpreter import CONTEXT_SIZE, SEGMENT_SIZE
@@ -335,7 +335,7 @@ def assert_alike(many: Any, few: Any, dtype: str) -> None:
 def threads_for_all(threads: int, rows: int = 1 << 20) -> Iterator[None]:
     """Let so many threads share each step, however small; a call takes so many rows."""
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
-        patch.setattr(numpy_, "_WORK_OF_ONE_THREAD", 0)
+        patch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
         patch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
         patch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
         patch.setattr(cpu, "_ROWS_AT_ONCE", rows)

@@ -217,6 +217,17 @@ class TestOwnLayers:
         many, few = both(With(Aging))
         assert_alike(many, few, "float64")
 
+    @pytest.mark.parametrize("kept", [object(), {3}, [np.random.default_rng(0)], {"a": {}.keys()}])
+    def test_a_layer_that_holds_what_may_change_unnoticed(self, kept: Any) -> None:
+        class Holding(Square):
+            records = True
+
+            def __init__(self) -> None:
+                self.kept = kept
+
+        trainer, *_ = With(Holding).run()
+        assert "which may change without being noticed" in trainer.why_not_recorded
+
 
 #: The network that the recorded steps were made for.
 WHOLE = Run(

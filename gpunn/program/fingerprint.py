@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
+
+from gpunn.arrays.backend import Backend
 from gpunn.kernels.declared import has_its_functions, may_record
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Held
+
+#: What cannot change without being replaced.
+_CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, type),
+    *(FunctionType, MethodType, Backend, np.dtype, np.generic),
+)
 
 
 class Fingerprint:
@@ -31,11 +41,16 @@ class Fingerprint:
         self._declared = list({id(one): one for one in declared if one is not None}.values())
 
     def why_not(self) -> str | None:
-        """Return which part cannot be recorded, as its class does not say so; None if all can."""
+        """Return which part cannot be recorded; None if all can.
+
+        Either its class does not say that it records, or it may change without being noticed.
+        """
         for piece in self._pieces:
+            kind = type(piece).__name__
             if _is_part(piece) and not may_record(piece):
-                kind = type(piece).__name__
                 return f"{kind} does not say in its own class body that it records"
+            if not _is_known(piece):
+                return f"the model or loss holds a {kind}, which may change without being noticed"
         return None
 
     def holds(self) -> bool:
@@ -47,6 +62,16 @@ class Fingerprint:
 
 def _is_part(piece: Any) -> bool:
     return isinstance(piece, (Layer, Loss, Held))
+
+
+def _is_known(piece: Any) -> bool:
+    """Return whether a change of a piece is noticed: parts and containers are looked into.
+
+    What arrays hold may change.
+    """
+    if _is_part(piece) or isinstance(piece, (list, tuple, dict, *_CONSTANTS)):
+        return True
+    return hasattr(piece, "shape") and hasattr(piece, "dtype")
 
 
 def _pieces(items: Iterable[Any]) -> Iterator[Any]:
