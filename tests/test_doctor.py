@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import gpunn as gn
+from gpunn import program
 from gpunn.__main__ import main
 from gpunn.tools import doctor
 from tests.conftest import get_place
@@ -232,6 +233,20 @@ class TestNumPy:
         assert lines["NumPy"][0].startswith(f"{np.__version__}, BLAS: ")
         assert lines["check"] == ["numpy, product: right"]
         assert lines["result"] == ["numpy works"]
+
+    @pytest.mark.parametrize(
+        ("why", "shown"), [("", "compiled"), ("no numba", "as written: no numba")]
+    )
+    def test_it_says_whether_steps_are_compiled(
+        self,
+        why: str,
+        shown: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(program, "why_not_compiled", lambda x: why)
+        _, lines = run(capsys, "--backend", "numpy")
+        assert lines["steps"] == [shown]
 
     @pytest.mark.parametrize(
         ("product", "said"),

@@ -60,9 +60,9 @@ class Layer(Node):
     has_parameters: ClassVar[bool] = True
 
     #: Whether steps with this layer can be recorded: it does all its work in kernels
-    #: (``kernels(x).product(x, y)``), and no attribute of it changes from call to call. An attribute
-    #: that is an object of another kind (not a number, string, array, layer, or a list or dict of
-    #: these) could change unnoticed, so such a layer is not recorded.
+    #: (``kernels(x).product(x, y)``), and no attribute of it changes from call to call. Attributes
+    #: must be numbers, strings, arrays, layers, or lists or dicts of these: an object of another
+    #: kind could change unnoticed, and then the layer is not recorded.
     records: ClassVar[bool] = False
 
     _declared: ClassVar[Declaration]

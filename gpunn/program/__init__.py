@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
+from gpunn.arrays.backend import backend_of
 from gpunn.kernels import kernels
 
-__all__ = ["Program"]
+__all__ = ["Program", "why_not_compiled"]
 
 
 class Program:
@@ -72,11 +74,7 @@ class Program:
         if self._steps is not None and self._steps.serves(*parts, penalized=penalized):
             return self._steps
         self._steps = None
-        if not kernels(batch.x).compiled:
-            return self._refuse(
-                "steps are compiled for NumPy only, and with numba: pip install gpunn[compiled]"
-            )
-        runner = _cpu_steps()
+        runner = _steps_for(batch.x)
         if isinstance(runner, str):
             return self._refuse(runner)
         return self._record(runner, parts, penalized=penalized)
@@ -107,6 +105,23 @@ class Program:
 
     def _refuse(self, reason: str) -> None:
         self._steps, self.why_not = None, reason
+
+
+def why_not_compiled(x: Any) -> str:
+    """Return why steps on arrays like this one cannot be compiled; empty if they can."""
+    runner = _steps_for(x)
+    return runner if isinstance(runner, str) else ""
+
+
+def _steps_for(x: Any) -> Any:
+    """Return the class that makes steps on arrays like this one, or why there is none."""
+    if kernels(x).compiled:
+        return _cpu_steps()
+    if backend_of(x).package != "numpy":
+        return "steps are compiled for NumPy only"
+    if os.environ.get("GPUNN_COMPILED") == "0":
+        return "the environment variable GPUNN_COMPILED is 0"
+    return "steps are compiled by numba, which is missing or fails: pip install gpunn[compiled]"
 
 
 @cache

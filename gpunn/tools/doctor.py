@@ -50,6 +50,7 @@ def examine(asked: str, version: str) -> Report:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _inspect_numpy(report)
+        _inspect_steps(report)
         _inspect_cupy(report)
         _check(report, _choose(report))
     shown = {one_line(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)}
@@ -70,6 +71,15 @@ def _inspect_numpy(report: Report) -> None:
         built = numpy.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
         if built.get("found"):
             report.blas = [f"{built.get('name')} {built.get('version', '')}".strip()]
+
+
+def _inspect_steps(report: Report) -> None:
+    program = importlib.import_module("gpunn.program")
+    zero = importlib.import_module("numpy").zeros(1)
+    try:
+        report.steps_problem = attempt(lambda: program.why_not_compiled(zero)) or None
+    except ProbeError as failure:
+        report.steps_problem = failure.reason
 
 
 def _loaded_blas() -> list[str]:

@@ -77,6 +77,8 @@ class Report:
         Versions.
     blas : list of str
         The BLAS libraries that NumPy uses.
+    steps_problem : str or None
+        Why training steps on NumPy are not recorded and compiled; None if they are.
     packages : dict of str to str
         The installed packages that contain CuPy, with their versions.
     cupy : str or None
@@ -103,6 +105,7 @@ class Report:
     system: str = field(default_factory=platform.platform)
     numpy: str = ""
     blas: list[str] = field(default_factory=list)
+    steps_problem: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
     cupy: str | None = None
     cupy_problem: str | None = None
@@ -129,6 +132,7 @@ class Report:
             ("gpunn", self.gpunn),
             ("Python", f"{self.python} on {self.system}"),
             ("NumPy", f"{self.numpy}, BLAS: {'; '.join(self.blas) or 'unknown'}"),
+            ("steps", f"as written: {self.steps_problem}" if self.steps_problem else "compiled"),
             ("CuPy", self._cupy_line()),
             ("driver", driver),
             *((device.backend, str(device)) for device in self.devices),
