@@ -193,6 +193,14 @@ class TestMetrics:
 
 
 class TestPrediction:
+    def test_nothing_is_drawn(self, place: Place) -> None:
+        rng = np.random.default_rng(0)
+        before = rng.bit_generator.state
+        fitted = trainer(place, dropout=0.5, rng=rng)
+        fitted.predict(X)
+        fitted.evaluate((X, LABELS))
+        assert rng.bit_generator.state == before
+
     def test_it_is_the_model_in_batches(self, place: Place) -> None:
         t, wanted = trainer(place, dropout=0.5), network(place)(place.array(X))
         for given in (X, X.tolist(), loader(place, batch_size=4)):

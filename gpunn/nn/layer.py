@@ -183,7 +183,7 @@ class Layer(Node):
     def output_shape(self, input_shape: Shape | int) -> Shape:
         """Return the shape of one sample's output, from that of one sample's input."""
         input_shape = sample_shape("output_shape", input_shape)
-        first = next(iter(self.parameters()), None)
+        first = first_parameter(self)
         place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
         dtype = first.value.dtype if first is not None else place.xp.float32
         with place.scope():
@@ -235,6 +235,11 @@ class Layer(Node):
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""
         return f"{type(self).__name__}()"
+
+
+def first_parameter(layer: Layer) -> Parameter | None:
+    """Return the first of a layer's parameters, without looking for the others."""
+    return next((parameter for _, parameter in _walk(layer, Parameter)), None)
 
 
 def as_instance(kind: type) -> str:

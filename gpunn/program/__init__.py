@@ -117,7 +117,8 @@ def _steps_for(x: Any) -> Any:
     """Return the class that makes steps on arrays like this one, or why there is none."""
     if kernels(x).compiled:
         return _cpu_steps()
-    if backend_of(x).package != "numpy":
+    place = backend_of(x)
+    if place is None or place.package != "numpy":
         return "steps are compiled for NumPy only"
     if os.environ.get("GPUNN_COMPILED") == "0":
         return "the environment variable GPUNN_COMPILED is 0"

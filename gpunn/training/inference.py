@@ -20,8 +20,8 @@ from gpunn.program.results import StepResults
 from gpunn.training.epoch import pieces_of, sample_of
 from gpunn.training.readings import Readings
 
-#: Minimum work of a pass that is worth recording, in multiplications.
-_MIN_RECORDED_WORK = 1 << 22
+#: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
+_MIN_RECORDED_WORK, _MIN_RECORDED_ROWS = 1 << 22, 32
 
 
 def predict(model: Layer, loader: Loader, program: Program) -> Array:
@@ -113,6 +113,8 @@ def _recorded_pass(
 
     None if the pass is not recorded. Without a loss, the model only predicts.
     """
+    if loader.n_samples < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
+        return None
     work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
     if not program.is_recorded and work < _MIN_RECORDED_WORK:
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from gpunn._typing import Array
@@ -41,7 +42,12 @@ class _Column:
     def read(self) -> list[Any]:
         """Return all values as Python numbers or lists; wait for the device."""
         self._fold()
-        return [row for block in self._folded for row in to_numpy(block).tolist()]
+        return list(chain.from_iterable(to_numpy(block).tolist() for block in self._folded))
+
+    def sum(self) -> float:
+        """Return the sum of all values; wait for the device."""
+        self._fold()
+        return _sum(float(to_numpy(block).sum(dtype="float64")) for block in self._folded)
 
     def _fold(self) -> None:
         if self._loose:
@@ -138,28 +144,36 @@ class Readings:
         DataError
             If the loss is a mean of samples whose weights are all zero.
         """
-        costs, weights = self._costs.read(), self._weights.read() or self.counts
         if self.loss.reduction == "sum":
-            loss = math.fsum(costs)
+            loss = self._costs.sum()
         else:
-            total = math.fsum(weights)
-            if total == 0 and self.counts:
-                raise DataError(
-                    f"{self.loss!r}: the weights of all samples of an epoch add up to 0, so they "
-                    "have no mean loss; look at sample_weight and class_weight"
-                )
-            loss = _weighted_sum(costs, weights) / (total or 1.0)
+            loss = self._mean_cost(self._weights.read() or self.counts)
         numbers = {"loss": loss}
         for metric, columns in self._statistics:
             rows = list(zip(*(column.read() for column in columns), strict=True))
             numbers[metric.name] = metric.combine(rows, self.counts)
         return numbers
 
+    def _mean_cost(self, weights: list[Any]) -> float:
+        """Return the mean of the costs, weighted by batch."""
+        if weights and weights[0] and weights.count(weights[0]) == len(weights):
+            return self._costs.sum() / len(weights)  # as for batches of one; the weights cancel
+        total = math.fsum(weights)
+        if total == 0 and self.counts:
+            raise DataError(
+                f"{self.loss!r}: the weights of all samples of an epoch add up to 0, so they "
+                "have no mean loss; look at sample_weight and class_weight"
+            )
+        return _sum(map(operator.mul, self._costs.read(), weights)) / (total or 1.0)
 
-def _weighted_sum(values: Sequence[float], weights: Sequence[float]) -> float:
-    # fsum raises on inf - inf; an overflowed cost should be reported as not finite.
-    terms = list(map(operator.mul, values, weights))
-    return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan
+
+def _sum(terms: Iterable[float]) -> float:
+    """Return the sum; NaN if it is not finite, as where costs overflow."""
+    try:
+        total = math.fsum(terms)
+    except (ValueError, OverflowError):  # inf - inf, or too large
+        return math.nan
+    return total if math.isfinite(total) else math.nan
 
 
 def _stack(arrays: list[Array]) -> Array:

@@ -16,7 +16,7 @@ from gpunn.data.loader import Loader
 from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
-from gpunn.nn.layer import Layer
+from gpunn.nn.layer import Layer, first_parameter
 from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import observe
 from gpunn.program import Program
@@ -301,7 +301,7 @@ class Trainer:
 
     def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
         """Return a loader of all data in stored order, with the model's device and dtype."""
-        first = next(iter(self.model.parameters()), None)
+        first = first_parameter(self.model)
         dtype = "float32" if first is None else dtype_name(first.value)
         loader = Loader(
             x,
@@ -310,6 +310,7 @@ class Trainer:
             shuffle=False,
             backend=self.model.backend,
             dtype=dtype,
+            rng=self._rng,  # nothing is drawn, and a generator of its own would take time to make
             **settings,
         )
         loader.batch_size = min(batch_size, loader.n_samples)
