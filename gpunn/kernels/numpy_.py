@@ -42,13 +42,17 @@ class NumpyKernels(Kernels):
         super().__init__(xp)
         self._constants: dict[tuple[Any, ...], Array] = {}
 
+    def keep_memory(self) -> None:
+        """Make the C library keep it."""
+        keep_heap()
+
     def threads(self, batch_size: int, values: Sequence[Array]) -> AbstractContextManager[Any]:
         """Return a context in which BLAS uses one thread if the products are too small for more.
 
         A second thread gains little there, and if another program keeps its core busy, each product
         waits for it. Needs threadpoolctl; without it, BLAS decides.
         """
-        keep_heap()
+        self.keep_memory()
         limit = one_thread() if is_small(batch_size, values) else None
         return super().threads(batch_size, values) if limit is None else limit.hold()
 

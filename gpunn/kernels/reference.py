@@ -49,6 +49,9 @@ class Kernels:
             if name.startswith("fused_")
         }
 
+    def keep_memory(self) -> None:
+        """Keep the memory that a training step frees for the next step, if that needs asking."""
+
     def threads(
         self,
         batch_size: int,  # noqa: ARG002

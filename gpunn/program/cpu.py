@@ -161,7 +161,11 @@ class CpuSteps:
         for start in range(0, stop, at_once):
             turns = slice(start, min(start + at_once, stop))
             first, last = start // self._batch_size, -(-turns.stop // self._batch_size)
-            yield self._run_turns(turns, rows, data, decays[first:last], outputs=outputs, rng=rng)
+            with self._lock:  # buffers and contexts are those of one call
+                results = self._run_turns(
+                    turns, rows, data, decays[first:last], outputs=outputs, rng=rng
+                )
+            yield results
 
     def _run_turns(
         self,
@@ -174,19 +178,6 @@ class CpuSteps:
         rng: Any,
     ) -> StepResults:
         """Make the steps of some turns."""
-        with self._lock:  # buffers and contexts are those of one call
-            return self._call(turns, rows, data, decays, outputs=outputs, rng=rng)
-
-    def _call(
-        self,
-        turns: slice,
-        rows: Array | None,
-        data: dict[str, Array],
-        decays: Sequence[float],
-        *,
-        outputs: bool,
-        rng: Any,
-    ) -> StepResults:
         alone = one_thread()
         assert alone is not None  # noqa: S101 (`why_not_here` has seen it)
         plan = self._plan(self._batch_size)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
+from gpunn.kernels import kernels
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -63,8 +64,12 @@ class Part:
 
 
 def part_of(model: Layer, optimizer: Optimizer) -> Part:
-    """Return the part of the model that the optimizer trains; store it on the optimizer."""
+    """Return the part of the model that the optimizer trains; store it on the optimizer.
+
+    Every loop begins with this, those by hand too, so it also prepares the memory.
+    """
     optimizer.part = part = Part(model, optimizer)
+    kernels(optimizer.parameters[0].value).keep_memory()
     return part
 
 
