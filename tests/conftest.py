@@ -15,6 +15,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
+from gpunn.program import crew
 from gpunn.training import epoch, inference
 
 settings.register_profile("gpunn", deadline=None)  # the first call of a kernel may compile it
@@ -133,3 +134,17 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step for itself, in the layers' own functions, also where they could be compiled."""
     for module in (epoch, inference):
         monkeypatch.setattr(module, "sample_of", lambda _: None)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of threads of each call of recorded steps."""
+    seen: list[int] = []
+
+    def run(function: Any, threads: int, *arguments: Any, **settings: Any) -> None:
+        seen.append(threads)
+        real(function, threads, *arguments, **settings)
+
+    real = crew.run
+    monkeypatch.setattr(crew, "run", run)
+    return seen

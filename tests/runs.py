@@ -1,30 +1,24 @@
-"""Random training runs, two ways to train, and threads that take turns."""
+"""Random training runs, two ways to train, and what both must leave alike."""
 
 from __future__ import annotations
 
-import ctypes
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from threadpoolctl import threadpool_limits
 
 import gpunn as gn
-from gpunn.kernels import blas
-from gpunn.program import cpu, crew
-from gpunn.program.instructions.words import MADE, SIZE, START, STEP
-from gpunn.program.interpreter import CONTEXT_SIZE, SEGMENT_SIZE
 from gpunn.training import epoch
 
 #: How close the two ways come: sums are added up in another order.
-CLOSE: dict[str, Any] = {
+CLOSE: dict[str, dict[str, float]] = {
     "float64": {"rtol": 1e-8, "atol": 1e-11},
     "float32": {"rtol": 2e-3, "atol": 5e-5},
 }
@@ -309,9 +303,11 @@ def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:
     return found
 
 
-def assert_alike(many: Any, few: Any, dtype: str) -> None:
+def assert_alike(
+    many: Any, few: Any, dtype: str, closeness: dict[str, dict[str, float]] = CLOSE
+) -> None:
     """Compare all that two runs have left: (trainer, history, loader)."""
-    close = CLOSE[dtype]
+    close = closeness[dtype]
     for a, b in zip(state(many[0]), state(few[0]), strict=True):
         assert_allclose(a, b, **close)
     assert many[1].columns.keys() == few[1].columns.keys()
@@ -328,111 +324,23 @@ def assert_alike(many: Any, few: Any, dtype: str) -> None:
             assert_allclose(a.grad, b.grad, **close)
 
 
-# Threads
-
-
-@contextmanager
-def threads_for_all(threads: int, rows: int = 1 << 20) -> Iterator[None]:
-    """Let so many threads share each step, however small; a call takes so many rows."""
-    with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
-        patch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
-        patch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
-        patch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
-        patch.setattr(cpu, "_ROWS_AT_ONCE", rows)
-        yield
-
-
-@contextmanager
-def taking_turns(threads: int, seed: int, rows: int = 1 << 20) -> Iterator[list[int]]:
-    """Do the work of all threads in this one, in any order that their meetings allow.
-
-    Whatever a step's memory held before is overwritten with bytes that are NaN, and -1.
-    """
-    turns = Turns(seed)
-    with threads_for_all(1, rows), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu.CpuSteps, "_threads", lambda self, _: min(threads, self._most_threads))
-        patch.setattr(crew, "run", turns.run)
-        yield turns.calls
-
-
-class Turns:
-    """Stands for `crew.run` and the interpreter."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self.calls: list[int] = []
-
-    def run(
-        self, _: Any, threads: int, meeting: Any, *arguments: Any, held: Any = None
-    ) -> None:  # as `crew.run`
-        contexts, segments, n_segments, _, one = arguments
-        blocks = [table._block for table in held[2]]
-        self.calls.append(threads)
-        at_work = {i: self._thread(i, contexts, segments, n_segments, one) for i in range(threads)}
-        while at_work:
-            for block in blocks * self._all_begin_a_step(at_work):
-                block[...] = 255
-            self._until_they_meet(at_work)
-
-    def _all_begin_a_step(self, at_work: dict[int, Iterator[str]]) -> bool:
-        said = {next(thread, "end") for thread in at_work.values()}
-        assert len(said) == 1, said
-        if said == {"end"}:
-            at_work.clear()
-        return said == {"step"}
-
-    def _until_they_meet(self, at_work: dict[int, Iterator[str]]) -> None:
-        """Run each to the next meeting: one after the other, or instruction by instruction."""
-        going = [int(i) for i in self._rng.permutation(list(at_work))]
-        in_a_row = self._rng.random() < 0.5
-        while going:
-            i = going[0] if in_a_row else int(self._rng.choice(going))
-            if next(at_work[i], "met") == "met":
-                going.remove(i)
-
-    @staticmethod
-    def _thread(
-        thread: int, contexts: int, segments: int, n_segments: int, one: Any
-    ) -> Iterator[str]:
-        """Do what `run_program` does; say "step" or "phase" at the start of each, and "met"."""
-        ctx = contexts + CONTEXT_SIZE * thread
-        context, step = integers_at(ctx, 20), 0
-        made, start = integers_at(context[MADE], 1), context[START]
-        for i in range(n_segments):
-            segment = integers_at(segments + SEGMENT_SIZE * (thread * n_segments + i), 8)
-            for _ in range(segment[5]):
-                yield "step"
-                context[START], context[STEP] = start, step
-                for j in range(segment[3]):
-                    patch = integers_at(segment[2] + 32 * j, 4)
-                    integers_at(patch[0], 1)[0] = context[patch[1]] + patch[2] + patch[3] * start
-                for j in range(segment[1]):
-                    row = segment[0] + SIZE * j
-                    function = integers_at(row, 1)[0]
-                    if function:
-                        _function(function, one.dtype.char)(row, ctx, one)
-                        yield "done"
-                    else:
-                        yield "met"
-                        if j + 1 < segment[1]:
-                            yield "phase"
-                if segment[1] == 0 or function:
-                    yield "met"
-                step, start = step + 1, start + segment[4]
-                made[0] = step
-
-
-def integers_at(address: int, n: int) -> Any:
-    """Return the whole numbers at an address."""
-    return (ctypes.c_int64 * n).from_address(address)
-
-
-@cache
-def _function(address: int, kind: str) -> Callable[..., None]:
-    number = {"f": ctypes.c_float, "d": ctypes.c_double}[kind]
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, number)(address)
-
-
 def assert_same_bits(one: Any, other: Any) -> None:
     for a, b in zip(state(one[0]), state(other[0]), strict=True):
         assert_array_equal(a, b)
+
+
+def fit_until_interrupted(trainer: gn.Trainer, loader: gn.Loader, after_s: float) -> gn.History:
+    """Train until a timer does what Control-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after_s)
+        history = trainer.fit(loader, 100_000, progress=False)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert "interrupted" in history.stopped
+    return history

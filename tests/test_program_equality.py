@@ -20,9 +20,8 @@ from tests.runs import (  # noqa: E402
     assert_same_bits,
     both,
     one_by_one,
-    taking_turns,
-    threads_for_all,
 )
+from tests.turns import taking_turns, threads_for_all  # noqa: E402
 
 
 @given(run=RUNS, threads=st.integers(1, 2), rows=st.sampled_from([1, 30, 1000]))

@@ -8,7 +8,6 @@ import os
 import signal
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +25,11 @@ from tests.runs import (  # noqa: E402
     CLOSE,
     Block,
     Run,
+    fit_until_interrupted,
     one_by_one,
     state,
-    taking_turns,
-    threads_for_all,
 )
+from tests.turns import taking_turns, threads_for_all  # noqa: E402
 
 RUN = Run(
     blocks=(Block("dense", 20, "relu"), Block("dropout"), Block("dense", 10, "tanh")),
@@ -53,18 +52,7 @@ def test_control_c_leaves_whole_steps(threads: int, after_s: float) -> None:
     """The weights are those after as many steps as were counted; masks may be drawn ahead."""
     with threads_for_all(threads, rows=64):
         trainer, _, loader = RUN.run()
-
-        def interrupt(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        handler = signal.signal(signal.SIGALRM, interrupt)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, after_s)
-            history = trainer.fit(loader, 100_000, progress=False)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-    assert "interrupted" in history.stopped
+        history = fit_until_interrupted(trainer, loader, after_s)
     assert trainer.why_not_recorded == ""
     optimizer = trainer.optimizer
     assert optimizer.updates == optimizer.steps

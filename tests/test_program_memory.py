@@ -23,7 +23,8 @@ from gpunn.program.phases import ALL, OWN, ROWS  # noqa: E402
 from gpunn.program.table import Table  # noqa: E402
 from gpunn.program.values import Value  # noqa: E402
 from gpunn.training.epoch import sample_of  # noqa: E402
-from tests.runs import RUNS, Block, Run, integers_at  # noqa: E402
+from tests.runs import RUNS, Block, Run  # noqa: E402
+from tests.turns import integers_at  # noqa: E402
 
 
 class Use(NamedTuple):

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from tests.runs import WAYS, Block, Run, assert_alike, both, taking_turns  # noqa: E402
+from tests.runs import WAYS, Block, Run, assert_alike, both  # noqa: E402
+from tests.turns import taking_turns  # noqa: E402
 
 
 class Scale(gn.Layer):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
 
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from tests.runs import WAYS, Block, Run, assert_alike  # noqa: E402
+from tests import steps  # noqa: E402
+from tests.runs import WAYS, Block, Run, assert_alike, state  # noqa: E402
 
 RUN = Run(
     blocks=(
@@ -220,3 +222,106 @@ def test_a_change_between_fits(name: str) -> None:
         assert (trainer.why_not_recorded == "") == (way is WAYS[0])
         results.append((trainer, history, loader))
     assert_alike(*results, RUN.dtype)
+
+
+class TestChangesOnTheWay:
+    """Plain networks, with each optimizer."""
+
+    def assert_both_alike(
+        self,
+        change: Callable[[gn.Trainer], object],
+        case: steps.Case,
+        loaders: list[gn.Loader] | None = None,
+    ) -> None:
+        """Train both ways, with a callback after the second epoch."""
+        loaders = [] if loaders is None else loaders
+        states = []
+        for way in WAYS:
+            trainer = case.trainer()
+
+            def callback(trainer: gn.Trainer, history: gn.History) -> None:
+                if len(history) == 2:
+                    change(trainer)
+
+            loaders.append(case.loader())
+            with way():
+                trainer.fit(loaders[-1], 4, callbacks=[callback], progress=False)
+            states.append(state(trainer))
+        for a, b in zip(*states, strict=True):
+            assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("optimizer", sorted(steps.OPTIMIZERS))
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda t: setattr(t.optimizer, "weight_decay", 0.1),
+            lambda t: setattr(t.optimizer, "schedule", gn.Constant(0.001)),
+            lambda t: setattr(t.optimizer, "clip_norm", 1e-3),
+            lambda t: t.optimizer.reset(),
+            lambda t: t.optimizer.to("numpy"),
+            lambda t: setattr(t.model[0].weight, "value", np.ones((5, 7))),
+            lambda t: setattr(t.model[0], "activation", gn.Tanh()),
+            lambda t: t.model.layers.insert(1, gn.Tanh()),
+            lambda t: setattr(t.loss, "label_smoothing", 0.2),
+            lambda t: setattr(t, "loss", gn.SoftmaxCrossEntropy(reduction="sum")),
+            lambda t: setattr(t, "optimizer", gn.Adam(t.model.parameters(), 0.01)),
+            lambda t: setattr(t, "model", t.model[:]),
+            lambda t: setattr(t.model[0], "weight", gn.Parameter(np.ones((5, 7)))),
+            lambda t: setattr(t.model[1], "bias", None),
+        ],
+        ids=[
+            *("decay", "rate", "clip", "reset", "moved", "value", "activation", "layer"),
+            *("smoothing", "loss", "optimizer", "model", "weight", "bias"),
+        ],
+    )
+    def test_they_are_heard(self, change: Any, optimizer: str) -> None:
+        self.assert_both_alike(change, steps.Case(optimizer=optimizer))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda loader: setattr(loader, "batch_size", 7),
+            lambda loader: setattr(loader, "shuffle", False),
+            lambda loader: setattr(loader, "transform", lambda x: 2 * x),
+            lambda loader: loader.stored.x.base.__imul__(2),
+            lambda loader: loader.stored.y.base.__ixor__(1),
+            lambda loader: setattr(loader, "stored", loader.stored._replace(x=loader.stored.x + 1)),
+        ],
+        ids=["batch size", "order", "transform", "x", "y", "stored"],
+    )
+    def test_so_are_those_of_the_data(self, change: Any) -> None:
+        case = steps.Case(loss="binary")
+        loaders: list[gn.Loader] = []
+        self.assert_both_alike(lambda _: change(loaders[-1]), case, loaders)
+
+    def test_data_of_another_shape(self) -> None:
+        case = steps.Case(n=48)
+        loader = case.loader()
+
+        def callback(trainer: gn.Trainer, history: gn.History) -> None:
+            loader.stored.x.shape = (24, 10)
+
+        with pytest.raises(gn.errors.ShapeError):
+            case.trainer().fit(loader, 2, callbacks=[callback], progress=False)
+
+    @pytest.mark.parametrize("momentum", [0.9, 0.0])
+    @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+    def test_momentum_that_begins_or_ends(self, optimizer: str, momentum: float) -> None:
+        self.assert_both_alike(
+            lambda t: setattr(t.optimizer, "momentum", momentum), steps.Case(optimizer=optimizer)
+        )
+
+    def test_momentum_that_was_set_before(self) -> None:
+        trainers = [steps.Case(optimizer=optimizer).trainer() for optimizer in ("sgd", "momentum")]
+        trainers[0].optimizer.momentum = trainers[1].optimizer.momentum
+        for trainer in trainers:
+            trainer.optimizer.weight_decay = 0.0
+            trainer.optimizer.learning_rate = 0.1
+            trainer.fit(steps.Case().loader(), 3, progress=False)
+        for a, b in zip(*(state(trainer) for trainer in trainers), strict=True):
+            assert_array_equal(a, b)
+
+    def test_momentum(self) -> None:
+        self.assert_both_alike(
+            lambda t: setattr(t.optimizer, "momentum", 0.5), steps.Case(optimizer="nesterov")
+        )
