@@ -135,7 +135,8 @@ def test_a_trainer_that_was_forked_goes_on() -> None:
 
 
 @pytest.mark.parametrize("metrics", [False, True])
-def test_a_thousand_epochs_take_no_more_memory_than_ten(metrics: bool) -> None:
+def test_thousands_of_epochs_take_no_more_memory_than_one_thousand(metrics: bool) -> None:
+    """It settles within the first thousand."""
     run = Run(**vars(RUN) | {"n": 30, "metrics": metrics})
     with threads_for_all(1):
         trainer, _, loader = run.run()
@@ -144,18 +145,18 @@ def test_a_thousand_epochs_take_no_more_memory_than_ten(metrics: bool) -> None:
         gc.collect()
         tracemalloc.start()
         try:
-            for _ in range(2):
+            for _ in range(10):
                 trainer.fit(loader, 100, progress=False)
             gc.collect()
             before = tracemalloc.get_traced_memory()[0]
-            for _ in range(8):
+            for _ in range(20):
                 trainer.fit(loader, 100, progress=False)
             gc.collect()
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
     assert trainer._program._steps is program
-    assert grown < 20_000
+    assert grown < 10_000
 
 
 def test_a_change_at_each_epoch_keeps_one_program() -> None:
