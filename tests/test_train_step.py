@@ -239,3 +239,22 @@ def test_labels_of_variable_width_strings() -> None:
             loss(model(X), words)
     with pytest.raises(DTypeError, match=r"expected floating-point x, got StringDType"):
         model(words)
+
+
+def test_an_optimizer_of_another_model() -> None:
+    model, other = gn.Dense(2, 1, rng=0), gn.Dense(2, 1, rng=0)
+    x = np.ones((4, 2), np.float32)
+    before = model.weight.value.copy()
+    with pytest.raises(SettingError, match=r"holds none of the model's parameters; .*SGD\("):
+        gn.train_step(model, gn.MeanSquaredError(), gn.SGD(other.parameters(), 0.1), x, x[:, :1])
+    assert np.array_equal(model.weight.value, before)
+
+
+def test_a_layer_that_came_too_late_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = gn.Sequential(gn.Dense(2, 2, rng=0))
+    optimizer = gn.SGD(model.parameters(), 0.1)
+    model.layers.append(gn.Dense(2, 1, rng=0))
+    x = np.ones((4, 2), np.float32)
+    for _ in range(2):
+        gn.train_step(model, gn.MeanSquaredError(), optimizer, x, x[:, :1])
+    assert caplog.text.count("layers.1.weight, layers.1.bias will not be trained") == 1

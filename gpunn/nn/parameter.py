@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.checks import flag
+from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
 from gpunn.errors import DTypeError
 from gpunn.kernels import kernels
@@ -86,6 +87,12 @@ class Parameter(Held):
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
         super().__init__(value)
+        dtype = dtype_name(value)
+        if not dtype.startswith(("float", "bfloat")):
+            raise DTypeError(
+                f"{type(self).__name__}: expected floating-point numbers, got {dtype}; "
+                "say value.astype('float32')"
+            )
         #: When it was made, relative to others and to optimizers; 0 if it comes from a file.
         self.serial = next_serial()
         self.decay = flag(type(self).__name__, "decay", decay)

@@ -10,6 +10,7 @@ from gpunn.arrays.checks import flag
 from gpunn.errors import SettingError, TapeError
 from gpunn.nn.init import as_generator
 from gpunn.nn.parameter import Parameter
+from gpunn.nn.tree import holders
 
 
 class Tape:
@@ -119,6 +120,14 @@ class Tape:
             if owner.has_parameters and owner.holds_any(wanted):
                 return True
         return False
+
+    def misses(self, model: Any) -> bool:
+        """Return whether a layer of the model has parameters, but wrote nothing on the tape.
+
+        `wants_grad` does not know of it, so all gradients must be computed: see `input_grad`.
+        """
+        written = {id(owner) for owner, _ in self._entries}
+        return any(id(layer) not in written for layer in holders(model, Parameter))
 
     def entries(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """Return each owner with what it saved, in the order of pushing."""

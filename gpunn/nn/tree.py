@@ -29,6 +29,20 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(key), item) for key, item in value.items())
 
 
+def holders(
+    value: Any, kind: type, holder: Any = None, seen: set[int] | None = None
+) -> Iterator[Any]:
+    """Yield, for each object of a kind, the layer that has it, itself or in containers."""
+    seen = set() if seen is None else seen
+    holder = value if isinstance(value, Node) else holder
+    for _, item in children(value):
+        if isinstance(item, kind):
+            yield holder
+        elif isinstance(item, (Node, list, tuple, dict)) and id(item) not in seen:
+            seen.add(id(item))
+            yield from holders(item, kind, holder, seen)
+
+
 def first_features(layer: Any) -> Shape | None:
     """Return (in_features,) of the first layer that has it, if nothing before it reshapes."""
     while layer.sequence():

@@ -148,7 +148,7 @@ def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Paramet
         )
 
 
-def report_newcomers(model: Layer, optimizer: Optimizer) -> None:
+def report_newcomers(owner: str, model: Layer, optimizer: Optimizer) -> None:
     """Log which parameters were made after the optimizer, and are not among those it holds.
 
     They may be frozen on purpose, as others that it does not hold are; more likely, their layers
@@ -160,8 +160,9 @@ def report_newcomers(model: Layer, optimizer: Optimizer) -> None:
         import logging  # noqa: PLC0415 (slow to import)
 
         logging.getLogger("gpunn").warning(
-            "Trainer: %s will not be trained: made after the optimizer, which does not hold it. "
+            "%s: %s will not be trained: made after the optimizer, which does not hold them. "
             "If that is not intended, build the optimizer again, %s(model.parameters())",
+            owner,
             _names(named, late),
             type(optimizer).__name__,
         )

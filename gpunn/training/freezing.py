@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
+from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
@@ -37,15 +38,26 @@ class Part:
     owners : list or None
         The layers that wrote on the tape in the last `train_step`; they reveal added or removed
         layers.
+    input_grad : bool
+        Whether the gradient of the model's input is computed: a layer that writes nothing on the
+        tape may need it.
     """
 
-    __slots__ = ("frozen", "model", "owners", "wanted")
+    __slots__ = ("frozen", "input_grad", "model", "owners", "wanted")
 
     def __init__(self, model: Layer, optimizer: Optimizer) -> None:
         self.model = ref(model)
         self.owners: list[Any] | None = None
+        self.input_grad = False
         trained = frozenset(optimizer.parameters)
-        self.frozen = [parameter for parameter in model.parameters() if parameter not in trained]
+        parameters = model.parameters()
+        self.frozen = [parameter for parameter in parameters if parameter not in trained]
+        if parameters and len(self.frozen) == len(parameters):
+            kind = type(optimizer).__name__
+            raise SettingError(
+                "the optimizer holds none of the model's parameters; build it on them, "
+                f"{kind}(model.parameters())"
+            )
         # A user's own container may not expect None from its layers: compute all gradients then.
         partial = self.frozen and all(map(_stops_at_none, _layers(model)))
         self.wanted = trained if partial else None

@@ -10,7 +10,7 @@ from gpunn.nn.layer import Layer
 from gpunn.nn.memory import explain
 from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
-from gpunn.training.arguments import check_parts
+from gpunn.training.arguments import check_parts, report_newcomers
 from gpunn.training.freezing import part_of
 
 
@@ -94,13 +94,17 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     """
     part = optimizer.part
     if part is None or part.model() is not model:
+        if unchecked and part is None:
+            report_newcomers("train_step", model, optimizer)
         part = part_of(model, optimizer)
     try:
-        tape = Tape(rng=rng, input_grad=False, parameters=part.wanted)
+        tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
         prediction = model.forward(x, tape)
-        if unchecked and part.owners != (owners := tape.owners()):  # layers were added or removed
+        # The first step, or layers were added or removed.
+        if part.owners is None or (unchecked and part.owners != tape.owners()):
             part = part_of(model, optimizer)
-            part.owners, tape.parameters = owners, part.wanted
+            part.owners, part.input_grad = tape.owners(), tape.misses(model)
+            tape.parameters, tape.input_grad = part.wanted, part.input_grad
         cost = loss.forward(prediction, y, tape, sample_weight)
         if unchecked:
             loss.check_batch(prediction, y, cost)

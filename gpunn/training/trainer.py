@@ -90,7 +90,7 @@ class Trainer:
                 "build it on model.parameters()"
             )
         check_head(model, loss)
-        report_newcomers(model, optimizer)
+        report_newcomers("Trainer", model, optimizer)
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -199,9 +199,9 @@ class Trainer:
         >>> model = gn.Dense(3, 2, rng=0)
         >>> trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters()))
         >>> print(trainer.explain())
-        training:   step by step: nothing has run yet
-        evaluation: step by step: nothing has run yet
-        prediction: step by step: nothing has run yet
+        training:   nothing has run yet
+        evaluation: nothing has run yet
+        prediction: nothing has run yet
         """
         ways = {
             "training:": self._program,
