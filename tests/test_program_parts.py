@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import gpunn as gn
 from gpunn.kernels import kernels
@@ -60,6 +61,22 @@ class Square(gn.Layer):
         k = kernels(grad)
         product = k.multiply(grad, x)
         return k.add(product, product)
+
+
+class Shift(gn.Layer):
+    """Adds a bias, which needs nothing of the forward pass."""
+
+    records = True
+
+    def __init__(self, n: int) -> None:
+        self.bias = gn.Parameter(np.zeros(n))
+
+    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+        return kernels(x).bias_activation(x, self.bias.value, gn.Identity())[0]
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        self.bias.add_grad(kernels(grad).column_sums(grad, self.bias.grad_buffer))
+        return grad
 
 
 class Inherited(Square):
@@ -218,6 +235,48 @@ class TestOwnLayers:
         many, few = both(With(Aging))
         assert_alike(many, few, "float64")
 
+    def test_a_layer_that_counts_its_own_calls(self) -> None:
+        """Running it changes it, so it is not run to be recorded a second time."""
+
+        class Calls(Square):
+            records = True
+
+            def __init__(self) -> None:
+                self.calls = 0
+
+            def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+                self.calls += 1
+                return super().forward(x, tape)
+
+        trainer, _, loader = With(Calls).run()
+        assert "changes as it runs" in trainer.why_not_recorded
+        before = trainer.model[-2].calls
+        trainer.fit(loader, 2, progress=False)
+        assert trainer.model[-2].calls - before == 2 * len(loader) + 1  # and the check of a sample
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_a_layer_that_writes_nothing_on_the_tape(
+        self, recorded: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It needs nothing for its backward pass; but those above must compute its gradient."""
+        if not recorded:
+            monkeypatch.setattr(Shift, "_declared", Shift._declared._replace(records=False))
+        x = np.random.default_rng(0).standard_normal((8, 4))
+        y = np.arange(8) % 3
+        model = gn.Sequential(
+            gn.Dense(4, 5, rng=0, dtype="float64"), Shift(5), gn.Dense(5, 3, rng=1, dtype="float64")
+        )
+        tape, loss = gn.Tape(), gn.SoftmaxCrossEntropy()
+        loss(model(x, tape), y, tape)
+        model.backward(loss.backward(tape), tape)
+        wanted = model[1].bias.value - 0.5 * model[1].bias.grad
+        rest = [p for layer in model[1:] for p in layer.parameters()]
+        trainer = gn.Trainer(model, loss, gn.SGD(rest, 0.5), rng=0)
+        loader = gn.Loader(x, y, batch_size=8, shuffle=False, dtype="float64")
+        trainer.fit(loader, 1, progress=False)
+        assert (trainer.why_not_recorded == "") is recorded
+        assert_allclose(model[1].bias.value, wanted, rtol=1e-12)
+
     @pytest.mark.parametrize("kept", [object(), {3}, [np.random.default_rng(0)], {"a": {}.keys()}])
     def test_a_layer_that_holds_what_may_change_unnoticed(self, kept: Any) -> None:
         class Holding(Square):
@@ -227,7 +286,7 @@ class TestOwnLayers:
                 self.kept = kept
 
         trainer, *_ = With(Holding).run()
-        assert "which may change without being noticed" in trainer.why_not_recorded
+        assert "may change without being noticed" in trainer.why_not_recorded
 
 
 #: The network that the recorded steps were made for.

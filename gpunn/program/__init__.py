@@ -12,6 +12,9 @@ from gpunn.kernels import kernels
 __all__ = ["Program", "why_not_compiled"]
 
 
+_NOTHING_YET = "nothing has run yet"
+
+
 class Program:
     """A step that is recorded when it is first needed, and again when it has changed.
 
@@ -22,9 +25,10 @@ class Program:
     """
 
     def __init__(self) -> None:
-        self.why_not = "nothing has run yet"
+        self.why_not = _NOTHING_YET
         self._steps: Any = None
         self._refused: tuple[Any, Any] | None = None
+        self._unsteady: tuple[Any, ...] | None = None  # the model and loss that recording changes
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
         """Return a program that has nothing recorded: what is compiled is of this process."""
@@ -37,9 +41,10 @@ class Program:
 
     def explain(self) -> str:
         """Return which way the steps run, and why."""
-        if self._steps is None:
-            return f"step by step: {self.why_not}"
-        return f"recorded steps: {self._steps.explain()}"
+        steps, why_not = self._steps, self.why_not
+        if steps is not None:
+            return f"recorded steps: {steps.explain()}"
+        return why_not if why_not == _NOTHING_YET else f"step by step: {why_not}"
 
     def prepare(
         self,
@@ -71,8 +76,9 @@ class Program:
         if batch is None:
             return self._refuse("the loader makes each batch in a way of its own")
         parts = (model, loss, optimizer, batch, batch_size)
-        if self._steps is not None and self._steps.serves(*parts, penalized=penalized):
-            return self._steps
+        steps = self._steps  # another thread may store other steps at any time
+        if steps is not None and steps.serves(*parts, penalized=penalized):
+            return steps
         self._steps = None
         runner = _steps_for(batch.x)
         if isinstance(runner, str):
@@ -86,6 +92,7 @@ class Program:
         from gpunn.program.values import (  # noqa: PLC0415
             NotNowError,
             NotRecordableError,
+            UnsteadyError,
             kind_of,
         )
 
@@ -93,15 +100,19 @@ class Program:
         asked = (*map(id, models), kind_of(batch), batch_size, penalized)
         if self._refused is not None and self._refused[0] == asked and self._refused[1].holds():
             return None
+        if self._unsteady == asked[:2]:
+            return None
         try:
-            self._steps = runner(*parts, penalized=penalized)
+            steps = runner(*parts, penalized=penalized)
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
                 looked_into = [part for part in models[:2] if part is not None]
                 self._refused = asked, Fingerprint(looked_into)
+            if isinstance(error, UnsteadyError):
+                self._unsteady = asked[:2]
             return self._refuse(str(error))
-        self.why_not, self._refused = "", None
-        return self._steps
+        self._steps, self.why_not, self._refused = steps, "", None
+        return steps
 
     def _refuse(self, reason: str) -> None:
         self._steps, self.why_not = None, reason

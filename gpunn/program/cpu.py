@@ -28,7 +28,7 @@ from gpunn.program.products import ROOM
 from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
 from gpunn.program.table import Table
-from gpunn.program.values import BatchLike, NotRecordableError, kind_of
+from gpunn.program.values import BatchLike, NotRecordableError, UnsteadyError, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -102,9 +102,14 @@ class CpuSteps:
             raise NotRecordableError(reason)
         if optimizer is not None and penalized:
             optimizer.separate_decaying()
-        self._plans: dict[int, Plan] = {}
-        self._plan(batch_size)
-        self._fingerprint = Fingerprint(parts)
+        for _ in range(2):  # the first may fill caches, such as that of class weights as an array
+            self._fingerprint = Fingerprint(parts)
+            self._plans: dict[int, Plan] = {}
+            self._plan(batch_size)
+            if self._fingerprint.holds():
+                break
+        else:
+            raise UnsteadyError("an attribute of a layer or loss changes as it runs")
         self._rule = _rule(optimizer)
         self._values = None if optimizer is None else optimizer.slots().values  # type: ignore[union-attr]
         self._most_threads = self._threads_worth()
@@ -155,6 +160,7 @@ class CpuSteps:
         rng: Any = None,
     ) -> Iterator[StepResults]:
         """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
+        assert kind_of(batch) == self._kind  # noqa: S101 (else memory would be read as what it is not)
         rows = None if order is None else np.ascontiguousarray(order, np.int64)
         data = self._data(batch)
         at_once = self._rows_at_once(outputs=outputs)

@@ -50,7 +50,7 @@ class Fingerprint:
             if _is_part(piece) and not may_record(piece):
                 return f"{kind} does not say in its own class body that it records"
             if not _is_known(piece):
-                return f"the model or loss holds a {kind}, which may change without being noticed"
+                return f"an attribute of the class {kind} may change without being noticed"
         return None
 
     def holds(self) -> bool:

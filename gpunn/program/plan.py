@@ -90,7 +90,10 @@ def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Pi
         raise NotNowError("a parameter has a gradient already, or another array")
     for i, grad in recording.grads.items():
         if grad is not slots.grads[i]:
-            raise NotRecordableError("a gradient is not where the optimizer reads it")
+            raise NotRecordableError(
+                f"the gradient of a parameter of shape {slots.values[i].shape} is not where the "
+                "optimizer reads it; compute it with `into=parameter.grad_buffer`"
+            )
     every = len(recording.grads) == len(slots.values)
     small = sum(value.size for value in slots.values) <= _MOST_IN_ONE_GO
     if every and small and threads == 1:

@@ -65,6 +65,7 @@ def record_step(
     with _restored(model.parameters()):
         x, y, weight = _inputs(recorder, batch)
         prediction = model.forward(x, tape)
+        tape.input_grad = tape.misses(model)
         cost = loss.forward(prediction, y, tape, weight)
         model.backward(loss.backward(tape), tape)
         grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}

@@ -230,7 +230,7 @@ class RecordingKernels(Kernels):
 
     def _of_alike(self, kernel: str, x: Any, y: Any) -> Any:
         if not (is_batch(x) and is_batch(y) and x.shape == y.shape and x.dtype == y.dtype):
-            refuse(f"`{kernel}` of arrays that are not alike")
+            refuse(f"`{kernel}` of arrays that are not two batches of one shape and dtype")
         return self._add(kernel, (x, y), x.shape, x.dtype)
 
     def _add(

@@ -14,6 +14,10 @@ class NotRecordableError(Exception):
     """A step does something that is no kernel call; the message says what."""
 
 
+class UnsteadyError(NotRecordableError):
+    """Running changes the model, so it must not be tried again."""
+
+
 class NotNowError(NotRecordableError):
     """A step cannot be recorded in the present state of its parts, which may pass."""
 
