@@ -261,8 +261,6 @@ class Run:
         if self.metrics:
             metrics = {
                 "squared": ("mae", "r2") if self.n > 1 else ("mae",),
-                "binary": ("binary_accuracy",),
-                "probabilities": (gn.BinaryAccuracy(0.5),),
             }.get(self.loss, (MeanTanh(),))
         loss = self.make_loss()
         return gn.Trainer(model, loss, self.make_optimizer(model), metrics=metrics, rng=3)
