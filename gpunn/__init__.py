@@ -4,12 +4,13 @@ Start with `Sequential`, `Dense`, a loss, `SGD`, `Loader` and `Trainer`; `get_ba
 between the CPU and a GPU.
 """
 
+from typing import TYPE_CHECKING
+
 from gpunn import errors
 from gpunn.arrays.backend import Backend, backend_of, get_backend, use
 from gpunn.arrays.exchange import to_numpy
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
-from gpunn.files.weights import LoadReport, load, save
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
@@ -51,23 +52,43 @@ from gpunn.optim.schedules import (
     WarmUp,
 )
 from gpunn.optim.sgd import SGD
-from gpunn.tools.gradcheck import GradientReport, check_gradients
 from gpunn.training.history import History
 from gpunn.training.metrics import MAE, R2, Accuracy, BinaryAccuracy, Metric, TopK
 from gpunn.training.step import train_step
 from gpunn.training.stopping import EarlyStopping
 from gpunn.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from gpunn.files.weights import LoadReport, load, save
+    from gpunn.tools.gradcheck import GradientReport, check_gradients
+
 __version__ = "0.1.0"
+
+#: Not needed by every program, so imported when first asked for.
+_LATER = {
+    "GradientReport": "gpunn.tools.gradcheck",
+    "LoadReport": "gpunn.files.weights",
+    "check_gradients": "gpunn.tools.gradcheck",
+    "estimators": "gpunn.estimators",  # needs scikit-learn
+    "load": "gpunn.files.weights",
+    "save": "gpunn.files.weights",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import `gpunn.estimators`, which needs scikit-learn, when it is first asked for."""
-    if name == "estimators":
-        import importlib  # noqa: PLC0415 (not needed to import gpunn)
+    """Import what is not imported with gpunn."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'gpunn' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 (not needed to import gpunn)
 
-        return importlib.import_module("gpunn.estimators")
-    raise AttributeError(f"module 'gpunn' has no attribute {name!r}")
+    module = importlib.import_module(_LATER[name])
+    found = globals()[name] = module if name == "estimators" else getattr(module, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the names in the module, those that are imported later among them."""
+    return sorted({*globals(), *_LATER})
 
 
 __all__ = [
