@@ -36,10 +36,12 @@ class Counted(gn.Layer):
 
 
 class Held(gn.Layer):
-    """Parameters by name."""
+    """Parameters by name; whole numbers are buffers."""
 
     def __init__(self, **values: Any) -> None:
-        self.__dict__.update({name: gn.Parameter(x) for name, x in values.items()})
+        for name, x in values.items():
+            kind = gn.Buffer if "int" in str(x.dtype) else gn.Parameter
+            setattr(self, name, kind(x))
 
 
 def make(seed: int = 0, backend: gn.Backend | str = "numpy") -> gn.Sequential:
