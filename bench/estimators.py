@@ -14,7 +14,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from timing import Spread, interleave, ratio, spread  # before NumPy: it sets the BLAS environment
+from timing import (  # before NumPy: it sets the BLAS environment
+    Spread,
+    interleave,
+    ratio,
+    spread,
+    surroundings,
+)
 
 # isort: split
 import numpy as np
@@ -102,7 +108,8 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps([_plain(row) for row in rows], indent=1) + "\n")
+        found = {"surroundings": surroundings(), "rows": [_plain(row) for row in rows]}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

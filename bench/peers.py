@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from timing import Spread, ratio, spread  # before NumPy: it sets the BLAS environment
+from timing import Spread, ratio, spread, surroundings  # before NumPy: it sets the BLAS environment
 from workloads import WORKLOADS, Workload
 
 #: "gpunn" as it is installed; where that has compiled kernels, "gpunn-numpy" is it without them.
@@ -255,7 +255,8 @@ def main() -> None:
         show(found, verdicts(name, seconds))
         rows += found
         if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+            written = {"surroundings": surroundings(), "rows": rows}
+            arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     for worker in workers:
         worker.close()
 

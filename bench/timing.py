@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 # They choose an older BLAS kernel than the processor's own; a benchmark wants the latter.
 # OpenBLAS reads them when NumPy is first imported, so this module comes before NumPy.
 for _name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(_name, None)
+
+
+def surroundings() -> dict[str, str | int | None]:
+    """Return what a timing depends on: the processor, its cores, and the versions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found: dict[str, str | int | None] = {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "Python": platform.python_version(),
+    }
+    for package in ("numpy", "scipy", "numba", "torch", "jax", "scikit-learn"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 class Spread(NamedTuple):
