@@ -76,7 +76,7 @@ def activate_otherwise(kind: int, p: Any, x: Array) -> None:
             x[i] = x[i] * _sigmoid(x[i])
     elif kind == GELU:
         for i in range(x.size):
-            x[i] = x[i] * (half * (one + math.erf(x[i] * of(_ROOT_HALF))))
+            x[i] = x[i] * (half * math.erfc(-x[i] * of(_ROOT_HALF)))
     elif kind == GELU_TANH:
         for i in range(x.size):
             x[i] = x[i] * _sigmoid(of(2 * _GELU_C) * (x[i] + of(_GELU_B) * (x[i] * x[i] * x[i])))
@@ -159,7 +159,7 @@ def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: 
         for i in range(grad.size):
             x = saved[i]
             density = np.exp(-half * x * x) * of(_DENSITY)
-            result[i] = grad[i] * (half * (one + math.erf(x * of(_ROOT_HALF))) + x * density)
+            result[i] = grad[i] * (half * math.erfc(-x * of(_ROOT_HALF)) + x * density)
     elif kind == GELU_TANH:
         for i in range(grad.size):
             x = saved[i]

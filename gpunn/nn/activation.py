@@ -15,7 +15,7 @@ from gpunn.arrays.settings import checked
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import declare
 from gpunn.nn.layer import Layer
-from gpunn.nn.special import erf
+from gpunn.nn.special import erfc
 from gpunn.nn.tape import Tape
 
 
@@ -210,7 +210,7 @@ class SiLU(Activation):
 class GELU(Activation):
     r"""h = x P(X <= x) for a standard normal X.
 
-    Exact: :math:`h = x\,\Phi(x)` with :math:`\Phi(x) = (1 + \mathrm{erf}(x/\sqrt2)) / 2`;
+    Exact: :math:`h = x\,\Phi(x)` with :math:`\Phi(x) = \mathrm{erfc}(-x/\sqrt2) / 2`;
     :math:`dh/dx = \Phi(x) + x\,e^{-x^2/2} / \sqrt{2\pi}`.
 
     Tanh form: :math:`h = x (1 + t) / 2` with :math:`t = \tanh(c (x + b x^3))`,
@@ -254,8 +254,8 @@ class GELU(Activation):
 
     def _distribution(self, xp: Namespace, x: Array) -> Array:
         if self.approximate:
-            return 0.5 * (1.0 + xp.tanh(self._C * (x + self._B * (x * x * x))))
-        return 0.5 * (1.0 + erf(xp, x * math.sqrt(0.5)))
+            return sigmoid(xp, (2.0 * self._C) * (x + self._B * (x * x * x)))
+        return 0.5 * erfc(xp, x * -math.sqrt(0.5))
 
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""

@@ -47,9 +47,8 @@ __device__ T silu_gradient(T g, T x, T) {
 }
 
 __device__ T gelu_share(T x, T approximate) {
-  if (approximate == T(0)) return T(0.5) * (T(1) + erf(x * T(0.7071067811865476)));
-  T inner = T(0.7978845608028654) * (x + T(0.044715) * (x * x * x));
-  return T(0.5) * (T(1) + tanh(inner));
+  if (approximate == T(0)) return T(0.5) * erfc(x * T(-0.7071067811865476));
+  return logistic(T(1.5957691216057308) * (x + T(0.044715) * (x * x * x)));
 }
 __device__ T gelu(T x, T approximate) { return x * gelu_share(x, approximate); }
 __device__ T gelu_gradient(T g, T x, T approximate) {
