@@ -110,8 +110,9 @@ class MLPClassifier(Classifying, Perceptron):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        The labels.
+    classes_ : array of shape (n_classes,)
+        The labels, in the library of y (of `classes`, in the first call of `partial_fit`), as in
+        scikit-learn; strings are always NumPy's.
     coefs_, intercepts_ : list of array
         The weights (inputs, outputs) and biases of each layer, in the library of X. Assigning an
         entry, ``model.coefs_[0] = W``, changes the network. So does writing to an entry in place,
@@ -129,6 +130,12 @@ class MLPClassifier(Classifying, Perceptron):
         All numbers of all epochs.
     n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_
         As in scikit-learn.
+
+    Notes
+    -----
+    With ``sklearn.set_config(array_api_dispatch=True)``, `coefs_`, `intercepts_` and what the
+    methods return are in the library and on the device of X, and `classes_` in those of y. Without
+    it, all are NumPy's. Every other attribute is a number of Python's, or a list of them.
 
     References
     ----------

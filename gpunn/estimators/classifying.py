@@ -16,8 +16,15 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.class_weights import by_class, check_class_weight, needs_all_labels
-from gpunn.estimators.labels import Labels, as_labels, ascending, known_classes, readable
-from gpunn.estimators.origin import namespace_of
+from gpunn.estimators.labels import (
+    Labels,
+    as_labels,
+    ascending,
+    in_library,
+    known_classes,
+    readable,
+)
+from gpunn.estimators.origin import Origin, namespace_of
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -37,21 +44,22 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     @property
     def classes_(self) -> Any:
-        """The class labels, ascending, in NumPy."""
+        """The class labels, ascending, in the library of y; strings are NumPy's."""
         if not hasattr(self, "_labels"):
             if "classes_" in self._assigned:
                 return self._assigned["classes_"]
             raise AttributeError(f"{type(self).__name__} has no classes_ before it is fitted")
-        return self._labels.classes
+        return self._labels.given
 
     @classes_.setter
     def classes_(self, values: Any) -> None:
         known = getattr(self, "_labels", None)
-        labels = ascending(f"{type(self).__name__}: classes_", values, known)
+        classes = ascending(f"{type(self).__name__}: classes_", values, known)
+        origin = Origin.of_labels(values)
         if known is None:
-            self._assign("classes_", labels)
+            self._assign("classes_", in_library(classes, origin))
         else:
-            self._labels = Labels(labels, known.kind)
+            self._labels = Labels(classes, known.kind, origin)
 
     @property
     def _assigned(self) -> dict[str, Any]:
@@ -71,27 +79,28 @@ class Classifying(ClassifierMixin, NetworkEstimator):
                 "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
                 "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
             )
+        known = None
         if classes is not None:
-            classes = known_classes(f"{type(self).__name__}.partial_fit: classes", classes)
+            known = known_classes(f"{type(self).__name__}.partial_fit: classes", classes)
+            classes = in_library(known, Origin.of_labels(classes))
         if not self.__sklearn_is_fitted__():
-            if classes is None and not is_multilabel(y):
+            if known is None and not is_multilabel(y):
                 raise ValueError("classes must be passed on the first call to partial_fit.")
-        elif classes is not None and not np.array_equal(self.classes_, classes):
+        elif known is not None and not np.array_equal(self._labels.classes, known):
             raise ValueError(
-                f"`classes={classes.tolist()}` is not the same as on last call to partial_fit, "
-                f"was: {self.classes_}"
+                f"`classes={known.tolist()}` is not the same as on last call to partial_fit, "
+                f"was: {self._labels.classes}"
             )
         return self._fit(X, y, sample_weight, classes=classes, incremental=True)
 
     def _learn_targets(self, y: Any, classes: Any, *, fresh: bool, incremental: bool) -> int:
-        y = as_labels(y)
         if incremental and not fresh:  # y may have only some of the labels; `encode` checks them
             return self._labels.n_outputs
         several = isinstance(self._given_loss(), CrossEntropy)
         labels = Labels.of(y, several=several)
         if fresh and classes is not None:
             if labels.kind == "multilabel":
-                self._check_columns(labels, classes)
+                self._check_columns(labels, to_numpy(classes))
             else:
                 labels = Labels.among(classes, several=several)
         if fresh:
@@ -99,7 +108,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         elif not _alike(labels, self._labels):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous "
-                f"call to fit. Previously got {self.classes_}, `y` has {labels.classes}"
+                f"call to fit. Previously got {self._labels.classes}, `y` has {labels.classes}"
             )
         return self._labels.n_outputs
 
@@ -229,7 +238,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         p = loss.probabilities(outputs)
         if kind != "binary":
             return p
-        if len(self.classes_) == 1:
+        if len(self._labels.classes) == 1:
             return 1.0 - 0.0 * p
         return namespace_of(p).concat([1.0 - p, p], axis=1)
 
@@ -249,7 +258,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
             return LogSoftmax()(yes)  # probabilities sum to 1
         if kind == "multilabel":
             return yes
-        return 0.0 * yes if len(self.classes_) == 1 else xp.concat([no, yes], axis=1)
+        return 0.0 * yes if len(self._labels.classes) == 1 else xp.concat([no, yes], axis=1)
 
     def __sklearn_tags__(self) -> Any:
         """Return the capabilities that scikit-learn checks."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
@@ -34,31 +35,39 @@ class Labels:
         How outputs represent labels.
     classes : ndarray of shape (K,)
         The labels, ascending, on the host: labels are checked before they go to a device.
+    origin : Origin
+        Where the user's labels were.
     """
 
-    def __init__(self, classes: NDArray[Any], kind: Kind) -> None:
+    def __init__(self, classes: NDArray[Any], kind: Kind, origin: Origin) -> None:
         self.classes = classes
         self.kind = kind
+        self.origin = origin
 
     @classmethod
-    def of(cls, y: NDArray[Any], *, several: bool = False) -> Labels:
+    def of(cls, y: Any, *, several: bool = False) -> Labels:
         """Return the labels that occur in y, (N,) or (N, K) of zeros and ones."""
+        origin, y = Origin.of_labels(y), as_labels(y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "multilabel-indicator":
-            return cls(np.arange(y.shape[1]), "multilabel")
+            return cls(np.arange(y.shape[1]), "multilabel", origin)
         if kind == "multiclass-multioutput":
             raise ValueError(
                 "y has several columns of more than two classes; train a model for each column "
                 "(sklearn.multioutput.MultiOutputClassifier), or make a column of each label"
             )
-        return cls.among(y, several=several)
+        return cls(*_distinct(y, several=several), origin)
 
     @classmethod
     def among(cls, classes: Any, *, several: bool = False) -> Labels:
         """Return the possible labels, given in any order and with repetitions."""
-        known = np.unique(to_numpy(classes))
-        return cls(known, "multiclass" if several or len(known) > 2 else "binary")
+        return cls(*_distinct(to_numpy(classes), several=several), Origin.of_labels(classes))
+
+    @property
+    def given(self) -> Any:
+        """The classes for the user, in the library of the labels; strings in NumPy."""
+        return in_library(self.classes, self.origin)
 
     @property
     def n_outputs(self) -> int:
@@ -133,11 +142,27 @@ class Labels:
         """Return the labels of codes, in the library that `origin` names; strings in NumPy."""
         if self.kind == "multilabel":
             return origin.give(codes)
-        if self.classes.dtype.kind not in "biuf":
+        if _is_text(self.classes):
             return self.classes[to_numpy(codes)]
         classes = origin.give(self.classes)
         with scope_of(classes):
             return namespace_of(classes).take(classes, origin.give(codes))
+
+
+def _distinct(y: NDArray[Any], *, several: bool) -> tuple[NDArray[Any], Kind]:
+    """Return the labels in y, ascending, and how outputs represent them."""
+    classes = np.unique(y)
+    return classes, "multiclass" if several or len(classes) > 2 else "binary"
+
+
+def in_library(classes: NDArray[Any], origin: Origin) -> Any:
+    """Return classes for the user, in the library of `origin`; strings in NumPy."""
+    return classes if _is_text(classes) else origin.give(classes)
+
+
+def _is_text(classes: NDArray[Any]) -> bool:
+    """Return whether labels are of a kind that only NumPy has."""
+    return classes.dtype.kind not in "biuf"
 
 
 def as_labels(y: Any) -> NDArray[Any]:
@@ -170,6 +195,8 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
     wanted = f"{name} must be a list of labels, such as [0, 1], got {values!r}"
     if isinstance(values, (set, frozenset)):
         values = list(values)
+    elif is_array_api_obj(values):  # the standard gives arrays no length
+        values = to_numpy(values)
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise ValueError(wanted)
     if isinstance(values, (list, tuple)) and len({_kind_of(label) for label in values}) > 1:
@@ -200,7 +227,7 @@ def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
         If they differ in number, or are not in order.
     """
     classes = known_classes(name, values)
-    if len(classes) != len(values) or not np.array_equal(to_numpy(readable(values)), classes):
+    if not np.array_equal(to_numpy(readable(values)), classes):
         raise ValueError(
             f"{name} must be labels in ascending order, each once, got {values!r}; put the weights "
             "of the outputs in that order, too"

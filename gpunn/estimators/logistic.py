@@ -59,8 +59,8 @@ class LogisticRegression(AssignedLinear):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        The labels.
+    classes_ : array of shape (n_classes,)
+        The labels, in the library of y; see `MLPClassifier`.
     coef_ : array of shape (1, n_features) or (n_classes, n_features)
         :math:`\theta`, in the library of X. It may be assigned; before `fit`, together with
         `intercept_` and `classes_` (ascending), too.

@@ -39,8 +39,8 @@ class Origin:
         TypeError
             If `x` is on a GPU, and scikit-learn's dispatch is off.
         """
-        place = backend_of(x)
         if not get_config()["array_api_dispatch"]:
+            place = backend_of(x)
             if place is not None and place.package == "cupy":
                 raise TypeError(
                     "X is a CuPy array; scikit-learn leaves arrays where they are after "
@@ -48,6 +48,17 @@ class Origin:
                     "variable SCIPY_ARRAY_API=1 from the start of the process"
                 )
             return HOST
+        return cls.at(x)
+
+    @classmethod
+    def of_labels(cls, y: Any) -> Origin:
+        """Return the origin of labels, which may be another than that of X."""
+        return cls.at(y) if get_config()["array_api_dispatch"] else HOST
+
+    @classmethod
+    def at(cls, x: Any) -> Origin:
+        """Return where `x` is, whatever the configuration; NumPy if `x` is not an array."""
+        place = backend_of(x)
         if place is not None:
             return cls(str(place))
         if is_array_api_obj(x):
