@@ -21,8 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 
 import gpunn as gn
-from gpunn.errors import BackendUnavailableError
-from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor, fitted, origin
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
 from tests.conftest import get_place
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -84,32 +83,6 @@ class TestCopies:
         model = by_pickle(MLPClassifier(activation=["tanh"], loss=gn.SoftmaxCrossEntropy()))
         assert not model.__sklearn_is_fitted__()
         assert model.get_params()["activation"] == ["tanh"]
-
-    @pytest.mark.gpu
-    def test_from_a_gpu_where_there_is_none(self, monkeypatch: Any) -> None:
-        place = gn.get_backend("cupy")
-        with config_context(array_api_dispatch=True):
-            loss = gn.SoftmaxCrossEntropy(class_weight=[1.0, 2.0, 3.0])  # keeps them on the GPU
-            of_arrays = MLPClassifier(loss=loss, **FEW).fit(place.asarray(X), Y)
-        for model in [of_arrays, *models(backend="cupy")]:
-            kept, wanted = pickle.dumps(model), gn.to_numpy(model.predict(X))
-            assert b"cupy._core" not in kept
-
-            def none(name: Any) -> gn.Backend:
-                if str(name).startswith("cupy"):
-                    raise BackendUnavailableError("there is no CUDA device")
-                return gn.get_backend(name)
-
-            with monkeypatch.context() as patch:
-                for module in (fitted, origin):
-                    patch.setattr(module, "get_backend", none)
-                other = pickle.loads(kept)  # noqa: S301
-                assert other._network.backend == gn.get_backend("numpy")
-                assert_array_equal(other.predict(X), wanted)
-                assert isinstance(other._given(other._network.parameters()[0].value), np.ndarray)
-                with config_context(array_api_dispatch=True):
-                    assert_array_equal(other.predict(X), wanted)
-            assert by_pickle(model)._network.backend == place  # and back where there is one
 
 
 class TestClones:

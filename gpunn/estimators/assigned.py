@@ -13,6 +13,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.portable import Portable
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.labels import Labels
 from gpunn.estimators.origin import HOST, Origin
@@ -87,13 +88,13 @@ class AssignedLinear(Classifying):
     @property
     def _assigned(self) -> dict[str, Any]:
         """The parts assigned before there is a network."""
-        parts: dict[str, Any] = vars(self).get("_parts", {})
-        return parts
+        parts: dict[str, Portable] = vars(self).get("_parts", {})
+        return {name: part.array for name, part in parts.items()}
 
     def _assign(self, part: str, value: Any) -> None:
         parts = {**self._assigned, part: value}
         if not parts.keys() >= set(_PARTS):
-            self._parts = parts
+            self._parts = {name: Portable(value) for name, value in parts.items()}
             return
         before = dict(self.__dict__)
         try:

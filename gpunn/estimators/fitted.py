@@ -1,4 +1,4 @@
-"""A fitted estimator: predictions, weights, curves and pickling."""
+"""A fitted estimator: predictions, weights and curves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import get_backend, scope_of
+from gpunn.arrays.backend import scope_of
 from gpunn.arrays.facts import dtype_name
-from gpunn.errors import BackendUnavailableError
 from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
@@ -81,27 +80,6 @@ class FittedNetwork(BaseEstimator):
     @property
     def _dtype(self) -> str:
         return dtype_name(self._network.parameters()[0].value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a pickle: arrays on the host, and the name of their device."""
-        state: dict[str, Any] = super().__getstate__()
-        home = self._network.backend if self.__sklearn_is_fitted__() else None
-        if home is None or home.package == "numpy":
-            return state
-        network, optimizer = copy.deepcopy((self._network, self._optimizer))
-        optimizer.to("numpy")
-        return state | {"_network": network, "_optimizer": optimizer, "_home": str(home)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the state of a pickle; go back to its device if there is one."""
-        home = state.pop("_home", None)
-        super().__setstate__(state)
-        if home is None:
-            return
-        try:
-            self._optimizer.to(get_backend(home))
-        except BackendUnavailableError:
-            self._origin = HOST
 
     # Results of training
 

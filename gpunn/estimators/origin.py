@@ -12,11 +12,15 @@ from sklearn import get_config
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of, get_backend
 from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.portable import nearest
 
 
 @dataclass(frozen=True)
 class Origin:
     """An array library and one of its devices, by name, so that it can be pickled.
+
+    A pickle is loaded without the library or the device, too: results are then where the weights
+    are.
 
     Attributes
     ----------
@@ -82,12 +86,26 @@ class Origin:
             return xp.from_dlpack(x)
         return xp.asarray(to_numpy(x), device=self.device)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what makes the origin again, or the nearest one where it is loaded."""
+        return _restored, (self.package, self.device)
+
     def __str__(self) -> str:
         """Return the names of library and device."""
         return self.package if self.device is None else f"{self.package} on {self.device}"
 
 
 HOST = Origin("numpy")
+
+
+def _restored(package: str, device: str | None) -> Origin:
+    if device is None:
+        return Origin(str(nearest(package)))
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return HOST
+    return Origin(package, device)
 
 
 def namespace_of(x: Any) -> Any:

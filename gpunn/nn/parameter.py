@@ -10,6 +10,7 @@ from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.checks import flag
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
+from gpunn.arrays.portable import Portable
 from gpunn.errors import DTypeError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
@@ -39,6 +40,14 @@ class Held:
     def move(self, backend: Backend, dtype: Any = None) -> None:
         """Move the value to `backend`, bit for bit unless a `dtype` is given."""
         self.value = backend.asarray(self.value, dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle, which loads without the device, too."""
+        return {"value": Portable(self.value)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state from a pickle."""
+        self.value = state["value"].array
 
     def __repr__(self) -> str:
         """Return the shape and dtype; the values may be many, and on a device."""
@@ -144,11 +153,14 @@ class Parameter(Held):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle: all but the optimizer's buffer."""
-        return {"value": self.value, "grad": self.grad, "decay": self.decay}
+        grad = None if self.grad is None else Portable(self.grad)
+        return super().__getstate__() | {"grad": grad, "decay": self.decay}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state from a pickle."""
-        self.value, self.grad, self.decay = state["value"], state["grad"], state["decay"]
+        super().__setstate__(state)
+        self.grad = None if state["grad"] is None else state["grad"].array
+        self.decay = state["decay"]
         self._grad_buffer = self._buffered_value = None
         self.serial = 0
 

@@ -11,6 +11,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import Backend, backend_of, get_backend, scope_of
 from gpunn.arrays.checks import number, optional_number, whole_number
 from gpunn.arrays.facts import size_of
+from gpunn.arrays.portable import Portable, nearest
 from gpunn.arrays.settings import checked
 from gpunn.errors import DeviceError, SettingError
 from gpunn.kernels import kernels
@@ -294,14 +295,20 @@ class Optimizer:
         """Return the state for a pickle: without the blocks, since views do not survive it."""
         blocks = ("_arena", "_blocks", "part")
         state = {name: value for name, value in vars(self).items() if name not in blocks}
-        return state | {"_states": self._states}
+        return state | {"_states": [[Portable(x) for x in state] for state in self._states]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state from a pickle, and lay out the memory again."""
-        states = state["_states"]
         vars(self).update({name: value for name, value in state.items() if name != "_states"})
         self.serial = next_serial()
-        self._lay_out(states)
+        self._places = [nearest(str(place)) for place in self._places]
+        parameters, states = self.parameters, state["_states"]
+        self._lay_out(
+            [
+                [_beside(p, x.array) for p, x in zip(parameters, kept, strict=True)]
+                for kept in states
+            ]
+        )
 
     def __repr__(self) -> str:
         """Return the learning rate, and the settings that are not the defaults."""
@@ -313,6 +320,13 @@ class Optimizer:
                 shown[name] = value
         settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _beside(parameter: Parameter, x: Array) -> Array:
+    """Return x on the parameter's device; it may have moved without the optimizer."""
+    place = backend_of(parameter.value)
+    assert place is not None  # noqa: S101 (parameters hold arrays)
+    return place.asarray(x)
 
 
 def _as_list(owner: str, parameters: Any) -> list[Parameter]:
