@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import array_api_strict as strict
@@ -157,6 +159,66 @@ class TestTools:
         assert gn.backend_of(got) == home
         wanted = calibrated.fit(X, Y).predict_proba(X)
         assert_allclose(gn.to_numpy(got), wanted, rtol=1e-5, atol=1e-7)
+
+
+hooked = "__sklearn_array_api_convert__" in inspect.getsource(_array_api)
+
+
+@pytest.mark.skipif(not hooked, reason="this version of scikit-learn moves attributes only")
+class TestMoves:
+    def move(self, model: Any, target: gn.Backend) -> Any:
+        return _array_api.move_estimator_to(model, target.xp, target.device)
+
+    @pytest.mark.parametrize("model", [*CLASSIFIERS, MLPRegressor(**FEW)])
+    @pytest.mark.parametrize("words", [False, True])
+    def test_there_and_back(self, model: Any, words: bool, home: gn.Backend) -> None:
+        host, x = gn.get_backend("numpy"), home.asarray(X)
+        names = words and not isinstance(model, MLPRegressor)
+        model = unfitted(model).fit(x, WORDS if names else home.asarray(Y))
+        before = gn.to_numpy(model.predict(x))
+        for target, source in ((host, home), (home, host)):
+            moved = self.move(model, target)
+            assert str(moved._network.backend) == str(target)
+            assert gn.backend_of(weights_of(moved)[0]) == target
+            if not isinstance(model, MLPRegressor):
+                assert gn.backend_of(moved.classes_) == (host if names else target)
+            got = moved.predict(target.asarray(X))
+            assert gn.backend_of(got) == (host if names else target)
+            compare = assert_array_equal if names else partial(assert_allclose, rtol=1e-7)
+            compare(gn.to_numpy(got), before)
+            assert model._network.backend == source
+            model = moved
+
+    @pytest.mark.parametrize("target", ["same", "numpy"])
+    def test_nothing_is_shared(self, target: str, home: gn.Backend) -> None:
+        place = home if target == "same" else gn.get_backend(target)
+        model = unfitted(LINEAR).fit(home.asarray(X), home.asarray(Y))
+        before = gn.to_numpy(model.coef_).copy()
+        moved = self.move(model, place)
+        moved.partial_fit(place.asarray(X), place.asarray(Y))
+        assert_array_equal(gn.to_numpy(model.coef_), before)
+        assert not np.array_equal(gn.to_numpy(moved.coef_), before)
+        model.partial_fit(home.asarray(X), home.asarray(Y))
+        assert_allclose(gn.to_numpy(model.coef_), gn.to_numpy(moved.coef_), rtol=1e-7)
+
+    def test_a_setting_of_where_to_compute_does_not_hold_it_back(self, home: gn.Backend) -> None:
+        model = MLPClassifier(backend=str(home), **FEW).fit(X, Y)
+        moved = self.move(model, gn.get_backend("numpy"))
+        assert str(moved._network.backend) == "numpy"
+        assert_array_equal(moved.partial_fit(X, Y).predict(X).shape, (N,))
+
+    def test_before_fit(self, home: gn.Backend) -> None:
+        model = LogisticRegression()
+        model.classes_ = [0, 1]
+        model.coef_ = np.ones((1, 4))
+        moved = self.move(model, home)
+        assert gn.backend_of(moved.coef_) == gn.backend_of(moved.classes_) == home
+        assert not self.move(MLPClassifier(**FEW), home).__sklearn_is_fitted__()
+
+
+def weights_of(model: Any) -> list[Any]:
+    """Return the weights of each layer."""
+    return model.coefs_ if hasattr(model, "coefs_") else [model.coef_]
 
 
 def unfitted(model: Any) -> Any:

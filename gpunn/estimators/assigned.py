@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.portable import Portable
 from gpunn.estimators.classifying import Classifying
-from gpunn.estimators.labels import Labels
+from gpunn.estimators.labels import Labels, converted
 from gpunn.estimators.origin import HOST, Origin
 from gpunn.estimators.settings import check_solver, place_of
 from gpunn.estimators.weights import fitting, numbers, write
@@ -129,6 +130,14 @@ class AssignedLinear(Classifying):
         self._begin((self.n_features_in_, k), rng, dtype, place)
         self.coef_ = coef
         self.intercept_ = intercept
+
+    def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Any:
+        """Return a copy with all arrays moved, for scikit-learn's `move_estimator_to`."""
+        moved = super().__sklearn_array_api_convert__(convert)
+        if self._assigned:
+            parts = {name: converted(part, convert) for name, part in self._assigned.items()}
+            moved._parts = {name: Portable(part) for name, part in parts.items()}
+        return moved
 
     def _begin(self, *arguments: Any) -> None:
         if self._assigned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gpunn.estimators.labels import (
     Labels,
     as_labels,
     ascending,
+    converted,
     in_library,
     known_classes,
     readable,
@@ -259,6 +261,15 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         if kind == "multilabel":
             return yes
         return 0.0 * yes if len(self._labels.classes) == 1 else xp.concat([no, yes], axis=1)
+
+    def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Any:
+        """Return a copy with all arrays moved, for scikit-learn's `move_estimator_to`."""
+        moved = super().__sklearn_array_api_convert__(convert)
+        if self.__sklearn_is_fitted__():
+            known = self._labels
+            origin = Origin.at(converted(known.given, convert))
+            moved._labels = Labels(known.classes, known.kind, origin)
+        return moved
 
     def __sklearn_tags__(self) -> Any:
         """Return the capabilities that scikit-learn checks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,18 @@ class FittedNetwork(BaseEstimator):
     @property
     def _dtype(self) -> str:
         return dtype_name(self._network.parameters()[0].value)
+
+    def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Any:
+        """Return a copy with all arrays moved, for scikit-learn's `move_estimator_to`.
+
+        The network goes where its weights go, whatever the setting `backend` says, as a pickle
+        does; if gpunn cannot compute there, it goes to gpunn's default backend.
+        """
+        moved = copy.deepcopy(self)
+        if self.__sklearn_is_fitted__():
+            moved._origin = Origin.at(convert(self._given(self._network.parameters()[0].value)))
+            moved._optimizer.to(moved._origin.place)
+        return moved
 
     # Results of training
 

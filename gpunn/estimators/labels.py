@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,9 +160,14 @@ def in_library(classes: NDArray[Any], origin: Origin) -> Any:
     return classes if _is_text(classes) else origin.give(classes)
 
 
-def _is_text(classes: NDArray[Any]) -> bool:
-    """Return whether labels are of a kind that only NumPy has."""
-    return classes.dtype.kind not in "biuf"
+def converted(x: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return what `convert` makes of an array; one of strings unchanged."""
+    return x if _is_text(x) else convert(x)
+
+
+def _is_text(x: Any) -> bool:
+    """Return whether an array is of a kind that only NumPy has."""
+    return isinstance(x, np.ndarray) and x.dtype.kind not in "biuf"
 
 
 def as_labels(y: Any) -> NDArray[Any]:

@@ -76,6 +76,11 @@ class Origin:
             return None
         return get_backend(self.package)
 
+    @property
+    def place(self) -> Backend:
+        """The backend of this library and device; the default if gpunn has none for it."""
+        return get_backend(self.package if self.device is None else None)
+
     def give(self, x: Array) -> Any:
         """Convert an array of a backend to this library and device."""
         if self.device is None:
