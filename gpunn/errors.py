@@ -32,7 +32,7 @@ class SettingError(GpunnError, ValueError):
 
 
 class DeviceError(GpunnError, RuntimeError):
-    """Arrays that are used together are on different devices."""
+    """Arrays that are used together are on different devices, or this process can use none."""
 
 
 class DeviceMemoryError(GpunnError, MemoryError):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import gpunn as gn
 from gpunn.arrays import backend as module
 from gpunn.arrays.memory import copy_of
-from gpunn.errors import BackendUnavailableError, DTypeError, SettingError
+from gpunn.errors import BackendUnavailableError, DeviceError, DTypeError, SettingError
 from tests.conftest import OnlyDLPack, Place
 
 OTHER = "array-api-strict:1"
@@ -37,9 +37,9 @@ def outside(function: Callable[..., Any], *arguments: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _as_if_just_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "_process_uses", [])
-    module._automatic.cache_clear()
+    module._cupy_works.cache_clear()
     yield
-    module._automatic.cache_clear()
+    module._cupy_works.cache_clear()
 
 
 class TestNames:
@@ -69,7 +69,7 @@ class TestNames:
             assert x.device.id == gn.backend_of(x).index == index
             with cupy.cuda.Device(index):
                 assert gn.get_backend("cupy").index == index
-        assert str(gn.get_backend("auto")) == "cupy:0"
+                assert str(gn.get_backend("auto")) == f"cupy:{index}"
         with pytest.raises(BackendUnavailableError, match=f"no device cupy:{count}; .*cupy:0"):
             gn.get_backend(f"cupy:{count}")
 
@@ -184,7 +184,9 @@ def install(
     if isinstance(state, str):
         (folder / "cupy.py").write_text(state)
         monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, "cupy", raising=False)
+        # Set first, so that the end of the test removes what this one is to import.
+        monkeypatch.setitem(sys.modules, "cupy", None)  # type: ignore[arg-type]
+        monkeypatch.delitem(sys.modules, "cupy")
         return
 
     def count() -> Any:
@@ -209,6 +211,7 @@ UNAVAILABLE = {
         ["installed but cannot be imported", "a_module_that_is_not_there", "reinstall"],
     ),
     "crashing": ("[][0]", ["installed but cannot be imported", "index out of range"]),
+    "stray": ("", ["is not CuPy", "has no attribute 'cuda'", "cupy.py", "pip install"]),
     "no driver": (_RuntimeError(35), ["no working NVIDIA driver", "cudaError35", "nvidia-smi"]),
     "no device": (_RuntimeError(100), ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
     "none counted": (0, ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
@@ -243,7 +246,30 @@ class TestUnavailable:
         with caplog.at_level(logging.INFO, logger="gpunn"):
             assert {str(outside(gn.get_backend, name)) for name in ("auto", None)} == {"cupy:0"}
         said = [record.getMessage() for record in caplog.records]
-        assert said == ["backend 'auto' is cupy:0, since CuPy and a device work"]
+        assert said == ["backend 'auto' is cupy, since CuPy and a device work"]
+
+    def test_auto_is_the_current_device_of_the_moment(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        install(monkeypatch, tmp_path, 2)
+        for index in (1, 0, 1):
+            device = SimpleNamespace(id=index)
+            monkeypatch.setattr(sys.modules["cupy"].cuda, "Device", lambda device=device: device)
+            assert str(gn.get_backend("auto")) == str(gn.get_backend("cupy")) == f"cupy:{index}"
+
+    @pytest.mark.parametrize("works_before", [False, True])
+    def test_a_forked_process_is_told_to_be_spawned(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works_before: bool
+    ) -> None:
+        """Also by "auto", which may not fall back to NumPy there."""
+        if works_before:
+            install(monkeypatch, tmp_path, 1)
+            assert str(gn.get_backend("auto")) == "cupy:0"
+        install(monkeypatch, tmp_path, _RuntimeError(3))
+        for name in ("cupy", "cupy:0", "auto"):
+            with pytest.raises(DeviceError, match=r"forked after .*get_context\('spawn'\)"):
+                gn.get_backend(name)
+        assert str(gn.get_backend("numpy")) == "numpy"
 
     @pytest.mark.parametrize(("count", "known"), [(1, "cupy:0"), (3, "cupy:0 to cupy:2")])
     def test_a_wrong_index_lists_the_devices(

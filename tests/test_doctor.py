@@ -406,6 +406,17 @@ class TestUnavailable:
             assert (why in lines["result"][0]) is (name != "numpy")
         assert run(capsys)[1]["result"][0].startswith("auto is numpy, which works; CuPy was not ")
 
+    def test_a_forked_process_is_told_so_by_auto_too(
+        self, capsys: pytest.CaptureFixture[str], fake: Callable[..., FakeCupy]
+    ) -> None:
+        """As `get_backend` does, which does not fall back to NumPy there."""
+        fake(count=CUDARuntimeError(3))
+        for name in ("cupy", "auto"):
+            code, lines = run(capsys, "--backend", name)
+            assert code == 1
+            assert lines["result"][0].startswith(f"{name} does not work: CUDA cannot start in this")
+            assert "get_context('spawn')" in lines["result"][0]
+
     @pytest.mark.parametrize(
         ("driver", "line", "note"),
         [

@@ -126,13 +126,15 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     name : str, Backend or None, default None
         ``"numpy"``; ``"cupy"`` (CuPy's current device) or ``"cupy:1"`` (that device);
         ``"array-api-strict"`` or ``"array-api-strict:1"``, for tests; ``"auto"``, which is the
-        environment variable ``GPUNN_BACKEND`` if set, else CuPy if it works, else NumPy. None is
-        the backend set by `use`, else ``GPUNN_BACKEND``, else NumPy.
+        environment variable ``GPUNN_BACKEND`` if set, else ``"cupy"`` if CuPy works, else NumPy.
+        None is the backend set by `use`, else ``GPUNN_BACKEND``, else NumPy.
 
     Raises
     ------
     BackendUnavailableError
         If that backend does not work here; the message says why, and what to do.
+    DeviceError
+        If CUDA cannot start in this process, because it was forked.
     SettingError
         If there is no backend of that name.
     """
@@ -250,18 +252,23 @@ def _from_environment() -> Backend | None:
         raise SettingError(f"environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
 
 
-@lru_cache(maxsize=1)
 def _automatic() -> Backend:
-    """Return CuPy's backend if it works, else NumPy's; log the choice and its reason once."""
+    """Return CuPy's current device if CuPy works, else NumPy's backend."""
+    return get_backend("cupy") if _cupy_works() else Backend("numpy")
+
+
+@lru_cache(maxsize=1)
+def _cupy_works() -> bool:
+    """Return whether CuPy works; log the backend that "auto" therefore is, and the reason, once."""
     import logging  # noqa: PLC0415 (a tenth of the import time that gpunn may take)
 
     log = logging.getLogger("gpunn")
     try:
-        backend = get_backend("cupy")
+        get_backend("cupy")
     except BackendUnavailableError as error:
         # A user who has installed CuPy should learn that it does not work.
         say = log.info if "is not installed" in str(error) else log.warning
         say("backend 'auto' is numpy, since %s", error)
-        return Backend("numpy")
-    log.info("backend 'auto' is %s, since CuPy and a device work", backend)
-    return backend
+        return False
+    log.info("backend 'auto' is cupy, since CuPy and a device work")
+    return True

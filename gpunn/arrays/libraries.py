@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.errors import BackendUnavailableError
+from gpunn.errors import BackendUnavailableError, DeviceError
 
 INSTALL_CUPY = 'pip install "cupy-cuda12x[ctk]" (or "cupy-cuda13x[ctk]", to match the driver)'
+# cudaErrorInitializationError and cudaErrorNoDevice
+_NOT_INITIALIZED, _NO_DEVICE = 3, 100
 _INSTALL_STRICT = "pip install array-api-strict"
 
 
@@ -82,20 +84,18 @@ def cupy_device(index: int | None) -> int:
     ------
     BackendUnavailableError
         If there is no CuPy, no driver or no such device.
+    DeviceError
+        If CUDA cannot start in this process, because it was forked.
     """
     cupy = require("cupy", INSTALL_CUPY)
-    runtime = cupy.cuda.runtime
     try:
-        count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        no_device = getattr(runtime, "cudaErrorNoDevice", 100)
-        if getattr(error, "status", None) == no_device:
-            count = 0
-        else:
-            raise BackendUnavailableError(
-                f"CuPy is installed, but there is no working NVIDIA driver for it ({error}): "
-                "install or update the driver until `nvidia-smi` lists the GPU"
-            ) from error
+        runtime = cupy.cuda.runtime
+    except AttributeError as error:
+        raise BackendUnavailableError(
+            f"the module cupy in {getattr(cupy, '__path__', cupy.__file__)} is not CuPy "
+            f"({error}): rename it, and {INSTALL_CUPY}"
+        ) from error
+    count = _count_devices(runtime)
     if count == 0:
         raise BackendUnavailableError(
             "CuPy is installed, but there is no CUDA device: check that `nvidia-smi` lists a GPU "
@@ -109,3 +109,23 @@ def cupy_device(index: int | None) -> int:
             f"there is no device cupy:{index}; this machine has {devices}"
         )
     return index
+
+
+def _count_devices(runtime: Any) -> int:
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        status = getattr(error, "status", None)
+        if status == _NO_DEVICE:
+            return 0
+        if status == _NOT_INITIALIZED:
+            raise DeviceError(
+                f"CUDA cannot start in this process ({error}). If the process was forked after "
+                "CUDA had started, spawn it instead: multiprocessing.get_context('spawn'), or let "
+                "it work on backend='numpy'. If not, the driver is broken: repair it until "
+                "`nvidia-smi` lists the GPU"
+            ) from error
+        raise BackendUnavailableError(
+            f"CuPy is installed, but there is no working NVIDIA driver for it ({error}): "
+            "install or update the driver until `nvidia-smi` lists the GPU"
+        ) from error

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
-from gpunn.errors import SettingError
+from gpunn.errors import BackendUnavailableError, SettingError
 from gpunn.tools.probe import ProbeError, attempt, one_line
 from gpunn.tools.report import Device, Report
 from gpunn.tools.selftest import check_backend
@@ -191,7 +191,7 @@ def _choose(report: Report) -> Backend | None:
             name = wanted
             report.notes.append(f"auto is {wanted} because {ENVIRONMENT_VARIABLE} is set to it")
         else:
-            name = "cupy" if report.cupy_problem is None else "numpy"
+            name = _automatic()
     try:
         backend = attempt(lambda: get_backend(name))
     except SettingError as error:
@@ -203,6 +203,16 @@ def _choose(report: Report) -> Backend | None:
         return None
     report.backend = str(backend)
     return backend
+
+
+def _automatic() -> str:
+    """Return what "auto" is: it leaves CuPy out only where CuPy is unavailable."""
+    try:
+        attempt(lambda: get_backend("cupy"))
+    except ProbeError as failure:
+        if isinstance(failure.__cause__, BackendUnavailableError):
+            return "numpy"
+    return "cupy"
 
 
 def _check(report: Report, backend: Backend | None) -> None:
