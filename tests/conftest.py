@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # scikit-learn's dispatch needs it; SciPy reads it on import
 
 import numpy as np
 import pytest
+from _pytest.doctest import DoctestModule
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import gpunn as gn
+from bench.gpu_costs import counting
 from gpunn.program import crew
 from gpunn.training import epoch, inference
 
@@ -27,6 +32,10 @@ BACKENDS = [
     "array-api-strict:1",
     pytest.param("cupy", marks=pytest.mark.gpu),
 ]
+
+
+#: What only some tests need, and a machine with a GPU may lack.
+OPTIONAL = ("array_api_strict", "numba", "pandas", "rich", "torch")
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu",
         action="store_true",
-        help="a test marked gpu that is skipped counts as failed",
+        help="a test marked gpu that is skipped counts as failed, and so does a skipped module; "
+        "but for lack of an optional package, or of an emulator",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run all other modules if one fails to be imported: time on a GPU is rare."""
+    if config.getoption("require_gpu"):
+        config.option.continue_on_collection_errors = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Any:
+    """Look for no examples in the docstrings of tests: importing a helper may need numba."""
+    nodes = yield
+    return [node for node in nodes if not isinstance(node, DoctestModule)]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,19 +93,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked gpu where there is none."""
+    """Skip what is marked gpu where there is none, and questions to an emulator without one."""
     if item.get_closest_marker("gpu"):
         get_place("cupy")
+    if item.get_closest_marker("emulated") and not counting():
+        pytest.skip("only an emulator of CUDA can tell: a real device neither counts nor reorders")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Turn a skip of a test marked gpu into a failure, where a GPU is required."""
     report = yield
-    if report.skipped and item.get_closest_marker("gpu") and item.config.getoption("require_gpu"):
-        report.outcome = "failed"
-        report.longrepr = f"skipped, but --require-gpu was given: {report.longrepr}"
+    if item.get_closest_marker("gpu") and not hasattr(report, "wasxfail"):
+        excused = item.get_closest_marker("emulated") is not None and not on_emulator()
+        refuse_skip(report, item.config, excused=excused)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Any:
+    """Turn the skip of a whole module into a failure: it may have had tests of a GPU."""
+    report = yield
+    refuse_skip(report, collector.config, excused=False)
+    return report
+
+
+def refuse_skip(
+    report: pytest.TestReport | pytest.CollectReport, config: pytest.Config, *, excused: bool
+) -> None:
+    """Make a failure of a skip, where a GPU is required and no optional package is missing."""
+    if excused or not report.skipped or not config.getoption("require_gpu"):
+        return
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(name in why for name in OPTIONAL if find_spec(name) is None):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but --require-gpu was given: {why}"
+
+
+def on_emulator() -> bool:
+    """Return whether the GPU is an emulated one, by the device's name."""
+    runtime = importlib.import_module("cupy").cuda.runtime
+    return b"emulator" in runtime.getDeviceProperties(0)["name"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -97,6 +148,12 @@ def _default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("GPUNN_BACKEND", raising=False)
     with gn.use(backend="numpy"):
         yield
+
+
+@pytest.fixture
+def strict() -> Any:
+    """Return array-api-strict, which a machine with a GPU may lack."""
+    return pytest.importorskip("array_api_strict")
 
 
 @pytest.fixture

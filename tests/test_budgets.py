@@ -20,14 +20,7 @@ import gpunn as gn
 from bench import gpu_costs
 from bench.gpu_costs import STEPS, Watched, costs, operations
 
-if not gpu_costs.counting():
-    pytest.skip(
-        "the operations of a GPU are counted by an emulator of CUDA, the module cudasim, and this "
-        "process does not run under it",
-        allow_module_level=True,
-    )
-
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.emulated]
 
 # A step of 784-512-256-10, batch 128: what it launches, and what for. The rows of x and y are
 # gathered for several steps at once, in a launch of its own.

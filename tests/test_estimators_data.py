@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_strict as strict
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 from numpy.testing import assert_allclose, assert_array_equal
@@ -78,6 +76,7 @@ class TestOnTheHost:
             assert_array_equal(answer, answers(wanted, X)[name])
 
     def test_pandas(self, model: Any, y: Any) -> None:
+        pd = pytest.importorskip("pandas")
         frame = pd.DataFrame(X, columns=list("abcde"))
         column = pd.DataFrame(y) if y.ndim == 2 else pd.Series(y)
         got = clone_of(model).fit(frame, column, pd.Series(WEIGHT))
@@ -177,7 +176,9 @@ class TestLabels:
 
     def test_pandas_strings(self) -> None:
         for kind in (None, "category"):
-            y = pd.Series(np.array(["no", "yes"])[Y["binary"]], dtype=kind)
+            y = pytest.importorskip("pandas").Series(
+                np.array(["no", "yes"])[Y["binary"]], dtype=kind
+            )
             model = MLPClassifier(**FEW).fit(X, y)
             assert_array_equal(model.classes_, ["no", "yes"])
             assert set(model.predict(X)) == {"no", "yes"}
@@ -228,7 +229,9 @@ class TestOtherLibraries:
         return got
 
     @pytest.mark.parametrize("device", ["CPU_DEVICE", "device1"])
-    def test_array_api_strict(self, model: Any, y: Any, dtype: str, device: str) -> None:
+    def test_array_api_strict(
+        self, model: Any, y: Any, dtype: str, device: str, strict: Any
+    ) -> None:
         x, targets, weight = (
             strict.asarray(a, device=strict.Device(device)) for a in (X.astype(dtype), y, WEIGHT)
         )
@@ -253,14 +256,14 @@ class TestOtherLibraries:
 
 
 class TestMixed:
-    def test_labels_that_are_strings_of_arrays(self) -> None:
+    def test_labels_that_are_strings_of_arrays(self, strict: Any) -> None:
         x = strict.asarray(X)
         with config_context(array_api_dispatch=True):
             model = MLPClassifier(**FEW).fit(x, np.array(["no", "yes"])[Y["binary"]])
             assert isinstance(model.predict(x), np.ndarray)
             assert isinstance(model.predict_proba(x), type(x))
 
-    def test_without_dispatch_all_is_numpy(self) -> None:
+    def test_without_dispatch_all_is_numpy(self, strict: Any) -> None:
         wanted = MLPClassifier(**FEW).fit(X, Y["binary"])
         got = MLPClassifier(**FEW).fit(strict.asarray(X), strict.asarray(Y["binary"]))
         assert got.loss_curve_ == wanted.loss_curve_
@@ -302,20 +305,19 @@ class TestMixed:
         assert_allclose(got.predict_proba(X), wanted.predict_proba(X), rtol=1e-9)
 
 
-if cudasim is not None:
-
-    @pytest.mark.gpu
-    @pytest.mark.parametrize("early_stopping", [False, True])
-    def test_features_on_a_gpu_stay_there(early_stopping: bool) -> None:
-        place = gn.get_backend("cupy")
-        wide = _RNG.standard_normal((N, 400))
-        x, y = place.asarray(wide), place.asarray(Y["binary"])
-        model = MLPClassifier(**FEW | {"early_stopping": early_stopping})
-        with config_context(array_api_dispatch=True):
-            with cudasim.count() as counted:
-                model.fit(x, y)
-            assert counted["d2h_bytes"] < 10 * Y["binary"].nbytes
-            assert counted["h2d_bytes"] < wide.nbytes / 2  # first weights, labels and orders
-            with cudasim.count() as counted:
-                model.predict_proba(x)
-            assert counted["d2h_bytes"] < 100  # scikit-learn asks whether all is finite
+@pytest.mark.gpu
+@pytest.mark.emulated
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_features_on_a_gpu_stay_there(early_stopping: bool) -> None:
+    place = gn.get_backend("cupy")
+    wide = _RNG.standard_normal((N, 400))
+    x, y = place.asarray(wide), place.asarray(Y["binary"])
+    model = MLPClassifier(**FEW | {"early_stopping": early_stopping})
+    with config_context(array_api_dispatch=True):
+        with cudasim.count() as counted:
+            model.fit(x, y)
+        assert counted["d2h_bytes"] < 10 * Y["binary"].nbytes
+        assert counted["h2d_bytes"] < wide.nbytes / 2  # first weights, labels and orders
+        with cudasim.count() as counted:
+            model.predict_proba(x)
+        assert counted["d2h_bytes"] < 100  # scikit-learn asks whether all is finite

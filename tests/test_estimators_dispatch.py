@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import array_api_strict as strict
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -116,7 +115,7 @@ class TestAttributes:
         assert gn.backend_of(model.classes_) == home
         assert gn.backend_of(model.predict(home.asarray(X[:, :2]))) == home
 
-    def test_without_dispatch_they_are_numpys(self) -> None:
+    def test_without_dispatch_they_are_numpys(self, strict: Any) -> None:
         for model in CLASSIFIERS:
             fitted = unfitted(model).fit(strict.asarray(X), strict.asarray(Y))
             assert isinstance(fitted.classes_, np.ndarray)

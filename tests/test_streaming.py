@@ -178,53 +178,55 @@ def test_leaving_early_ends_the_thread(backend: Any) -> None:
     assert len(list(data)) == 18
 
 
-if cudasim is not None:
+@pytest.mark.gpu
+@pytest.mark.emulated
+def test_a_batch_crosses_the_bus_once_as_it_is_stored(backend: Any) -> None:
+    data = loader(backend)
+    with cudasim.count() as counted:
+        list(data)
+    assert counted["h2d_bytes"] == PIXELS.nbytes + LABELS.nbytes + WEIGHTS.nbytes
+    assert counted["h2d_copies"] == 3 * len(data)
+    assert counted["d2h_copies"] == 0
 
-    @pytest.mark.gpu
-    def test_a_batch_crosses_the_bus_once_as_it_is_stored(backend: Any) -> None:
-        data = loader(backend)
-        with cudasim.count() as counted:
-            list(data)
-        assert counted["h2d_bytes"] == PIXELS.nbytes + LABELS.nbytes + WEIGHTS.nbytes
-        assert counted["h2d_copies"] == 3 * len(data)
-        assert counted["d2h_copies"] == 0
 
-    @pytest.mark.gpu
-    @pytest.mark.parametrize("forgotten", ["host", "copied", "consumed"])
-    def test_a_forgotten_wait_is_seen(backend: Any, forgotten: str, monkeypatch: Any) -> None:
-        """Without any of the three waits the data are wrong: the tests above can see a race."""
-        from gpunn.data import staging  # noqa: PLC0415
+@pytest.mark.gpu
+@pytest.mark.emulated
+@pytest.mark.parametrize("forgotten", ["host", "copied", "consumed"])
+def test_a_forgotten_wait_is_seen(backend: Any, forgotten: str, monkeypatch: Any) -> None:
+    """Without any of the three waits the data are wrong: the tests above can see a race."""
+    from gpunn.data import staging  # noqa: PLC0415
 
-        if forgotten == "host":
-            monkeypatch.setattr(staging.Slot, "wait_for_upload", lambda _: None)
-        else:
-            init = staging.Slot.__init__
+    if forgotten == "host":
+        monkeypatch.setattr(staging.Slot, "wait_for_upload", lambda _: None)
+    else:
+        init = staging.Slot.__init__
 
-            def without(self: Any, *arguments: Any) -> None:
-                init(self, *arguments)
-                setattr(self, forgotten, NeverRecorded(getattr(self, forgotten)))
+        def without(self: Any, *arguments: Any) -> None:
+            init(self, *arguments)
+            setattr(self, forgotten, NeverRecorded(getattr(self, forgotten)))
 
-            monkeypatch.setattr(staging.Slot, "__init__", without)
-        wanted = bits(loader(backend, resident=True, batch_size=2))
-        wrong = 0
-        for seed in range(20):
-            cudasim.set_async("random", seed)
-            wrong += bits(loader(backend, batch_size=2)) != wanted
-        cudasim.set_async("lazy", 0)
-        assert wrong
+        monkeypatch.setattr(staging.Slot, "__init__", without)
+    wanted = bits(loader(backend, resident=True, batch_size=2))
+    wrong = 0
+    for seed in range(20):
+        cudasim.set_async("random", seed)
+        wrong += bits(loader(backend, batch_size=2)) != wanted
+    cudasim.set_async("lazy", 0)
+    assert wrong
 
-    class NeverRecorded:
-        """An event that nobody waits for, as it is recorded on no stream."""
 
-        def __init__(self, event: Any) -> None:
-            self.event = event
-            self.ptr = event.ptr
+class NeverRecorded:
+    """An event that nobody waits for, as it is recorded on no stream."""
 
-        def record(self, stream: Any = None) -> None:
-            """Do nothing."""
+    def __init__(self, event: Any) -> None:
+        self.event = event
+        self.ptr = event.ptr
 
-        def synchronize(self) -> None:
-            """Wait for nothing."""
+    def record(self, stream: Any = None) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
 
 
 class TestBlocks:

@@ -1,0 +1,140 @@
+"""`--require-gpu`: nothing that should have run on a GPU passes as skipped."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = ("-p", "tests.conftest", "-p", "no:cacheprovider")
+
+#: Stands for a machine with a GPU, real or emulated, that lacks a package only some tests need.
+MACHINE = """
+import tests.conftest as ours
+
+ours.get_place = lambda _: None
+ours.on_emulator = lambda: {emulated}
+ours.counting = lambda: {counting}
+ours.OPTIONAL = ("package_to_do_without",)
+"""
+
+MODULES = {
+    "top_skip": """
+        import pytest
+        pytest.skip("does not run here", allow_module_level=True)
+    """,
+    "top_import": """
+        import pytest
+        pytest.importorskip("cupy_that_is_not_there")
+    """,
+    "top_optional": """
+        import pytest
+        pytest.importorskip("package_to_do_without", reason="package_to_do_without compiles them")
+    """,
+    "tests": """
+        import pytest
+        gpu = pytest.mark.gpu
+
+        @gpu
+        def test_passing():
+            pass
+
+        @gpu
+        def test_skipping():
+            pytest.skip("does not run here")
+
+        @gpu
+        @pytest.mark.skipif(True, reason="does not run here")
+        def test_skipped_if():
+            pass
+
+        @gpu
+        @pytest.mark.parametrize("x", [])
+        def test_of_nothing(x):
+            pass
+
+        @pytest.fixture
+        def missing():
+            pytest.skip("does not run here")
+
+        @gpu
+        def test_fixture(missing):
+            pass
+
+        @gpu
+        def test_optional():
+            pytest.importorskip("package_to_do_without")
+
+        @gpu
+        def test_import():
+            pytest.importorskip("cupy_that_is_not_there")
+
+        @gpu
+        @pytest.mark.emulated
+        def test_counted():
+            pass
+
+        @gpu
+        @pytest.mark.xfail(strict=False)
+        def test_expected_to_fail():
+            assert False
+
+        def test_of_the_host():
+            pytest.skip("does not run here")
+    """,
+}
+
+MUST_RUN = {
+    *("top_skip", "top_import", "test_skipping", "test_skipped_if", "test_of_nothing"),
+    *("test_fixture", "test_import"),
+}
+MAY_SKIP = {"top_optional", "test_optional", "test_of_the_host"}
+
+
+def outcomes(
+    folder: Path, *, emulated: bool, counting: bool, required: bool = True
+) -> dict[str, str]:
+    """Return how each module and test ended; the name of a skipped one is found by its line."""
+    (folder / "conftest.py").write_text(MACHINE.format(emulated=emulated, counting=counting))
+    for name, source in MODULES.items():
+        lines = [line.removeprefix(" " * 8) for line in source.splitlines()]
+        (folder / f"test_{name}.py").write_text("\n".join(lines))
+    options = ["--require-gpu"] if required else []
+    done = subprocess.run(  # noqa: S603 (our own tests)
+        [sys.executable, "-m", "pytest", *PLUGINS, "-v", "-rA", "-W", "ignore", *options, folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = {}
+    for line in done.stdout.splitlines():
+        if match := re.match(r"\S*::(test_\w+)\S* ([A-Z]+)", line):
+            found[match[1]] = match[2]
+        elif match := re.match(r"(ERROR|SKIPPED)\b.*test_(top_\w+)\.py", line):
+            found[match[2]] = match[1]
+    return found
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_what_is_skipped(tmp_path: Path, emulated: bool) -> None:
+    found = outcomes(tmp_path, emulated=emulated, counting=False)
+    ran = {name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")}
+    # Only an emulator counts what a GPU does; under one, a count that is not made is a failure.
+    counted = {"test_counted"}
+    assert ran == MUST_RUN | (counted if emulated else set())
+    skipped = {name for name, outcome in found.items() if outcome == "SKIPPED"}
+    assert skipped == MAY_SKIP | (set() if emulated else counted)
+    assert found["test_passing"] == "PASSED"
+    assert found["test_expected_to_fail"] == "XFAIL"
+
+
+def test_without_the_option_all_may_be_skipped(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, emulated=True, counting=True, required=False)
+    assert found["test_counted"] == "PASSED"
+    skipped = {name for name, outcome in found.items() if outcome == "SKIPPED"}
+    assert skipped == MUST_RUN | MAY_SKIP
