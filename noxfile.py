@@ -6,12 +6,17 @@ one, as it is. What comes after `--` is handed on to the session's program.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
@@ -19,6 +24,11 @@ nox.options.sessions = []  # without -s, nox lists them
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 EXTRAS = ("cuda12x", "cuda13x")
+#: The commands of the session `gpu`; the README has them for a machine without nox.
+GPU = {
+    "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
+    "benchmark": ("bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json"),
+}
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
 LINT = nox.project.dependency_groups(PYPROJECT, "lint")
@@ -69,12 +79,36 @@ def lowest(session: nox.Session) -> None:
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
 @nox.session(venv_params=["--system-site-packages"])
 def gpu(session: nox.Session) -> None:
-    """Test on a GPU, then time it: `-- cuda13x`, or with the CuPy that is installed."""
+    """Test on a GPU, then time it: `-- cuda13x`, or with the CuPy that is installed.
+
+    `-- here` installs nothing, and takes the Python that runs nox with what it has.
+    """
     arguments = list(session.posargs)
-    extra = f"[{arguments.pop(0)}]" if arguments and arguments[0] in EXTRAS else ""
-    session.install("-e", f".{extra}", *TEST)
-    session.run("python", "-m", "pytest", "-m", "gpu", "--require-gpu", "tests", *arguments)
-    session.run("python", "bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json")
+    source = arguments.pop(0) if arguments and arguments[0] in (*EXTRAS, "here") else ""
+    if source == "here":
+        run = partial(session.run, sys.executable, external=True, env=in_checkout())
+    else:
+        session.install("-e", f".[{source}]" if source else ".", *TEST)
+        run = partial(session.run, "python")
+    more = {"tests": arguments, "benchmark": []}
+    failed = [name for name in GPU if not succeeds(run, *GPU[name], *more[name])]
+    if failed:  # only now: a failed test does not keep the benchmark from running
+        session.error(f"failed: {', '.join(failed)}")
+
+
+def succeeds(run: Callable[..., object], *command: str) -> bool:
+    """Run a command; return whether it succeeded."""
+    try:
+        run(*command)
+    except CommandFailed:
+        return False
+    return True
+
+
+def in_checkout() -> dict[str, str]:
+    """Return the variable with which Python finds gpunn without installing it."""
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 @nox.session
