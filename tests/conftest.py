@@ -101,6 +101,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Any:
+    """Skip a test that turns out to need a library that is optional."""
+    try:
+        return (yield)
+    except gn.errors.BackendUnavailableError as error:
+        if lacks_optional(str(error)):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Turn a skip of a test marked gpu into a failure, where a GPU is required."""
     report = yield
@@ -125,9 +136,14 @@ def refuse_skip(
     if excused or not report.skipped or not config.getoption("require_gpu"):
         return
     why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if not any(name in why for name in OPTIONAL if find_spec(name) is None):
+    if not lacks_optional(why):
         report.outcome = "failed"
         report.longrepr = f"skipped, but --require-gpu was given: {why}"
+
+
+def lacks_optional(why: str) -> bool:
+    """Return whether a reason names an optional package that is not installed."""
+    return any(name in why for name in OPTIONAL if find_spec(name) is None)
 
 
 def on_emulator() -> bool:

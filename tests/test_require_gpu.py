@@ -36,6 +36,7 @@ MODULES = {
         pytest.importorskip("package_to_do_without", reason="package_to_do_without compiles them")
     """,
     "tests": """
+        import gpunn as gn
         import pytest
         gpu = pytest.mark.gpu
 
@@ -70,6 +71,14 @@ MODULES = {
             pytest.importorskip("package_to_do_without")
 
         @gpu
+        def test_optional_library():
+            raise gn.errors.BackendUnavailableError("package_to_do_without is not installed")
+
+        @gpu
+        def test_other_library():
+            raise gn.errors.BackendUnavailableError("cupy_that_is_not_there is not installed")
+
+        @gpu
         def test_import():
             pytest.importorskip("cupy_that_is_not_there")
 
@@ -92,7 +101,7 @@ MUST_RUN = {
     *("top_skip", "top_import", "test_skipping", "test_skipped_if", "test_of_nothing"),
     *("test_fixture", "test_import"),
 }
-MAY_SKIP = {"top_optional", "test_optional", "test_of_the_host"}
+MAY_SKIP = {"top_optional", "test_optional", "test_optional_library", "test_of_the_host"}
 
 
 def outcomes(
@@ -126,7 +135,7 @@ def test_what_is_skipped(tmp_path: Path, emulated: bool) -> None:
     ran = {name for name, outcome in found.items() if outcome in ("FAILED", "ERROR")}
     # Only an emulator counts what a GPU does; under one, a count that is not made is a failure.
     counted = {"test_counted"}
-    assert ran == MUST_RUN | (counted if emulated else set())
+    assert ran == MUST_RUN | {"test_other_library"} | (counted if emulated else set())
     skipped = {name for name, outcome in found.items() if outcome == "SKIPPED"}
     assert skipped == MAY_SKIP | (set() if emulated else counted)
     assert found["test_passing"] == "PASSED"
