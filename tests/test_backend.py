@@ -7,6 +7,7 @@ import contextvars
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -178,11 +179,20 @@ class _RuntimeError(RuntimeError):
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, state: str | int | BaseException | None
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    state: str | int | BaseException | None,
+    rocm: bool = False,
 ) -> None:
-    """Make CuPy absent (None), a module of that source, or one that counts devices or fails to."""
+    """Make CuPy absent (None), a module of that source, or one that counts devices or fails to.
+
+    The source "folder" stands for a folder without one.
+    """
     if isinstance(state, str):
-        (folder / "cupy.py").write_text(state)
+        if state == "folder":
+            (folder / "cupy").mkdir()
+        else:
+            (folder / "cupy.py").write_text(state)
         monkeypatch.syspath_prepend(folder)
         # Set first, so that the end of the test removes what this one is to import.
         monkeypatch.setitem(sys.modules, "cupy", None)  # type: ignore[arg-type]
@@ -194,7 +204,7 @@ def install(
             raise state
         return state
 
-    runtime = SimpleNamespace(CUDARuntimeError=_RuntimeError, getDeviceCount=count)
+    runtime = SimpleNamespace(CUDARuntimeError=_RuntimeError, getDeviceCount=count, is_hip=rocm)
     cuda = SimpleNamespace(runtime=runtime, Device=lambda: SimpleNamespace(id=0))
     fake = None if state is None else SimpleNamespace(cuda=cuda)
     monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
@@ -212,6 +222,7 @@ UNAVAILABLE = {
     ),
     "crashing": ("[][0]", ["installed but cannot be imported", "index out of range"]),
     "stray": ("", ["is not CuPy", "has no attribute 'cuda'", "cupy.py", "pip install"]),
+    "stray folder": ("folder", ["is not CuPy", "has no attribute 'cuda'", "/cupy", "rename it"]),
     "no driver": (_RuntimeError(35), ["no working NVIDIA driver", "cudaError35", "nvidia-smi"]),
     "no device": (_RuntimeError(100), ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
     "none counted": (0, ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
@@ -256,6 +267,15 @@ class TestUnavailable:
             device = SimpleNamespace(id=index)
             monkeypatch.setattr(sys.modules["cupy"].cuda, "Device", lambda device=device: device)
             assert str(gn.get_backend("auto")) == str(gn.get_backend("cupy")) == f"cupy:{index}"
+
+    @pytest.mark.parametrize("status", [35, 100])
+    def test_on_rocm_nothing_is_said_of_nvidias(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
+    ) -> None:
+        install(monkeypatch, tmp_path, _RuntimeError(status), rocm=True)
+        with pytest.raises(BackendUnavailableError, match="`rocm-smi` lists") as caught:
+            gn.get_backend("cupy")
+        assert not re.search("nvidia|cuda_", str(caught.value), flags=re.IGNORECASE)
 
     @pytest.mark.parametrize("works_before", [False, True])
     def test_a_forked_process_is_told_to_be_spawned(

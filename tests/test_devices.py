@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpunn as gn
+from gpunn import kernels as kernels_module
 from tests.conftest import OnlyDLPack, get_place
 
 pytestmark = pytest.mark.gpu
@@ -143,3 +145,36 @@ def test_arrays_on_another_gpu_are_taken_there() -> None:
     assert gn.Loader(Interface(x), batch_size=1).backend == gn.get_backend("cupy:1")
     assert gn.Loader(OnlyDLPack(x), batch_size=1).backend == gn.get_backend("cupy:1")
     assert gn.get_backend("cupy:0").asarray(Interface(x)).device.id == 0
+
+
+@pytest.fixture
+def rocm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if CuPy were for ROCm: no source of ours may be compiled, and no kernel of CUDA's used."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a kernel of CUDA's was asked for")
+
+    monkeypatch.setattr(kernels_module, "on_rocm", lambda: True)
+    monkeypatch.setattr(kernels_module, "_BY_TYPE", {})
+    for name in ("RawKernel", "RawModule"):
+        monkeypatch.setattr(cupy, name, refuse)
+    monkeypatch.setitem(sys.modules, "gpunn.kernels.cupy_", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("rocm")
+class TestRocm:
+    @pytest.mark.parametrize("resident", [True, False])
+    def test_the_readable_loop_trains_there(self, resident: bool) -> None:
+        x, y = data()
+        there, history = trained("cupy", x, y, backend="cupy", resident=resident)
+        here, reference = trained("numpy", x, y, backend="numpy")
+        np.testing.assert_allclose(
+            history["validation_loss"], reference["validation_loss"], rtol=1e-4
+        )
+        outputs = gn.to_numpy(there.predict_proba(cupy.asarray(x)))
+        np.testing.assert_allclose(outputs, here.predict_proba(x), rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.two_devices
+    def test_a_step_by_hand_needs_no_current_device(self) -> None:
+        test_a_step_by_hand_needs_no_current_device()
+        test_backward_by_hand_needs_no_current_device()

@@ -108,11 +108,13 @@ class FakeCupy:
         kernel: Exception | int = 3,
         product: Exception | int = 0,
         unreadable: int | None = None,
+        is_hip: bool = False,
     ) -> None:
         self.count, self.kernel, self.product, self.unreadable = count, kernel, product, unreadable
         self.compiled_on: list[tuple[int, str | None]] = []
         runtime = SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
+            is_hip=is_hip,
             driverGetVersion=lambda: driver,
             runtimeGetVersion=lambda: built_for,
             getDeviceCount=self.get_device_count,
@@ -723,6 +725,59 @@ class TestBroken:
                 "CUDA_PATH to its folder; until then, set GPUNN_BACKEND=numpy"
             )
         ]
+
+
+class TestRocm:
+    """CuPy for AMD's GPUs: nothing is said of NVIDIA's drivers, toolkits and packages."""
+
+    VERSIONS = {"driver": 60_443_484, "built_for": 60_342_134, "is_hip": True}  # noqa: RUF012
+
+    def test_what_is_used_there(
+        self, capsys: pytest.CaptureFixture[str], install: Install, fake: Callable[..., FakeCupy]
+    ) -> None:
+        fake(**self.VERSIONS)
+        install(amd_cupy="13.5.1")
+        code, lines = run(capsys)
+        assert (code, lines["result"]) == (0, ["auto is cupy:0, which works"])
+        assert lines["CuPy"] == ["14.2.0 (amd-cupy 13.5.1) for ROCm 6.3"]
+        assert lines["driver"] == ["up to ROCm 6.4"]
+        assert lines["note"] == [
+            "on ROCm all is computed by CuPy's own kernels; gpunn's fused kernels are for CUDA"
+        ]
+        main(["doctor", "--json"])
+        assert json.loads(capsys.readouterr().out)["on_rocm"] is True
+
+    @pytest.mark.parametrize("built_for", [60_342_134, 70_000_000])
+    def test_an_older_driver_gives_no_advice_on_cuda(
+        self, capsys: pytest.CaptureFixture[str], fake: Callable[..., FakeCupy], built_for: int
+    ) -> None:
+        fake(**self.VERSIONS | {"driver": 50_000_000, "built_for": built_for})
+        assert run(capsys)[1]["note"] == [doctor._ROCM]
+
+    @pytest.mark.parametrize(
+        ("error", "remedy"),
+        [
+            (
+                CompileException("hiprtc: error"),
+                "install ROCm 6.3, and set ROCM_HOME to its folder",
+            ),
+            (OutOfMemoryError(""), "free memory; `rocm-smi` lists the processes that hold it"),
+            (
+                ZeroDivisionError(),
+                "update the driver, and install ROCm 6.3, and set ROCM_HOME to its folder",
+            ),
+        ],
+    )
+    def test_what_mends_it(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        fake: Callable[..., FakeCupy],
+        error: Exception,
+        remedy: str,
+    ) -> None:
+        fake(**self.VERSIONS, kernel=error)
+        code, lines = run(capsys, "--backend", "cupy")
+        assert (code, lines["result"]) == (1, [f"cupy:0 does not work: {remedy}"])
 
 
 class TestEnvironment:

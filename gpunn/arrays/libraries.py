@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,6 +77,37 @@ def strict_name(index: int) -> str:
     return f"device{index}" if index else "CPU_DEVICE"
 
 
+class Vendor(NamedTuple):
+    """Who makes the GPUs that CuPy is built for.
+
+    Attributes
+    ----------
+    name, platform : str
+        Such as "NVIDIA" and "CUDA".
+    tool, variable : str
+        The command that lists the GPUs, and the environment variable that hides some.
+    """
+
+    name: str
+    platform: str
+    tool: str
+    variable: str
+
+
+NVIDIA = Vendor("NVIDIA", "CUDA", "nvidia-smi", "CUDA_VISIBLE_DEVICES")
+AMD = Vendor("AMD", "ROCm", "rocm-smi", "ROCR_VISIBLE_DEVICES")
+
+
+def vendor_of(runtime: Any) -> Vendor:
+    """Return the vendor whose GPUs CuPy's runtime is for."""
+    return AMD if getattr(runtime, "is_hip", False) else NVIDIA
+
+
+def on_rocm() -> bool:
+    """Return whether CuPy is for AMD's GPUs."""
+    return vendor_of(require("cupy", INSTALL_CUPY).cuda.runtime) is AMD
+
+
 def cupy_device(index: int | None) -> int:
     """Return the index of a device that CuPy can use; None asks for its current one.
 
@@ -95,11 +126,13 @@ def cupy_device(index: int | None) -> int:
             f"the module cupy in {getattr(cupy, '__path__', cupy.__file__)} is not CuPy "
             f"({error}): rename it, and {INSTALL_CUPY}"
         ) from error
-    count = _count_devices(runtime)
+    vendor = vendor_of(runtime)
+    count = _count_devices(runtime, vendor)
     if count == 0:
         raise BackendUnavailableError(
-            "CuPy is installed, but there is no CUDA device: check that `nvidia-smi` lists a GPU "
-            "and that the environment variable CUDA_VISIBLE_DEVICES does not hide it"
+            f"CuPy is installed, but there is no {vendor.platform} device: check that "
+            f"`{vendor.tool}` lists a GPU and that the environment variable {vendor.variable} does "
+            "not hide it"
         )
     if index is None:
         return int(cupy.cuda.Device().id)
@@ -111,7 +144,7 @@ def cupy_device(index: int | None) -> int:
     return index
 
 
-def _count_devices(runtime: Any) -> int:
+def _count_devices(runtime: Any, vendor: Vendor) -> int:
     try:
         return int(runtime.getDeviceCount())
     except runtime.CUDARuntimeError as error:
@@ -120,12 +153,12 @@ def _count_devices(runtime: Any) -> int:
             return 0
         if status == _NOT_INITIALIZED:
             raise DeviceError(
-                f"CUDA cannot start in this process ({error}). If the process was forked after "
-                "CUDA had started, spawn it instead: multiprocessing.get_context('spawn'), or let "
-                "it work on backend='numpy'. If not, the driver is broken: repair it until "
-                "`nvidia-smi` lists the GPU"
+                f"{vendor.platform} cannot start in this process ({error}). If the process was "
+                "forked after it had started, spawn it instead: "
+                "multiprocessing.get_context('spawn'), or let it work on backend='numpy'. If not, "
+                f"the driver is broken: repair it until `{vendor.tool}` lists the GPU"
             ) from error
         raise BackendUnavailableError(
-            f"CuPy is installed, but there is no working NVIDIA driver for it ({error}): "
-            "install or update the driver until `nvidia-smi` lists the GPU"
+            f"CuPy is installed, but there is no working {vendor.name} driver for it ({error}): "
+            f"install or update the driver until `{vendor.tool}` lists the GPU"
         ) from error

@@ -10,6 +10,7 @@ import os
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of
+from gpunn.arrays.libraries import on_rocm
 from gpunn.errors import DTypeError
 from gpunn.kernels.reference import Kernels
 
@@ -37,12 +38,21 @@ def _make(x: Array) -> Kernels:
             "numpy.asarray(x) makes one of a list"
         )
     if backend.package == "cupy":
-        from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
-
-        return CupyKernels(backend.xp)
+        return _for_cupy()(backend.xp)
     if backend.package == "numpy":
         return _for_numpy()(backend.xp)
     return Kernels(backend.xp)
+
+
+def _for_cupy() -> type[Kernels]:
+    """Return the CUDA kernels; on ROCm, where nothing of NVIDIA's is, the reference."""
+    if on_rocm():
+        from gpunn.kernels.rocm import RocmKernels  # noqa: PLC0415 (seldom needed)
+
+        return RocmKernels
+    from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
+
+    return CupyKernels
 
 
 def _for_numpy() -> type[Kernels]:

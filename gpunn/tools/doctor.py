@@ -17,13 +17,17 @@ from collections.abc import Callable
 from typing import Any
 
 from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
+from gpunn.arrays.libraries import AMD, vendor_of
 from gpunn.errors import BackendUnavailableError, SettingError
 from gpunn.tools.probe import ProbeError, attempt, one_line
 from gpunn.tools.report import Device, Report
 from gpunn.tools.selftest import check_backend
 
 #: The names under which CuPy is installed; all of them own the same files.
-_PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
+_PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "amd-cupy")
+
+
+_ROCM = "on ROCm all is computed by CuPy's own kernels; gpunn's fused kernels are for CUDA"
 
 
 def examine(asked: str, version: str) -> Report:
@@ -112,15 +116,19 @@ def _inspect_cupy(report: Report) -> None:
         report.notes.append(_for_driver(driver))
     else:
         driver, built_for = _version(runtime.driverGetVersion), _version(runtime.runtimeGetVersion)
-        report.cuda_runtime = _as_text(built_for)
+        report.on_rocm = vendor_of(runtime) is AMD
+        report.cuda_runtime = _as_text(built_for, report)
         if report.cupy_problem is None:
             report.devices = [_device(cupy, i) for i in range(runtime.getDeviceCount())]
-        if 0 < driver // 1000 < built_for // 1000:
+        if report.on_rocm:
+            report.notes.append(_ROCM)
+        elif 0 < driver // 1000 < built_for // 1000:
             report.notes.append(
-                f"CuPy is for CUDA {_as_text(built_for)}, the driver up to {_as_text(driver)}: "
-                f"update the driver, or change CuPy; {_for_driver(driver)}"
+                f"CuPy is for CUDA {report.cuda_runtime}, the driver up to "
+                f"{_as_text(driver, report)}: update the driver, or change CuPy; "
+                f"{_for_driver(driver)}"
             )
-    report.cuda_driver = _as_text(driver)
+    report.cuda_driver = _as_text(driver, report)
     if len(report.packages) > 1:
         report.notes.append(
             f"{' and '.join(report.packages)} overwrite each other's files: pip uninstall "
@@ -158,9 +166,10 @@ def _version(get_version: Callable[[], int]) -> int:
         return 0
 
 
-def _as_text(number: int) -> str | None:
-    """Format a CUDA version: 12090 as "12.9", and 0 (no CUDA) as None."""
-    return f"{number // 1000}.{number % 1000 // 10}" if number else None
+def _as_text(number: int, report: Report) -> str | None:
+    """Format a version: CUDA's 12090 as "12.9", ROCm's 60342134 as "6.3", and 0 (none) as None."""
+    major, minor = (10_000_000, 100_000) if report.on_rocm else (1000, 10)
+    return f"{number // major}.{number % major // minor}" if number else None
 
 
 def _driver_version() -> int:

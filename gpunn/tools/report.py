@@ -85,8 +85,11 @@ class Report:
         The version of CuPy; None if it cannot be imported.
     cupy_problem : str or None
         Why CuPy cannot be used; None if it has a device. The checks say whether the device works.
+    on_rocm : bool
+        Whether CuPy is for ROCm, on AMD's GPUs, and not for CUDA.
     cuda_runtime, cuda_driver : str or None
-        The version of CUDA that CuPy was built for, and the latest that the driver supports.
+        The version of CUDA (or ROCm) that CuPy was built for, and the latest that the driver
+        supports.
     devices : list of Device
         The GPUs.
     notes : list of str
@@ -109,6 +112,7 @@ class Report:
     packages: dict[str, str] = field(default_factory=dict)
     cupy: str | None = None
     cupy_problem: str | None = None
+    on_rocm: bool = False
     cuda_runtime: str | None = None
     cuda_driver: str | None = None
     devices: list[Device] = field(default_factory=list)
@@ -127,7 +131,7 @@ class Report:
         return json.dumps({**asdict(self), "works": self.works}, indent=2)
 
     def __str__(self) -> str:
-        driver = f"up to CUDA {self.cuda_driver}" if self.cuda_driver else "none found"
+        driver = f"up to {self._platform} {self.cuda_driver}" if self.cuda_driver else "none found"
         lines = [
             ("gpunn", self.gpunn),
             ("Python", f"{self.python} on {self.system}"),
@@ -142,11 +146,16 @@ class Report:
         ]
         return "\n".join(f"{label:<8}{text}" for label, text in lines)
 
+    @property
+    def _platform(self) -> str:
+        return "ROCm" if self.on_rocm else "CUDA"
+
     def _cupy_line(self) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in self.packages.items())
         if self.cupy is None:
             return f"{packages}, cannot be imported" if packages else "not installed"
-        return f"{self.cupy} ({packages or 'from no package'}) for CUDA {self.cuda_runtime}"
+        built_for = f"{self._platform} {self.cuda_runtime}"
+        return f"{self.cupy} ({packages or 'from no package'}) for {built_for}"
 
     def _result_line(self) -> str:
         name = self.backend or self.asked

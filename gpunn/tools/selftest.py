@@ -10,6 +10,7 @@ from typing import Any
 
 from gpunn.arrays.backend import Backend, get_backend
 from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.libraries import AMD, NVIDIA
 from gpunn.tools.probe import ProbeError, attempt
 from gpunn.tools.report import Check, Report
 
@@ -82,20 +83,23 @@ def _without_kernel_files() -> Iterator[None]:
 
 def _remedy_for_cupy(report: Report, signs: str) -> str:
     """Return the fix for a failed check on CuPy, chosen by words of its error in lower case."""
+    vendor = AMD if report.on_rocm else NVIDIA
     major = (report.cuda_runtime or "").partition(".")[0]
     # The compiler, its headers and cuBLAS come with [ctk], or from a toolkit on the machine.
     toolkit = f"install the CUDA {major} toolkit, and set CUDA_PATH to its folder"
     if (package := f"cupy-cuda{major}x") in report.packages:
         toolkit = f'pip install "{package}[ctk]"'
+    if report.on_rocm:
+        toolkit = f"install ROCm {report.cuda_runtime}, and set ROCM_HOME to its folder"
     change = "cupy-cuda12x supports older GPUs, cupy-cuda13x compute capability 7.5 and later"
     known = {
         (
             "outofmemory",
             "memoryallocation",
-        ): "free memory; `nvidia-smi` lists the processes that hold it",
+        ): f"free memory; `{vendor.tool}` lists the processes that hold it",
         ("gpu-architecture", "no kernel image"): f"install a CuPy for this GPU: {change}",
         ("insufficient", "unsupportedptx", "unsupported_ptx"): "update the driver",
-        ("compileexception", "nvrtc", "importerror", "failure finding"): toolkit,
+        ("compileexception", "nvrtc", "hiprtc", "importerror", "failure finding"): toolkit,
     }
     for words, remedy in known.items():
         if any(word in signs for word in words):

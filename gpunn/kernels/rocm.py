@@ -1,0 +1,42 @@
+"""Kernels for CuPy on ROCm: the reference, since the CUDA sources and cuBLAS are not for AMD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from inspect import isfunction
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.kernels.reference import Kernels
+
+
+class RocmKernels(Kernels):
+    """The kernels of the reference, each on the device of its first array.
+
+    CuPy computes on the current device, which in a step by hand may be another.
+    """
+
+
+def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def on_its_device(self: Kernels, *arguments: Any, **settings: Any) -> Any:
+        with scope_of(next(_arrays(arguments), None)):
+            return method(self, *arguments, **settings)
+
+    return on_its_device
+
+
+def _arrays(arguments: Iterable[Any]) -> Iterator[Array]:
+    """Yield the arrays among arguments, and in lists and records of them."""
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
+            yield from _arrays(argument)
+        elif backend_of(argument) is not None:
+            yield argument
+
+
+for _name, _method in vars(Kernels).items():
+    if isfunction(_method) and not _name.startswith("_"):
+        setattr(RocmKernels, _name, _on_its_device(_method))
