@@ -222,7 +222,7 @@ UNAVAILABLE = {
     ),
     "crashing": ("[][0]", ["installed but cannot be imported", "index out of range"]),
     "stray": ("", ["is not CuPy", "has no attribute 'cuda'", "cupy.py", "pip install"]),
-    "stray folder": ("folder", ["is not CuPy", "has no attribute 'cuda'", "/cupy", "rename it"]),
+    "stray folder": ("folder", ["/cupy is not CuPy", "has no attribute 'cuda'", "rename it"]),
     "no driver": (_RuntimeError(35), ["no working NVIDIA driver", "cudaError35", "nvidia-smi"]),
     "no device": (_RuntimeError(100), ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
     "none counted": (0, ["no CUDA device", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),

@@ -122,9 +122,9 @@ def cupy_device(index: int | None) -> int:
     try:
         runtime = cupy.cuda.runtime
     except AttributeError as error:
+        where = getattr(cupy, "__file__", None) or next(iter(cupy.__path__))  # a folder has none
         raise BackendUnavailableError(
-            f"the module cupy in {getattr(cupy, '__path__', cupy.__file__)} is not CuPy "
-            f"({error}): rename it, and {INSTALL_CUPY}"
+            f"the module cupy in {where} is not CuPy ({error}): rename it, and {INSTALL_CUPY}"
         ) from error
     vendor = vendor_of(runtime)
     count = _count_devices(runtime, vendor)
