@@ -17,10 +17,9 @@ import numpy as np
 from gpunn._typing import Array, Namespace
 from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
+from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
 from gpunn.kernels.cupy_launch import (
-    THREADS,
     cuda_kernel,
-    grid,
     launch_gather,
     launch_loss,
     launch_update,
@@ -31,8 +30,6 @@ from gpunn.kernels.reference import Kernels
 from gpunn.kernels.update import Update
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-
-_FEW_ROWS = 1024  # up to here a block sums columns itself; beyond, a product is faster
 
 
 def _on_device_of_first(method: _Method) -> _Method:
@@ -90,7 +87,7 @@ class CupyKernels(Kernels):
         x = cupy.ascontiguousarray(x)
         h = cupy.empty_like(x)
         kernel = cuda_kernel("activation", "activation", x.dtype, ACTIVATION=name)
-        kernel(grid(x.size), (THREADS,), (x, h, x.size, a))
+        kernel(*over_entries(x.size), (x, h, x.size, a))
         return h
 
     @_on_device_of_first
@@ -107,7 +104,8 @@ class CupyKernels(Kernels):
         bias = None if bias is None else cupy.ascontiguousarray(bias)
         h = z if formula.saves_output else cupy.empty_like(z)
         kernel = cuda_kernel("activation", "bias_activation", z.dtype, ACTIVATION=name)
-        kernel(grid(z.size), (THREADS,), (z, bias, h, z.size, z.shape[1], a))
+        n, p = z.shape
+        kernel(*over_rows(n, -(-p // PACK)), (z, bias, h, n, p, a))
         return h, (h if formula.saves_output else z)
 
     @_on_device_of_first
@@ -122,7 +120,7 @@ class CupyKernels(Kernels):
         grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
         result = cupy.empty_like(grad)
         kernel = cuda_kernel("activation", "activation_backward", grad.dtype, ACTIVATION=name)
-        kernel(grid(grad.size), (THREADS,), (grad, saved, result, grad.size, a))
+        kernel(*over_entries(grad.size), (grad, saved, result, grad.size, a))
         return result
 
     @_on_device_of_first
@@ -131,7 +129,8 @@ class CupyKernels(Kernels):
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient: one launch for few rows, else also a product."""
         known = _served_formula(formula, grad, saved)
-        if known is None or known[0] == "identity" or grad.shape[0] > _FEW_ROWS:
+        launch = over_columns(*grad.shape)
+        if known is None or known[0] == "identity" or launch is None:
             grad = self.activation_backward(grad, saved, formula)
             return grad, self.column_sums(grad, into)
         name, a = known
@@ -140,7 +139,7 @@ class CupyKernels(Kernels):
         result = cupy.empty_like(grad)
         sums = cupy.empty(p, grad.dtype) if into is None else into
         kernel = cuda_kernel("activation", "activation_backward_sums", grad.dtype, ACTIVATION=name)
-        kernel((-(-p // 32),), (32, 8), (grad, saved, result, sums, n, p, a))
+        kernel(*launch, (grad, saved, result, sums, n, p, a))
         return result, sums
 
     @_on_device_of_first
@@ -159,7 +158,7 @@ class CupyKernels(Kernels):
         y, mask = cupy.empty_like(x), cupy.empty_like(x)
         kept = 1.0 / (1.0 - rate)
         arguments = (x, y, mask, x.size, np.uint64(key), round(rate * 2**32), kept)
-        cuda_kernel("dropout", "dropout", x.dtype)(grid(x.size), (THREADS,), arguments)
+        cuda_kernel("dropout", "dropout", x.dtype)(*over_entries(x.size), arguments)
         return y, mask
 
     # Losses

@@ -13,9 +13,9 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.kernels.cuda import MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
+from gpunn.kernels.cuda.grids import MOST_PARTIALS, THREADS, over_rows
 from gpunn.kernels.update import Slots, Update
 
-THREADS = 256
 _PIECE = 4096  # entries per block of the optimizer, as in optimizer.cu
 
 # The structs of optimizer.cu and data.cu. All fields have eight bytes, so there are no gaps.
@@ -67,12 +67,13 @@ def _launch_tables(
     limit = math.inf if update.clip_value is None else float(update.clip_value)
     partial, partials = None, 0
     if update.clip_norm is not None:
-        partial = cupy.empty(sum(blocks for _, blocks in tables), dtype)
-        for table, blocks in tables:
+        shares = [min(blocks, MOST_PARTIALS) for _, blocks in tables]
+        partial = cupy.empty(sum(shares), dtype)
+        for (table, _), share in zip(tables, shares, strict=True):
             cuda_kernel("optimizer", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
-                (blocks,), (THREADS,), (table, partial, partials, limit)
+                (share,), (THREADS,), (table, partial, partials, limit)
             )
-            partials += blocks
+            partials += share
     limits = limit, float(update.clip_norm or 0.0)
     for table, blocks in tables:
         cuda_kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))(
@@ -111,8 +112,8 @@ def launch_gather(arrays: Sequence[Array], indices: Array) -> list[Array]:
     unit = next(unit for unit in UNITS if not any(n % unit for n in (*row_bytes, *sources)))
     columns = {"from": sources, "to": targets, "width": [n // unit for n in row_bytes]}
     kernel = cuda_kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
-    blocks = grid(max(row_bytes) // unit * indices.size)
-    kernel(blocks, (THREADS,), (_table(_GATHER_TABLE, columns), indices, indices.size))
+    launch = over_rows(indices.size, max(row_bytes) // unit)
+    kernel(*launch, (_table(_GATHER_TABLE, columns), indices, indices.size))
     return results
 
 
@@ -157,11 +158,6 @@ def launch_loss(
         shared_mem=lanes * rows * prediction.itemsize,
     )
     return losses, grad
-
-
-def grid(size: int) -> tuple[int]:
-    """Return a grid of one thread per entry, up to a size from which threads loop."""
-    return (min(-(-size // THREADS), 65_536),)
 
 
 def cuda_kernel(file: str, name: str, dtype: Any, **macros: str) -> Any:

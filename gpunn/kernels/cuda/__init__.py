@@ -13,7 +13,7 @@ import numpy as np
 #: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 #: What rows are copied in, by the number of bytes.
-UNITS = {8: "long long", 4: "int", 1: "char"}
+UNITS = {16: "int4", 8: "long long", 4: "int", 1: "char"}
 #: Arrays of the optimizer; their pointers must fit in 4 KB of kernel parameters.
 MOST_ARRAYS = 48
 #: Parts of a batch: x, y and weights.
@@ -48,12 +48,16 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
 
 
 def source(file: str) -> str:
-    """Return the CUDA source of that name."""
-    return files("gpunn.kernels.cuda").joinpath(f"{file}.cu").read_text(encoding="utf-8")
+    """Return the CUDA source of that name, with common.cuh in place of its include."""
+    folder = files("gpunn.kernels.cuda")
+    text, common = (
+        folder.joinpath(name).read_text(encoding="utf-8") for name in (f"{file}.cu", "common.cuh")
+    )
+    return text.replace('#include "common.cuh"\n', common)
 
 
 def options(file: str, macros: dict[str, str]) -> tuple[str, ...]:
     """Return the compiler's options for one of the `VARIANTS` of a source."""
     if macros not in VARIANTS[file]:
         raise LookupError(f"{file}.cu is not compiled with {macros} in any test; see VARIANTS")
-    return tuple(f"-D{name}={value}" for name, value in sorted(macros.items()))
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in sorted(macros.items())))

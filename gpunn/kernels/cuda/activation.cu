@@ -4,6 +4,8 @@
 // and NAME_gradient take the parameter a (a slope, a limit) where the formula has one. A test of
 // the form x < 0 rather than x >= 0 lets NaN through, so that it is seen.
 
+#include "common.cuh"
+
 typedef REAL T;
 
 #define JOIN_(a, b) a##b
@@ -59,48 +61,67 @@ __device__ T gelu_gradient(T g, T x, T approximate) {
   return g * (p + x * density);
 }
 
-// z += bias; h = f(z). `z` and `h` may be one array; `bias` may be null. (n, p), row by row.
-extern "C" __global__ void bias_activation(T* z, const T* bias, T* h, long long size, long long p, double a) {
-  long long step = (long long)gridDim.x * blockDim.x;
-  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += step) {
-    T x = bias ? z[i] + bias[i % p] : z[i];
-    if (bias && z != h) z[i] = x;
-    h[i] = ACTIVATION(x, T(a));
+// z += bias; h = f(z), for (n, p) arrays. `z` and `h` may be one array; `bias` may be null. The grid's
+// x and the block's y count rows, the others columns, so no thread divides to find its column.
+extern "C" __global__ void bias_activation(
+    T* z, const T* bias, T* h, long long n, long long p, double a) {
+  long long lane = (long long)blockIdx.y * blockDim.x + threadIdx.x;
+  long long lanes = (long long)gridDim.y * blockDim.x, step = (long long)gridDim.x * blockDim.y;
+  bool packed = aligned(z, bias, h) && p * sizeof(T) % PACK_BYTES == 0;
+  for (long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y; row < n; row += step) {
+    T *z_row = z + row * p, *h_row = h + row * p;
+    over<T>(0, p, lane, lanes, packed, [=](auto pack, long long i) {
+      auto x = pack.load(z_row + i);
+      if (bias) {
+        auto b = pack.load(bias + i);
+        for (int k = 0; k < pack.n; ++k) x.of[k] += b.of[k];
+        if (z != h) x.store(z_row + i);
+      }
+      for (int k = 0; k < pack.n; ++k) x.of[k] = ACTIVATION(x.of[k], T(a));
+      x.store(h_row + i);
+    });
   }
 }
 
 // h = f(x), and x stays as it is.
 extern "C" __global__ void activation(const T* x, T* h, long long size, double a) {
-  long long step = (long long)gridDim.x * blockDim.x;
-  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += step)
-    h[i] = ACTIVATION(x[i], T(a));
+  over_all<T>(size, aligned(x, h), [=](auto pack, long long i) {
+    auto some = pack.load(x + i);
+    for (int k = 0; k < pack.n; ++k) some.of[k] = ACTIVATION(some.of[k], T(a));
+    some.store(h + i);
+  });
 }
 
 // grad_x = dJ/dx from grad = dJ/dh and what the forward pass saved.
 extern "C" __global__ void activation_backward(
     const T* grad, const T* saved, T* grad_x, long long size, double a) {
-  long long step = (long long)gridDim.x * blockDim.x;
-  for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += step)
-    grad_x[i] = GRADIENT(grad[i], saved[i], T(a));
+  over_all<T>(size, aligned(grad, saved, grad_x), [=](auto pack, long long i) {
+    auto g = pack.load(grad + i), s = pack.load(saved + i);
+    for (int k = 0; k < pack.n; ++k) g.of[k] = GRADIENT(g.of[k], s.of[k], T(a));
+    g.store(grad_x + i);
+  });
 }
 
-// The same, and sums[c] = the sum of column c of grad_x: the gradient of the bias. A block of
-// (32, 8) threads works on 32 columns, eight rows at a time.
+// The same, and sums[c] = the sum of column c of grad_x: the gradient of the bias. A block of 256
+// threads takes one column per x, and its y (a power of two) go down the rows together.
 extern "C" __global__ void activation_backward_sums(
-    const T* grad, const T* saved, T* grad_x, T* sums, long long n, long long p, double a) {
-  __shared__ T partial[8][33];  // 33: no two columns of threads in one bank
-  long long column = (long long)blockIdx.x * 32 + threadIdx.x;
+    const T* grad, const T* saved, T* __restrict__ grad_x, T* sums, long long n, long long p,
+    double a) {
+  __shared__ T partial[256];
+  long long column = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   T sum = T(0);
   if (column < p)
-    for (long long row = threadIdx.y; row < n; row += 8) {
+    for (long long row = threadIdx.y; row < n; row += blockDim.y) {
       long long i = row * p + column;
       T g = GRADIENT(grad[i], saved[i], T(a));
       grad_x[i] = g;
       sum += g;
     }
-  partial[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= p) return;
-  for (int y = 1; y < 8; ++y) sum += partial[y][threadIdx.x];
-  sums[column] = sum;
+  T* mine = partial + threadIdx.y * blockDim.x + threadIdx.x;
+  *mine = sum;
+  for (int rows = blockDim.y / 2; rows > 0; rows /= 2) {
+    __syncthreads();
+    if (threadIdx.y < rows) *mine += mine[rows * blockDim.x];
+  }
+  if (threadIdx.y == 0 && column < p) sums[column] = *mine;
 }

@@ -1,20 +1,29 @@
-// Batches and masks.
+// Batches: rows of up to MOST arrays, copied in units of UNIT.
+
+#include "common.cuh"
 
 typedef UNIT U;
 
-// Copy rows of up to MOST arrays at `indices`, in one launch; rows are counted in units of UNIT.
-struct Rows {
+struct Rows {  // its layout is known to the Python side, too
   const U* from[MOST];
   U* to[MOST];
   long long width[MOST];  // units a row
   long long count;
 };
 
-extern "C" __global__ void gather(Rows rows, const long long* indices, long long n) {
-  long long step = (long long)gridDim.x * blockDim.x;
-  for (long long a = 0; a < rows.count; ++a) {
-    long long width = rows.width[a];
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n * width; i += step)
-      rows.to[a][i] = rows.from[a][indices[i / width] * width + i % width];
+// Copy the rows of all arrays at `indices`. The grid's x and the block's y count rows, the grid's y
+// and the block's x units in a row, so no thread divides to find its place.
+extern "C" __global__ void gather(
+    const __grid_constant__ Rows rows, const long long* indices, long long n) {
+  long long lane = (long long)blockIdx.y * blockDim.x + threadIdx.x;
+  long long lanes = (long long)gridDim.y * blockDim.x, step = (long long)gridDim.x * blockDim.y;
+  for (long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y; row < n; row += step) {
+    long long chosen = indices[row];
+    for (int a = 0; a < rows.count; ++a) {
+      long long width = rows.width[a];
+      const U* from = rows.from[a] + chosen * width;
+      U* to = rows.to[a] + row * width;
+      for (long long i = lane; i < width; i += lanes) to[i] = from[i];
+    }
   }
 }

@@ -5,6 +5,8 @@
 // sent there each time. Block b works on the array whose range of blocks holds b, on a piece of
 // PIECE numbers.
 
+#include "common.cuh"
+
 typedef REAL T;
 
 #define PIECE 4096
@@ -25,13 +27,18 @@ struct Piece {
   long long begin, end;
 };
 
-__device__ Piece piece_of(const Arrays& arrays, int block) {
+__device__ Piece piece_of(const Arrays& arrays, long long block) {
   int i = 0;
   while (i + 1 < arrays.count && block >= arrays.first_block[i + 1]) ++i;
-  long long begin = (long long)(block - arrays.first_block[i]) * PIECE;
+  long long begin = (block - arrays.first_block[i]) * PIECE;
   long long end = begin + PIECE < arrays.size[i] ? begin + PIECE : arrays.size[i];
-  Piece piece = {i, begin, end};
-  return piece;
+  return {i, begin, end};
+}
+
+// The entries of a piece, divided among the threads of the block.
+template <typename Work>
+__device__ void over_piece(Piece piece, bool aligned, Work work) {
+  over<T>(piece.begin, piece.end, threadIdx.x, blockDim.x, aligned, work);
 }
 
 __device__ T clipped(T g, T limit) {
@@ -55,14 +62,23 @@ __device__ T sum_of_block(T* sums, T own) {
   return sums[0];
 }
 
-// partial[first + b] = the sum of squares of block b's piece of the (clipped) gradients.
-extern "C" __global__ void squared_norm(Arrays arrays, T* partial, long long first, double clip_value) {
+// partial[first + b] = the sum of squares of the (clipped) gradients in block b's pieces. Few blocks
+// are launched, however many pieces there are: every block of the update adds up all of `partial`.
+extern "C" __global__ void squared_norm(
+    const __grid_constant__ Arrays arrays, T* partial, long long first, double clip_value) {
   __shared__ T sums[256];
-  Piece piece = piece_of(arrays, blockIdx.x);
   T sum = T(0);
-  for (long long j = piece.begin + threadIdx.x; j < piece.end; j += blockDim.x) {
-    T g = clipped(arrays.grad[piece.array][j], T(clip_value));
-    sum += g * g;
+  long long pieces = arrays.first_block[arrays.count];
+  for (long long b = blockIdx.x; b < pieces; b += gridDim.x) {
+    Piece piece = piece_of(arrays, b);
+    const T* grad = arrays.grad[piece.array];
+    over_piece(piece, aligned(grad), [=, &sum](auto pack, long long j) {
+      auto some = pack.load(grad + j);
+      for (int k = 0; k < pack.n; ++k) {
+        T g = clipped(some.of[k], T(clip_value));
+        sum += g * g;
+      }
+    });
   }
   sum = sum_of_block(sums, sum);
   if (threadIdx.x == 0) partial[first + blockIdx.x] = sum;
@@ -80,42 +96,50 @@ __device__ T shrinkage(T* sums, const T* partial, long long partials, T clip_nor
 // In both kernels g is clipped, scaled by the shrinkage, and decayed; then comes the update.
 
 extern "C" __global__ void sgd(
-    Arrays arrays, const T* partial, long long partials, double clip_value, double clip_norm,
-    double learning_rate, double momentum, long long nesterov) {
+    const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
+    double clip_norm, double learning_rate, double momentum, long long nesterov) {
   __shared__ T sums[256];
   T shrink = shrinkage(sums, partial, partials, T(clip_norm));
   Piece piece = piece_of(arrays, blockIdx.x);
-  int i = piece.array;
-  T* value = arrays.value[i];
-  T* velocity = arrays.first[i];
-  for (long long j = piece.begin + threadIdx.x; j < piece.end; j += blockDim.x) {
-    T g = regular(arrays.grad[i][j], value[j], T(clip_value), shrink, T(arrays.decay[i]));
-    T step = T(-learning_rate) * g;
-    if (velocity) {
-      T v = T(momentum) * velocity[j] + step;
-      velocity[j] = v;
-      step = nesterov ? T(momentum) * v + step : v;
+  const T* grad = arrays.grad[piece.array];
+  T *value = arrays.value[piece.array], *velocity = arrays.first[piece.array];
+  T decay = T(arrays.decay[piece.array]);
+  over_piece(piece, aligned(value, grad, velocity), [=](auto pack, long long j) {
+    auto x = pack.load(value + j), g = pack.load(grad + j);
+    auto v = velocity ? pack.load(velocity + j) : pack;
+    for (int k = 0; k < pack.n; ++k) {
+      T step = T(-learning_rate) * regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
+      if (velocity) {
+        v.of[k] = T(momentum) * v.of[k] + step;
+        step = nesterov ? T(momentum) * v.of[k] + step : v.of[k];
+      }
+      x.of[k] += step;
     }
-    value[j] += step;
-  }
+    if (velocity) v.store(velocity + j);
+    x.store(value + j);
+  });
 }
 
 extern "C" __global__ void adam(
-    Arrays arrays, const T* partial, long long partials, double clip_value, double clip_norm,
-    double rate, double beta_1, double beta_2, double epsilon) {
+    const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
+    double clip_norm, double rate, double beta_1, double beta_2, double epsilon) {
   __shared__ T sums[256];
   T shrink = shrinkage(sums, partial, partials, T(clip_norm));
   Piece piece = piece_of(arrays, blockIdx.x);
-  int i = piece.array;
-  T* value = arrays.value[i];
-  T* first = arrays.first[i];
-  T* second = arrays.second[i];
-  for (long long j = piece.begin + threadIdx.x; j < piece.end; j += blockDim.x) {
-    T g = regular(arrays.grad[i][j], value[j], T(clip_value), shrink, T(arrays.decay[i]));
-    T m = T(beta_1) * first[j] + T(1.0 - beta_1) * g;
-    T v = T(beta_2) * second[j] + T(1.0 - beta_2) * (g * g);
-    first[j] = m;
-    second[j] = v;
-    value[j] -= T(rate) * m / (sqrt(v) + T(epsilon));
-  }
+  const T* grad = arrays.grad[piece.array];
+  T *value = arrays.value[piece.array], *first = arrays.first[piece.array];
+  T *second = arrays.second[piece.array], decay = T(arrays.decay[piece.array]);
+  over_piece(piece, aligned(value, grad, first, second), [=](auto pack, long long j) {
+    auto x = pack.load(value + j), g = pack.load(grad + j);
+    auto m = pack.load(first + j), v = pack.load(second + j);
+    for (int k = 0; k < pack.n; ++k) {
+      T r = regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
+      m.of[k] = T(beta_1) * m.of[k] + T(1.0 - beta_1) * r;
+      v.of[k] = T(beta_2) * v.of[k] + T(1.0 - beta_2) * (r * r);
+      x.of[k] -= T(rate) * m.of[k] / (sqrt(v.of[k]) + T(epsilon));
+    }
+    x.store(value + j);
+    m.store(first + j);
+    v.store(second + j);
+  });
 }

@@ -1,0 +1,43 @@
+// Shared by the sources; the Python side puts it in place of #include "common.cuh".
+
+#ifdef __HIP__  // AMD's compiler lacks this word, which changes no result
+#define __grid_constant__
+#endif
+
+// N consecutive numbers, loaded and stored by one instruction.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {
+  static constexpr int n = N;
+  T of[N];
+  static __device__ Pack load(const T* from) { return *(const Pack*)from; }
+  __device__ void store(T* to) const { *(Pack*)to = *this; }
+};
+
+#define PACK_BYTES 16  // the widest load
+
+// Whether full packs can start where these arrays do; an array may be null.
+template <typename... Arrays>
+__device__ bool aligned(const Arrays*... arrays) {
+  return (... && ((size_t)arrays % PACK_BYTES == 0));
+}
+
+// This thread's part of the entries begin..end, as number `thread` of `threads`: work(pack, i) is
+// called for the entries from i on, as many as the pack holds. If the arrays are `aligned`, `begin`
+// is a multiple of a full pack. The rest, or everything if not aligned, comes one entry at a time;
+// that loop is not unrolled, because the compiler would divide to find the number of rounds.
+template <typename T, typename Work>
+__device__ void over(
+    long long begin, long long end, long long thread, long long threads, bool aligned, Work work) {
+  const int n = PACK_BYTES / sizeof(T);
+  long long rest = aligned ? end - (end - begin) % n : begin;
+  for (long long i = begin + n * thread; i < rest; i += n * threads) work(Pack<T, n>(), i);
+#pragma unroll 1
+  for (long long i = rest + thread; i < end; i += threads) work(Pack<T, 1>(), i);
+}
+
+// The same for entries 0..size and all threads of a one-dimensional grid.
+template <typename T, typename Work>
+__device__ void over_all(long long size, bool aligned, Work work) {
+  long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  over<T>(0, size, thread, (long long)gridDim.x * blockDim.x, aligned, work);
+}

@@ -1,0 +1,44 @@
+"""Grids and blocks: how the kernels' work is divided among threads."""
+
+from __future__ import annotations
+
+THREADS = 256  # per block
+PACK = 4  # entries per thread and iteration; float64 takes two instructions for them
+#: The most partial sums of squares per launch. Each block of an update adds up all of them.
+MOST_PARTIALS = 512
+
+_MOST_BLOCKS = 65_536  # from here on, threads loop
+_MOST_BLOCKS_Y = 65_535  # CUDA's limit
+
+Launch = tuple[tuple[int, ...], tuple[int, ...]]  # grid and block
+
+
+def over_entries(size: int) -> Launch:
+    """Return a launch with one thread per `PACK` entries."""
+    return (min(-(-size // (THREADS * PACK)), _MOST_BLOCKS),), (THREADS,)
+
+
+def over_rows(n: int, width: int) -> Launch:
+    """Return a launch for `n` rows, with `width` threads per row.
+
+    The grid's x and the block's y count rows, the grid's y and the block's x positions in a row, so
+    a thread finds its place without a division.
+    """
+    lanes = min(THREADS, 1 << (width - 1).bit_length())
+    rows = THREADS // lanes
+    grid = min(-(-n // rows), _MOST_BLOCKS), min(-(-width // lanes), _MOST_BLOCKS_Y)
+    return grid, (lanes, rows)
+
+
+def over_columns(n: int, p: int) -> Launch | None:
+    """Return a launch that sums the columns of an (n, p) matrix, or None if a product is faster.
+
+    Each block sums a few columns alone, so a narrow matrix keeps only part of the device busy; that
+    pays for up to 256 rows, and from 64 blocks on for up to 1,024. Tiles of eight columns give four
+    times as many blocks as tiles of 32 and still use all of each 32-byte sector they read.
+    """
+    lanes = 32 if p >= 4096 else 8
+    blocks = -(-p // lanes)
+    if n > (1024 if blocks >= 64 else 256):
+        return None
+    return (blocks,), (lanes, THREADS // lanes)
