@@ -7,7 +7,7 @@
 // N consecutive numbers, loaded and stored by one instruction.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Pack {
-  static constexpr int n = N;
+  enum { n = N };  // a static member would be a variable in the device's memory
   T of[N];
   static __device__ Pack load(const T* from) { return *(const Pack*)from; }
   __device__ void store(T* to) const { *(Pack*)to = *this; }
