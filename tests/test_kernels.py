@@ -24,7 +24,9 @@ from gpunn.kernels.update import Slots, Update
 from tests.conftest import Place
 
 NOTHING = gn.Parameter(np.zeros(1))  # for optimizers, of which only the rule is used
-SIZES = [(0, 3), (1, 1), (7, 5), (130, 33), (2, 300), (1100, 2)]  # rows and columns
+# Rows and columns. Kernels take several numbers of a row at once where its length allows.
+SIZES = [(0, 3), (1, 1), (7, 5), (130, 33), (67, 36), (2, 300), (1100, 2)]
+LAYOUTS = [(7, 5, "transposed"), (7, 5, "strided"), (7, 5, "unaligned"), (7, 8, "unaligned")]
 # Units in the last place of an array's largest entry. The longest sums have some 10,000 terms (the
 # norm) or 1,100 (over rows), which round in both directions.
 TOLERANCE = 48
@@ -317,6 +319,8 @@ def laid_out(place: Place, x: Any, layout: str, owned: bool) -> Any:
         return put(x.T.copy()).T
     if layout == "strided" and x.ndim and not owned:  # besides owned arrays that are not
         return put(np.repeat(x, 2, axis=-1))[..., ::2]
+    if layout == "unaligned":
+        return put(np.concatenate([np.zeros(1, x.dtype), x.ravel()]))[1:].reshape(x.shape)
     return put(x)
 
 
@@ -353,13 +357,17 @@ def sets(place: Place) -> list[Kernels]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("n", "p", "layout"),
-    [*((n, p, "contiguous") for n, p in SIZES), (7, 5, "transposed"), (7, 5, "strided")],
+    ("n", "p", "layout"), [*((n, p, "contiguous") for n, p in SIZES), *LAYOUTS]
 )
 @pytest.mark.parametrize("name", sorted(calls(np.random.default_rng(0), 1, 1)))
 def test_every_kernel_gives_what_plain_numpy_does(
     place: Place, name: str, n: int, p: int, layout: str, dtype: str
 ) -> None:
+    assert_plain(place, name, n, p, layout, dtype)
+
+
+def assert_plain(place: Place, name: str, n: int, p: int, layout: str, dtype: str) -> None:
+    """Fail if one of the kernels of that name gives something else than plain NumPy."""
     for arguments in calls(np.random.default_rng(0), n, p)[name]:
         for k in sets(place):
             rounded = [
