@@ -1,10 +1,14 @@
 """Speed on a GPU: training against the device's own limits, the CPU, and PyTorch.
 
     python bench/gpu_throughput.py [--backend cupy:1] [--rounds N] [--json FILE]
+    python bench/gpu_throughput.py --check
 
 Times are taken with CUDA events, after a warm-up, in rounds of random order; each is a median with
 its quartiles. Shares are of what this device was measured to do: a large product, a large copy.
 All is float32 without TF32. PyTorch takes part if it is installed with CUDA.
+
+`--check` runs everything with small arrays and compares the results, but takes no times. It also
+works where the device is emulated; without it, an emulated device is refused.
 """
 
 from __future__ import annotations
@@ -14,39 +18,45 @@ import json
 import platform
 import random
 import sys
-import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpu_timing import Clock, NoClock, Timed, device_time, host_clock  # before NumPy, as timing
 from timing import Spread, spread  # before NumPy: it sets the BLAS environment
 
 # isort: split
 import gpu_costs
+import gpu_kernels
 import numpy as np
 
 import gpunn as gn
-from gpunn.kernels import Kernels, kernels
 
-# name: layer sizes, batch size, steps a measurement
+
+class Workload(NamedTuple):
+    """A perceptron, its batch size, and the steps of one measurement."""
+
+    sizes: tuple[int, ...]
+    batch: int
+    steps: int
+
+    def smaller(self) -> Workload:
+        """Return one of the same depth that takes no time to check."""
+        return Workload(tuple(min(size, 256) for size in self.sizes), min(self.batch, 32), 4)
+
+
 WORKLOADS = {
-    "digits": ((64, 128, 10), 32, 200),
-    "mnist": ((784, 512, 256, 10), 128, 200),
-    "mnist, large batch": ((784, 512, 256, 10), 4096, 50),
-    "wide": ((1024, 4096, 4096, 1000), 1024, 20),
+    "digits": Workload((64, 128, 10), 32, 200),
+    "mnist": Workload((784, 512, 256, 10), 128, 200),
+    "mnist, large batch": Workload((784, 512, 256, 10), 4096, 50),
+    "wide": Workload((1024, 4096, 4096, 1000), 1024, 20),
 }
 CPU = "gpunn, CPU"
 CPU_STEPS = 0.1  # the share of the steps that the CPU is asked for
-REPEATS = 20  # of a kernel in one measurement
 CLOSE = 1e-3  # relative: how near the losses of all contenders must be
-
-
-class Timed(NamedTuple):
-    """Seconds of one measurement: until the work was done, and until it was queued."""
-
-    done: float
-    queued: float
 
 
 # What is trained, and by whom: each contender is a function that runs the steps it is asked for,
@@ -140,52 +150,13 @@ def cuda_torch(backend: str) -> tuple[Any, str]:
     return torch, f"cuda:{index}"
 
 
-class Clock:
-    """Times work on the current device, with a pair of events on its default stream."""
-
-    def __init__(self, cupy: Any) -> None:
-        self._cuda = cupy.cuda
-        self._start, self._stop = cupy.cuda.Event(), cupy.cuda.Event()
-
-    def __call__(self, work: Callable[[], object]) -> Timed:
-        """Return how long the work took, from an idle device on."""
-        self._cuda.Device().synchronize()
-        self._start.record()
-        start = time.perf_counter()
-        work()
-        queued = time.perf_counter() - start
-        self._stop.record()
-        self._stop.synchronize()
-        return Timed(self._cuda.get_elapsed_time(self._start, self._stop) / 1e3, queued)
-
-
-def host_clock(work: Callable[[], object]) -> Timed:
-    """Return how long the work took on the CPU."""
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
-    return Timed(seconds, seconds)
-
-
-def median_of(clock: Clock, work: Callable[[], object], rounds: int, repeats: int = 1) -> Spread:
-    """Return the seconds of one call, of several in a row, after as many that nobody times."""
-
-    def several() -> None:
-        for _ in range(repeats):
-            work()
-
-    several()
-    return spread([clock(several).done / repeats for _ in range(rounds)])
-
-
-def peaks(cupy: Any, clock: Clock, rounds: int) -> dict[str, float]:
+def peaks(cupy: Any, clock: Clock, rounds: int, n: int) -> dict[str, float]:
     """Return the FLOP/s of a large product, and the bytes/s of a large copy, read and written."""
-    n = 8192 if cupy.cuda.runtime.memGetInfo()[0] > 4 * 2**30 else 4096
     rng = np.random.default_rng(0)
     a, b = (cupy.asarray(rng.standard_normal((n, n), dtype=np.float32)) for _ in range(2))
     out = cupy.empty_like(a)
-    product = median_of(clock, lambda: cupy.matmul(a, b, out=out), rounds, 3).median
-    copy = median_of(clock, lambda: cupy.copyto(out, a), rounds, REPEATS).median
+    product = device_time(clock, lambda: cupy.matmul(a, b, out=out), rounds, 3).median
+    copy = device_time(clock, lambda: cupy.copyto(out, a), rounds, gpu_kernels.REPEATS).median
     return {"flop_per_s": 2 * n**3 / product, "bytes_per_s": 2 * a.nbytes / copy}
 
 
@@ -207,47 +178,9 @@ def step_bytes(sizes: tuple[int, ...], batch: int) -> int:
     return 4 * (total + 2 * batch * sizes[-1])  # the loss
 
 
-def kernel_cases(cupy: Any) -> dict[str, tuple[Callable[[Kernels], object], int]]:
-    """Return a call of each kernel that CuPy overrides, and the bytes that it has to move."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> Any:
-        return cupy.asarray(rng.standard_normal(shape, dtype=np.float32))
-
-    z, grad, few, logits = draw(4096, 4096), draw(4096, 4096), draw(128, 512), draw(4096, 1000)
-    soft, labels = cupy.abs(logits), cupy.asarray(rng.integers(0, 1000, 4096))
-    order, bias = cupy.asarray(rng.permutation(4096)), cupy.zeros(4096, cupy.float32)
-    relu, tanh = gn.ReLU(), gn.Tanh()
-    values, grads, firsts = ([draw(1024, 1024) for _ in range(16)] for _ in range(3))
-    seconds = [x * x for x in firsts]
-    plain: dict[str, Any] = {"decays": [0.0] * 16, "clip_norm": None, "clip_value": None}
-    sgd = plain | {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False}
-    adam = plain | {"rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
-    n, m = z.nbytes, logits.nbytes
-    return {
-        "bias_activation": (lambda k: k.bias_activation(z, bias, relu), 2 * n),
-        "activation": (lambda k: k.activation(z, tanh), 2 * n),
-        "activation_backward": (lambda k: k.activation_backward(grad, z, tanh), 3 * n),
-        "its sums, 128 rows": (
-            lambda k: k.bias_activation_backward(few, few, relu),
-            3 * few.nbytes,
-        ),
-        "its sums, 4096 rows": (lambda k: k.bias_activation_backward(grad, z, relu), 4 * n),
-        "column_sums": (lambda k: k.column_sums(z), n),
-        "dropout": (lambda k: k.dropout(z, 1, 0.5), 3 * n),
-        "cross-entropy, labels": (lambda k: k.softmax_cross_entropy(logits, labels, 1.0), 2 * m),
-        "cross-entropy, soft": (lambda k: k.softmax_cross_entropy_soft(logits, soft, 1.0), 3 * m),
-        "binary": (lambda k: k.sigmoid_binary_cross_entropy(logits, soft, 1.0), 3 * m),
-        "squared_error": (lambda k: k.squared_error(logits, soft, 1.0), 3 * m),
-        "sgd, 16 arrays": (lambda k: k.sgd(values, grads, firsts, **sgd), 5 * n),
-        "adam, 16 arrays": (lambda k: k.adam(values, grads, firsts, seconds, **adam), 7 * n),
-        "gather": (lambda k: k.gather([z, labels], order), 2 * n),
-    }
-
-
-def train(name: str, clock: Clock, backend: str, rounds: int) -> dict[str, list[Timed]]:
+def train(workload: Workload, clock: Clock, backend: str, rounds: int) -> dict[str, list[Timed]]:
     """Time the steps of a workload by all contenders, in rounds of random order."""
-    sizes, batch, steps = WORKLOADS[name]
+    sizes, batch, steps = workload
     taking_part = contenders(sizes, batch, steps, backend)
     asked = dict.fromkeys(taking_part, steps) | {CPU: max(2, round(steps * CPU_STEPS))}
     warm_up(taking_part, asked)
@@ -280,10 +213,10 @@ def warm_up(taking_part: dict[str, Contender], steps: dict[str, int]) -> None:
 
 
 def report_training(
-    name: str, times: dict[str, list[Timed]], peak: dict[str, float]
+    name: str, workload: Workload, times: dict[str, list[Timed]], peak: dict[str, float]
 ) -> dict[str, Any]:
     """Print the rows of a workload, and return them."""
-    sizes, batch, _ = WORKLOADS[name]
+    sizes, batch, _ = workload
     ours, rows = spread([t.done for t in times["gpunn"]]).median, {}
     for who, measured in times.items():
         step, queued = spread([t.done for t in measured]), spread([t.queued for t in measured])
@@ -300,24 +233,6 @@ def report_training(
             f"{name:19}{who:17}{times_us!s:>30}{1e6 * queued.median:>13.4g}"
             f"{row['samples_per_s']:>12.4g}{row['times_gpunn']:>8.3g}{shares}"
         )
-    return rows
-
-
-def report_kernels(cupy: Any, clock: Clock, rounds: int, peak: float) -> dict[str, Any]:
-    """Time each kernel against its generic twin; print and return the rows."""
-    print(f"\n{'kernel':22}{'us':>30}{'GB/s':>10}{'share':>8}{'generic':>9}")
-    own = kernels(cupy.empty(0))
-    rows = {}
-    for name, (call, moved) in kernel_cases(cupy).items():
-        ours, plain = (
-            median_of(clock, lambda call=call, k=k: call(k), rounds, REPEATS)
-            for k in (own, Kernels(own.xp))
-        )
-        rate = moved / ours.median
-        rows[name] = {"s": ours, "generic_s": plain, "bytes_per_s": rate, "share": rate / peak}
-        times = Spread(*(1e6 * t for t in ours))
-        factor = plain.median / ours.median
-        print(f"{name:22}{times!s:>30}{rate / 1e9:>10.4g}{rate / peak:>8.1%}{factor:>9.3g}")
     return rows
 
 
@@ -345,35 +260,55 @@ def describe(cupy: Any, peak: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def measure(backend: str, rounds: int) -> dict[str, Any]:
+def measure(cupy: Any, backend: str, rounds: int) -> dict[str, Any]:
     """Run all, print the tables, and return the figures."""
-    import cupy  # noqa: PLC0415 (known to work by now)
+    n = 8192 if cupy.cuda.runtime.memGetInfo()[0] > 4 * 2**30 else 4096
+    return tables(cupy, backend, Clock(cupy), rounds, n, gpu_kernels.SIDE, WORKLOADS)
 
-    with gn.get_backend(backend).scope():
-        clock = Clock(cupy)
-        peak = peaks(cupy, clock, rounds)
-        found = describe(cupy, peak)
-        print(
-            f"{'training':36}{'us a step':>30}{'us to queue':>13}{'samples/s':>12}"
-            f"{'times':>8}{'FLOP/s':>9}{'bytes/s':>9}"
-        )
-        found["training"] = {}
-        for name in WORKLOADS:
-            times = train(name, clock, backend, rounds)
-            found["training"][name] = report_training(name, times, peak)
-        found["kernels"] = report_kernels(cupy, clock, rounds, peak["bytes_per_s"])
+
+def check(cupy: Any, backend: str) -> None:
+    """Run all with small arrays, compare the results, and throw the tables away."""
+    gpu_kernels.check(cupy, 128)
+    workloads = {name: workload.smaller() for name, workload in WORKLOADS.items()}
+    with redirect_stdout(StringIO()):
+        tables(cupy, backend, NoClock(), 1, 256, 64, workloads)
+    print("All kernels and contenders agree; nothing was timed.")
+
+
+def tables(
+    cupy: Any,
+    backend: str,
+    clock: Clock,
+    rounds: int,
+    n: int,
+    side: int,
+    workloads: dict[str, Workload],
+) -> dict[str, Any]:
+    """Print and return the figures, from products of n x n and kernels on side x side arrays."""
+    peak = peaks(cupy, clock, rounds, n)
+    found = describe(cupy, peak)
+    print(
+        f"{'training':36}{'us a step':>30}{'us to queue':>13}{'samples/s':>12}"
+        f"{'times':>8}{'FLOP/s':>9}{'bytes/s':>9}"
+    )
+    found["training"] = {}
+    for name, workload in workloads.items():
+        times = train(workload, clock, backend, rounds)
+        found["training"][name] = report_training(name, workload, times, peak)
+    found["kernels"] = gpu_kernels.report(cupy, clock, rounds, peak["bytes_per_s"], side)
     return found
 
 
-def main() -> int:
-    """Measure on a real device; on an emulated one, count."""
+def main(given: list[str] | None = None) -> int:
+    """Measure on a real device; on an emulated one, count, or check."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", default="cupy", help="which device, such as cupy:1")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    arguments = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="take no times; compare the results")
+    arguments = parser.parse_args(given)
     try:
         place = gn.get_backend(arguments.backend)
         problem = "" if place.package == "cupy" else f"{place} is not a GPU; say --backend cupy"
@@ -382,11 +317,18 @@ def main() -> int:
     if problem:
         print(f"gpu_throughput: there is nothing to measure: {problem}", file=sys.stderr)
         return 2
+    import cupy  # noqa: PLC0415 (known to work by now)
+
+    if arguments.check:
+        with place.scope():
+            check(cupy, str(place))
+        return 0
     if gpu_costs.counting():
         print("This device is emulated: its times mean nothing. What a step costs instead:\n")
         gpu_costs.measure()
         return 0
-    found = measure(str(place), arguments.rounds)
+    with place.scope():
+        found = measure(cupy, str(place), arguments.rounds)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
