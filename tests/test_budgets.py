@@ -1,6 +1,7 @@
 """What training and prediction may ask of a GPU: operations, copies, waits and memory, counted.
 
 The counters are those of an emulator of CUDA; a real device does not count its operations.
+`bench/gpu_costs.py` says which counts CUB changes, which CuPy uses on a device.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ LOGREG_STEP = {
     "sigmoid_binary_cross_entropy": 1,
     "cupy_sum": 1,
     "sgd": 1,
-    "_tensordot_core_mul_sum": 1,  # X^T G; CuPy's own where the result has one column
-    "cublasGemmEx": 2,  # X W and 1^T G
+    "_tensordot_core_mul_sum": 1,  # 1^T G; CuPy's own where the result has one entry
+    "cublasGemmEx": 2,  # X W and X^T G
 }
 
 # A batch of a prediction with the network; its rows are a part of the array, and not copied.
