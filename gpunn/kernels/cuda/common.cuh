@@ -1,6 +1,7 @@
 // Shared by the sources; the Python side puts it in place of #include "common.cuh".
 
-#ifdef __HIP__  // AMD's compiler lacks this word, which changes no result
+// AMD's compiler and devices before compute capability 7.0 lack this word, which changes no result.
+#if defined(__HIP__) || __CUDA_ARCH__ < 700
 #define __grid_constant__
 #endif
 
