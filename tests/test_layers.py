@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 import scipy.special
@@ -16,7 +17,7 @@ import gpunn as gn
 from gpunn.kernels import kernels
 from gpunn.kernels.random import splitmix64
 from gpunn.nn.special import erfc
-from tests.conftest import Place
+from tests.conftest import Place, get_place
 
 # Values in random order, so that every row of four holds large and small ones.
 EXTREMES = [-1e4, -745.0, -104.0, -88.0, -1e-30, 0.0, 0.0, 1e-30, 88.0, 104.0, 745.0, 1e4]
@@ -129,15 +130,34 @@ class TestActivations:
         assert got.dtype == dtype
         assert (np.abs(got - wanted) <= float(info.eps) * allowed + underflow).all()
 
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_the_complementary_error_function(self, place: Place, dtype: str) -> None:
+    @staticmethod
+    def assert_erfc(xp: Any, place: Place, dtype: str) -> None:
         x = np.concatenate([X.ravel(), np.linspace(-6.0, 30.0, 60_001)]).astype(dtype)
-        got = gn.to_numpy(erfc(place.backend.xp, place.array(x)))
+        got = gn.to_numpy(erfc(xp, place.array(x)))
         wanted = np.vectorize(math.erfc)(x.astype("float64"))  # SciPy's is as far off as ours
         square = np.minimum(x.astype("float64"), 40.0) ** 2
         allowed = np.where(x < 0, 4.0, (4 + 2 * square) * wanted)
         info = np.finfo(dtype)
         assert (np.abs(got - wanted) <= float(info.eps) * allowed + float(info.tiny)).all()
+
+    @pytest.mark.parametrize("units", [-2, 2])
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_its_bound_allows_for_the_exponential_of_cuda(self, dtype: str, units: int) -> None:
+        class TwoUnitsOff:
+            """NumPy with an exponential as far off as CUDA's may be."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(array_api_compat.numpy, name)
+
+            def exp(self, x: Any) -> Any:
+                y = np.exp(x.astype("float64")).astype(x.dtype)  # rounded once
+                return y + units * np.spacing(y)
+
+        self.assert_erfc(TwoUnitsOff(), get_place("numpy"), dtype)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_the_complementary_error_function(self, place: Place, dtype: str) -> None:
+        self.assert_erfc(place.backend.xp, place, dtype)
         ends = gn.to_numpy(
             erfc(place.backend.xp, place.array(np.asarray([-np.inf, np.inf], dtype)))
         )
