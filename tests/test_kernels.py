@@ -320,7 +320,8 @@ def laid_out(place: Place, x: Any, layout: str, owned: bool) -> Any:
     if layout == "strided" and x.ndim and not owned:  # besides owned arrays that are not
         return put(np.repeat(x, 2, axis=-1))[..., ::2]
     if layout == "unaligned":
-        return put(np.concatenate([np.zeros(1, x.dtype), x.ravel()]))[1:].reshape(x.shape)
+        longer = put(np.concatenate([np.zeros(1, x.dtype), x.ravel()]))
+        return place.backend.xp.reshape(longer[1:], x.shape)
     return put(x)
 
 
