@@ -17,7 +17,7 @@ from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 
 import gpunn as gn
 from tests.conftest import Place, get_place
-from tests.waiting import host_never_waits
+from tests.waiting import check_that_nothing_waits
 
 SHAPES = [(3, 4), (4,), (2, 2, 2)]
 STEPS = 5
@@ -291,10 +291,14 @@ class TestSGD:
         held = parameters(place, "float32")
         optimizer = make(held, 0.1, weight_decay=0.1, clip_norm=1.0, clip_value=2.0)
         update(place, optimizer, gradients(0))  # compiles the kernels
-        for parameter, grad in zip(held, gradients(1), strict=True):
-            parameter.add_grad(place.backend.asarray(grad, "float32"))
-        with host_never_waits():
+        grads = [place.backend.asarray(grad, "float32") for grad in gradients(1)]
+
+        def step() -> None:
+            for parameter, grad in zip(held, grads, strict=True):
+                parameter.add_grad(grad)
             optimizer.step()
+
+        check_that_nothing_waits(step)
 
     def test_a_model_that_moved_is_an_error(self) -> None:
         model = gn.Dense(2, 2, rng=0)

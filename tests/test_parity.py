@@ -16,7 +16,7 @@ import gpunn as gn
 from gpunn.training.readings import Readings
 from tests.cases import LAYERS, LOSSES, LayerCase, LossCase
 from tests.conftest import Place, get_place
-from tests.waiting import host_never_waits
+from tests.waiting import check_that_nothing_waits
 
 HOST = get_place("numpy")
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -192,8 +192,7 @@ class TestTheHostWaitsForNothing:
                 readings.add(cost, prediction, batch.y, batch.sample_weight)
 
         epoch()  # compiles the kernels
-        with host_never_waits():
-            epoch()
+        check_that_nothing_waits(epoch)
         assert math.isfinite(readings.read()["loss"])
 
     @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
@@ -207,8 +206,7 @@ class TestTheHostWaitsForNothing:
             layer.backward(y, tape)
 
         step()  # compiles the kernels
-        with host_never_waits():
-            step()
+        check_that_nothing_waits(step)
 
     @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
     def test_in_losses(self, case: LossCase) -> None:
@@ -222,5 +220,4 @@ class TestTheHostWaitsForNothing:
             loss.backward(tape)
 
         step()
-        with host_never_waits():
-            step()
+        check_that_nothing_waits(step)
