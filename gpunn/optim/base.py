@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable
 from itertools import compress
 from typing import Any, ClassVar, TypeVar
 
@@ -13,12 +13,13 @@ from gpunn.arrays.checks import number, optional_number, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.arrays.portable import Portable, nearest
 from gpunn.arrays.settings import checked
-from gpunn.errors import DeviceError, SettingError
+from gpunn.errors import DeviceError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
 from gpunn.nn.parameter import Parameter, next_serial
 from gpunn.optim.arena import Arena
+from gpunn.optim.parameters import as_list, check_alike, check_grads
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
 
 _Self = TypeVar("_Self", bound="Optimizer")
@@ -91,12 +92,13 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
-        self.parameters = _as_list(type(self).__name__, parameters)
+        self.parameters = as_list(type(self).__name__, parameters)
         self._weight_decay = self._checked_decay(weight_decay)
         self.steps = 0
         #: When it was built, relative to parameters.
         self.serial = next_serial()
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
+        check_alike(type(self).__name__, self._places)
         self._keep(whole_number(type(self).__name__, "n_states", n_states, 0))
 
     @property
@@ -145,7 +147,9 @@ class Optimizer:
                 break
             if parameter.grad is not grad:
                 slots = None
-        slots = slots or self._arena.present_slots(self.parameters, self._weight_decay)
+        if slots is None:
+            check_grads(type(self).__name__, self.parameters, self._places)
+            slots = self._arena.present_slots(self.parameters, self._weight_decay)
         if slots.values:
             self._update(slots)
         for parameter in self.parameters:
@@ -327,33 +331,6 @@ def _beside(parameter: Parameter, x: Array) -> Array:
     place = backend_of(parameter.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     return place.asarray(x)
-
-
-def _as_list(owner: str, parameters: Any) -> list[Parameter]:
-    """Return the parameters as a list, after checking that they are distinct parameters."""
-    if isinstance(parameters, Parameter):
-        raise SettingError(f"{owner}: got a Parameter; pass a list, [parameter]")
-    if hasattr(parameters, "parameters"):
-        raise SettingError(f"{owner}: got a model; pass its parameters, model.parameters()")
-    if isinstance(parameters, Mapping):
-        kind = type(parameters).__name__
-        raise SettingError(f"{owner}: got a {kind}; pass its values, or model.parameters()")
-    if isinstance(parameters, Set):
-        kind = type(parameters).__name__
-        raise SettingError(f"{owner}: parameters must be in an order, got {kind}; pass a list")
-    if not isinstance(parameters, Iterable):
-        kind = type(parameters).__name__
-        raise SettingError(f"{owner}: expected model.parameters(), got {kind}")
-    listed = list(parameters)
-    for i, parameter in enumerate(listed):
-        if not isinstance(parameter, Parameter):
-            kind = type(parameter).__name__
-            raise SettingError(f"{owner}: expected model.parameters(), got {kind} at position {i}")
-    if not listed:
-        raise SettingError(f"{owner}: there is nothing to train; pass model.parameters()")
-    if len({id(parameter) for parameter in listed}) != len(listed):
-        raise SettingError(f"{owner}: a parameter was given twice")
-    return listed
 
 
 def _zeros_like(x: Array) -> Array:

@@ -12,6 +12,7 @@ from gpunn.kernels import kernels
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
+from gpunn.nn.parameter import Held
 from gpunn.nn.tree import children
 from gpunn.optim.base import Optimizer
 
@@ -35,6 +36,8 @@ class Part:
         The parameters whose gradients the tape computes; None means all.
     frozen : list of Parameter
         The parameters of the model that the optimizer does not hold.
+    held : list of Parameter or Buffer
+        All places for arrays in the model.
     owners : list or None
         The layers that wrote on the tape in the last `train_step`; they reveal added or removed
         layers.
@@ -43,7 +46,7 @@ class Part:
         tape may need it.
     """
 
-    __slots__ = ("frozen", "input_grad", "model", "owners", "wanted")
+    __slots__ = ("frozen", "held", "input_grad", "model", "owners", "wanted")
 
     def __init__(self, model: Layer, optimizer: Optimizer) -> None:
         self.model = ref(model)
@@ -51,6 +54,7 @@ class Part:
         self.input_grad = False
         trained = frozenset(optimizer.parameters)
         parameters = model.parameters()
+        self.held: list[Held] = [*parameters, *model.buffers()]
         self.frozen = [parameter for parameter in parameters if parameter not in trained]
         if parameters and len(self.frozen) == len(parameters):
             kind = type(optimizer).__name__

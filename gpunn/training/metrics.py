@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import number, whole_number
-from gpunn.errors import SettingError, ShapeError
+from gpunn.errors import DeviceError, SettingError, ShapeError
 from gpunn.kernels import kernels
 
 
@@ -228,7 +229,18 @@ def get_metric(metric: str | Metric) -> Metric:
     return METRICS[metric]()
 
 
+def _check_places(prediction: Array, target: Array) -> None:
+    """Check that both are on one device, since a GPU may read another one's memory too early."""
+    here, there = backend_of(prediction), backend_of(target)
+    if here != there:
+        raise DeviceError(
+            f"a metric got a prediction on {here} and targets on {there}; move one of them: "
+            f"gn.get_backend({str(here)!r}).asarray(target)"
+        )
+
+
 def _labels(xp: Any, prediction: Array, target: Array) -> Array:
+    _check_places(prediction, target)
     if target.ndim == 1:
         return target
     if target.shape != prediction.shape:
@@ -241,6 +253,7 @@ def _labels(xp: Any, prediction: Array, target: Array) -> Array:
 
 def _alike(xp: Any, metric: Metric, prediction: Array, target: Array) -> Array:
     """Return the target in the prediction's shape and dtype; (N,) stands for (N, 1)."""
+    _check_places(prediction, target)
     if prediction.shape not in (target.shape, (*target.shape, 1)):
         raise ShapeError(
             f"{metric!r}: expected a target of shape {tuple(prediction.shape)}, "

@@ -12,6 +12,7 @@ from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
 from gpunn.training.arguments import check_parts, report_newcomers
 from gpunn.training.freezing import part_of
+from gpunn.training.places import check_places
 
 
 def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
@@ -59,6 +60,8 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     ------
     SettingError
         If model, loss or optimizer is of the wrong class.
+    DeviceError
+        If the arrays are on different devices; no parameter has changed.
     LabelError
         If the loss is not defined for a target on the host; no parameter has changed.
     DeviceMemoryError
@@ -90,13 +93,15 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
 ) -> tuple[Array, Array]:
     """Do what `train_step` does; the device of `x` must be the current one.
 
-    Targets, and whether the model has changed, are checked only if `unchecked`.
+    Targets, devices, and whether the model has changed, are checked only if `unchecked`.
     """
     part = optimizer.part
     if part is None or part.model() is not model:
         if unchecked and part is None:
             report_newcomers("train_step", model, optimizer)
         part = part_of(model, optimizer)
+    if unchecked:
+        check_places(model, part.held, x, y, sample_weight)
     try:
         tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
         prediction = model.forward(x, tape)

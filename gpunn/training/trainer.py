@@ -168,6 +168,8 @@ class Trainer:
                     self._epoch(runner, validation, history, bar)
                 self._check_finite(history, best)
                 history.stopped = self._reason(history, early_stopping, callbacks)
+                if callbacks:  # they may have moved the model
+                    self._check_home(loader)
                 latest = history.to_minimize[-1]
                 best.offer(len(history), latest)
                 observe(self.optimizer.schedule, latest)
@@ -322,14 +324,7 @@ class Trainer:
         self._check_data(loader)
 
     def _check_data(self, loader: Loader) -> None:
-        self.optimizer.check_places()
-        home = self.model.backend
-        if home is not None and home != loader.backend:
-            raise DeviceError(
-                f"Trainer: the model is on {home} and the loader's batches on {loader.backend}; "
-                f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
-                "before building the optimizer"
-            )
+        self._check_home(loader)
         if loader.targets is None:
             raise DataError("Trainer: the loader has no targets; say Loader(x, y)")
         weight = loader.stored.sample_weight
@@ -344,6 +339,17 @@ class Trainer:
         with scope_of(output):
             for metric in self.metrics:
                 metric.measure(output, first.y)
+
+    def _check_home(self, loader: Loader) -> None:
+        """Check that model, optimizer and batches are on one device."""
+        self.optimizer.check_places()
+        home = self.model.backend
+        if home is not None and home != loader.backend:
+            raise DeviceError(
+                f"Trainer: the model is on {home} and the loader's batches on {loader.backend}; "
+                f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
+                "before building the optimizer"
+            )
 
     def _check_finite(self, history: History, best: BestWeights) -> None:
         losses = [history.last[n] for n in ("loss", "validation_loss") if n in history]
