@@ -36,7 +36,7 @@ class DeviceError(GpunnError, RuntimeError):
 
 
 class DeviceMemoryError(GpunnError, MemoryError):
-    """A device is out of memory; the message says how large a batch would fit."""
+    """A device is out of memory; the message says what to do, such as how large a batch fits."""
 
 
 class BackendUnavailableError(GpunnError, RuntimeError):

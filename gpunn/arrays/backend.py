@@ -100,15 +100,18 @@ class Backend:
             x = xp.asarray(plain(to_numpy(x)), device=self.device)
         return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
 
-    def free_bytes(self) -> int | None:
-        """Return the free memory of the device in bytes, or None if unknown."""
+    def free_bytes(self, *, released: bool = False) -> int | None:
+        """Return the free memory of the device in bytes, or None if unknown.
+
+        Parameters
+        ----------
+        released : bool, default False
+            Whether to return the unused blocks of CuPy's memory pool to the device first. Parts of
+            blocks that are in use then count as used, too: no large array fits into them.
+        """
         if self.package == "cupy":
-            cupy = importlib.import_module("cupy")
             with self.scope():
-                pool = cupy.get_default_memory_pool()
-                free = int(cupy.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
-                limit = int(pool.get_limit())
-                return min(free, limit - int(pool.used_bytes())) if limit else free
+                return _free_on_gpu(released=released)
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):
@@ -117,6 +120,21 @@ class Backend:
     def __str__(self) -> str:
         """Return the name that `get_backend` takes."""
         return self.package if self.package == "numpy" else f"{self.package}:{self.index}"
+
+
+def _free_on_gpu(*, released: bool) -> int:
+    """Return the free bytes of the current device; see `Backend.free_bytes`."""
+    cuda = importlib.import_module("cupy").cuda
+    # The pool that arrays come from; without one, an allocator is a plain function.
+    pool: Any = getattr(cuda.get_allocator(), "__self__", None)
+    if not hasattr(pool, "free_all_blocks"):
+        return int(cuda.runtime.memGetInfo()[0])
+    if released:
+        pool.free_all_blocks()
+    vacant = 0 if released else int(pool.free_bytes())
+    free = int(cuda.runtime.memGetInfo()[0]) + vacant
+    limit = int(pool.get_limit())
+    return min(free, limit - int(pool.total_bytes()) + vacant) if limit else free
 
 
 def get_backend(name: str | Backend | None = None) -> Backend:

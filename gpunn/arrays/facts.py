@@ -16,9 +16,17 @@ def dtype_name(x: Any) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
-def is_out_of_memory(error: Exception) -> bool:
+#: CUDA's errors that say "out of memory", by class and status. CuPy's pools raise a `MemoryError`
+#: instead, but allocators without a pool, modules, graphs and cuBLAS do not.
+_OUT_OF_MEMORY = {"CUDARuntimeError": 2, "CUDADriverError": 2, "CUBLASError": 3}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of any library means that its device is out of memory."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        return True
+    return kind in _OUT_OF_MEMORY and getattr(error, "status", None) == _OUT_OF_MEMORY[kind]
 
 
 def size_of(x: Array) -> int:

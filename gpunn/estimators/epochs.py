@@ -11,6 +11,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.data.loader import Loader
+from gpunn.errors import DeviceMemoryError
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
@@ -179,8 +180,18 @@ class Epochs:
             return readings.read()["loss"]
 
     def evaluate(self, loader: Loader) -> tuple[dict[str, float], Array]:
-        """Return the loss and the metrics over other data, and the outputs."""
+        """Return the loss and the metrics over other data, and the outputs.
+
+        The loader's batches are halved until they fit into memory.
+        """
         readings = Readings(self.loss, self.metrics, scale=self._scale)
-        outputs = evaluate(self.network, loader, readings, self._evaluation, outputs=True)
-        with loader.backend.scope():
-            return readings.read(), join(outputs)
+        try:
+            outputs = evaluate(self.network, loader, readings, self._evaluation, outputs=True)
+        except DeviceMemoryError:
+            if loader.batch_size == 1:
+                raise
+        else:
+            with loader.backend.scope():
+                return readings.read(), join(outputs)
+        loader.batch_size = (loader.batch_size + 1) // 2
+        return self.evaluate(loader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from gpunn.estimators.weights import Weights, handed_out
 from gpunn.nn.containers import Sequential
 from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
-from gpunn.training.inference import forward_all
+from gpunn.training.inference import forward_fitting
 
-#: Rows per pass without training.
+#: The most rows per pass without training; there are fewer where so many do not fit into memory.
 ROWS = 8192
 
 
@@ -52,19 +52,18 @@ class FittedNetwork(BaseEstimator):
         return self._forward(X), origin
 
     def _forward(self, X: Any) -> Array:
-        """Return the outputs for validated features, a block of rows at a time."""
+        """Return the outputs for validated features, in blocks of rows that fit into memory."""
         network = self._network
         place = network.backend
         assert place is not None  # noqa: S101
 
-        def blocks() -> Iterator[Array]:
-            for start in range(0, X.shape[0], ROWS):
-                rows = X[start : start + ROWS, :] if X.shape[0] > ROWS else X
-                rows = rows.toarray() if hasattr(rows, "toarray") else rows
-                yield place.asarray(rows, self._dtype)
+        def take(start: int, stop: int) -> Array:
+            rows = X if (start, stop) == (0, X.shape[0]) else X[start:stop, :]
+            rows = rows.toarray() if hasattr(rows, "toarray") else rows
+            return place.asarray(rows, self._dtype)
 
         with place.scope():
-            return forward_all(network, blocks())
+            return forward_fitting(network, take, X.shape[0], ROWS)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a network to predict with."""

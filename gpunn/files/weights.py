@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
-from gpunn.errors import FileError, PathError, SettingError
+from gpunn.errors import DeviceMemoryError, FileError, PathError, SettingError
 from gpunn.files.tensors import Stored, holds, read
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -144,6 +145,8 @@ def load(
     FileError
         If it is not a safetensors file, or does not fit the model; everything that does not fit is
         listed.
+    DeviceMemoryError
+        If the model's device has too little memory for another copy of the values.
     """
     place = _path("load", path, model)
     held = _held("load", model)
@@ -281,19 +284,23 @@ def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[
     for name, array in arrays.items():
         place = backend_of(held[name].value)
         assert place is not None  # noqa: S101 (the values of a layer are arrays)
-        moved[name] = place.asarray(array, held[name].value.dtype)
+        with memory_for(f"load, of {name}", place, "free what else is there"):
+            moved[name] = place.asarray(array, held[name].value.dtype)
     before: list[tuple[Parameter | Buffer, Any]] = []
     try:
         while moved:  # release each new array once written: they may be large
             name, array = moved.popitem()
             item = held[name]
-            before.append((item, _kept(item.value)))
-            _put(item, array)
+            place = backend_of(item.value)
+            assert place is not None  # noqa: S101
+            with memory_for(f"load, of {name}", place, "free what else is there"):
+                before.append((item, _kept(item.value)))
+                _put(item, array)
     except BaseException as error:
         for item, value in before:
             with suppress(Exception):  # a value that cannot be written to has not changed
                 _put(item, value)
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, DeviceMemoryError):
             raise
         raise FileError(
             f"load: {name} cannot be written to in the model, which is left as it was: {error}"

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
+from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import flag, float_dtype, whole_number
 from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.errors import DTypeError, ShapeError
@@ -62,6 +63,8 @@ class Dense(Layer):
     ------
     ShapeError, DTypeError, DeviceError
         By `forward`, if `x` does not fit.
+    DeviceMemoryError
+        If the device has too little memory for the parameters.
 
     Notes
     -----
@@ -100,8 +103,9 @@ class Dense(Layer):
                 f"got {tuple(drawn.shape)}"
             )
         dtype = float_dtype(repr(self), dtype)
-        self.weight = Parameter(place.asarray(drawn, dtype))
-        zeros = place.asarray([0.0] * self.out_features, dtype)
+        with memory_for(repr(self), place, "make it smaller, or free what else is there"):
+            self.weight = Parameter(place.asarray(drawn, dtype))
+            zeros = place.asarray([0.0] * self.out_features, dtype)
         self.bias = Parameter(zeros, decay=False) if has_bias else None
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend, scope_of
+from gpunn.arrays.capacity import memory_for, shortage
 from gpunn.arrays.checks import float_dtype, sample_shape
-from gpunn.arrays.facts import is_floating
-from gpunn.errors import DeviceError, DTypeError
+from gpunn.arrays.facts import is_floating, is_out_of_memory
+from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError
 from gpunn.kernels.declared import Declaration, declare
-from gpunn.nn.parameter import Buffer, Held, Parameter
+from gpunn.nn.parameter import Buffer, Held, Parameter, all_or_none
 from gpunn.nn.tape import Tape
 from gpunn.nn.tree import Node, children
 
@@ -84,7 +85,8 @@ class Layer(Node):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return dJ/dx from `grad` = dJ/dy; add to the gradients of the layer's parameters.
 
-        None stands for a gradient that no layer below needs; see `Tape.wants_grad`.
+        None stands for a gradient that no layer below needs; see `Tape.wants_grad`. In a loop by
+        hand, clear the gradients if this fails, ``optimizer.clear()``: some may have been added to.
         """
         raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
 
@@ -97,6 +99,8 @@ class Layer(Node):
             If `x` is not an array of floating-point numbers.
         DeviceError
             If `x` and the layer's parameters are on different devices.
+        DeviceMemoryError
+            If the device has too little memory.
         """
         place = backend_of(x)
         if place is None:
@@ -116,6 +120,16 @@ class Layer(Node):
         except TypeError:
             self._check_place(place)
             raise
+        except Exception as error:
+            if isinstance(error, DeviceMemoryError) or not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # the traceback holds the pass's arrays
+        raise shortage(
+            f"{self!r}, in a pass over {x.shape[0]} samples",
+            place,
+            failure,
+            "pass fewer samples at a time, in smaller batches",
+        ) from failure
 
     def _check_place(self, place: Backend) -> None:
         home = self.backend
@@ -170,14 +184,23 @@ class Layer(Node):
             Convert floating-point values to it.
 
         An optimizer has arrays on the same device: build it after the move.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If the target has too little memory; the layer is as it was.
         """
         dtype = None if dtype is None else float_dtype(repr(self), dtype)
         target = None if backend is None else get_backend(backend)
-        for item in (*self.parameters(), *self.buffers()):
-            home = backend_of(item.value)
-            assert home is not None  # noqa: S101 (parameters hold arrays)
-            floating = home.xp.isdtype(item.value.dtype, "real floating")
-            item.move(target or home, dtype if floating else None)
+        items: list[Held] = [*self.parameters(), *self.buffers()]
+        with all_or_none(items):
+            for item in items:
+                home = backend_of(item.value)
+                assert home is not None  # noqa: S101 (parameters hold arrays)
+                floating = home.xp.isdtype(item.value.dtype, "real floating")
+                place = target or home
+                with memory_for(f"{self!r}.to", place, "free what else is there"):
+                    item.move(place, dtype if floating else None)
         return self
 
     def output_shape(self, input_shape: Shape | int) -> Shape:

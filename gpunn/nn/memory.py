@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of, get_backend
+from gpunn.arrays.capacity import state_of
 from gpunn.arrays.checks import sample_shape, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
@@ -36,7 +38,8 @@ class MemoryReport:
         Bytes that the forward pass saves for the backward pass, by layer; the network's input is
         one of them. An array that several layers save counts for the first.
     passing : int
-        Bytes of the gradients between layers, at the widest layer of the backward pass.
+        Bytes of the gradients between layers, at the widest layer of the backward pass: that of its
+        output, of what its activation was given, and of its input.
     """
 
     batch_size: int
@@ -95,35 +98,73 @@ def account(
         optimizer=0 if optimizer is None else optimizer.state_bytes(),
         buffers=sum(size_of(b.value) for b in model.buffers()),
         tape=tape,
-        passing=2 * max(tape.values(), default=0),
+        passing=3 * max(tape.values(), default=0),
     )
 
 
-def explain(error: Exception, model: Any, x: Array) -> DeviceMemoryError:
-    """Return the error for a step on the batch `x` that ran out of memory.
+def explain(
+    error: BaseException, model: Any, batch: Sequence[Array | None], *, updating: bool
+) -> DeviceMemoryError:
+    """Return the error for a step on a batch (x, y, sample_weight) that ran out of memory.
 
     Call it after the step's own arrays are freed.
+
+    Parameters
+    ----------
+    error : Exception
+        What the library raised.
+    model : Layer
+        What was to learn.
+    batch : sequence of array or None
+        x, y and the weights.
+    updating : bool
+        Whether the update of the parameters had begun.
     """
+    x = batch[0]
     place = backend_of(x)
-    assert place is not None  # noqa: S101 (a step has run on it)
-    free = place.free_bytes()
-    size, shape = int(x.shape[0]), tuple(x.shape[1:])
-    one, two = (account(model, n, shape).batch_bytes for n in (1, 2))
-    each = max(1, two - one)
-    missing = sum(size_of(p.value) for p in model.parameters() if p.grad is None)
-    fits = 0 if free is None else max(0, int((free - missing - one) // each) + 1)
-    known = "an unknown number of" if free is None else f"{free:,}"
-    wanted = getattr(error, "_size", None)
-    asked = "" if wanted is None else f"{int(wanted):,} bytes were asked for, "
+    assert x is not None and place is not None  # noqa: S101, PT018 (a step has run on it)
+    known, size = state_of(place, error), int(x.shape[0])
+    free = place.free_bytes(released=True)
+    fits = 0 if free is None else _largest_batch(free, model, batch)
+    # Layers may take more than is known of them; then only a much smaller batch is good advice.
+    fits = fits if fits < size else size // 2
     advice = (
-        f"by the tape's account a batch of at most {min(fits, size - 1)} fits"
+        f"by the tape's account a batch of at most {fits} fits"
         if fits
         else "not even one sample fits; take a smaller model, or free what else is on the device"
     )
-    return DeviceMemoryError(
-        f"{place} is out of memory in a step on {size} samples: {asked}{known} bytes are free "
-        f"without the step's own arrays; {advice}. The weights are as they were before the step"
+    outcome = (
+        "The update had begun: parameters and states may be half updated, so restore them"
+        if updating
+        else "The weights are as they were before the step"
     )
+    return DeviceMemoryError(
+        f"{place} is out of memory in a step on {size} samples: {known} "
+        f"without the step's own arrays; {advice}. {outcome}"
+    )
+
+
+#: The share of the free memory that an advised batch takes: pieces between blocks are lost.
+_USABLE_SHARE = 15 / 16
+
+
+def _largest_batch(free: int, model: Any, batch: Sequence[Array | None]) -> int:
+    """Return the size of the largest batch whose step takes at most `free` bytes."""
+    x = batch[0]
+    assert x is not None  # noqa: S101
+    shape = tuple(x.shape[1:])
+    one, two = (account(model, n, shape).batch_bytes for n in (1, 2))
+    # The loss also takes each sample's targets and weights, as given and converted. Its gradient is
+    # among those that pass between layers.
+    given = sum(size_of(part) for part in batch[1:] if part is not None) / max(1, x.shape[0])
+    each = max(1.0, two - one + 2 * given + _BYTES_OF_A_LOSS)
+    parameters = [p for p in model.parameters() if p.grad is None and p.grad_buffer is None]
+    missing = sum(size_of(p.value) for p in parameters)
+    return max(0, int((_USABLE_SHARE * free - missing - one) // each) + 1)
+
+
+#: Bytes of a sample's loss, its scale, and its label as an int64.
+_BYTES_OF_A_LOSS = 24
 
 
 def _has_state(optimizer: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, ClassVar
 
@@ -41,6 +43,10 @@ class Held:
         """Move the value to `backend`, bit for bit unless a `dtype` is given."""
         self.value = backend.asarray(self.value, dtype)
 
+    def arrays(self) -> dict[str, Array | None]:
+        """Return the arrays that `move` replaces, by attribute."""
+        return {"value": self.value}
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle, which loads without the device, too."""
         return {"value": Portable(self.value)}
@@ -52,6 +58,19 @@ class Held:
     def __repr__(self) -> str:
         """Return the shape and dtype; the values may be many, and on a device."""
         return f"{type(self).__name__}(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
+
+
+@contextmanager
+def all_or_none(items: Iterable[Held]) -> Iterator[None]:
+    """Restore the arrays of all items if the block fails, such as a move half of which fits."""
+    before = [(item, item.arrays()) for item in items]
+    try:
+        yield
+    except BaseException:
+        for item, arrays in before:
+            for name, array in arrays.items():
+                setattr(item, name, array)
+        raise
 
 
 _serials = count(1)
@@ -150,6 +169,10 @@ class Parameter(Held):
         super().move(backend, dtype)
         if self.grad is not None:
             self.grad = backend.asarray(self.grad, dtype)
+
+    def arrays(self) -> dict[str, Array | None]:
+        """Return the arrays that `move` replaces, by attribute."""
+        return {"value": self.value, "grad": self.grad}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle: all but the optimizer's buffer."""

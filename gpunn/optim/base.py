@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import Backend, backend_of, get_backend, scope_of
+from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import number, optional_number, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.arrays.portable import Portable, nearest
@@ -17,7 +18,7 @@ from gpunn.errors import DeviceError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
-from gpunn.nn.parameter import Parameter, next_serial
+from gpunn.nn.parameter import Parameter, all_or_none, next_serial
 from gpunn.optim.arena import Arena
 from gpunn.optim.parameters import as_list, check_alike, check_grads
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
@@ -126,8 +127,7 @@ class Optimizer:
         decay = self._checked_decay(weight_decay)
         if decay and not any(self._arena.block_decays):
             self.check_places()
-            self._weight_decay = decay
-            self._lay_out(self._states)
+            self._lay_out(self._states, decay)
         else:
             self._weight_decay = decay
             self._blocks = self._arena.blocks(decay)
@@ -200,11 +200,12 @@ class Optimizer:
 
     def separate_decaying(self) -> None:
         """Give parameters with weight decay blocks of their own, even while it is 0."""
-        if not self._separates_decaying:
-            self._separates_decaying = True
-            if not any(self._arena.block_decays):
-                self.check_places()
-                self._lay_out(self._states)
+        if self._separates_decaying:
+            return
+        if not any(self._arena.block_decays):
+            self.check_places()
+            self._lay_out(self._states, separate=True)
+        self._separates_decaying = True
 
     def count_updates(self, n: int) -> None:
         """Count n updates."""
@@ -247,12 +248,19 @@ class Optimizer:
         ----------
         backend : str or Backend
             Where to, as for `get_backend`. Values arrive bit for bit, and training goes on there.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If there is too little memory; parameters and states are where they were.
         """
         target = get_backend(backend)
-        for parameter in self.parameters:
-            parameter.move(target)
+        speaker = f"{type(self).__name__}.to"
+        with all_or_none(self.parameters), memory_for(speaker, target, "free what else is there"):
+            for parameter in self.parameters:
+                parameter.move(target)
+            self._lay_out([[target.asarray(x) for x in state] for state in self._states])
         self._places = [target] * len(self.parameters)
-        self._lay_out([[target.asarray(x) for x in state] for state in self._states])
         return self
 
     def check_places(self) -> None:
@@ -274,7 +282,13 @@ class Optimizer:
 
     def _keep(self, n_states: int) -> None:
         """Keep `n_states` arrays for each parameter between updates; they start at 0."""
-        self._lay_out([[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)])
+        place = self._places[0]
+        assert place is not None  # noqa: S101 (parameters hold arrays)
+        advice = "take a smaller model, or free what else is there"
+        with memory_for(f"{type(self).__name__}, of its blocks", place, advice):
+            self._lay_out(
+                [[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)]
+            )
 
     def _update(self, slots: Slots) -> None:
         """Update these arrays by one call of a kernel."""
@@ -289,11 +303,22 @@ class Optimizer:
     def _states(self) -> list[list[Array]]:
         return self._arena.states
 
-    def _lay_out(self, states: list[list[Array]]) -> None:
-        """Move the parameters, and copies of these states, into a new arena."""
-        separate = self._separates_decaying or bool(self._weight_decay)
+    def _lay_out(
+        self,
+        states: list[list[Array]],
+        weight_decay: float | None = None,
+        *,
+        separate: bool = False,
+    ) -> None:
+        """Move the parameters, and copies of these states, into a new arena.
+
+        A new weight decay counts from here on. If the memory does not suffice, nothing changes.
+        """
+        decay = self._weight_decay if weight_decay is None else weight_decay
+        separate = separate or self._separates_decaying or bool(decay)
         self._arena = Arena(self.parameters, states, separate_decaying=separate)
-        self._blocks = self._arena.blocks(self._weight_decay)
+        self._weight_decay = decay
+        self._blocks = self._arena.blocks(decay)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a pickle: without the blocks, since views do not survive it."""

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from gpunn._typing import RNG
+from gpunn.arrays.capacity import memory_for
 from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
@@ -67,15 +68,21 @@ class EpochRunner:
             then include the penalty.
         tell : function, optional
             Called now and then with the number of further steps done.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If the device has too little memory for a batch or a step.
         """
         loader, parts = self.loader, (model, loss, optimizer)
         steps = self.program.prepare(
             *parts, sample_of(loader), loader.batch_size, penalized=decays is not None
         )
-        if steps is None:
-            self._one_by_one(*parts, readings, decays, tell)
-        else:
-            self._recorded(steps, optimizer, readings, decays, tell)
+        with memory_for("a batch", loader.backend, memory_advice(loader)):
+            if steps is None:
+                self._one_by_one(*parts, readings, decays, tell)
+            else:
+                self._recorded(steps, optimizer, readings, decays, tell)
 
     def _recorded(
         self,
@@ -144,3 +151,12 @@ def pieces_of(loader: Loader, order: Any, stop: int) -> Iterator[tuple[Batch, An
     with closing(loader.groups(order, stop)) as groups:
         for group in groups:
             yield group, None, group.x.shape[0]
+
+
+def memory_advice(loader: Loader) -> str:
+    """Return what to do if a pass over the loader's batches runs out of memory."""
+    return (
+        f"take a batch_size below {loader.batch_size}"
+        if loader.batch_size > 1
+        else "not even one sample fits, so take a smaller model, or free what else is there"
+    )

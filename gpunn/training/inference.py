@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.facts import is_out_of_memory
 from gpunn.arrays.memory import copy_of, may_overlap
 from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
@@ -17,7 +19,7 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.program import Program
 from gpunn.program.results import StepResults
-from gpunn.training.epoch import pieces_of, sample_of
+from gpunn.training.epoch import memory_advice, pieces_of, sample_of
 from gpunn.training.readings import Readings
 
 #: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
@@ -35,23 +37,61 @@ def predict(model: Layer, loader: Loader, program: Program) -> Array:
         The features.
     program : Program
         From earlier predictions; recorded again if it no longer holds.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the device has too little memory.
     """
-    recorded = _recorded_pass(program, model, None, loader, outputs=True)
-    if recorded is not None:
-        return join([results.outputs for results, _ in recorded])
-    return forward_all(model, (batch.x for batch in lend(loader.in_order, model)))
+    with memory_for("Trainer.predict", loader.backend, memory_advice(loader)):
+        recorded = _recorded_pass(program, model, None, loader, outputs=True)
+        if recorded is not None:
+            return join([results.outputs for results, _ in recorded])
+        outputs = []
+        for x, *_ in lend(loader.in_order, model):
+            outputs.append(model(x))
+        return _owned(outputs, x)
 
 
-def forward_all(model: Layer, inputs: Iterable[Array]) -> Array:
-    """Return the outputs for all inputs, one after another, as one array of its own memory."""
-    outputs = []
-    for x in inputs:
-        outputs.append(model(x))
-        last = x
-    # A model may return its input.
+def forward_fitting(
+    model: Layer, take: Callable[[int, int], Array], n_samples: int, most: int
+) -> Array:
+    """Return the outputs for all samples, in as large batches as the memory allows.
+
+    Parameters
+    ----------
+    model : Layer
+    take : function
+        From the first and the last index to these samples, on the model's device.
+    n_samples : int
+    most : int
+        The largest batch. Where it does not fit, and its half does, the rest is done in halves.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If not even one sample fits.
+    """
+    outputs: list[Array] = []
+    start, size = 0, most
+    while start < n_samples or not outputs:
+        stop = min(start + size, n_samples)
+        try:
+            x = take(start, stop)
+            outputs.append(model(x))
+        except Exception as error:
+            if not is_out_of_memory(error) or stop - start <= 1:
+                raise
+            size = (stop - start + 1) // 2
+        else:
+            start = stop
+    return _owned(outputs, x)
+
+
+def _owned(outputs: list[Array], last: Array) -> Array:
+    """Return outputs as one array of its own memory; a model may return its input, the last one."""
     if len(outputs) == 1 and may_overlap(outputs[0], last):
-        with scope_of(last):
-            return copy_of(outputs[0])
+        return copy_of(outputs[0])
     return join(outputs)
 
 
@@ -77,7 +117,19 @@ def evaluate(
     -------
     list of array
         The outputs in order, for `join`; empty unless asked for.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If the device has too little memory.
     """
+    with memory_for("evaluation", loader.backend, memory_advice(loader)):
+        return _evaluate(model, loader, readings, program, outputs=outputs)
+
+
+def _evaluate(
+    model: Layer, loader: Loader, readings: Readings, program: Program, *, outputs: bool
+) -> list[Array]:
     loss, found = readings.loss, []
     wanted = outputs or bool(readings.metrics)
     recorded = _recorded_pass(program, model, loss, loader, outputs=wanted)
@@ -102,7 +154,8 @@ def join(outputs: list[Any]) -> Array:
     """Return arrays as one, along the first axis."""
     if len(outputs) == 1:
         return outputs[0]
-    with scope_of(outputs[0]):
+    speaker, advice = "the outputs of all samples", "ask for those of fewer samples at once"
+    with memory_for(speaker, backend_of(outputs[0]), advice), scope_of(outputs[0]):
         return kernels(outputs[0]).xp.concat(outputs)
 
 

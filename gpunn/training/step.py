@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn._typing import RNG, Array
-from gpunn.arrays.backend import scope_of
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import copy_of
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.memory import explain
+from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
 from gpunn.training.arguments import check_parts, report_newcomers
@@ -69,15 +74,51 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 
     Notes
     -----
-    After an error or an interrupt, the gradients of the optimizer's parameters are cleared: they
-    may be incomplete.
+    After an error or an interrupt, the gradients of the optimizer's parameters and the state of
+    `rng` are what they were before, so that the step can be tried again: it does then what it would
+    have done. An error in the update itself, such as one in an optimizer of your own, says so:
+    parameters may then be half updated.
     """
+    undo = _Undo()
     try:
+        undo.note(optimizer, rng)
         with scope_of(x):
             return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
-    except (AttributeError, TypeError):
-        check_parts("train_step", model, loss, optimizer)
+    except BaseException as error:
+        undo.restore()
+        if isinstance(error, (AttributeError, TypeError)):
+            check_parts("train_step", model, loss, optimizer)
         raise
+
+
+class _Undo:
+    """Restores what a step that fails has changed, other than the parameters' update."""
+
+    __slots__ = ("_grads", "_rng", "_state")
+
+    def __init__(self) -> None:
+        self._grads: list[tuple[Parameter, Array, Array]] = []
+        self._rng: Any = None
+        self._state: Any = None
+
+    def note(self, optimizer: Optimizer, rng: RNG) -> None:
+        """Note the present state; gradients are copied, because a step adds to them in place."""
+        for parameter in optimizer.parameters:
+            grad = parameter.grad
+            if grad is not None:
+                with memory_for("train_step, of copies", backend_of(grad), "clear the gradients"):
+                    self._grads.append((parameter, grad, copy_of(grad)))
+        if hasattr(rng, "bit_generator"):  # a Generator, which goes on from step to step
+            self._rng, self._state = rng, rng.bit_generator.state
+
+    def restore(self) -> None:
+        """Return to that state."""
+        for parameter, grad, values in self._grads:
+            with scope_of(grad):
+                grad[...] = values  # in place, because it may be a part of the optimizer's block
+            parameter.grad = grad
+        if self._rng is not None:
+            self._rng.bit_generator.state = self._state
 
 
 def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
@@ -93,7 +134,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
 ) -> tuple[Array, Array]:
     """Do what `train_step` does; the device of `x` must be the current one.
 
-    Targets, devices, and whether the model has changed, are checked only if `unchecked`.
+    Targets, devices, and whether the model has changed, are checked only if `unchecked`. After an
+    error the optimizer's parameters have no gradients.
     """
     part = optimizer.part
     if part is None or part.model() is not model:
@@ -102,6 +144,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         part = part_of(model, optimizer)
     if unchecked:
         check_places(model, part.held, x, y, sample_weight)
+    updating = False
     try:
         tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
         prediction = model.forward(x, tape)
@@ -118,13 +161,22 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
                 model.backward(loss.backward(tape), tape)
         else:
             model.backward(loss.backward(tape), tape)
+        updating = True
         optimizer.step()
     except BaseException as error:
         optimizer.clear()
-        if not (isinstance(error, Exception) and is_out_of_memory(error)):
+        if not is_out_of_memory(error):
+            if updating:
+                _note_half_updated(error)
             raise
         failure = error.with_traceback(None)  # the traceback holds the step's arrays
     else:
         return cost, prediction
     tape, prediction, cost = Tape(), None, None
-    raise explain(failure, model, x) from failure
+    raise explain(failure, model, (x, y, sample_weight), updating=updating) from failure
+
+
+def _note_half_updated(error: BaseException) -> None:
+    """Add to an error of the update that it may have been carried out in part."""
+    if hasattr(error, "add_note"):  # since Python 3.11
+        error.add_note("The update had begun: parameters and states may be half updated.")

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import scope_of
+from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
@@ -30,7 +31,7 @@ from gpunn.training.arguments import (
     kind_of,
     report_newcomers,
 )
-from gpunn.training.epoch import EpochRunner
+from gpunn.training.epoch import EpochRunner, memory_advice
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
 from gpunn.training.history import History
@@ -333,7 +334,8 @@ class Trainer:
                 "Trainer: every sample_weight is 0, so there is nothing to learn from or to "
                 "evaluate; leave sample_weight out, or give some samples a weight above 0"
             )
-        first = loader.first_row()
+        with memory_for("a batch", loader.backend, memory_advice(loader)):
+            first = loader.first_row()
         output = self.model(first.x)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
         with scope_of(output):

@@ -1,0 +1,57 @@
+"""Running out of memory: how to recognise it, and the error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gpunn.arrays.backend import Backend
+from gpunn.arrays.facts import is_out_of_memory
+from gpunn.errors import DeviceMemoryError
+
+
+def shortage(speaker: str, place: Backend, error: BaseException, advice: str) -> DeviceMemoryError:
+    """Return the error for work that ran out of memory.
+
+    Call it when the work's own arrays are freed; the traceback of `error` may hold them.
+
+    Parameters
+    ----------
+    speaker : str
+        Who needed the memory, and for what.
+    place : Backend
+        Where.
+    error : Exception
+        What the library raised.
+    advice : str
+        What to do.
+    """
+    return DeviceMemoryError(
+        f"{speaker}: {place} is out of memory; {state_of(place, error)}; {advice}"
+    )
+
+
+def state_of(place: Backend, error: BaseException) -> str:
+    """Return how many bytes were asked for, if `error` knows, and how many are free now."""
+    free = place.free_bytes(released=True)
+    known = "an unknown number of" if free is None else f"{free:,}"
+    wanted = getattr(error, "_size", None) or getattr(error.__cause__, "_size", None)
+    asked = "" if wanted is None else f"{int(wanted):,} bytes were asked for, "
+    return f"{asked}{known} bytes are free"
+
+
+@contextmanager
+def memory_for(speaker: str, place: Backend | None, advice: str) -> Iterator[None]:
+    """Raise `shortage` if the block runs out of memory; an error that has advice already passes.
+
+    So does every error where `place` is None, since the arrays are of no known library.
+    """
+    try:
+        yield
+    except Exception as error:
+        if place is None or isinstance(error, DeviceMemoryError) or not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)
+    else:
+        return
+    raise shortage(speaker, place, failure, advice) from failure
