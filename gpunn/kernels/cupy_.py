@@ -8,13 +8,15 @@ reference. Nothing here waits for the device or reads a value back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 import cupy
 import numpy as np
 
 from gpunn._typing import Array, Namespace
+from gpunn.arrays.backend import Backend
+from gpunn.arrays.kept import keep
 from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
@@ -68,7 +70,7 @@ class CupyKernels(Kernels):
 
     def __init__(self, xp: Namespace) -> None:
         super().__init__(xp)
-        self._ones: dict[tuple[int, Any, int, int], Array] = {}
+        self._ones: dict[tuple[int, Any, int], Array] = {}  # only added to: threads share it
 
     # Layers
 
@@ -234,17 +236,17 @@ class CupyKernels(Kernels):
         return launch_gather(arrays, cupy.ascontiguousarray(indices, dtype=np.int64))
 
     def _row_of_ones(self, like: Array) -> Array:
-        """Return a one for each row of `like`; cached, since batches come in few sizes.
-
-        Each stream has its own: it must not read what another stream may still be filling.
-        """
-        stream = cupy.cuda.get_current_stream().ptr
-        where = (like.shape[0], like.dtype, like.device.id, stream)
-        if where not in self._ones:
-            if len(self._ones) >= 16:
-                self._ones.clear()
-            self._ones[where] = cupy.ones(like.shape[0], like.dtype)
-        return self._ones[where]
+        """Return a one for each row of `like`: the beginning of a long row, which is kept."""
+        n, dtype, index = key = like.shape[0], like.dtype, like.data.device_id
+        ones = self._ones.get(key)
+        if ones is None:
+            length = max(4096, 1 << (n - 1).bit_length())
+            whole = length, dtype, index
+            if whole not in self._ones:
+                make = partial(cupy.ones, length, dtype)
+                self._ones.setdefault(whole, keep(Backend("cupy", index), make))
+            ones = self._ones.setdefault(key, self._ones[whole][:n])
+        return ones
 
 
 def _arrays(scale: Any) -> tuple[Array, ...]:

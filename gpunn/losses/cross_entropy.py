@@ -10,6 +10,7 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import number
 from gpunn.arrays.facts import is_integer
+from gpunn.arrays.kept import keep
 from gpunn.arrays.settings import checked
 from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
@@ -141,7 +142,8 @@ class CrossEntropy(Loss):
         if kept is None or kept[0] != key:
             place, dtype, classes, given = key
             assert place is not None  # noqa: S101 (the caller has kernels for it)
-            there = place.asarray(table_of(self, given, classes), dtype)
+            table = table_of(self, given, classes)
+            there = keep(place, lambda: place.asarray(table, dtype))
             # A dict may change later.
             given = dict(given) if isinstance(given, dict) else given
             self._weights_there = kept = (place, dtype, classes, given), there
