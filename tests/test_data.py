@@ -302,7 +302,7 @@ class TestPlace:
     def test_auto_takes_half_of_the_free_memory(
         self, monkeypatch: pytest.MonkeyPatch, dtype: str | None, labels: str, size_bytes: int
     ) -> None:
-        settings = {"batch_size": 2, "sample_weight": W, "dtype": dtype}
+        settings = {"batch_size": 2, "sample_weight": W, "dtype": dtype, "backend": STRICT}
         for free, keeps in (
             (2 * N * size_bytes, True),
             (2 * N * size_bytes - 1, False),

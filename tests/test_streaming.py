@@ -201,8 +201,8 @@ def test_a_forgotten_wait_is_seen(backend: Any, forgotten: str, monkeypatch: Any
     else:
         init = staging.Slot.__init__
 
-        def without(self: Any, *arguments: Any) -> None:
-            init(self, *arguments)
+        def without(self: Any, *arguments: Any, **settings: Any) -> None:
+            init(self, *arguments, **settings)
             setattr(self, forgotten, NeverRecorded(getattr(self, forgotten)))
 
         monkeypatch.setattr(staging.Slot, "__init__", without)

@@ -305,13 +305,15 @@ class Loader:
 
     def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
         """Gather and upload each batch while the one before it is computed on."""
-        from gpunn.data.staging import stage  # noqa: PLC0415 (imports CuPy)
+        from gpunn.data.staging import convert, stage  # noqa: PLC0415 (imports CuPy)
 
         held = {name: part for name, part in self.stored._asdict().items() if part is not None}
         kept = zip(self.stored, self._dtypes, strict=True)
         dtypes = [dtype for part, dtype in kept if part is not None]
         chosen = rows if order is None else [order[some] for some in rows]
-        with closing(stage(list(held.values()), chosen, self.batch_size, dtypes)) as batches:
+        with closing(
+            stage(list(held.values()), chosen, self.batch_size, convert(dtypes))
+        ) as batches:
             for arrays in batches:
                 yield Batch(**dict(zip(held, arrays, strict=True)))
 

@@ -1,23 +1,25 @@
-"""Streaming to a GPU: the next batch is gathered and uploaded while this one is computed on.
+"""Uploads to a GPU: the next rows are gathered and sent while these are computed on.
 
-A thread gathers rows into pinned host memory and uploads them on its own stream. The slots form a
-ring; each has two events:
+Loaders that stream bring their batches in this way, and large arrays that are to stay on a device
+come in pieces. A thread gathers rows into pinned host memory and uploads them on its own stream.
+The slots form a ring; each has two events:
 
 - `copied`: the upload from the slot's host buffer has run. The thread waits for it before it
   writes to that buffer again; the computing stream waits for it before it reads the device buffer.
 - `consumed`: the device buffer has been read. The copying stream waits for it before the next
   upload into that buffer.
 
-Only that thread waits on the host. Batches are new arrays, converted on the device, so a batch that
-the caller keeps is never overwritten.
+Only that thread waits on the host. What arrives is converted on the device into memory of its own,
+so a batch that the caller keeps is never overwritten.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cupy
 import cupyx
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 SLOTS = 2
 
+_T = TypeVar("_T")
+
 
 class Slot:
     """Buffers for one batch, on the host and on the device, in the stored dtypes.
@@ -40,13 +44,17 @@ class Slot:
         The data, on the host.
     most : int
         The largest number of rows of a batch.
+    pooled : bool
+        Whether the host buffers come from CuPy's pool, which keeps them for the next epoch, rounded
+        up to a power of two. To allocate pinned memory takes long.
     """
 
-    def __init__(self, parts: Sequence[NDArray[Any]], most: int) -> None:
+    def __init__(self, parts: Sequence[NDArray[Any]], most: int, *, pooled: bool) -> None:
         shapes = [(most, *part.shape[1:]) for part in parts]
         dtypes = [part.dtype.newbyteorder("=") for part in parts]  # GPUs need the native byte order
         pairs = list(zip(shapes, dtypes, strict=True))
-        self.host = [cupyx.empty_pinned(shape, dtype) for shape, dtype in pairs]
+        empty = cupyx.empty_pinned if pooled else _empty_pinned
+        self.host = [empty(shape, dtype) for shape, dtype in pairs]
         self.device = [cupy.empty(shape, dtype) for shape, dtype in pairs]
         self.rows = 0
         self.copied = cupy.cuda.Event(disable_timing=True)
@@ -76,25 +84,59 @@ class Slot:
             device.data.copy_from_host_async(host.ctypes.data, size, stream)
         self.copied.record(stream)
 
-    def take(self, dtypes: Sequence[str | None]) -> list[Array]:
-        """Return the batch as new, converted arrays, once its upload has run."""
+    def receive(self, read: Callable[[list[Array]], _T]) -> _T:
+        """Return what `read` makes of the batch on the device, as stored, once it has arrived."""
         stream = cupy.cuda.get_current_stream()
         stream.wait_event(self.copied)
-        arrays = [
-            device[: self.rows].astype(dtype or device.dtype, copy=True)
-            for device, dtype in zip(self.device, dtypes, strict=True)
-        ]
+        result = read([device[: self.rows] for device in self.device])
         self.consumed.record(stream)
-        return arrays
+        return result
+
+
+def bring(x: NDArray[Any], dtype: str | None, pieces: list[slice]) -> Array:
+    """Return a host array on the current device, in C order, converted there.
+
+    It comes in pieces through `SLOTS` buffers on the host and as many on the device, which are let
+    go at the end: so it takes no more memory than the result and these.
+
+    Parameters
+    ----------
+    x : numpy array
+    dtype : str or None
+        The dtype on the device; None keeps the stored one.
+    pieces : list of slice
+        The rows to bring together, the most rows first.
+    """
+    result = cupy.empty(x.shape, dtype or x.dtype.newbyteorder("="))
+    targets = iter(pieces)
+
+    def put(arrived: list[Array]) -> None:
+        result[next(targets)] = arrived[0]
+
+    for _ in stage([x], pieces, pieces[0].stop, put, pooled=False):
+        pass
+    return result
+
+
+def convert(dtypes: Sequence[str | None]) -> Callable[[list[Array]], list[Array]]:
+    """Return a function that copies arrays into new ones of these dtypes; None keeps the stored."""
+
+    def converted(arrived: list[Array]) -> list[Array]:
+        pairs = zip(arrived, dtypes, strict=True)
+        return [part.astype(dtype or part.dtype, copy=True) for part, dtype in pairs]
+
+    return converted
 
 
 def stage(
     parts: Sequence[NDArray[Any]],
     selections: Iterable[Any],
     most: int,
-    dtypes: Sequence[str | None],
-) -> Generator[list[Array], None, None]:
-    """Yield batches of host data on the current device.
+    read: Callable[[list[Array]], _T],
+    *,
+    pooled: bool = True,
+) -> Generator[_T, None, None]:
+    """Yield what is made of batches of host data on the current device.
 
     Parameters
     ----------
@@ -104,8 +146,11 @@ def stage(
         The rows of each batch.
     most : int
         The largest number of rows of a batch.
-    dtypes : sequence of str or None
-        The dtype of each part on the device; None keeps the stored one.
+    read : function
+        Makes something of its own from the parts of a batch on the device, which are as stored and
+        soon overwritten.
+    pooled : bool, default True
+        Whether pinned memory is kept for the next time; see `Slot`.
 
     Raises
     ------
@@ -114,7 +159,7 @@ def stage(
         does when the iteration is left early.
     """
     parts = [np.asarray(part) for part in parts]  # indexing a memmap runs Python code each time
-    slots = [Slot(parts, most) for _ in range(SLOTS)]
+    slots = [Slot(parts, most, pooled=pooled) for _ in range(SLOTS)]
     free: SimpleQueue[Slot | None] = SimpleQueue()
     ready: SimpleQueue[Slot | BaseException | None] = SimpleQueue()
     for slot in slots:
@@ -127,9 +172,9 @@ def stage(
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            arrays = item.take(dtypes)
+            result = item.receive(read)
             free.put(item)
-            yield arrays
+            yield result
     finally:
         stop.set()
         free.put(None)  # wakes the thread if it waits for a slot
@@ -161,3 +206,10 @@ def _produce(  # noqa: PLR0917
         ready.put(None)
     except BaseException as error:  # noqa: BLE001 (raised again by `stage`)
         ready.put(error)
+
+
+def _empty_pinned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return a pinned array of exactly that size, which is freed when it is let go."""
+    memory = cupy.cuda.PinnedMemory(math.prod(shape) * dtype.itemsize)
+    pointer = cupy.cuda.PinnedMemoryPointer(memory, 0)
+    return np.ndarray(shape, dtype, buffer=pointer)

@@ -175,6 +175,8 @@ def check_weight(weight: Any, dtype: str | None) -> None:
 def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None:
     """Check that the arrays have no NaN or infinity in the dtypes of the batches.
 
+    Values are looked at where they are; of an array on a device one small array is read.
+
     Raises
     ------
     DataError
@@ -184,13 +186,13 @@ def check_finite(parts: Mapping[str, Any], dtypes: Sequence[str | None]) -> None
         if part is None or not is_floating(part):
             continue
         limit = _too_large(part, dtype)
-        samples = _not_finite(part, limit)
-        if len(samples):
+        found, first = _not_finite(part, limit)
+        if found:
             where = "" if np.isinf(limit) else f" in {dtype}"
             advice = "" if np.isinf(limit) else ", or scale them, or say another dtype"
             raise DataError(
-                f"Loader: {name} has {len(samples)} values that are NaN or infinite{where}, the "
-                f"first in sample {samples.min()}; drop or impute them{advice}"
+                f"Loader: {name} has {found} values that are NaN or infinite{where}, the "
+                f"first in sample {first}; drop or impute them{advice}"
             )
 
 
@@ -204,20 +206,32 @@ def _too_large(x: Any, dtype: str | None) -> Any:
     return of(limits.max) + np.ldexp(of(1), limits.maxexp - limits.nmant - 2)
 
 
-def _not_finite(x: Any, limit: Any) -> Any:
-    """Return the sample index of each entry that is NaN or not below `limit` in size."""
+def _not_finite(x: Any, limit: Any) -> tuple[int, int]:
+    """Return how many entries are NaN or not below `limit` in size, and the first's sample."""
     if is_sparse(x):
         if not x.has_canonical_format:  # entries with the same index are added
             x = x.copy()
             x.sum_duplicates()
         entries = x.tocoo()
-        return entries.coords[0][~(np.abs(entries.data) < limit)]
-    found = []
+        samples = entries.coords[0][~(np.abs(entries.data) < limit)]
+        return len(samples), int(samples.min(initial=x.shape[0]))
     rows = max(1, _ENTRIES_AT_ONCE // (math.prod(x.shape[1:]) or 1))
-    for start in range(0, x.shape[0], rows):
-        block = to_numpy(x[start : min(start + rows, x.shape[0]), ...])
-        found.append(start + np.nonzero(~(np.abs(block) < limit))[0])
-    return np.concatenate(found)
+    starts = range(0, x.shape[0], rows)
+    place = backend_of(x)
+    assert place is not None  # noqa: S101 (see `as_array`)
+    xp = place.xp
+    limit = limit if place.package == "numpy" else float(limit)  # longdouble is NumPy's alone
+
+    def faulty(start: int) -> Array:
+        return xp.logical_not(xp.abs(x[start : min(start + rows, x.shape[0]), ...]) < limit)
+
+    with place.scope():
+        sums = [xp.sum(xp.astype(faulty(start), xp.int8), dtype=xp.int64) for start in starts]
+        counts = to_numpy(xp.stack(sums))
+        if not counts.any():
+            return 0, 0
+        worst = starts[int(np.argmax(counts > 0))]
+        return int(counts.sum()), worst + int(np.nonzero(to_numpy(faulty(worst)))[0].min())
 
 
 def check_order(order: Any, n_samples: int) -> Any:
