@@ -14,13 +14,14 @@ from tests.conftest import OnlyDLPack, get_place
 
 pytestmark = pytest.mark.gpu
 cupy: Any = None
+cupyx: Any = None
 
 
 @pytest.fixture(autouse=True)
 def _cupy() -> None:
-    global cupy  # noqa: PLW0603
+    global cupy, cupyx
     get_place("cupy")  # or skip
-    cupy = pytest.importorskip("cupy")
+    cupy, cupyx = pytest.importorskip("cupy"), pytest.importorskip("cupyx")
 
 
 def data(n: int = 96) -> tuple[Any, Any]:
@@ -178,3 +179,167 @@ class TestRocm:
     def test_a_step_by_hand_needs_no_current_device(self) -> None:
         test_a_step_by_hand_needs_no_current_device()
         test_backward_by_hand_needs_no_current_device()
+
+
+class Late:
+    """An array of a library that works on a stream of its own, and has not finished."""
+
+    def __init__(self) -> None:
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        x = cupy.zeros((3, 2))
+        cupy.cuda.Device().synchronize()
+        with self.stream:
+            x += cupy.arange(6.0).reshape(3, 2)
+        self.x = x
+
+
+class LateByDLPack(Late):
+    def __dlpack__(self, **settings: Any) -> Any:
+        with self.stream:
+            return self.x.__dlpack__(**settings)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.x.__dlpack_device__()
+
+
+class LateByInterface(Late):
+    """As of version 3 it names its stream."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.x.__cuda_array_interface__, "version": 3, "stream": self.stream.ptr}
+
+
+class LateByOldInterface(Late):
+    """Up to version 2 nobody says what to wait for."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        entries = self.x.__cuda_array_interface__
+        return {name: entries[name] for name in entries if name != "stream"} | {"version": 2}
+
+
+class LateByBoth(LateByDLPack):
+    """As torch's tensors: the interface says less than DLPack."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.x.__cuda_array_interface__, "version": 2, "stream": None}
+
+
+def to_the_other(x: Any) -> Any:
+    return gn.get_backend("cupy:1").asarray(x)
+
+
+LATE = [LateByDLPack, LateByInterface, LateByOldInterface, LateByBoth]
+
+
+@pytest.mark.parametrize("producer", LATE)
+@pytest.mark.parametrize("own_stream", [False, True])
+@pytest.mark.parametrize(
+    "read",
+    [
+        gn.to_numpy,
+        lambda x: gn.get_backend("cupy").asarray(x).get(),
+        lambda x: gn.Loader(x, shuffle=False, batch_size=None).stored.x.get(),
+        lambda x: gn.get_backend("cupy").asarray(x, "float32").get(),
+        pytest.param(
+            lambda x: gn.to_numpy(gn.get_backend("cupy:1").asarray(x)),
+            marks=pytest.mark.two_devices,
+        ),
+    ],
+)
+def test_a_late_producer_is_waited_for(producer: Any, own_stream: bool, read: Any) -> None:
+    with cupy.cuda.Stream(non_blocking=True) if own_stream else cupy.cuda.Stream.null:
+        np.testing.assert_array_equal(read(producer()), np.arange(6.0).reshape(3, 2))
+
+
+@pytest.mark.two_devices
+def test_what_is_on_another_gpu_is_copied_once_it_is_ready() -> None:
+    with (
+        cupy.cuda.Device(1),
+        cupy.cuda.Stream(non_blocking=True),
+        cupy.cuda.Device(0),
+        cupy.cuda.Stream(non_blocking=True),
+    ):
+        x = cupy.ones(4) * 3
+        assert gn.to_numpy(gn.get_backend("cupy:1").asarray(x)).tolist() == [3] * 4
+
+
+class OfHostMemory:
+    """Memory of a GPU's library that the host can read, written to by a stream that is late."""
+
+    def __init__(self, kind: int) -> None:
+        memory = cupy.cuda.malloc_managed(24) if kind == 13 else None
+        self.kind = kind
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        if memory is not None:
+            self.shown = self.x = cupy.ndarray(3, "float64", memory)
+        else:
+            self.x, self.shown = cupy.zeros(3), cupyx.zeros_pinned(3)
+        cupy.cuda.Device().synchronize()
+        with self.stream:
+            self.x += cupy.arange(3.0)
+            if memory is None:
+                self.x.get(out=self.shown, blocking=False)
+
+    def __dlpack__(self, **settings: Any) -> Any:
+        if self.kind == 3:
+            settings = {name: settings[name] for name in settings if name != "stream"}
+        with self.stream:
+            return self.shown.__dlpack__(**settings)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 0
+
+
+@pytest.mark.parametrize("kind", [3, 13], ids=["pinned", "managed"])
+@pytest.mark.parametrize("home", ["numpy", "cupy"])
+def test_memory_that_the_host_can_read_is_waited_for(kind: int, home: str) -> None:
+    backend = gn.get_backend(home)
+    assert gn.to_numpy(OfHostMemory(kind)).tolist() == [0, 1, 2]
+    assert gn.to_numpy(backend.asarray(OfHostMemory(kind))).tolist() == [0, 1, 2]
+    loader = gn.Loader(OfHostMemory(kind), backend=home, shuffle=False, batch_size=None)
+    assert gn.to_numpy(next(iter(loader)).x).tolist() == [0, 1, 2]
+
+
+def test_managed_memory_is_on_a_gpu() -> None:
+    loader = gn.Loader(OfHostMemory(13), batch_size=1)
+    assert str(loader.backend) == "cupy:0"
+    assert gn.backend_of(loader.stored.x) == loader.backend
+
+
+def of_a_subclass(x: Any) -> Any:
+    """Return an array of a class that is derived from CuPy's."""
+
+    class Measured(cupy.ndarray):
+        pass
+
+    return cupy.asarray(x).view(Measured)
+
+
+def test_subclasses_are_taken_as_plain_arrays() -> None:
+    x, y = data()
+    given = of_a_subclass(x), of_a_subclass(y)
+    trainer, history = trained("cupy", *given)
+    _, reference = trained("cupy", x, y, backend="cupy")
+    assert history["validation_loss"] == reference["validation_loss"]
+    assert str(gn.backend_of(given[0])) == "cupy:0"
+    np.testing.assert_array_equal(gn.to_numpy(given[0]), x)
+    there = gn.get_backend("cupy").asarray(given[0])
+    assert type(there) is cupy.ndarray
+    assert there.data.ptr == given[0].data.ptr
+    assert type(trainer.predict(given[0])) is cupy.ndarray
+
+
+def test_subclasses_run_through_layers_and_losses() -> None:
+    x, y = data(8)
+    model = gn.Dense(8, 2, "tanh", rng=0, backend="cupy")
+    plain = gn.SoftmaxCrossEntropy()(model(cupy.asarray(x)), cupy.asarray(y))
+    cost = gn.SoftmaxCrossEntropy()(model(of_a_subclass(x)), of_a_subclass(y))
+    assert float(cost) == float(plain)
+    optimizer = gn.SGD(model.parameters(), 0.1)
+    cost, _ = gn.train_step(
+        model, gn.SoftmaxCrossEntropy(), optimizer, of_a_subclass(x), of_a_subclass(y)
+    )
+    assert float(cost) == float(plain)

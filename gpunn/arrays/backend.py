@@ -21,7 +21,7 @@ import numpy as np
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import plain, to_cupy, to_numpy
-from gpunn.arrays.libraries import cupy_device, strict_device, strict_name
+from gpunn.arrays.libraries import cupy_device, library_of, strict_device, strict_name
 from gpunn.errors import BackendUnavailableError, DeviceError, SettingError
 
 ENVIRONMENT_VARIABLE = "GPUNN_BACKEND"
@@ -226,10 +226,10 @@ def backend_of(x: Any) -> Backend | None:
     """Return the backend of an array, or None if it is not an array of a known library."""
     if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
         return _NUMPY
-    library = type(x).__module__.partition(".")[0]
+    library = library_of(x)
     if library == "cupy":
         return _known("cupy", int(x.device.id))
-    if library == "array_api_strict":
+    if library == "array-api-strict":
         name = str(x.device)
         digits = "".join(character for character in name if character.isdecimal())
         return _known("array-api-strict", int(digits or 0))
@@ -243,7 +243,7 @@ def _known(package: str, index: int) -> Backend:
 
 def scope_of(x: Any) -> AbstractContextManager[Any]:
     """Return a context that makes the device of `x` the current one of its library."""
-    if not isinstance(x, np.ndarray) and type(x).__module__.startswith("cupy"):
+    if library_of(x) == "cupy":
         device: AbstractContextManager[Any] = x.device
         return device
     return _NO_SCOPE

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import nullcontext
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.libraries import INSTALL_CUPY, library_of, require, strict_name
-from gpunn.errors import DTypeError
+from gpunn.errors import BackendUnavailableError, DTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_DLPACK_CUDA = 2  # kDLCUDA in DLPack's enumeration of devices
+# Of DLPack's enumeration of devices.
+_GPU, _PINNED, _MANAGED = 2, 3, 13  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 
 
 def to_numpy(x: Any) -> NDArray[Any]:
@@ -39,35 +40,37 @@ def to_numpy(x: Any) -> NDArray[Any]:
 def adopt(x: Any) -> Any:
     """Return another library's GPU array as a CuPy array that shares its memory.
 
-    Anything else is returned unchanged.
+    It is ready on the current stream: DLPack tells the producer who reads. An object of a subclass
+    of CuPy's array becomes a plain one. Anything else is returned unchanged.
     """
-    if library_of(x) is not None:
-        return x
+    library = library_of(x)
+    if library is not None:
+        return _plain_cupy(x) if library == "cupy" else x
     if hasattr(x, "detach"):  # a torch tensor that requires a gradient cannot be read otherwise
         x = x.detach()
-    if hasattr(x, "__cuda_array_interface__"):
+    kind, home = _dlpack_device(x)
+    if kind in (_GPU, _MANAGED):
         cupy = require("cupy", INSTALL_CUPY)
-        pointer = x.__cuda_array_interface__["data"][0]
-        # CuPy takes memory to be on the current device; an empty array's null pointer is on none.
-        home = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None
-        with nullcontext() if home is None else cupy.cuda.Device(home):
-            return cupy.asarray(x)
-    if hasattr(x, "__dlpack_device__"):
-        kind, home = (int(part) for part in x.__dlpack_device__())
-        if kind == _DLPACK_CUDA:
-            cupy = require("cupy", INSTALL_CUPY)
-            with cupy.cuda.Device(home):
-                return cupy.from_dlpack(x)
-    return x
+        with cupy.cuda.Device(home):
+            return cupy.from_dlpack(x)
+    return _by_interface(x) if hasattr(x, "__cuda_array_interface__") else x
 
 
 def to_cupy(x: Any, index: int) -> Array:
-    """Return `x` as a CuPy array on the current device, number `index`."""
+    """Return `x` as a CuPy array on the current device, number `index`.
+
+    The caller may change an array on the host afterwards. CuPy makes a copy of it first, but not if
+    its memory is pinned: then this waits until it has been read.
+    """
     cupy = importlib.import_module("cupy")
     x = adopt(x)
     if isinstance(x, cupy.ndarray):
-        return x if x.device.id == index else cupy.array(x)
-    return cupy.asarray(to_numpy(x))
+        return x if x.device.id == index else _from_another_gpu(x)
+    x = to_numpy(x)
+    there = cupy.asarray(x)
+    if cupy.cuda.pinned_memory.is_memory_pinned(x.__array_interface__["data"][0]):
+        cupy.cuda.get_current_stream().record().synchronize()
+    return there
 
 
 def plain(x: NDArray[Any]) -> NDArray[Any]:
@@ -76,10 +79,50 @@ def plain(x: NDArray[Any]) -> NDArray[Any]:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
+def _plain_cupy(x: Any) -> Array:
+    """Return a CuPy array as one of CuPy's own class."""
+    cupy = importlib.import_module("cupy")
+    return x if type(x) is cupy.ndarray else x.view(cupy.ndarray)
+
+
+def _from_another_gpu(x: Array) -> Array:
+    """Return a copy on the current device, made once `x` is ready on its own."""
+    cupy = importlib.import_module("cupy")
+    with x.device:
+        ready = cupy.cuda.get_current_stream().record()
+    cupy.cuda.get_current_stream().wait_event(ready)
+    return cupy.array(x)
+
+
+def _by_interface(x: Any) -> Array:
+    """Return a CuPy array of what offers its memory by `__cuda_array_interface__` alone."""
+    cupy = require("cupy", INSTALL_CUPY)
+    interface = x.__cuda_array_interface__
+    pointer = interface["data"][0]
+    if not pointer:  # an empty array is on no device
+        return cupy.asarray(x)
+    # CuPy takes memory to be on the current device.
+    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device) as device:
+        if interface.get("version", 0) < 3:  # it does not say which stream may still write to it
+            device.synchronize()
+        return cupy.asarray(x)
+
+
+def _dlpack_device(x: Any) -> tuple[int, int]:
+    """Return the kind and the number of an object's device; zeros if it does not speak DLPack."""
+    if not hasattr(x, "__dlpack_device__"):
+        return 0, 0
+    kind, home = x.__dlpack_device__()
+    return int(kind), int(home)
+
+
 def _foreign_to_numpy(x: Any) -> NDArray[Any]:
     x = adopt(x)
     if library_of(x) is not None:
         return to_numpy(x)
+    kind, home = _dlpack_device(x)
+    if kind == _PINNED:
+        _wait_for_copies(home)
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
     array = np.asarray(x)
@@ -87,3 +130,9 @@ def _foreign_to_numpy(x: Any) -> NDArray[Any]:
         hint = "; the array of a Parameter is its .value" if hasattr(x, "value") else ""
         raise DTypeError(f"expected an array, got {type(x).__name__}{hint}")
     return array
+
+
+def _wait_for_copies(home: int) -> None:
+    """Wait for what a device may still write to pinned memory, on whatever stream."""
+    with suppress(BackendUnavailableError):  # without CuPy there is nobody to ask
+        require("cupy", INSTALL_CUPY).cuda.Device(home).synchronize()

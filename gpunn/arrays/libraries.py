@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +25,18 @@ def library_of(x: Any) -> str | None:
     """
     if isinstance(x, (np.ndarray, np.generic)):  # NumPy's reductions return scalars, not 0-d arrays
         return "numpy"
-    module = type(x).__module__.partition(".")[0]
-    return _LIBRARIES.get(module)
+    kind: Any = type(x)
+    return _library_of_class(kind)
 
 
 _LIBRARIES = {"cupy": "cupy", "array_api_strict": "array-api-strict"}
+
+
+@lru_cache(maxsize=256)  # asked for every array
+def _library_of_class(kind: type) -> str | None:
+    """Return the library of a class, or of the nearest base that is from one."""
+    modules = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((_LIBRARIES[module] for module in modules if module in _LIBRARIES), None)
 
 
 def require(module: str, remedy: str) -> Any:
