@@ -15,14 +15,20 @@ from gpunn import kernels
 from tests.conftest import get_place
 
 pytestmark = pytest.mark.gpu
+try:
+    import cudasim  # the emulator's counters
+except ImportError:
+    cudasim = None
+
 cupy: Any = None
+cupyx: Any = None
 
 
 @pytest.fixture(autouse=True)
 def _cupy() -> None:
-    global cupy  # noqa: PLW0603
+    global cupy, cupyx
     get_place("cupy")  # or skip
-    cupy = pytest.importorskip("cupy")
+    cupy, cupyx = pytest.importorskip("cupy"), pytest.importorskip("cupyx")
 
 
 @pytest.fixture
@@ -141,3 +147,211 @@ class TestWhatIsKept:
         with two:
             np.testing.assert_array_equal(weights.get(), alone)
         del junk
+
+
+X = np.random.default_rng(0).standard_normal((96, 8)).astype("float32")
+Y = (X[:, 0] + X[:, 1] > 0).astype(int)
+
+
+def new_trainer(**settings: Any) -> gn.Trainer:
+    model = gn.Sequential(gn.Dense(8, 16, "relu", rng=0), gn.Dense(16, 2, rng=1)).to("cupy")
+    optimizer = gn.SGD(model.parameters(), **({"learning_rate": 0.5} | settings))
+    return gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer, rng=0)
+
+
+def fit(trainer: gn.Trainer, data: gn.Loader | None = None, **settings: Any) -> gn.History:
+    data = data or gn.Loader(X, Y, backend="cupy", rng=0)
+    return trainer.fit(data, 4, progress=False, **settings)
+
+
+def rising(trainer: gn.Trainer, history: gn.History) -> None:
+    """Spoil the last epochs: a callback that raises the learning rate."""
+    trainer.optimizer.learning_rate = 30.0 if len(history) > 1 else 0.5
+
+
+FITS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "best weights": {
+        "early_stopping": gn.EarlyStopping(monitor="loss", patience=9),
+        "callbacks": [rising],
+    },
+}
+
+
+class TestWhatIsReturned:
+    """It may be used on any stream, also where its own would not have run yet."""
+
+    @pytest.mark.parametrize("settings", FITS.values(), ids=FITS)
+    @pytest.mark.parametrize("read", ["weights", "predict", "save"])
+    def test_after_fit(self, settings: Any, read: str, tmp_path: Any) -> None:
+        def result(stream: Any) -> Any:
+            with stream:
+                trainer = new_trainer()
+                fit(trainer, **settings)
+            if read == "weights":
+                return [gn.to_numpy(p.value) for p in trainer.model.parameters()]
+            if read == "predict":
+                return [gn.to_numpy(trainer.predict(X))]
+            gn.save(tmp_path / "model.safetensors", trainer.model)
+            loaded = new_trainer().model.to("numpy")
+            gn.load(tmp_path / "model.safetensors", loaded)
+            return [p.value for p in loaded.parameters()]
+
+        wanted = result(cupy.cuda.Stream.null)
+        for found, right in zip(result(streams(1)[0]), wanted, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+    def test_after_a_training_that_diverged(self) -> None:
+        with streams(1)[0]:
+            trainer = new_trainer()
+            before = [gn.to_numpy(p.value) for p in trainer.model.parameters()]
+            bad = gn.Loader(np.full_like(X, np.nan), Y, backend="cupy")
+            with pytest.raises(gn.errors.DivergenceError):
+                fit(trainer, bad)
+        for parameter, right in zip(trainer.model.parameters(), before, strict=True):
+            np.testing.assert_array_equal(parameter.value.get(), right)
+
+    def test_after_an_interrupt(self) -> None:
+        def interrupt(trainer: gn.Trainer, history: gn.History) -> None:
+            for parameter in trainer.model.parameters():
+                parameter.value += 1
+            raise KeyboardInterrupt
+
+        def weights(stream: Any) -> Any:
+            with stream:
+                trainer = new_trainer()
+                fit(trainer, callbacks=[interrupt])
+            return gn.to_numpy(trainer.model.parameters()[0].value)
+
+        np.testing.assert_array_equal(weights(streams(1)[0]), weights(cupy.cuda.Stream.null))
+
+    @pytest.mark.parametrize("method", ["predict", "predict_proba"])
+    def test_by_predict(self, method: str) -> None:
+        trainer = new_trainer()
+        wanted = getattr(trainer, method)(X).get()
+        cupy.cuda.Device().synchronize()
+        with streams(1)[0]:
+            found = getattr(trainer, method)(X, batch_size=32)
+        np.testing.assert_allclose(found.get(), wanted, rtol=1e-5)
+
+    def test_by_an_estimator(self) -> None:
+        sklearn, estimators = (
+            pytest.importorskip("sklearn"),
+            pytest.importorskip("gpunn.estimators"),
+        )
+        x = cupy.asarray(X)
+        cupy.cuda.Device().synchronize()
+        with sklearn.config_context(array_api_dispatch=True):
+            estimator = estimators.MLPRegressor(
+                hidden_layer_sizes=(8,), max_iter=2, tol=0, random_state=0
+            )
+            with pytest.warns(match="Maximum iterations"), streams(1)[0]:
+                estimator.fit(x, cupy.asarray(X[:, 0]))
+            wanted = estimator.predict(x).get()
+            with streams(1)[0]:
+                found = estimator.predict(x)
+            np.testing.assert_array_equal(found.get(), wanted)
+
+
+class TestWhatIsGiven:
+    """What the default stream has queued is done first."""
+
+    def test_to_a_trainer_on_another_stream(self) -> None:
+        wanted = new_trainer()
+        right = fit(wanted)["loss"], wanted.predict(X).get(), wanted.evaluate((X, Y))
+        trainer = new_trainer()
+        data = gn.Loader(cupy.asarray(X) * 1.0, cupy.asarray(Y), backend="cupy", rng=0)
+        with streams(1)[0]:
+            losses = fit(trainer, data)["loss"]
+        outputs = []
+        for parameter in trainer.model.parameters():
+            parameter.value *= 1.0
+        with streams(1)[0]:
+            outputs.append(trainer.predict(cupy.asarray(X)))
+        with streams(1)[0]:
+            numbers = trainer.evaluate((X, Y))
+        assert losses == right[0]
+        np.testing.assert_array_equal(outputs[0].get(), right[1])
+        assert numbers == right[2]
+
+    def test_a_loop_on_another_stream_begins_after_the_default_one(self) -> None:
+        data = gn.Loader(cupy.asarray(X) * 2.0, backend="cupy", shuffle=False)
+        with streams(1)[0]:
+            found = [batch.x.get() for batch in data]
+        np.testing.assert_array_equal(np.concatenate(found), X * 2)
+
+
+def pinned(x: Any) -> Any:
+    buffer = cupyx.empty_pinned(x.shape, x.dtype)
+    buffer[...] = x
+    return buffer
+
+
+def keep_busy() -> None:
+    """Queue work: CuPy asks whether an upload is done, and the emulator then runs some of it."""
+    x = cupy.zeros(3)
+    for _ in range(20):
+        x += 1
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "asarray": lambda x: gn.get_backend("cupy").asarray(x),
+    "asarray with a dtype": lambda x: gn.get_backend("cupy").asarray(x, "float64"),
+    "a part of it": lambda x: gn.get_backend("cupy").asarray(x[2:5]),
+    "its transpose": lambda x: gn.get_backend("cupy").asarray(x.T),
+    "every second row": lambda x: gn.get_backend("cupy").asarray(x[::2]),
+    "predict": lambda x: new_trainer().predict(x),
+    "predict_proba": lambda x: new_trainer().predict_proba(x),
+    "resident": lambda x: gn.Loader(x, backend="cupy", resident=True, shuffle=False).stored.x,
+    "streamed": lambda x: (
+        next(
+            gn.Loader(x, backend="cupy", resident=False, batch_size=None, shuffle=False).in_order()
+        ).x
+    ),
+    "a moved layer": lambda x: moved(x, "cupy"),
+}
+
+
+def moved(x: Any, home: str) -> Any:
+    layer = gn.Dense(*x.shape, rng=0)
+    layer.weight.value = x
+    return layer.to(home).weight.value
+
+
+class TestPinnedMemory:
+    """CuPy uploads it without waiting; whoever gets a result may change it again."""
+
+    @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+    def test_has_been_read(self, way: Any) -> None:
+        wanted = [way(X + i).get() for i in range(4)]
+        buffer, found = pinned(X), []
+        for i in range(4):
+            buffer[...] = X + i
+            keep_busy()
+            found.append(way(buffer))
+        for here, right in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(here.get(), right)
+
+    def test_of_a_large_array(self) -> None:
+        x = np.arange(3 << 20, dtype="float32").reshape(-1, 64)
+        buffer = pinned(x)
+        keep_busy()
+        loader = gn.Loader(buffer, backend="cupy", resident=True, shuffle=False)
+        buffer[...] = 0
+        np.testing.assert_array_equal(loader.stored.x.get(), x)
+
+
+if cudasim is not None:
+
+    def test_only_pinned_memory_is_waited_for() -> None:
+        backend, there = gn.get_backend("cupy"), cupy.asarray(X)
+        cupy.cuda.Device().synchronize()
+        with cudasim.count() as counted:
+            for x in (X, X[::2], X.tolist(), there):
+                backend.asarray(x)
+                backend.asarray(x, "float64")
+        assert counted["syncs"] == 0
+        buffer = pinned(X)
+        with cudasim.count() as counted:
+            backend.asarray(buffer)
+        assert (counted["syncs"], counted["event_syncs"]) == (1, 1)

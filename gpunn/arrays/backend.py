@@ -81,7 +81,9 @@ class Backend:
         Parameters
         ----------
         x : array of any library, or anything that `numpy.asarray` takes
-            The values. Copies from one GPU to another do not go through the host.
+            The values. Copies from one GPU to another do not go through the host. An array on the
+            host has been read when this returns, so it may be changed, unless the result is on the
+            host, too. The result is ready on CuPy's current stream.
         dtype : str or dtype of the standard, optional
             Defaults to the dtype of `x`.
         """
@@ -243,7 +245,7 @@ def _known(package: str, index: int) -> Backend:
 
 def scope_of(x: Any) -> AbstractContextManager[Any]:
     """Return a context that makes the device of `x` the current one of its library."""
-    if library_of(x) == "cupy":
+    if not isinstance(x, np.ndarray) and library_of(x) == "cupy":
         device: AbstractContextManager[Any] = x.device
         return device
     return _NO_SCOPE

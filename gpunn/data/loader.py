@@ -14,6 +14,7 @@ from gpunn.arrays.backend import Backend, backend_of, get_backend
 from gpunn.arrays.checks import flag, one_of, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.arrays.settings import checked
+from gpunn.arrays.streams import follow_default_stream
 from gpunn.data import validation
 from gpunn.data.batch import Batch, batch_dtypes, copies, gather, send, take
 from gpunn.data.lending import is_lent
@@ -33,7 +34,8 @@ class Loader:
 
     Iterating over a loader is one epoch. The order is drawn on the host, so one seed gives the same
     batches on every backend. A batch that is a view of the data (without shuffling, on NumPy) is
-    read-only; any other batch is a copy and may be changed.
+    read-only; any other batch is a copy and may be changed. On a GPU, an epoch begins after what
+    the default stream has queued; read all of it on one stream.
 
     The attributes `batch_size`, `shuffle`, `block_size`, `window`, `drop_last` and `transform` may
     be set later. They are checked, and take effect at the next epoch.
@@ -72,9 +74,11 @@ class Loader:
     resident : bool or "auto", default "auto"
         Whether the data are converted and moved to the device once, and batches are gathered
         there. Otherwise each batch is gathered on the host, sent as stored, and converted on the
-        device. Resident data may share memory with the arrays given: do not change those while
-        training. "auto" means True, unless `x` is a memmap, is sparse, or would take more than half
-        of the free memory.
+        device. "auto" means True, unless `x` is a memmap, is sparse, or would take more than half
+        of the free memory. Resident data may share memory with arrays that were in that library:
+        do not change those while training. Other arrays have been read when the loader is made,
+        also from pinned memory. Data that are streamed are read a batch ahead: do not change them
+        until an epoch has ended.
     check_finite : bool, default False
         Whether to check the data for NaN, infinity, and numbers that overflow in `dtype`.
     rng : None, int or numpy.random.Generator, default None
@@ -272,6 +276,7 @@ class Loader:
 
     def _on_device(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         """Make the backend's device current while a batch is made, and only then."""
+        follow_default_stream(self.backend)
         with closing(batches):
             while True:
                 with self.backend.scope():

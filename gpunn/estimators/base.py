@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpunn.arrays.backend import Backend, scope_of
+from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.streams import finish, follow_default_stream
 from gpunn.data.loader import Loader
 from gpunn.estimators.changes import check_place, check_unchanged
 from gpunn.estimators.epochs import Epochs, Order
@@ -88,6 +89,7 @@ class NetworkEstimator(TrainingLoop):
         incremental: bool = False,
     ) -> Any:
         """Train. A call that fails leaves the estimator unchanged."""
+        follow_default_stream(backend_of(X))
         fresh = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
         before = dict(vars(self))
         weights = None if fresh else BestWeights(self._network)
@@ -114,6 +116,7 @@ class NetworkEstimator(TrainingLoop):
             if begun and weights is not None:
                 weights.restore()
                 self._optimizer.reset()  # its state may not be finite
+                finish(self._network.backend)
             raise
         return self
 

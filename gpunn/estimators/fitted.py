@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from gpunn._typing import Array
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.streams import follow_default_stream
 from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
@@ -40,6 +41,7 @@ class FittedNetwork(BaseEstimator):
     def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
         """Return the network's outputs (N, P), on its device, and where X came from."""
         check_is_fitted(self)
+        follow_default_stream(self._network.backend)
         origin = Origin.of(X)
         if get_config()["array_api_dispatch"] and origin != self._origin:
             name = type(self).__name__

@@ -14,6 +14,7 @@ from sklearn.utils.validation import column_or_1d
 from gpunn._typing import Array
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.streams import finished
 from gpunn.estimators.origin import Origin, namespace_of
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Labels:
             return self.classes[to_numpy(codes)]
         classes = origin.give(self.classes)
         with scope_of(classes):
-            return namespace_of(classes).take(classes, origin.give(codes))
+            return finished(namespace_of(classes).take(classes, origin.give(codes)))
 
 
 def _distinct(y: NDArray[Any], *, several: bool) -> tuple[NDArray[Any], Kind]:

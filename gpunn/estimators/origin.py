@@ -13,6 +13,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of, get_backend
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.portable import nearest
+from gpunn.arrays.streams import finished
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Origin:
     def give(self, x: Array) -> Any:
         """Convert an array of a backend to this library and device."""
         if self.device is None:
-            return get_backend(self.package).asarray(x)
+            return finished(get_backend(self.package).asarray(x))
         xp = importlib.import_module(self.package)
         place = backend_of(x)
         if place is not None and place.package == "cupy":

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import Backend
-from gpunn.arrays.kept import keep
+from gpunn.arrays.streams import keep
 from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows

@@ -10,8 +10,8 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import number
 from gpunn.arrays.facts import is_integer
-from gpunn.arrays.kept import keep
 from gpunn.arrays.settings import checked
+from gpunn.arrays.streams import keep
 from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.formulas import per_row

@@ -32,7 +32,11 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 ) -> tuple[Array, Array]:
     """Learn from one batch: forward, the loss, its gradient, backward, and the update.
 
-    Nothing here waits for a device. On NumPy, targets are checked before any parameter changes:
+    Nothing here waits for a device. On a GPU the step is queued on CuPy's current stream, and has
+    not run yet when this returns: model, optimizer and batch must be ready for that stream, and
+    other streams must wait for it before they use the results.
+
+    On NumPy, targets are checked before any parameter changes:
     labels out of range, targets of `BinaryCrossEntropy` outside [0, 1], negative soft targets. On a
     device they are not checked, which would wait: there a label out of range makes the cost NaN,
     and the update makes all parameters NaN. Call ``loss.check_target(y, output_shape)`` once for

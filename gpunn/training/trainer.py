@@ -37,6 +37,7 @@ from gpunn.training.heads import check_head
 from gpunn.training.history import History
 from gpunn.training.inference import evaluate, predict
 from gpunn.training.metrics import Metric
+from gpunn.training.ordering import in_order
 from gpunn.training.readings import Readings
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
 
@@ -49,6 +50,8 @@ Data: TypeAlias = "Loader | Sequence[Any]"
 
 class Trainer:
     """A loop around `train_step`: epochs, validation, early stopping, history.
+
+    On a GPU, results and model may be used on any stream once a method has returned.
 
     Parameters
     ----------
@@ -99,6 +102,7 @@ class Trainer:
         self._rng = as_generator(rng)
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
+    @in_order
     def fit(
         self,
         loader: Loader,
@@ -218,6 +222,7 @@ class Trainer:
         """Why the steps of the last epoch were not recorded; empty if they were."""
         return self._program.why_not
 
+    @in_order
     def evaluate(self, data: Data) -> dict[str, float]:
         """Return the loss and the metrics over all of the data, by name.
 
@@ -230,6 +235,7 @@ class Trainer:
         self._check_data(loader)
         return self._evaluate(loader)
 
+    @in_order
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the model's outputs for all of `x`, as one array (N, outputs) on its device.
 
@@ -246,6 +252,7 @@ class Trainer:
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
         return predict(self.model, loader, self._prediction)
 
+    @in_order
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the probabilities that the loss reads from the model's outputs.
 
