@@ -31,6 +31,7 @@ from gpunn.training.arguments import (
     kind_of,
     report_newcomers,
 )
+from gpunn.training.bar import progress_bar
 from gpunn.training.epoch import EpochRunner, memory_advice
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
@@ -166,7 +167,7 @@ class Trainer:
         self.optimizer.clear()
         part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
         runner = EpochRunner(loader, self._rng, self._program)
-        bar = _progress_bar(epochs * len(loader), show=progress)
+        bar = progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
                 with loader.backend.scope():
@@ -394,10 +395,3 @@ class Trainer:
     def __repr__(self) -> str:
         """Return the parts."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
-
-
-def _progress_bar(total: int, *, show: bool | None) -> Any:
-    from tqdm import tqdm  # noqa: PLC0415 (not needed to import gpunn)
-
-    disable = None if show is None else not show
-    return tqdm(total=total, disable=disable, unit="batch", leave=False)
