@@ -129,6 +129,17 @@ class TestWhatIsKept:
         loss = gn.SoftmaxCrossEntropy(class_weight=[1, 3])
         np.testing.assert_array_equal(in_turn([training_step(loss), training_step(loss)]), alone)
 
+    def test_class_weights_are_made_once_for_each_dtype(self) -> None:
+        loss = gn.SoftmaxCrossEntropy(class_weight=[1, 3])
+        labels, outputs = cupy.zeros(2, int), [cupy.zeros((2, 2), f"float{n}") for n in (32, 64)]
+        for z in outputs:
+            loss.forward(z, labels)
+        kept = [x.data.ptr for _, x in loss._weights_there.values()]
+        for z in outputs:
+            loss.forward(z, labels)
+        assert [x.data.ptr for _, x in loss._weights_there.values()] == kept
+        assert len(kept) == 2
+
     def test_class_weights_are_not_let_go_while_another_stream_reads_them(self) -> None:
         alone = training_step(gn.SoftmaxCrossEntropy(class_weight=[1, 3]))().get()
         loss = gn.SoftmaxCrossEntropy(class_weight=[1, 3])

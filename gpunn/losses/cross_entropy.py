@@ -68,7 +68,7 @@ class CrossEntropy(Loss):
         super().__init__(reduction=reduction)
         self.label_smoothing = label_smoothing
         self.class_weight = as_class_weight(type(self).__name__, "class_weight", class_weight)
-        self._weights_there: tuple[Any, Array] | None = None
+        self._weights_there: dict[Any, tuple[ClassWeight | None, Array]] = {}
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return -scale * sum_k y_k log p_k, and -scale * y / p."""
@@ -136,22 +136,21 @@ class CrossEntropy(Loss):
         return target if self.class_weight is None else target * self._weight_of_each(prediction)
 
     def _weight_of_each(self, like: Array) -> Array:
-        """Return c (K,), in the dtype and on the device of `like`; cached there."""
-        key = (backend_of(like), like.dtype, like.shape[1], self.class_weight)
-        kept = self._weights_there  # read once: another thread may replace it
-        if kept is None or kept[0] != key:
-            place, dtype, classes, given = key
+        """Return c (K,), in the dtype and on the device of `like`; kept there."""
+        place, dtype, classes = key = backend_of(like), like.dtype, like.shape[1]
+        given = self.class_weight
+        kept = self._weights_there.get(key)  # read once: another thread may replace it
+        if kept is None or kept[0] != given:
             assert place is not None  # noqa: S101 (the caller has kernels for it)
             table = table_of(self, given, classes)
             there = keep(place, lambda: place.asarray(table, dtype))
-            # A dict may change later.
-            given = dict(given) if isinstance(given, dict) else given
-            self._weights_there = kept = (place, dtype, classes, given), there
+            given = dict(given) if isinstance(given, dict) else given  # a dict may change later
+            self._weights_there[key] = kept = given, there
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy or a pickle: without the cached class weights."""
-        return vars(self) | {"_weights_there": None}
+        return vars(self) | {"_weights_there": {}}
 
     def __repr__(self) -> str:
         """Return the expression that makes this loss."""
