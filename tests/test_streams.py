@@ -285,6 +285,12 @@ class TestWhatIsGiven:
         np.testing.assert_array_equal(outputs[0].get(), right[1])
         assert numbers == right[2]
 
+    def test_to_a_loader_on_another_stream(self) -> None:
+        x = cupy.asarray(X, "float64") * 2.0
+        with streams(1)[0]:
+            data = gn.Loader(x, backend="cupy")
+            np.testing.assert_array_equal(data.stored.x.get(), X * 2)
+
     def test_a_loop_on_another_stream_begins_after_the_default_one(self) -> None:
         data = gn.Loader(cupy.asarray(X) * 2.0, backend="cupy", shuffle=False)
         with streams(1)[0]:

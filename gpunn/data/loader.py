@@ -158,6 +158,7 @@ class Loader:
             None if y is None else validation.as_array("y", y),
             None if sample_weight is None else validation.as_array("sample_weight", sample_weight),
         )
+        follow_default_stream(backend_of(self.stored.x))
         #: The targets as given, so that checking them need not wait for a device.
         self.targets = self.stored.y
         self.n_samples = validation.check_lengths(self.stored._asdict())
