@@ -285,6 +285,21 @@ class TestWhatIsGiven:
         np.testing.assert_array_equal(outputs[0].get(), right[1])
         assert numbers == right[2]
 
+    def test_to_an_estimator_on_another_stream(self) -> None:
+        def coefficients(stream: Any) -> Any:
+            estimator = estimators.MLPRegressor(
+                hidden_layer_sizes=(8,), random_state=0, backend="cupy"
+            ).partial_fit(X, X[:, 0])
+            estimator.coefs_[0] = np.ones((8, 8))
+            with stream:
+                estimator.partial_fit(X, X[:, 0])
+            return estimator.coefs_[0]
+
+        estimators = pytest.importorskip("gpunn.estimators")
+        np.testing.assert_array_equal(
+            coefficients(streams(1)[0]), coefficients(cupy.cuda.Stream.null)
+        )
+
     def test_to_a_loader_on_another_stream(self) -> None:
         x = cupy.asarray(X, "float64") * 2.0
         with streams(1)[0]:
