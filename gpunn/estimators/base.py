@@ -89,9 +89,8 @@ class NetworkEstimator(TrainingLoop):
         incremental: bool = False,
     ) -> Any:
         """Train. A call that fails leaves the estimator unchanged."""
+        follow_default_stream(backend_of(X))
         fresh = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
-        for place in {backend_of(X), None if fresh else self._network.backend}:
-            follow_default_stream(place)
         before = dict(vars(self))
         weights = None if fresh else BestWeights(self._network)
         undo = None if fresh else self._progress.mark()
