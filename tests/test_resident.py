@@ -61,6 +61,18 @@ class TestTheWayToAGPU:
             assert loader.stored.x.flags.c_contiguous
             np.testing.assert_array_equal(loader.stored.x.get(), x.astype("float32"))
 
+    def test_has_room_where_auto_says_so(self, cupy: Any) -> None:
+        """They are half of the free memory; as stored they are all of it."""
+        pool = cupy.get_default_memory_pool()
+        gc.collect()
+        pool.free_all_blocks()
+        limit = pool.get_limit()
+        pool.set_limit(size=pool.total_bytes() + 24 * MIB)
+        try:
+            assert gn.Loader(SOURCES["float64"](), backend="cupy").resident
+        finally:
+            pool.set_limit(size=limit)
+
     def test_keeps_no_pinned_memory(self, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from gpunn.data import staging  # noqa: PLC0415 (imports CuPy)
 
