@@ -11,30 +11,29 @@ steps from the second to the last, in an epoch after the first (which compiles, 
 memory pool). What an epoch costs beside its steps is shown apart, as its edges: the order, reading
 the losses, and keeping the best weights.
 
+`host_us` is the processor time in microseconds that the host takes for a step, while all that it
+queues waits: nothing is executed in between. It is the least of several epochs. It is a number
+about Python and CuPy on this machine, and says nothing about a GPU.
+
 On a device, unless CUPY_ACCELERATORS says otherwise, CuPy takes CUB for its own reductions. The
-emulator has no CUB. According to the sources of CuPy 14.2 and of the CUB in it, these change:
-
-- The sum of a whole array (`cupy_sum`: J) is one launch for a batch of up to 4,096 samples in
-  float32 or 2,048 in float64 (more on some GPUs) and two for a larger one. It takes a workspace
-  from CuPy's pool.
-- A product with one entry (`_tensordot_core_mul_sum`: the bias gradient of a single output) is
-  three launches instead of one: the products, their sum, and a copy to where it is wanted. It takes
-  memory for the products.
-- A mean (`accuracy`) is two launches instead of one: a sum and a division.
-- A sum or maximum along the last axis (`Softmax`) takes a workspace but no other launch; a sum
-  along the first axis or an `argmax` along the last takes neither.
-
-So `mnist_step`, `adam_step` and `predict` count the same with CUB, and `logreg_step` counts two
-more. The pool keeps what was taken, so from the second epoch on nothing is allocated either way.
+emulator has no CUB. The workloads here have no reduction of CuPy's, so they count the same. Others
+differ, according to the sources of CuPy 14.2 and of the CUB in it: the sum of a whole array is one
+launch for up to 4,096 entries in float32 or 2,048 in float64 (more on some GPUs) and two beyond; a
+mean (`accuracy`) is two launches instead of one; a sum or maximum along the last axis (`Softmax`)
+takes a workspace but no other launch. The pool keeps what was taken, so from the second epoch on
+nothing is allocated either way.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ except ImportError:
     cudasim = None
 
 STEPS = 10  # batches an epoch
+EPOCHS = 3  # one to warm up, one to count, one to end it
 SIZES = (784, 512, 256, 10)
 COPIES = ("h2d", "d2h", "d2d", "p2p")
 
@@ -58,6 +58,7 @@ class Costs(NamedTuple):
     device_operations: float
     kernels: float
     library_calls: float
+    graph_launches: float
     memsets: float
     copies: float
     syncs: float
@@ -94,9 +95,10 @@ def costs(before: dict[str, Any], after: dict[str, Any]) -> Costs:
 
     calls = sum(operations(before, after, "library_calls").values())
     copies = sum(more(f"{way}_copies") for way in COPIES)
-    kernels, memsets = more("kernel_launches"), more("memsets")
+    kernels, graphs, memsets = map(more, ("kernel_launches", "graph_launches", "memsets"))
     others = (more(name) for name in ("syncs", "h2d_bytes", "d2h_bytes", "device_allocs"))
-    return Costs(kernels + calls + memsets + copies, kernels, calls, memsets, copies, *others)
+    all_of_them = kernels + calls + graphs + memsets + copies
+    return Costs(all_of_them, kernels, calls, graphs, memsets, copies, *others)
 
 
 def operations(before: dict[str, Any], after: dict[str, Any], kind: str) -> Counter[str]:
@@ -110,15 +112,23 @@ def operations(before: dict[str, Any], after: dict[str, Any], kind: str) -> Coun
 
 
 class Watched(gn.Loader):
-    """A loader that reads the counters at every batch.
+    """A loader that reads the counters, or a clock, at every batch.
 
     `epochs` has a list for each pass over the data: a reading before its first batch is asked for,
     and one after each step.
+
+    Parameters
+    ----------
+    *arguments, **settings
+        Those of the loader.
+    reading : function, default `read`
+        Returns a reading.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, reading: Callable[[], Any] = read, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.epochs: list[list[dict[str, Any]]] = []
+        self.epochs: list[list[Any]] = []
+        self._reading = reading
 
     def __iter__(self) -> Iterator[gn.Batch]:
         """Yield the batches of one epoch."""
@@ -129,10 +139,10 @@ class Watched(gn.Loader):
         return self._watch(super().in_order())
 
     def _watch(self, batches: Iterator[gn.Batch]) -> Iterator[gn.Batch]:
-        self.epochs.append([read()])
+        self.epochs.append([self._reading()])
         for batch in batches:
             yield batch
-            self.epochs[-1].append(read())
+            self.epochs[-1].append(self._reading())
 
 
 def perceptron(sizes: tuple[int, ...], *, backend: str = "cupy") -> gn.Sequential:
@@ -143,30 +153,49 @@ def perceptron(sizes: tuple[int, ...], *, backend: str = "cupy") -> gn.Sequentia
         return gn.Sequential(*hidden, gn.Dense(*pairs[-1], rng=len(hidden)))
 
 
-def data(features: int, classes: int, batch_size: int, steps: int) -> Watched:
+def data(
+    features: int, classes: int, batch_size: int, steps: int, reading: Callable[[], Any]
+) -> Watched:
     """Return batches of random samples, resident on the device."""
     rng, n = np.random.default_rng(0), steps * batch_size
     x = rng.standard_normal((n, features), dtype=np.float32)
     y = rng.integers(0, classes, n)
-    return Watched(x, y, batch_size=batch_size, backend="cupy", resident=True, rng=0)
+    settings: Any = {"backend": "cupy", "resident": True, "rng": 0, "reading": reading}
+    return Watched(x, y, batch_size=batch_size, **settings)
 
 
-def mnist_step(steps: int = STEPS) -> Watched:
-    """Train the network for MNIST for three epochs."""
-    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps)
-    return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model))
+def mnist_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> Watched:
+    """Train the network for MNIST."""
+    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps, reading)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model), epochs)
 
 
-def adam_step(steps: int = STEPS) -> Watched:
-    """Train the network for MNIST by Adam for three epochs."""
-    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps)
-    return train(model, gn.SoftmaxCrossEntropy(), loader, gn.Adam(model.parameters()))
+def adam_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> Watched:
+    """Train the network for MNIST by Adam."""
+    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps, reading)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, gn.Adam(model.parameters()), epochs)
 
 
-def logreg_step(steps: int = STEPS) -> Watched:
-    """Train logistic regression for three epochs."""
+def logreg_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> Watched:
+    """Train logistic regression."""
     model, loss = gn.logistic_regression(30, rng=0, backend="cupy")
-    return train(model, loss, data(30, 2, 32, steps), momentum(model))
+    return train(model, loss, data(30, 2, 32, steps, reading), momentum(model), epochs)
+
+
+def dropout_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> Watched:
+    """Train the network for MNIST with dropout behind its hidden layers."""
+    first, second, last = perceptron(SIZES)
+    model = gn.Sequential(first, gn.Dropout(0.5), second, gn.Dropout(0.5), last)
+    loader = data(SIZES[0], SIZES[-1], 128, steps, reading)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model), epochs)
 
 
 def momentum(model: gn.Layer) -> gn.Optimizer:
@@ -174,28 +203,54 @@ def momentum(model: gn.Layer) -> gn.Optimizer:
     return gn.SGD(model.parameters(), learning_rate=0.01, momentum=0.9)
 
 
-def train(model: gn.Layer, loss: gn.Loss, loader: Watched, optimizer: gn.Optimizer) -> Watched:
-    """Train for three epochs: one to warm up, one to count, one to end it."""
-    gn.Trainer(model, loss, optimizer).fit(loader, 3, progress=False)
+def train(
+    model: gn.Layer, loss: gn.Loss, loader: Watched, optimizer: gn.Optimizer, epochs: int
+) -> Watched:
+    """Train for some epochs."""
+    gn.Trainer(model, loss, optimizer).fit(loader, epochs, progress=False)
     return loader
 
 
-def predict(steps: int = STEPS) -> Watched:
-    """Predict with the network for MNIST three times, batch by batch."""
-    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps)
+def predict(steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read) -> Watched:
+    """Predict with the network for MNIST several times, batch by batch."""
+    model, loader = perceptron(SIZES), data(SIZES[0], SIZES[-1], 128, steps, reading)
     optimizer = gn.SGD(model.parameters())
     trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer)
-    for _ in range(3):
+    for _ in range(epochs):
         trainer.predict(loader)
     return loader
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[..., Watched]] = {
+    "mnist_step_eager": mnist_step,
     "mnist_step": mnist_step,
     "adam_step": adam_step,
     "logreg_step": logreg_step,
+    "dropout_step": dropout_step,
     "predict": predict,
 }
+
+
+@contextmanager
+def lazily() -> Iterator[None]:
+    """Let all that is queued wait until somebody waits for it."""
+    cudasim.set_async("lazy", 0)
+    try:
+        yield
+    finally:
+        seed = int(os.environ.get("CUDASIM_SEED", "0"))
+        cudasim.set_async(os.environ.get("CUDASIM_ASYNC", "lazy"), seed)
+
+
+def host_us(workload: Callable[..., Watched], steps: int = 50, epochs: int = 6) -> float:
+    """Return the least time that the host took for a step, as a mean over an epoch, in us.
+
+    The first step of an epoch is left out. What is queued in an epoch is executed when its losses
+    are read, which is not timed.
+    """
+    with lazily():
+        loader = workload(steps, epochs, time.thread_time)
+    return min((clock[-1] - clock[1]) / (len(clock) - 2) for clock in loader.epochs[1:]) * 1e6
 
 
 def step_costs(loader: Watched) -> Costs:
@@ -216,16 +271,18 @@ def step_operations(loader: Watched) -> Counter[str]:
     return operations(before, after, "kernels") + operations(before, after, "library_calls")
 
 
-def measure() -> dict[str, Costs]:
-    """Print a table of all workloads; return the costs of a step of each."""
-    found, notes = {}, []
-    print(" " * 11 + "".join(f"  {name}" for name in Costs._fields))
+def measure() -> dict[str, dict[str, float]]:
+    """Print a table of all workloads; return the costs of a step of each, and the host's time."""
+    found: dict[str, dict[str, float]] = {}
+    notes = []
+    titles = (*Costs._fields, "host_us")
+    print(" " * 16 + "".join(f"  {title}" for title in titles))
     for name, workload in WORKLOADS.items():
         loader = workload()
-        found[name] = step_costs(loader)
-        for title, counted in ((name, found[name]), ("  its edges", edge_costs(loader))):
-            cells = zip(Costs._fields, counted, strict=True)
-            print(f"{title:11}" + "".join(f"{n:>{len(field) + 2}g}" for field, n in cells))
+        found[name] = step_costs(loader)._asdict() | {"host_us": round(host_us(workload), 1)}
+        for row, counted in ((name, found[name]), ("  its edges", edge_costs(loader)._asdict())):
+            cells = (f"{format(counted.get(t, 0), 'g'):>{len(t) + 2}}" for t in titles)
+            print(f"{row:16}" + "".join(cells))
         ran = sorted(step_operations(loader).items())
         notes.append(f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in ran))
     print("\nOne step of each:", *notes, sep="\n")
@@ -248,7 +305,7 @@ def main() -> int:
         return 2
     found = measure()
     if wants_json:
-        print(json.dumps({name: counted._asdict() for name, counted in found.items()}))
+        print(json.dumps(found))
     return 0
 
 

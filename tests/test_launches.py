@@ -1,135 +1,190 @@
-"""How the CUDA kernels divide their work among threads, which must not show in any result."""
+"""Launches of the CUDA kernels: arguments, threads, streams, and what is kept for the next."""
 
 from __future__ import annotations
 
-import importlib
-from itertools import product
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpunn as gn
-from gpunn.kernels import kernels
-from gpunn.kernels.cuda import grids
-from gpunn.kernels.cuda.grids import PACK, THREADS
+from gpunn.kernels import cuda, kernels
 from gpunn.kernels.update import Slots, Update
-from tests.conftest import Place, get_place
-from tests.test_kernels import assert_plain
+from gpunn.nn.activation import ReLU
+from tests.at_once import in_threads
+from tests.conftest import get_place
 
-SIZES = [1, 2, 3, 31, 32, 33, 255, 256, 257, 1000, 1024, 5000]
-LARGE = 300_000_000
+pytestmark = pytest.mark.gpu
+cupy: Any = None
 
 
-class TestGrids:
-    @pytest.mark.parametrize("size", [*SIZES, LARGE])
-    def test_every_entry_has_a_thread(self, size: int) -> None:
-        (blocks,), block = grids.over_entries(size)
-        assert block == (THREADS,)
-        least = -(-size // (THREADS * PACK))
-        assert blocks == least if size < LARGE else 60_000 < blocks < least
+@pytest.fixture(autouse=True)
+def _cupy() -> None:
+    global cupy  # noqa: PLW0603
+    get_place("cupy")  # or skip
+    cupy = pytest.importorskip("cupy")
 
-    @pytest.mark.parametrize(("n", "width"), [*product(SIZES, SIZES)])
-    def test_every_row_and_every_place_in_it_have_threads(self, n: int, width: int) -> None:
-        (x, y), (lanes, rows) = grids.over_rows(n, width)
-        assert lanes * rows == THREADS
-        assert (x - 1) * rows < n <= x * rows
-        assert (y - 1) * lanes < width <= y * lanes
-        assert lanes < 2 * width
 
-    def test_a_grid_keeps_to_the_limits_of_cuda(self) -> None:
-        assert grids.over_rows(LARGE, 1)[0] == (65_536, 1)
-        assert grids.over_rows(1, LARGE)[0] == (1, 65_535)
+def draw(n: int, p: int, dtype: str, seed: int = 0) -> Any:
+    return cupy.asarray(np.random.default_rng(seed).standard_normal((n, p)).astype(dtype))
 
-    @pytest.mark.parametrize("p", [*SIZES, 4096, LARGE])
-    def test_every_column_has_a_block(self, p: int) -> None:
-        for n in (1, 256, 1024):
-            launch = grids.over_columns(n, p)
-            if launch is not None:
-                (blocks,), (lanes, rows) = launch
-                assert lanes * rows == THREADS
-                assert (blocks - 1) * lanes < p <= blocks * lanes
 
-    def test_a_narrow_matrix_is_spread_over_many_blocks(self) -> None:
-        launch = grids.over_columns(128, 256)
-        assert launch is not None
-        assert launch[0] == (32,)
+class TestThreads:
+    def test_a_thread_may_begin_with_a_launch(self) -> None:
+        """It has no context of its own before, and no memory has to be asked for."""
+        z = draw(8, 8, "float32")
+        wanted = np.maximum(gn.to_numpy(z), 0)
+        cupy.cuda.Device().synchronize()
+        in_threads(lambda _: kernels(z).bias_activation(z, None, ReLU()), 1)
+        cupy.cuda.Device().synchronize()
+        np.testing.assert_array_equal(gn.to_numpy(z), wanted)
 
-    @pytest.mark.parametrize(
-        ("n", "p", "is_one_launch"),
-        [
-            (256, 1, True),
-            (257, 504, False),
-            (257, 505, True),
-            (1024, 512, True),
-            (1025, 512, False),
-            (1024, 4096, True),
-        ],
+    def test_launches_of_one_kernel_do_not_mix_their_arguments(self) -> None:
+        def work(i: int) -> bool:
+            stream = cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                right = []
+                for k in range(100):
+                    x = cupy.full((4 + i, 4), float(i * 1000 + k), "float32")
+                    h = kernels(x).activation(x, ReLU())
+                    right.append((h == x).all())
+                stream.synchronize()
+            return all(bool(each) for each in right)
+
+        assert all(in_threads(work, 4))
+
+
+PER_THREAD = """
+import numpy, threading
+import cupy, gpunn as gn
+from gpunn.kernels.cuda_kernel import pointer_of
+assert pointer_of(cupy.cuda.get_current_stream()) == cupy.cuda.runtime.streamPerThread
+# As for CuPy's own kernels: 0 is the thread's own stream.
+assert pointer_of(cupy.cuda.Stream.null) == cupy.cuda.runtime.streamPerThread
+def step():
+    x, y = cupy.ones((8, 4), "float32"), cupy.zeros((8, 2), "float32")
+    model = gn.Dense(4, 2, rng=0, backend="cupy")
+    optimizer = gn.SGD(model.parameters(), 0.5)
+    for _ in range(3):
+        cost, _ = gn.train_step(model, gn.MeanSquaredError(), optimizer, x, y)
+    found.append(float(cost))
+found = []
+step()
+with cupy.cuda.Stream.null:
+    step()
+thread = threading.Thread(target=step)
+thread.start()
+thread.join()
+assert len(found) == 3 and len(set(found)) == 1, found
+"""
+
+
+def test_per_thread_default_streams() -> None:
+    environment = os.environ | {"CUPY_CUDA_PER_THREAD_DEFAULT_STREAM": "1"}
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", PER_THREAD], env=environment, check=True, timeout=300
     )
-    def test_few_blocks_do_not_get_many_rows(self, n: int, p: int, is_one_launch: bool) -> None:
-        assert (grids.over_columns(n, p) is not None) == is_one_launch
 
 
-@pytest.fixture
-def cupy() -> Place:
-    return get_place("cupy")
-
-
-@pytest.mark.gpu
-class TestFewBlocks:
-    """Blocks go through all the work even where there are more pieces of it than blocks."""
-
+class TestTheSumOfLosses:
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    @pytest.mark.parametrize(("n", "p"), [(5, 2100), (2100, 5), (40, 333)])
-    @pytest.mark.parametrize(
-        "name", ["activation", "activation_backward", "bias_activation", "dropout", "gather"]
-    )
-    def test_results_are_the_same(
-        self,
-        cupy: Place,
-        monkeypatch: pytest.MonkeyPatch,
-        name: str,
-        n: int,
-        p: int,
-        dtype: str,
-    ) -> None:
-        monkeypatch.setattr(grids, "_MOST_BLOCKS", 2)
-        monkeypatch.setattr(grids, "_MOST_BLOCKS_Y", 2)
-        assert_plain(cupy, name, n, p, "contiguous", dtype)
+    @pytest.mark.parametrize("k", [1, 2, 10, 300])
+    @pytest.mark.parametrize("n", [1, 2, 127, 128, 129, 5000])
+    def test_is_that_of_each_loss(self, n: int, k: int, dtype: str) -> None:
+        z, y = draw(n, k, dtype), draw(n, k, dtype, 1)
+        labels = cupy.arange(n) % k
+        for loss, target in (
+            (gn.SoftmaxCrossEntropy, labels),
+            (gn.SoftmaxCrossEntropy, cupy.abs(y)),
+            (gn.BinaryCrossEntropy, (y > 0).astype(dtype)),
+            (gn.MeanSquaredError, y),
+        ):
+            total = loss(reduction="sum").forward(z, target)
+            each = gn.to_numpy(loss(reduction="none").forward(z, target)).astype("float64")
+            assert total.shape == ()
+            np.testing.assert_allclose(float(total), each.sum(), rtol=5e-6)
 
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    @pytest.mark.parametrize("sizes", [(600 * 4096 + 5,), (300 * 4096, 3, 250 * 4096 + 1)])
-    def test_the_norm_of_many_numbers(
-        self, cupy: Place, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], dtype: str
-    ) -> None:
-        launch = importlib.import_module("gpunn.kernels.cupy_launch")
-        grid_of_norm = []
+    def test_is_the_same_each_time_also_in_two_streams(self) -> None:
+        z, labels = draw(3000, 10, "float32"), cupy.arange(3000) % 10
+        loss = gn.SoftmaxCrossEntropy()
+        wanted = float(loss.forward(z, labels))
+        cupy.cuda.Device().synchronize()
+        streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+        found = []
+        for i in range(10):
+            with streams[i % 2]:
+                found.append(loss.forward(z, labels))
+        cupy.cuda.Device().synchronize()
+        assert {float(cost) for cost in found} == {wanted}
 
-        def watched(file: str, name: str, *rest: Any, **macros: str) -> Any:
-            def start(grid: Any, *arguments: Any, **settings: Any) -> None:
-                if name == "squared_norm":
-                    grid_of_norm.append(grid)
-                kernel(grid, *arguments, **settings)
 
-            kernel = real(file, name, *rest, **macros)
-            return start
+def test_the_table_of_an_optimizer_keeps_nothing_of_another_one() -> None:
+    """A plain step after one with two states must not find them."""
+    weights = {}
+    for place in ("numpy", "cupy"):
+        trained = []
+        for make, n in ((gn.Adam, 5), (gn.SGD, 3), (gn.Adam, 2)):
+            model = gn.Dense(n, 2, rng=n, backend=place)
+            x = model.weight.value[:1, :] @ model.weight.value.T
+            optimizer = make(model.parameters(), 0.1)
+            tape = gn.Tape()
+            model.backward(model.forward(x, tape), tape)
+            optimizer.step()
+            trained.append(gn.to_numpy(model.weight.value))
+        weights[place] = trained
+    for ours, wanted in zip(weights["cupy"], weights["numpy"], strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-7)
 
-        real = launch.cuda_kernel
-        monkeypatch.setattr(launch, "cuda_kernel", watched)
-        rng = np.random.default_rng(0)
-        values, grads = ([rng.standard_normal(n).astype(dtype) for n in sizes] for _ in range(2))
-        norm = np.sqrt(sum((g.astype("float64") ** 2).sum() for g in grads))
-        placed = [[cupy.array(x) for x in each] for each in (values, grads)]
-        update = Update(Slots(*placed, [], [0.0] * len(sizes)), 1.0, 10.0, None)
-        kernels(placed[0][0]).update(gn.SGD([gn.Parameter(np.zeros(1))]), update)
-        # Each block of the update adds up as many partial sums.
-        assert grid_of_norm == [(512,)]
-        for got, value, grad in zip(placed[0], values, grads, strict=True):
-            want = value - grad * np.float64(10.0 / norm)
-            # The value and its change round once each, and both are below 8.
-            bound = 8 * np.finfo(dtype).eps
-            np.testing.assert_allclose(gn.to_numpy(got), want, rtol=0, atol=bound)
 
-    def test_columns_by_the_wider_tile(self, cupy: Place) -> None:
-        for n in (1, 130):
-            assert_plain(cupy, "bias_activation_backward", n, 4103, "contiguous", "float32")
+class Rule:
+    """An update rule as the kernels see it: plain SGD with momentum."""
+
+    momentum, nesterov = 0.5, False
+
+
+@pytest.mark.parametrize("which", ["values", "grads", "states", "decays"])
+def test_an_array_that_was_replaced_is_noticed(which: str) -> None:
+    """The tables of an update are kept with its arrays."""
+
+    def arrays(start: float) -> list[Any]:
+        return [cupy.full(n, start, "float32") for n in (3, 5)]
+
+    slots = Slots(arrays(1.0), arrays(2.0), [arrays(4.0)], [0.0, 0.0])
+    update = Update(slots, 0.1, None, None)
+    k = kernels(slots.values[0])
+    k.fused_sgd(Rule(), update)  # v = 0.5 * 4 - 0.1 * 2, and the value 1 + v
+    np.testing.assert_allclose(gn.to_numpy(slots.values[1]), 2.8, rtol=1e-6)
+    kept = slots.prepared
+    k.fused_sgd(Rule(), update)  # v = 0.5 * 1.8 - 0.1 * 2
+    np.testing.assert_allclose(gn.to_numpy(slots.values[1]), 3.5, rtol=1e-6)
+    assert slots.prepared is kept
+    if which == "values":
+        slots.values[1] = cupy.full(5, 10.0, "float32")
+    elif which == "grads":
+        slots.grads[1] = cupy.full(5, -2.0, "float32")
+    elif which == "states":
+        slots.states[0][1] = cupy.full(5, 40.0, "float32")
+    else:
+        slots.decays[1] = 10.0
+    k.fused_sgd(Rule(), update)
+    wanted = {"values": 10.15, "grads": 4.05, "states": 23.3, "decays": 0.15}
+    np.testing.assert_allclose(gn.to_numpy(slots.values[1]), wanted[which], rtol=1e-5)
+    np.testing.assert_allclose(gn.to_numpy(slots.values[0]), 3.65, rtol=1e-6)
+
+
+@pytest.mark.parametrize("file", cuda.VARIANTS)
+def test_the_arguments_of_every_kernel_are_known(file: str) -> None:
+    from gpunn.kernels.cuda_kernel import argument_codes  # noqa: PLC0415 (imports CuPy)
+
+    text = cuda.source(file)
+    names = [part.split("(")[0].split()[-1] for part in text.split("__global__")[1:]]
+    assert names
+    for name in names:
+        codes, has_table = argument_codes(text, name)
+        assert len(codes) >= 3
+        assert has_table == (file in {"data", "optimizer"})
+    with pytest.raises(LookupError, match="no kernel missing"):
+        argument_codes(text, "missing")

@@ -278,9 +278,10 @@ class Loader:
     def _on_device(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         """Make the backend's device current while a batch is made, and only then."""
         follow_default_stream(self.backend)
+        scope = self.backend.scope()
         with closing(batches):
             while True:
-                with self.backend.scope():
+                with scope:
                     batch = next(batches, None)
                 if batch is None:
                     return

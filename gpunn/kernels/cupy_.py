@@ -1,6 +1,6 @@
 """Kernels for CuPy: a training step in as few launches as its data flow allows.
 
-A launch costs the host several microseconds, and launches are most of a small network's step. The
+A launch costs the host a microsecond or two, and launches are most of a small network's step. The
 CUDA sources are in `gpunn/kernels/cuda/`. They serve float32 and float64; other dtypes go to the
 reference. Nothing here waits for the device or reads a value back.
 """
@@ -18,9 +18,11 @@ from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import Backend
 from gpunn.arrays.streams import keep
 from gpunn.kernels.blocks import copy_to_one_block
+from gpunn.kernels.cublas import product
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
 from gpunn.kernels.cupy_launch import (
+    activation_kernel,
     cuda_kernel,
     launch_gather,
     launch_loss,
@@ -33,9 +35,11 @@ from gpunn.kernels.update import Update
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
+_get_device = cupy.cuda.runtime.getDevice  # looked up once, since every kernel asks
+
 
 def _on_device_of_first(method: _Method) -> _Method:
-    """Make a kernel run on the device of its first argument, an array or a list of arrays.
+    """Make a kernel run on the device of its first argument, an array.
 
     A launch on another device would read memory that it cannot reach. CUDA then refuses all further
     work of the process on that device.
@@ -43,11 +47,21 @@ def _on_device_of_first(method: _Method) -> _Method:
 
     @wraps(method)
     def on_its_device(self: Any, x: Any, *rest: Any, **settings: Any) -> Any:
-        first = x[0] if isinstance(x, (list, tuple)) else x
-        if first.data.device_id == cupy.cuda.runtime.getDevice():
+        if x.data.device_id == _get_device():
             return method(self, x, *rest, **settings)
-        with first.device:
+        with x.device:
             return method(self, x, *rest, **settings)
+
+    return cast("_Method", on_its_device)
+
+
+def _on_device_of_items(method: _Method) -> _Method:
+    """Make a kernel run on the device of the arrays in its first argument, a list."""
+
+    @wraps(method)
+    def on_its_device(self: Any, arrays: Any, *rest: Any, **settings: Any) -> Any:
+        with arrays[0].device:
+            return method(self, arrays, *rest, **settings)
 
     return cast("_Method", on_its_device)
 
@@ -57,7 +71,7 @@ def _on_device_of_second(method: _Method) -> _Method:
 
     @wraps(method)
     def on_its_device(self: Any, formula: Any, x: Any, *rest: Any, **settings: Any) -> Any:
-        if x.data.device_id == cupy.cuda.runtime.getDevice():
+        if x.data.device_id == _get_device():
             return method(self, formula, x, *rest, **settings)
         with x.device:
             return method(self, formula, x, *rest, **settings)
@@ -74,10 +88,9 @@ class CupyKernels(Kernels):
 
     # Layers
 
-    @_on_device_of_first
     def product(self, x: Array, y: Array, into: Array | None = None) -> Array:
-        """Return x @ y; cuBLAS works on the current device only."""
-        return cupy.dot(x, y, out=into)
+        """Return x @ y, by cuBLAS on the device of x."""
+        return product(x, y, into)
 
     @_on_device_of_first
     def activation(self, x: Array, formula: ActivationFormula) -> Array:
@@ -87,9 +100,9 @@ class CupyKernels(Kernels):
             return super().activation(x, formula)
         name, a = known
         x = cupy.ascontiguousarray(x)
-        h = cupy.empty_like(x)
-        kernel = cuda_kernel("activation", "activation", x.dtype, ACTIVATION=name)
-        kernel(*over_entries(x.size), (x, h, x.size, a))
+        h = cupy.ndarray(x.shape, x.dtype)
+        kernel = activation_kernel("activation", x.dtype, name)
+        kernel(*over_entries(x.size), x.data.ptr, h.data.ptr, x.size, a)
         return h
 
     @_on_device_of_first
@@ -104,10 +117,11 @@ class CupyKernels(Kernels):
         if name == "identity" and bias is None:
             return z, z
         bias = None if bias is None else cupy.ascontiguousarray(bias)
-        h = z if formula.saves_output else cupy.empty_like(z)
-        kernel = cuda_kernel("activation", "bias_activation", z.dtype, ACTIVATION=name)
+        biases = 0 if bias is None else bias.data.ptr
+        h = z if formula.saves_output else cupy.ndarray(z.shape, z.dtype)
         n, p = z.shape
-        kernel(*over_rows(n, -(-p // PACK)), (z, bias, h, n, p, a))
+        kernel = activation_kernel("bias_activation", z.dtype, name)
+        kernel(*over_rows(n, -(-p // PACK)), z.data.ptr, biases, h.data.ptr, n, p, a)
         return h, (h if formula.saves_output else z)
 
     @_on_device_of_first
@@ -120,9 +134,10 @@ class CupyKernels(Kernels):
         if name == "identity":
             return grad
         grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
-        result = cupy.empty_like(grad)
-        kernel = cuda_kernel("activation", "activation_backward", grad.dtype, ACTIVATION=name)
-        kernel(*over_entries(grad.size), (grad, saved, result, grad.size, a))
+        result = cupy.ndarray(grad.shape, grad.dtype)
+        kernel = activation_kernel("activation_backward", grad.dtype, name)
+        pointers = grad.data.ptr, saved.data.ptr, result.data.ptr
+        kernel(*over_entries(grad.size), *pointers, grad.size, a)
         return result
 
     @_on_device_of_first
@@ -131,17 +146,19 @@ class CupyKernels(Kernels):
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient: one launch for few rows, else also a product."""
         known = _served_formula(formula, grad, saved)
-        launch = over_columns(*grad.shape)
-        if known is None or known[0] == "identity" or launch is None:
-            grad = self.activation_backward(grad, saved, formula)
+        name, a = known or ("", 0.0)
+        launch = None if name in ("", "identity") else over_columns(*grad.shape)
+        if launch is None:
+            if name != "identity":
+                grad = self.activation_backward(grad, saved, formula)
             return grad, self.column_sums(grad, into)
-        name, a = known
         n, p = grad.shape
         grad, saved = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(saved)
-        result = cupy.empty_like(grad)
-        sums = cupy.empty(p, grad.dtype) if into is None else into
-        kernel = cuda_kernel("activation", "activation_backward_sums", grad.dtype, ACTIVATION=name)
-        kernel(*launch, (grad, saved, result, sums, n, p, a))
+        result = cupy.ndarray(grad.shape, grad.dtype)
+        sums = cupy.ndarray(p, grad.dtype) if into is None else into
+        kernel = activation_kernel("activation_backward_sums", grad.dtype, name)
+        pointers = grad.data.ptr, saved.data.ptr, result.data.ptr, sums.data.ptr
+        kernel(*launch, *pointers, n, p, a)
         return result, sums
 
     @_on_device_of_first
@@ -149,7 +166,7 @@ class CupyKernels(Kernels):
         """Return the column sums as the product of a row of ones and x: one call of cuBLAS."""
         if x.size == 0 or x.dtype not in REAL:
             return super().column_sums(x, into)
-        return cupy.dot(self._row_of_ones(x), x, out=into)
+        return product(self._row_of_ones(x), x, into)
 
     @_on_device_of_first
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
@@ -157,10 +174,11 @@ class CupyKernels(Kernels):
         if x.dtype not in REAL or x.size == 0:
             return super().dropout(x, key, rate)
         x = cupy.ascontiguousarray(x)
-        y, mask = cupy.empty_like(x), cupy.empty_like(x)
-        kept = 1.0 / (1.0 - rate)
-        arguments = (x, y, mask, x.size, np.uint64(key), round(rate * 2**32), kept)
-        cuda_kernel("dropout", "dropout", x.dtype)(*over_entries(x.size), arguments)
+        y, mask = cupy.ndarray(x.shape, x.dtype), cupy.ndarray(x.shape, x.dtype)
+        kernel = cuda_kernel("dropout", "dropout", x.dtype)
+        pointers = x.data.ptr, y.data.ptr, mask.data.ptr
+        threshold, kept = round(rate * 2**32), 1.0 / (1.0 - rate)
+        kernel(*over_entries(x.size), *pointers, x.size, int(key), threshold, kept)
         return y, mask
 
     # Losses
@@ -173,14 +191,12 @@ class CupyKernels(Kernels):
         if not _served(logits, *_arrays(scale)):
             return NotImplemented
         if formula.takes(target):
-            labels = target.astype(np.int64, copy=False)
-            losses, grad = launch_loss("softmax_cross_entropy", logits, labels, scale, LABELS="1")
-        else:
-            soft = formula.soft(logits, target)
-            if not _served(logits, soft):
-                return NotImplemented
-            losses, grad = launch_loss("softmax_cross_entropy", logits, soft, scale)
-        return (self.total(losses) if summed else losses), grad
+            labels = target if target.dtype == np.int64 else target.astype(np.int64)
+            return launch_loss("softmax_cross_entropy", logits, labels, scale, summed, LABELS="1")
+        soft = formula.soft(logits, target)
+        if not _served(logits, soft):
+            return NotImplemented
+        return launch_loss("softmax_cross_entropy", logits, soft, scale, summed)
 
     @_on_device_of_second
     def fused_binary_cross_entropy(
@@ -189,8 +205,7 @@ class CupyKernels(Kernels):
         """Return the losses and their gradient in one launch."""
         if not (formula.from_logits and _served(logits, target, *_arrays(scale))):
             return NotImplemented
-        losses, grad = launch_loss("sigmoid_binary_cross_entropy", logits, target, scale)
-        return (self.total(losses) if summed else losses), grad
+        return launch_loss("sigmoid_binary_cross_entropy", logits, target, scale, summed)
 
     @_on_device_of_second
     def fused_squared_error(
@@ -205,12 +220,11 @@ class CupyKernels(Kernels):
         """Return the losses and their gradient in one launch."""
         if not _served(prediction, target, *_arrays(scale)):
             return NotImplemented
-        losses, grad = launch_loss("squared_error", prediction, target, scale)
-        return (self.total(losses) if summed else losses), grad
+        return launch_loss("squared_error", prediction, target, scale, summed)
 
     # Optimizers
 
-    @_on_device_of_first
+    @_on_device_of_items
     def copy_to_blocks(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
         """Copy arrays into one block, each aligned as if CuPy had allocated it."""
         return copy_to_one_block(arrays, cupy.zeros, 512)
@@ -227,7 +241,7 @@ class CupyKernels(Kernels):
 
     # Data
 
-    @_on_device_of_first
+    @_on_device_of_items
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of all arrays at `indices`, in one launch."""
         rows = all(x.flags.c_contiguous and x.size for x in arrays)
@@ -257,7 +271,12 @@ def _arrays(scale: Any) -> tuple[Array, ...]:
 def _served(*arrays: Array) -> bool:
     """Return whether the kernels serve these arrays: not empty, all float32 or all float64."""
     dtype = arrays[0].dtype
-    return dtype in REAL and arrays[0].size > 0 and all(x.dtype == dtype for x in arrays[1:])
+    if dtype not in REAL or not arrays[0].size:
+        return False
+    for x in arrays:  # noqa: SIM110 (a generator costs more)
+        if x.dtype != dtype:
+            return False
+    return True
 
 
 def _served_formula(formula: ActivationFormula, *arrays: Array) -> tuple[str, float] | None:

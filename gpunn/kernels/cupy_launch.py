@@ -3,42 +3,95 @@
 from __future__ import annotations
 
 import math
+import operator
+import threading
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
+from cupy.cuda import runtime
 
 from gpunn._typing import Array
-from gpunn.kernels.cuda import MOST_ARRAYS, MOST_PARTS, REAL, UNITS, options, source
+from gpunn.kernels.cuda import MOST_ARRAYS, MOST_PARTS, REAL, UNITS
 from gpunn.kernels.cuda.grids import MOST_PARTIALS, THREADS, over_rows
+from gpunn.kernels.cuda_kernel import CudaKernel
 from gpunn.kernels.update import Slots, Update
 
 _PIECE = 4096  # entries per block of the optimizer, as in optimizer.cu
 
-# The structs of optimizer.cu and data.cu. All fields have eight bytes, so there are no gaps.
-_UPDATE_TABLE = np.dtype(
-    [
-        ("value", np.uint64, MOST_ARRAYS),
-        ("grad", np.uint64, MOST_ARRAYS),
-        ("first", np.uint64, MOST_ARRAYS),
-        ("second", np.uint64, MOST_ARRAYS),
-        ("size", np.int64, MOST_ARRAYS),
-        ("decay", np.float64, MOST_ARRAYS),
-        ("first_block", np.int64, MOST_ARRAYS + 1),
-        ("count", np.int64),
-    ]
-)
-_GATHER_TABLE = np.dtype(
-    [
-        ("from", np.uint64, MOST_PARTS),
-        ("to", np.uint64, MOST_PARTS),
-        ("width", np.int64, MOST_PARTS),
-        ("count", np.int64),
-    ]
-)
+
+# The structs of optimizer.cu and data.cu, up to their `count`.
+_UPDATE_FIELDS = {
+    "value": MOST_ARRAYS,
+    "grad": MOST_ARRAYS,
+    "first": MOST_ARRAYS,
+    "second": MOST_ARRAYS,
+    "size": MOST_ARRAYS,
+    "decay": MOST_ARRAYS,
+    "first_block": MOST_ARRAYS + 1,
+}
+_GATHER_FIELDS = {"from": MOST_PARTS, "to": MOST_PARTS, "width": MOST_PARTS}
+
+# Looked up once: three attributes cost as much as the call.
+_get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
+
+
+class Table:
+    """A struct of arrays for a kernel, in the host's memory; each field has eight bytes.
+
+    Parameters
+    ----------
+    fields : dict of str to int
+        The length of each array, in the order of the struct. A number ``count`` comes last.
+    """
+
+    def __init__(self, fields: dict[str, int]) -> None:
+        self._memory = np.zeros(sum(fields.values()) + 1, np.uint64)
+        self._integers = memoryview(self._memory)  # type: ignore[arg-type]
+        self._doubles = self._integers.cast("B").cast("d")
+        self._starts: dict[str, int] = {}
+        start = 0
+        for name, length in fields.items():
+            self._starts[name] = start
+            start += length
+        #: Where it lies.
+        self.address: int = self._memory.ctypes.data
+
+    def write(self, name: str, column: Sequence[int]) -> None:
+        """Write the first entries of an array of integers or pointers."""
+        for i, entry in enumerate(column, self._starts[name]):
+            self._integers[i] = entry
+
+    def write_doubles(self, name: str, column: Sequence[float]) -> None:
+        """Write the first entries of an array of floating-point numbers."""
+        for i, entry in enumerate(column, self._starts[name]):
+            self._doubles[i] = entry
+
+    def write_count(self, count: int) -> None:
+        """Write how many entries of each array count; what is behind them is not read."""
+        self._integers[-1] = count
+
+
+class _Prepared(NamedTuple):
+    """The tables of an optimizer's arrays, each with its number of blocks; and these arrays."""
+
+    dtype: Any
+    tables: list[tuple[Table, int]]
+    arrays: list[Array]
+    decays: list[float]
+
+    def serves(self, slots: Slots) -> bool:
+        """Return whether the arrays and the decays are still the same."""
+        values, grads, states, decays = slots
+        arrays = [*values, *grads, *chain.from_iterable(states)]
+        return (
+            len(arrays) == len(self.arrays)
+            and all(map(operator.is_, arrays, self.arrays))
+            and decays == self.decays
+        )
 
 
 def launch_update(name: str, update: Update, settings: tuple[float, ...]) -> Any:
@@ -49,123 +102,171 @@ def launch_update(name: str, update: Update, settings: tuple[float, ...]) -> Any
     None or NotImplemented
         The latter if the kernels do not serve these arrays.
     """
-    values, grads, states, _ = update.slots
-    arrays = [x for each in (values, grads, *states) for x in each]
-    kinds = {x.dtype for x in arrays}
-    if len(kinds) != 1 or not kinds <= REAL.keys() or not all(x.flags.c_contiguous for x in arrays):
+    slots = update.slots
+    prepared = slots.prepared
+    if prepared is None or not prepared.serves(slots):
+        prepared = slots.prepared = _prepare(slots)
+    if prepared is None:
         return NotImplemented
-    with values[0].device:
-        _launch_tables(name, update, _tables(update.slots), settings)
+    first = prepared.arrays[0]
+    if first.data.device_id == _get_device():
+        _launch_tables(name, update, prepared, settings)
+    else:
+        with first.device:
+            _launch_tables(name, update, prepared, settings)
     return None
 
 
 def _launch_tables(
-    name: str, update: Update, tables: list[tuple[Any, int]], settings: tuple[float, ...]
+    name: str, update: Update, prepared: _Prepared, settings: tuple[float, ...]
 ) -> None:
-    dtype = update.slots.values[0].dtype
+    dtype, tables = prepared.dtype, prepared.tables
     # The kernel reads the bits of a double, so this must not be an int.
     limit = math.inf if update.clip_value is None else float(update.clip_value)
-    partial, partials = None, 0
+    partial, partials = 0, 0
     if update.clip_norm is not None:
         shares = [min(blocks, MOST_PARTIALS) for _, blocks in tables]
-        partial = cupy.empty(sum(shares), dtype)
+        sums = cupy.ndarray(sum(shares), dtype)
+        partial = sums.data.ptr
+        kernel = optimizer_kernel("squared_norm", dtype)
         for (table, _), share in zip(tables, shares, strict=True):
-            cuda_kernel("optimizer", "squared_norm", dtype, MOST=str(MOST_ARRAYS))(
-                (share,), (THREADS,), (table, partial, partials, limit)
-            )
+            kernel((share, 1), (THREADS, 1), table.address, partial, partials, limit)
             partials += share
     limits = limit, float(update.clip_norm or 0.0)
+    kernel = optimizer_kernel(name, dtype)
     for table, blocks in tables:
-        cuda_kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))(
-            (blocks,), (THREADS,), (table, partial, partials, *limits, *settings)
-        )
+        kernel((blocks, 1), (THREADS, 1), table.address, partial, partials, *limits, *settings)
 
 
-def _tables(slots: Slots) -> list[tuple[Any, int]]:
-    """Return tables of the optimizer's arrays, as kernel arguments, each with its grid size."""
+def _prepare(slots: Slots) -> _Prepared | None:
+    """Return the tables of these arrays; None if the kernels do not serve them."""
     values, grads, states, decays = slots
-    firsts, seconds = [*states, [], []][:2]
+    arrays = [*values, *grads, *chain.from_iterable(states)]
+    dtype = arrays[0].dtype
+    if dtype not in REAL or any(x.dtype != dtype or not x.flags.c_contiguous for x in arrays):
+        return None
+    columns = dict(
+        zip(("value", "grad", "first", "second"), (values, grads, *states), strict=False)
+    )
     tables = []
     held = [i for i, value in enumerate(values) if value.size]
     for start in range(0, len(held), MOST_ARRAYS):
         chosen = held[start : start + MOST_ARRAYS]
         blocks = [-(-values[i].size // _PIECE) for i in chosen]
-        columns = {
-            "value": [values[i].data.ptr for i in chosen],
-            "grad": [grads[i].data.ptr for i in chosen],
-            "first": [firsts[i].data.ptr if firsts else 0 for i in chosen],
-            "second": [seconds[i].data.ptr if seconds else 0 for i in chosen],
-            "size": [values[i].size for i in chosen],
-            "decay": [decays[i] for i in chosen],
-            "first_block": [0, *accumulate(blocks)],
-        }
-        tables.append((_table(_UPDATE_TABLE, columns), sum(blocks)))
-    return tables
+        table = Table(_UPDATE_FIELDS)
+        for field, column in columns.items():
+            table.write(field, [column[i].data.ptr for i in chosen])
+        table.write("size", [values[i].size for i in chosen])
+        table.write_doubles("decay", [decays[i] for i in chosen])
+        table.write("first_block", [0, *accumulate(blocks)])
+        table.write_count(len(chosen))
+        tables.append((table, sum(blocks)))
+    return _Prepared(dtype, tables, arrays, list(decays))
 
 
 def launch_gather(arrays: Sequence[Array], indices: Array) -> list[Array]:
     """Return the rows of all arrays at `indices`, by one kernel of data.cu."""
-    results = [cupy.empty((indices.size, *x.shape[1:]), x.dtype) for x in arrays]
+    results = [cupy.ndarray((indices.size, *x.shape[1:]), x.dtype) for x in arrays]
     row_bytes = [x.nbytes // x.shape[0] for x in arrays]
     sources, targets = [x.data.ptr for x in arrays], [x.data.ptr for x in results]
     # A view may start anywhere, and a device reads numbers only at multiples of their size.
     unit = next(unit for unit in UNITS if not any(n % unit for n in (*row_bytes, *sources)))
-    columns = {"from": sources, "to": targets, "width": [n // unit for n in row_bytes]}
+    table = Table(_GATHER_FIELDS)
+    table.write("from", sources)
+    table.write("to", targets)
+    table.write("width", [n // unit for n in row_bytes])
+    table.write_count(len(sources))
     kernel = cuda_kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
     launch = over_rows(indices.size, max(row_bytes) // unit)
-    kernel(*launch, (_table(_GATHER_TABLE, columns), indices, indices.size))
+    kernel(*launch, table.address, indices.data.ptr, indices.size)
     return results
 
 
-def _table(layout: Any, columns: dict[str, list[Any]]) -> Any:
-    """Return a struct as a kernel argument: its columns, and the length of the first as `count`."""
-    table = np.zeros((), layout)
-    for name, column in columns.items():
-        table[name][: len(column)] = column
-    table["count"] = len(next(iter(columns.values())))
-    return table.view(f"V{layout.itemsize}")  # CuPy handles plain bytes faster than a struct
+class _Scratch(threading.local):
+    """Memory on each device for what the blocks of a launch tell one another, for one thread.
+
+    Launches in one stream follow one another, so they share it: a counter that each finds at 0,
+    and leaves so, and 16 bytes behind it, numbers of which nothing is expected.
+    """
+
+    def __init__(self) -> None:
+        self._by_device: dict[int, tuple[Any, Array]] = {}
+
+    def pointer(self, n_bytes: int) -> int:
+        """Return the pointer of the counter for the current stream, with room for the numbers."""
+        device, stream = _get_device(), _get_stream()
+        kept = self._by_device.get(device)
+        if kept is None or kept[0] is not stream or kept[1].size < 16 + n_bytes:
+            kept = stream, cupy.zeros(max(16 + n_bytes, 4096), np.uint8)
+            if not stream.is_capturing():  # else it is 0 only once the graph has run
+                self._by_device[device] = kept
+        pointer: int = kept[1].data.ptr
+        return pointer
+
+
+_scratch = _Scratch()
 
 
 def launch_loss(
-    name: str, prediction: Array, target: Array, scale: Any, **macros: str
+    name: str,
+    prediction: Array,
+    target: Array,
+    scale: Any,
+    summed: bool,  # noqa: FBT001 (passed on)
+    **macros: str,
 ) -> tuple[Array, Array]:
-    """Return the losses and their gradient, by one kernel of loss.cu.
+    """Return the losses, or their sum if `summed`, and its gradient, by one kernel of loss.cu.
 
     Up to 256 threads share a row; a block takes several rows if they are short.
     """
     n, k = prediction.shape
+    dtype = prediction.dtype
     prediction, target = cupy.ascontiguousarray(prediction), cupy.ascontiguousarray(target)
-    losses, grad = cupy.empty(n, prediction.dtype), cupy.empty_like(prediction)
-    is_array = hasattr(scale, "shape")
-    pointer = cupy.ascontiguousarray(scale) if is_array else None
-    stride = 1 if is_array and scale.ndim else 0
     lanes = min(THREADS, 1 << (k - 1).bit_length())
     rows = max(1, 128 // lanes)
-    cuda_kernel("loss", name, prediction.dtype, **macros)(
-        (-(-n // rows),),
+    blocks = -(-n // rows)
+    grad = cupy.ndarray((n, k), dtype)
+    if summed:
+        result = cupy.ndarray((), dtype)
+        arrived = _scratch.pointer(blocks * dtype.itemsize)
+        outputs = arrived + 16, result.data.ptr, arrived
+    else:
+        result = cupy.ndarray(n, dtype)
+        outputs = result.data.ptr, 0, 0
+    if hasattr(scale, "shape"):
+        scales = cupy.ascontiguousarray(scale)
+        factor = scales.data.ptr, min(scale.ndim, 1), 0.0
+    else:
+        factor = 0, 0, float(scale)
+    cuda_kernel("loss", name, dtype, **macros)(
+        (blocks, 1),
         (lanes, rows),
-        (
-            prediction,
-            target,
-            pointer,
-            stride,
-            0.0 if is_array else float(scale),
-            losses,
-            grad,
-            n,
-            k,
-        ),
-        shared_mem=lanes * rows * prediction.itemsize,
+        prediction.data.ptr,
+        target.data.ptr,
+        *factor,
+        *outputs,
+        grad.data.ptr,
+        n,
+        k,
+        shared_bytes=lanes * rows * dtype.itemsize,
     )
-    return losses, grad
-
-
-def cuda_kernel(file: str, name: str, dtype: Any, **macros: str) -> Any:
-    """Return a kernel of a file in `cuda/`, compiled at the first request."""
-    return _compiled(file, name, dtype, *macros.items())
+    return result, grad
 
 
 @cache
-def _compiled(file: str, name: str, dtype: Any, *macros: tuple[str, str]) -> Any:
+def activation_kernel(name: str, dtype: Any, formula: str) -> CudaKernel:
+    """Return a kernel of activation.cu for one of the `FORMULAS`."""
+    return cuda_kernel("activation", name, dtype, ACTIVATION=formula)
+
+
+@cache
+def optimizer_kernel(name: str, dtype: Any) -> CudaKernel:
+    """Return a kernel of optimizer.cu."""
+    return cuda_kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))
+
+
+@cache
+def cuda_kernel(file: str, name: str, dtype: Any, **macros: str) -> CudaKernel:
+    """Return a kernel of a file in `cuda/`, compiled at the first launch."""
     real = {} if dtype is None else {"REAL": REAL[dtype]}
-    return cupy.RawKernel(source(file), name, options(file, dict(macros) | real))
+    return CudaKernel(file, name, macros | real)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpunn._typing import Array
 
 
-class Slots(NamedTuple):
+class _Arrays(NamedTuple):
+    values: list[Array]
+    grads: list[Array]
+    states: list[list[Array]]
+    decays: list[float]
+
+
+class Slots(_Arrays):
     """The arrays of an update: item i of each list belongs to parameter, or block, i.
 
     Attributes
@@ -18,12 +25,11 @@ class Slots(NamedTuple):
         What an optimizer keeps between updates: one list for each kind, such as the velocities.
     decays : list of float
         The weight decay lambda; 0 for parameters that it does not apply to.
+    prepared : object
+        What a kernel has made of them for its next call. It checks that they are still the same.
     """
 
-    values: list[Array]
-    grads: list[Array]
-    states: list[list[Array]]
-    decays: list[float]
+    prepared: Any = None
 
 
 class Update(NamedTuple):

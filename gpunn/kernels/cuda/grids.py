@@ -10,12 +10,12 @@ MOST_PARTIALS = 512
 _MOST_BLOCKS = 65_536  # from here on, threads loop
 _MOST_BLOCKS_Y = 65_535  # CUDA's limit
 
-Launch = tuple[tuple[int, ...], tuple[int, ...]]  # grid and block
+Launch = tuple[tuple[int, int], tuple[int, int]]  # grid and block
 
 
 def over_entries(size: int) -> Launch:
     """Return a launch with one thread per `PACK` entries."""
-    return (min(-(-size // (THREADS * PACK)), _MOST_BLOCKS),), (THREADS,)
+    return (min(-(-size // (THREADS * PACK)), _MOST_BLOCKS), 1), (THREADS, 1)
 
 
 def over_rows(n: int, width: int) -> Launch:
@@ -41,4 +41,4 @@ def over_columns(n: int, p: int) -> Launch | None:
     blocks = -(-p // lanes)
     if n > (1024 if blocks >= 64 else 256):
         return None
-    return (blocks,), (lanes, THREADS // lanes)
+    return (blocks, 1), (lanes, THREADS // lanes)

@@ -1,10 +1,12 @@
-// Losses: each sample's loss and the gradient of their sum in one pass, and that sum.
+// Losses: each sample's loss, or their sum, and the gradient of that sum, in one pass.
 //
 // Compile with -DREAL=float or double. A block is `rows` x `lanes` threads (blockDim.y, blockDim.x);
 // `lanes`, a power of two, work on one sample together. The order of every sum is fixed, so
-// results are the same each time. `shared` holds blockDim.x * blockDim.y numbers.
+// results are the same each time. `shared` holds blockDim.x * blockDim.y numbers, a power of two.
 //
-// A sample's scale is scale[row * stride], or `constant` where `scale` is null.
+// A sample's scale is scale[row * stride], or `constant` where `scale` is null. Where `cost` is
+// null, `losses` gets each sample's loss (n,), else `cost` gets their sum and `losses` is room for
+// one number a block; `arrived`, 0 between launches, counts the blocks that have written theirs.
 
 typedef REAL T;
 
@@ -15,18 +17,51 @@ extern __shared__ unsigned char shared_bytes[];
 __device__ T add(T a, T b) { return a + b; }
 __device__ T larger(T a, T b) { return a < b || b != b ? b : a; }  // NaN wins
 
+// Combine the values of some threads, a power of two, of which this is number `me`; each gets the
+// result. `values` is shared memory for them.
+template <typename Combine>
+__device__ T over(T* values, unsigned me, unsigned threads, T value, Combine combine) {
+  __syncthreads();
+  values[me] = value;
+  for (unsigned width = threads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (me < width) values[me] = combine(values[me], values[me + width]);
+  }
+  __syncthreads();
+  return values[0];
+}
+
 // Combine the lanes of a row; every lane gets the result.
 template <typename Combine>
 __device__ T over_row(T value, Combine combine) {
-  T* mine = SHARED + threadIdx.y * blockDim.x;
-  __syncthreads();
-  mine[threadIdx.x] = value;
-  for (int width = blockDim.x / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (threadIdx.x < width) mine[threadIdx.x] = combine(mine[threadIdx.x], mine[threadIdx.x + width]);
+  return over(SHARED + threadIdx.y * blockDim.x, threadIdx.x, blockDim.x, value, combine);
+}
+
+// Write the losses, of which the first lane of each row has one, or their sum. The last block to
+// arrive adds up what the blocks have written, in their order, and sets the counter back.
+__device__ void write_losses(
+    T loss, T* losses, T* cost, unsigned* arrived, long long row, long long n) {
+  bool has_loss = row < n && threadIdx.x == 0;
+  if (!cost) {
+    if (has_loss) losses[row] = loss;
+    return;
+  }
+  __shared__ bool is_last;
+  unsigned me = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+  T sum = over(SHARED, me, threads, has_loss ? loss : T(0), add);
+  if (me == 0) {
+    losses[blockIdx.x] = sum;
+    __threadfence();  // whoever sees the arrival sees the sum
+    is_last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
   }
   __syncthreads();
-  return mine[0];
+  if (!is_last) return;
+  __threadfence();
+  const volatile T* sums = losses;
+  sum = T(0);
+  for (unsigned block = me; block < gridDim.x; block += threads) sum += sums[block];
+  sum = over(SHARED, me, threads, sum, add);
+  if (me == 0) *cost = sum;
 }
 
 __device__ T scale_of(const T* scale, long long stride, double constant, long long row) {
@@ -43,7 +78,7 @@ typedef T Target;
 // loss = scale * (sum_k t_k log sum_j e^z_j - sum_k t_k z_k); grad = scale * (softmax(z) sum t - t).
 extern "C" __global__ void softmax_cross_entropy(
     const T* logits, const Target* targets, const T* scale, long long stride, double constant,
-    T* losses, T* grad, long long n, long long k) {
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long k) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   bool inside = row < n;  // threads outside still take part in the sums
   const T* z = logits + (inside ? row : 0) * k;
@@ -75,8 +110,9 @@ extern "C" __global__ void softmax_cross_entropy(
 #endif
   total = over_row(total, add);
 
+  T weight = T(0);
   if (inside) {
-    T weight = scale_of(scale, stride, constant, row);
+    weight = scale_of(scale, stride, constant, row);
     T* g = grad + row * k;
     for (long long j = first; j < k; j += blockDim.x) {
 #ifdef LABELS
@@ -86,8 +122,8 @@ extern "C" __global__ void softmax_cross_entropy(
 #endif
       g[j] = weight * (exp(z[j] - largest) * (mass / total) - target);
     }
-    if (threadIdx.x == 0) losses[row] = weight * (mass * log(total) - dot);
   }
+  write_losses(weight * (mass * log(total) - dot), losses, cost, arrived, row, n);
 }
 
 // Losses that are a sum over a sample's outputs (n, p), each of its own prediction and target.
@@ -105,7 +141,8 @@ __device__ T squared_error_gradient(T x, T y) { return x - y; }
 template <typename Loss, typename Gradient>
 __device__ void by_output(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
-    T* losses, T* grad, long long n, long long p, Loss loss, Gradient gradient) {
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, Loss loss,
+    Gradient gradient) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   bool inside = row < n;
   T weight = inside ? scale_of(scale, stride, constant, row) : T(0);
@@ -116,19 +153,19 @@ __device__ void by_output(
     grad[row * p + j] = weight * gradient(x, y);
   }
   sum = over_row(sum, add);
-  if (inside && threadIdx.x == 0) losses[row] = weight * sum;
+  write_losses(weight * sum, losses, cost, arrived, row, n);
 }
 
 extern "C" __global__ void sigmoid_binary_cross_entropy(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
-    T* losses, T* grad, long long n, long long p) {
-  by_output(prediction, target, scale, stride, constant, losses, grad, n, p,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
             binary_cross_entropy_of, binary_cross_entropy_gradient);
 }
 
 extern "C" __global__ void squared_error(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
-    T* losses, T* grad, long long n, long long p) {
-  by_output(prediction, target, scale, stride, constant, losses, grad, n, p,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
             squared_error_of, squared_error_gradient);
 }

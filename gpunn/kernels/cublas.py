@@ -1,0 +1,271 @@
+"""Matrix products by cuBLAS, called directly.
+
+`cupy.dot` costs the host six times as much as the call of cuBLAS that it ends in, and CuPy refuses
+to make that call while a stream is captured. What is not served here goes to `cupy.dot`: other
+dtypes, strides that would need a copy, empty arrays, and machines without the library.
+
+cuBLAS counts columns where C counts rows: a matrix in C's order is to it the transpose. So it is
+asked for Z^T = Y^T X^T, and neither operand is copied, in C's order or transposed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from ctypes import c_double, c_float, c_void_p
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import cupy
+import numpy as np
+from cupy.cuda import runtime
+
+from gpunn._typing import Array
+from gpunn.kernels.cuda_kernel import pointer_of
+
+# Looked up once: three attributes cost as much as the call.
+_get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
+
+_MAX_SIDE = 2**31 - 1  # the library counts in 32 bits
+_DEFAULT_ALGORITHM = -1
+
+#: What a status says; the names are those of the documentation without ``CUBLAS_STATUS_``.
+_STATUSES = {
+    1: "NOT_INITIALIZED",
+    3: "ALLOC_FAILED",
+    7: "INVALID_VALUE",
+    8: "ARCH_MISMATCH",
+    11: "MAPPING_ERROR",
+    13: "EXECUTION_FAILED",
+    14: "INTERNAL_ERROR",
+    15: "NOT_SUPPORTED",
+}
+
+
+class _Kind(NamedTuple):
+    """The types of a product as the library numbers them, and 1 and 0 in the type it scales by."""
+
+    operand: int
+    result: int
+    compute: int
+    one: Any
+    zero: Any
+
+
+def _kind(operand: int, result: int, compute: int, scalar: type[Any]) -> _Kind:
+    numbers = [ctypes.pointer(scalar(number)) for number in (1, 0)]  # a cast keeps them alive
+    return _Kind(operand, result, compute, *(ctypes.cast(number, c_void_p) for number in numbers))
+
+
+# CuPy's own setting, with the meaning it has for `cupy.dot`.
+_SINGLE = 77 if int(os.environ.get("CUPY_TF32", "0")) else 68  # COMPUTE_32F_FAST_TF32, COMPUTE_32F
+
+#: By the dtype of the operands, and that of the result.
+_KINDS = {
+    (np.dtype("float32"), np.dtype("float32")): _kind(0, 0, _SINGLE, c_float),
+    (np.dtype("float64"), np.dtype("float64")): _kind(1, 1, 70, c_double),  # COMPUTE_64F
+}
+
+
+class _Plan(NamedTuple):
+    """A product of two arrays of certain shapes: what is the same at every call.
+
+    Attributes
+    ----------
+    shape, strides : tuple of int
+        Of the result.
+    head, left, right, tail : tuple
+        The arguments of `cublasGemmEx` between the handle and the pointers to Y, X, Z, and after.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    head: tuple[Any, ...]
+    left: tuple[Any, ...]
+    right: tuple[Any, ...]
+    tail: tuple[Any, ...]
+
+
+def product(x: Array, y: Array, into: Array | None = None) -> Array:
+    """Return x @ y, computed on the device of `x`.
+
+    Parameters
+    ----------
+    x : array
+        (N, P), or (P,) for one row.
+    y : array
+        (P, Q).
+    into : array, optional
+        Where the result is written; it must not overlap `x` or `y`.
+
+    Raises
+    ------
+    RuntimeError
+        If the library fails.
+    """
+    device = _get_device()
+    if x.data.device_id != device:
+        with x.device:
+            return product(x, y, into)
+    dtype = x.dtype
+    plan = _plan(x.shape, x.strides, dtype, y.shape, y.strides, y.dtype)
+    if plan is None:
+        return cupy.dot(x, y, out=into)
+    shape, strides, head, left, right, tail = plan
+    if into is None:
+        into = cupy.ndarray(shape, dtype)
+    elif into.strides != strides or into.shape != shape or into.dtype != dtype:
+        return cupy.dot(x, y, out=into)
+    handle = _current_handle(device)
+    status = handle.gemm(
+        handle.pointer,
+        *head,
+        c_void_p(y.data.ptr),
+        *left,
+        c_void_p(x.data.ptr),
+        *right,
+        c_void_p(into.data.ptr),
+        *tail,
+    )
+    if status:
+        raise _failure("cublasGemmEx", status, f", for {x.shape} @ {y.shape} in {dtype}")
+    return into
+
+
+@lru_cache(maxsize=1024)  # asked at every product, of a few shapes for each layer and batch size
+def _plan(  # noqa: PLR0917 (two arrays)
+    x_shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    x_dtype: Any,
+    y_shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    y_dtype: Any,
+) -> _Plan | None:
+    """Return the plan of a product; None if it is not served here."""
+    kind = _KINDS.get((x_dtype, y_dtype))
+    if kind is None or len(y_shape) != 2 or library() is None:
+        return None
+    matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
+    if len(matrix) != 2 or matrix[1] != y_shape[0]:
+        return None  # `cupy.dot` says what is wrong
+    n, p, q = *matrix, y_shape[1]
+    left = _stored(matrix, (0, *x_strides)[-2:], x_dtype.itemsize)
+    right = _stored(y_shape, y_strides, y_dtype.itemsize)
+    if left is None or right is None or max(n, p, q) > _MAX_SIDE:
+        return None
+    size = x_dtype.itemsize
+    return _Plan(
+        shape=(*x_shape[:-1], q),
+        strides=(q * size, size)[-len(x_shape) :],
+        head=(right[0], left[0], q, n, p, kind.one),
+        left=(kind.operand, right[1]),
+        right=(kind.operand, left[1], kind.zero),
+        tail=(kind.result, q, kind.compute, _DEFAULT_ALGORITHM),
+    )
+
+
+def _stored(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tuple[int, int] | None:
+    """Return how the library reads a matrix of numbers of `size` bytes.
+
+    Returns
+    -------
+    tuple of int
+        The operation, 0 for C's order and 1 for a transposed matrix, and the length of the rows,
+        or columns, that lie one after another. None for other strides and empty arrays.
+    """
+    (rows, columns), (down, across) = shape, strides
+    if not rows or not columns:
+        return None
+    # The stride of an axis of length 1 may be anything.
+    if (across == size or columns == 1) and (down == columns * size or rows == 1):
+        return 0, columns
+    if (down == size or rows == 1) and (across == rows * size or columns == 1):
+        return 1, rows
+    return None
+
+
+@cache
+def library() -> Any:
+    """Return the library that CuPy has loaded, for `ctypes`; None if it is not to be had."""
+    if runtime.is_hip:
+        return None  # AMD's library has other names
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 (comes with CuPy 14)
+
+        return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    except (ImportError, OSError, RuntimeError) as error:
+        logging.getLogger("gpunn").info("products go through cupy.dot, since %s", error)
+        return None
+
+
+class _Handle:
+    """A handle of cuBLAS on the current device; it must not be shared by threads."""
+
+    def __init__(self) -> None:
+        self._library = library()
+        self.gemm = self._library.cublasGemmEx
+        self.pointer = c_void_p()
+        self.stream: Any = None
+        status = self._create()
+        if status:  # the library takes memory of its own, and CuPy's pool may hold all there is
+            cupy.get_default_memory_pool().free_all_blocks()
+            status = self._create()
+        device = runtime.getDevice()
+        if status in (1, 3):
+            raise MemoryError(f"cuBLAS has no memory to work with on device {device}")
+        if status:
+            raise _failure("cublasCreate", status)
+        finalize(self, _destroy, self.pointer, device, os.getpid()).atexit = False
+
+    def _create(self) -> int:
+        status: int = self._library.cublasCreate_v2(ctypes.byref(self.pointer))
+        return status
+
+    def follow(self, stream: Any) -> None:
+        """Work in this stream from now on.
+
+        The stream is kept, so that no other one can come to have its pointer.
+        """
+        status = self._library.cublasSetStream_v2(self.pointer, c_void_p(pointer_of(stream)))
+        if status:
+            raise _failure("cublasSetStream", status)
+        self.stream = stream
+
+
+def _destroy(pointer: Any, device: int, process: int) -> None:
+    """Free a handle at the end of its thread; that waits for the device.
+
+    Not in a process that was forked: CUDA does not work there.
+    """
+    if process == os.getpid():
+        with cupy.cuda.Device(device):
+            library().cublasDestroy_v2(pointer)
+
+
+class _Handles(threading.local):
+    """The handles of a thread, by device."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[int, _Handle] = {}
+
+
+_handles = _Handles()
+
+
+def _current_handle(device: int) -> _Handle:
+    """Return this thread's handle for the current device, set to the current stream."""
+    handle = _handles.by_device.get(device)
+    if handle is None:
+        handle = _handles.by_device[device] = _Handle()
+    stream = _get_stream()
+    if handle.stream is not stream:
+        handle.follow(stream)
+    return handle
+
+
+def _failure(function: str, status: int, about: str = "") -> RuntimeError:
+    name = f"CUBLAS_STATUS_{_STATUSES[status]}" if status in _STATUSES else "unknown"
+    return RuntimeError(f"{function} failed with status {status} ({name}){about}")

@@ -1,0 +1,142 @@
+"""A CUDA kernel, and a launch of it that costs the host little.
+
+`cupy.RawKernel` makes an object of every argument at every launch. Here a launch packs the
+arguments into a buffer that is kept, and hands it to the driver, which copies it before it returns.
+The types of the arguments are read in the source.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+import threading
+from typing import Any
+
+import cupy
+from cupy.cuda import driver, runtime
+
+from gpunn.kernels.cuda import options, source
+
+# Looked up once: three attributes cost as much as the call.
+_get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
+_launch = driver.launchKernel
+
+#: How `struct` packs a parameter; each takes eight bytes.
+_CODES = {
+    "long long": "q",
+    "unsigned long long": "Q",
+    "double": "d",
+    "int": "i4x",
+    "unsigned": "I4x",
+    "float": "f4x",
+}
+#: What CuPy means by stream 0: as it does, this reads the variable when it is imported.
+_DEFAULT_STREAM = (
+    runtime.streamPerThread
+    if int(os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0"))
+    else 0
+)
+
+
+def pointer_of(stream: Any) -> int:
+    """Return the pointer of a stream that is CuPy's current one."""
+    pointer: int = stream.ptr or _DEFAULT_STREAM
+    return pointer
+
+
+class _Functions(threading.local):
+    """The compiled kernel on each device, for one thread."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[int, int] = {}
+
+
+class CudaKernel:
+    """A kernel of one of the sources in `gpunn/kernels/cuda/`.
+
+    Any thread may launch it, and several at the same time.
+
+    Parameters
+    ----------
+    file, name : str
+        The source, and the kernel in it.
+    macros : dict of str to str
+        Definitions for the compiler.
+    """
+
+    def __init__(self, file: str, name: str, macros: dict[str, str]) -> None:
+        text = source(file)
+        self._raw = cupy.RawKernel(text, name, options(file, macros))
+        codes, self._has_table = argument_codes(text, name)
+        self._count = len(codes)
+        self._pack = struct.Struct("".join(codes)).pack_into
+        self._functions = _Functions()
+        #: Buffers of which no launch makes use at present. (A list's pop and append are atomic.)
+        self._spare: list[tuple[Any, int]] = []
+
+    def __call__(
+        self,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        *arguments: float,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Launch the kernel on the current device, in the current stream.
+
+        Parameters
+        ----------
+        grid, block : tuple of two ints
+            The number of blocks, and of threads in a block.
+        *arguments : int or float
+            The kernel's arguments; arrays as pointers, ``x.data.ptr``, and a struct as the address
+            where it lies on the host.
+        shared_bytes : int, default 0
+            The size of the shared memory of a block.
+        """
+        device = _get_device()
+        function = self._functions.by_device.get(device) or self._load(device)
+        try:
+            buffer, pointers = spare = self._spare.pop()
+        except IndexError:
+            buffer, pointers = spare = self._make_buffer()
+        self._pack(buffer, 0, *arguments)
+        if self._has_table:
+            buffer[self._count] = arguments[0]
+        stream = _get_stream().ptr or _DEFAULT_STREAM
+        (columns, rows), (x, y) = grid, block
+        _launch(function, columns, rows, 1, x, y, 1, shared_bytes, stream, pointers, 0)
+        self._spare.append(spare)
+
+    def _load(self, device: int) -> int:
+        """Compile the kernel for the current device, if no thread has done so yet."""
+        # The driver's functions need a context, which only the runtime's give to a new thread.
+        runtime.memGetInfo()
+        function: int = self._raw.kernel.ptr
+        self._functions.by_device[device] = function
+        return function
+
+    def _make_buffer(self) -> tuple[Any, int]:
+        """Return room for the arguments, followed by a pointer to each; and where these begin."""
+        buffer = (ctypes.c_uint64 * (2 * self._count))()
+        start, size = ctypes.addressof(buffer), ctypes.sizeof(ctypes.c_uint64)
+        buffer[self._count :] = [start + i * size for i in range(self._count)]
+        return buffer, start + self._count * size
+
+
+def argument_codes(text: str, name: str) -> tuple[list[str], bool]:
+    """Return the codes by which `struct` packs a kernel's arguments.
+
+    Also return whether the first of them is a struct by value; then its code is that of its
+    address.
+    """
+    found = re.search(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
+    if found is None:
+        raise LookupError(f"the source has no kernel {name}")
+    types = [parameter.rpartition(" ")[0] for parameter in found[1].split(",")]
+    types = [" ".join(kind.replace("const ", "").split()) for kind in types]
+    codes = ["P" if "*" in kind else _CODES.get(kind, "table") for kind in types]
+    if "table" in codes[1:]:
+        raise LookupError(f"{name}: only the first parameter may be a struct")
+    return ["P" if code == "table" else code for code in codes], codes[0] == "table"
