@@ -188,3 +188,25 @@ def test_the_arguments_of_every_kernel_are_known(file: str) -> None:
         assert has_table == (file in {"data", "optimizer"})
     with pytest.raises(LookupError, match="no kernel missing"):
         argument_codes(text, "missing")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wanted"),
+    [
+        ("const float* x, T * y, T *z", (["P", "P", "P"], False)),
+        ("const T* __restrict__ x, const long long n", (["P", "q"], False)),
+        ("const __grid_constant__ Rows rows, unsigned long long key", (["P", "Q"], True)),
+        ("int n, unsigned m, float a, double b", (["i4x", "I4x", "f4x", "d"], False)),
+        ("size_t n", None),
+        ("Rows rows, Rows more", None),
+    ],
+)
+def test_the_types_that_a_kernel_may_take(parameters: str, wanted: Any) -> None:
+    from gpunn.kernels.cuda_kernel import argument_codes  # noqa: PLC0415 (imports CuPy)
+
+    text = f"struct Rows {{ int n; }}; __global__ void f(\n  {parameters}) {{}}"
+    if wanted is None:
+        with pytest.raises(LookupError, match="f: no argument of type"):
+            argument_codes(text, "f")
+    else:
+        assert argument_codes(text, "f") == wanted

@@ -218,7 +218,7 @@ class _Handle:
             raise MemoryError(f"cuBLAS has no memory to work with on device {device}")
         if status:
             raise _failure("cublasCreate", status)
-        finalize(self, _destroy, self.pointer, device, os.getpid()).atexit = False
+        finalize(self, _destroy, self._library, self.pointer, device, os.getpid()).atexit = False
 
     def _create(self) -> int:
         status: int = self._library.cublasCreate_v2(ctypes.byref(self.pointer))
@@ -235,14 +235,14 @@ class _Handle:
         self.stream = stream
 
 
-def _destroy(pointer: Any, device: int, process: int) -> None:
+def _destroy(library: Any, pointer: Any, device: int, process: int) -> None:
     """Free a handle at the end of its thread; that waits for the device.
 
     Not in a process that was forked: CUDA does not work there.
     """
     if process == os.getpid():
         with cupy.cuda.Device(device):
-            library().cublasDestroy_v2(pointer)
+            library.cublasDestroy_v2(pointer)
 
 
 class _Handles(threading.local):

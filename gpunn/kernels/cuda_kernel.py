@@ -104,7 +104,7 @@ class CudaKernel:
         self._pack(buffer, 0, *arguments)
         if self._has_table:
             buffer[self._count] = arguments[0]
-        stream = _get_stream().ptr or _DEFAULT_STREAM
+        stream = pointer_of(_get_stream())
         (columns, rows), (x, y) = grid, block
         _launch(function, columns, rows, 1, x, y, 1, shared_bytes, stream, pointers, 0)
         self._spare.append(spare)
@@ -130,13 +130,28 @@ def argument_codes(text: str, name: str) -> tuple[list[str], bool]:
 
     Also return whether the first of them is a struct by value; then its code is that of its
     address.
+
+    Raises
+    ------
+    LookupError
+        If the source has no such kernel, or the kernel takes something else.
     """
     found = re.search(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
     if found is None:
         raise LookupError(f"the source has no kernel {name}")
-    types = [parameter.rpartition(" ")[0] for parameter in found[1].split(",")]
-    types = [" ".join(kind.replace("const ", "").split()) for kind in types]
-    codes = ["P" if "*" in kind else _CODES.get(kind, "table") for kind in types]
-    if "table" in codes[1:]:
-        raise LookupError(f"{name}: only the first parameter may be a struct")
-    return ["P" if code == "table" else code for code in codes], codes[0] == "table"
+    codes, has_table = [], False
+    for i, parameter in enumerate(found[1].split(",")):
+        words = [
+            word for word in parameter.split()[:-1] if word not in ("const", "__grid_constant__")
+        ]
+        kind = " ".join(words)
+        if "*" in parameter:
+            codes.append("P")
+        elif kind in _CODES:
+            codes.append(_CODES[kind])
+        elif i == 0 and re.search(rf"\bstruct\s+{words[-1]}\b", text):
+            codes.append("P")
+            has_table = True
+        else:
+            raise LookupError(f"{name}: no argument of type {kind!r} can be passed here")
+    return codes, has_table
