@@ -76,7 +76,7 @@ class _Plan(NamedTuple):
     Attributes
     ----------
     shape, strides : tuple of int
-        Of the result.
+        Those of the result, in C's order.
     head, left, right, tail : tuple
         The arguments of `cublasGemmEx` between the handle and the pointers to Y, X, Z, and after.
     """
@@ -110,14 +110,14 @@ def product(x: Array, y: Array, into: Array | None = None) -> Array:
     if x.data.device_id != device:
         with x.device:
             return product(x, y, into)
-    dtype = x.dtype
-    plan = _plan(x.shape, x.strides, dtype, y.shape, y.strides, y.dtype)
+    dtype = x.dtype if into is None else into.dtype
+    plan = _plan(x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, dtype)
     if plan is None:
         return cupy.dot(x, y, out=into)
     shape, strides, head, left, right, tail = plan
     if into is None:
         into = cupy.ndarray(shape, dtype)
-    elif into.strides != strides or into.shape != shape or into.dtype != dtype:
+    elif into.strides != strides or into.shape != shape:
         return cupy.dot(x, y, out=into)
     handle = _current_handle(device)
     status = handle.gemm(
@@ -136,17 +136,18 @@ def product(x: Array, y: Array, into: Array | None = None) -> Array:
 
 
 @lru_cache(maxsize=1024)  # asked at every product, of a few shapes for each layer and batch size
-def _plan(  # noqa: PLR0917 (two arrays)
+def _plan(  # noqa: PLR0917 (facts of three arrays)
     x_shape: tuple[int, ...],
     x_strides: tuple[int, ...],
     x_dtype: Any,
     y_shape: tuple[int, ...],
     y_strides: tuple[int, ...],
     y_dtype: Any,
+    dtype: Any,
 ) -> _Plan | None:
-    """Return the plan of a product; None if it is not served here."""
-    kind = _KINDS.get((x_dtype, y_dtype))
-    if kind is None or len(y_shape) != 2 or library() is None:
+    """Return the plan of a product with a result in `dtype`; None if it is not served here."""
+    kind = _KINDS.get((x_dtype, dtype))
+    if kind is None or x_dtype != y_dtype or len(y_shape) != 2 or library() is None:
         return None
     matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
     if len(matrix) != 2 or matrix[1] != y_shape[0]:
@@ -156,7 +157,7 @@ def _plan(  # noqa: PLR0917 (two arrays)
     right = _stored(y_shape, y_strides, y_dtype.itemsize)
     if left is None or right is None or max(n, p, q) > _MAX_SIDE:
         return None
-    size = x_dtype.itemsize
+    size = dtype.itemsize
     return _Plan(
         shape=(*x_shape[:-1], q),
         strides=(q * size, size)[-len(x_shape) :],
@@ -227,7 +228,8 @@ class _Handle:
     def follow(self, stream: Any) -> None:
         """Work in this stream from now on.
 
-        The stream is kept, so that no other one can come to have its pointer.
+        The stream is kept, so that no other one can come to have its pointer. (A workspace of one's
+        own would have to be set here, each time: the library goes back to its default.)
         """
         status = self._library.cublasSetStream_v2(self.pointer, c_void_p(pointer_of(stream)))
         if status:
