@@ -152,6 +152,16 @@ def on_emulator() -> bool:
     return b"emulator" in runtime.getDeviceProperties(0)["name"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _small_workspace() -> Iterator[None]:
+    """Let captured products have little memory to work in: an emulator fills it with junk."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("cupy") is not None and counting():
+            capture = importlib.import_module("gpunn.program.capture")
+            patch.setattr(capture, "workspace_bytes", lambda: 1 << 16)
+        yield
+
+
 @pytest.fixture(params=BACKENDS)
 def place(request: pytest.FixtureRequest) -> Place:
     """Return each backend in turn; a law that holds on all of them is a law."""
@@ -206,7 +216,7 @@ class OnlyDLPack:
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step for itself, in the layers' own functions, also where they could be compiled."""
     for module in (epoch, inference):
-        monkeypatch.setattr(module, "sample_of", lambda _: None)
+        monkeypatch.setattr(module, "feed_of", lambda *_: None)
 
 
 @pytest.fixture

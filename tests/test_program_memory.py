@@ -22,7 +22,7 @@ from gpunn.program.lower import Lane, Patch  # noqa: E402
 from gpunn.program.phases import ALL, OWN, ROWS  # noqa: E402
 from gpunn.program.table import Table  # noqa: E402
 from gpunn.program.values import Value  # noqa: E402
-from gpunn.training.epoch import sample_of  # noqa: E402
+from gpunn.training.epoch import feed_of  # noqa: E402
 from tests.runs import RUNS, Block, Run  # noqa: E402
 from tests.turns import integers_at  # noqa: E402
 
@@ -52,8 +52,7 @@ def table_of(run: Run, threads: int, *, last: bool = False) -> Table:
         trainer.model,
         trainer.loss,
         trainer.optimizer,
-        sample_of(loader),
-        loader.batch_size,
+        feed_of(loader, loader.n_turns),
         penalized=bool(run.weight_decay),
     )
     assert trainer._program.why_not == ""

@@ -232,6 +232,10 @@ class Loader:
         )
         return self.stored if here else None
 
+    def batches(self, order: Any, stop: int) -> Generator[Batch, None, None]:
+        """Yield the batches of the first `stop` rows in an order; None is the stored order."""
+        return self._batches(order, stop)
+
     def groups(self, order: Any, stop: int) -> Generator[Batch, None, None]:
         """Yield the first `stop` rows in an order, several whole batches at a time."""
         for rows in self._groups(min(stop, self.n_samples)):
@@ -267,7 +271,8 @@ class Loader:
         guarded = on_host or (
             validation.is_sparse(self.stored.x) and self.backend.package == "numpy"
         )
-        staged = self.backend.package == "cupy" and not self.resident and on_host
+        on_the_way = on_host and self.backend.package == "cupy" and not self.resident
+        staged = on_the_way and len(rows) > 1  # one batch alone cannot be fetched ahead
         batches = (self._staged if staged else self._fetched)(rows, order)
         if order is None and not guarded and (self.transform is not None or not is_lent()):
             batches = copies(batches)

@@ -14,7 +14,7 @@ import ctypes
 import logging
 import os
 import threading
-from ctypes import c_double, c_float, c_void_p
+from ctypes import c_double, c_float, c_size_t, c_void_p
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 from weakref import finalize
@@ -228,13 +228,54 @@ class _Handle:
     def follow(self, stream: Any) -> None:
         """Work in this stream from now on.
 
-        The stream is kept, so that no other one can come to have its pointer. (A workspace of one's
-        own would have to be set here, each time: the library goes back to its default.)
+        The stream is kept, so that no other one can come to have its pointer. The library goes back
+        to its own workspace.
         """
         status = self._library.cublasSetStream_v2(self.pointer, c_void_p(pointer_of(stream)))
         if status:
             raise _failure("cublasSetStream", status)
         self.stream = stream
+
+
+class CaptureHandle:
+    """Lets products of this thread use a handle and a workspace of their own, in a ``with`` block.
+
+    Products that are captured use the workspace of their handle at every replay. The one that a
+    thread's handle has is used by its other products, too, maybe at the same time.
+
+    Parameters
+    ----------
+    stream : Stream
+        What is captured.
+    workspace : array
+        The memory; keep this object, and with it the memory, as long as the graph.
+    """
+
+    def __init__(self, stream: Any, workspace: Array) -> None:
+        self._handle, self._workspace, self._device = _Handle(), workspace, _get_device()
+        self._handle.follow(stream)
+        status = library().cublasSetWorkspace_v2(
+            self._handle.pointer, c_void_p(workspace.data.ptr), c_size_t(workspace.nbytes)
+        )
+        if status:
+            raise _failure("cublasSetWorkspace", status)
+
+    def __enter__(self) -> None:
+        """Use the handle."""
+        self._before = _handles.by_device.get(self._device)
+        _handles.by_device[self._device] = self._handle
+
+    def __exit__(self, *_: object) -> None:
+        """Use the thread's own again."""
+        del _handles.by_device[self._device]
+        if self._before is not None:
+            _handles.by_device[self._device] = self._before
+
+
+def workspace_bytes() -> int:
+    """Return the size of a workspace that the library's documentation advises for this device."""
+    major = int(cupy.cuda.Device().compute_capability[:-1])
+    return (32 if major >= 9 else 4) << 20
 
 
 def _destroy(library: Any, pointer: Any, device: int, process: int) -> None:

@@ -18,6 +18,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import Backend
 from gpunn.arrays.streams import keep
 from gpunn.kernels.blocks import copy_to_one_block
+from gpunn.kernels.cell import Cell
 from gpunn.kernels.cublas import product
 from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
@@ -169,7 +170,7 @@ class CupyKernels(Kernels):
         return product(self._row_of_ones(x), x, into)
 
     @_on_device_of_first
-    def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
+    def dropout(self, x: Array, key: Any, rate: float) -> tuple[Array, Array]:
         """Return x times its mask, and the mask, in one launch."""
         if x.dtype not in REAL or x.size == 0:
             return super().dropout(x, key, rate)
@@ -177,8 +178,9 @@ class CupyKernels(Kernels):
         y, mask = cupy.ndarray(x.shape, x.dtype), cupy.ndarray(x.shape, x.dtype)
         kernel = cuda_kernel("dropout", "dropout", x.dtype)
         pointers = x.data.ptr, y.data.ptr, mask.data.ptr
+        keys = (0, key.array.data.ptr) if isinstance(key, Cell) else (int(key), 0)
         threshold, kept = round(rate * 2**32), 1.0 / (1.0 - rate)
-        kernel(*over_entries(x.size), *pointers, x.size, int(key), threshold, kept)
+        kernel(*over_entries(x.size), *pointers, x.size, *keys, threshold, kept)
         return y, mask
 
     # Losses
@@ -232,12 +234,12 @@ class CupyKernels(Kernels):
     def fused_sgd(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; `clip_norm` takes another."""
         momentum = float(rule.momentum) if update.slots.states else 0.0
-        return launch_update("sgd", update, (float(update.step_size), momentum, int(rule.nesterov)))
+        return launch_update("sgd", update, (momentum, int(rule.nesterov)))
 
     def fused_adam(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; `clip_norm` takes another."""
-        betas = float(rule.beta_1), float(rule.beta_2)
-        return launch_update("adam", update, (float(update.step_size), *betas, float(rule.epsilon)))
+        settings = float(rule.beta_1), float(rule.beta_2), float(rule.epsilon)
+        return launch_update("adam", update, settings)
 
     # Data
 
@@ -247,7 +249,8 @@ class CupyKernels(Kernels):
         rows = all(x.flags.c_contiguous and x.size for x in arrays)
         if not rows or len(arrays) > MOST_PARTS or indices.size == 0:
             return super().gather(arrays, indices)
-        return launch_gather(arrays, cupy.ascontiguousarray(indices, dtype=np.int64))
+        indices = cupy.ascontiguousarray(indices, dtype=np.int64)
+        return launch_gather(arrays, indices, indices.size)
 
     def _row_of_ones(self, like: Array) -> Array:
         """Return a one for each row of `like`: the beginning of a long row, which is kept."""

@@ -15,6 +15,7 @@ import numpy as np
 from cupy.cuda import runtime
 
 from gpunn._typing import Array
+from gpunn.kernels.cell import Cell
 from gpunn.kernels.cuda import MOST_ARRAYS, MOST_PARTS, REAL, UNITS
 from gpunn.kernels.cuda.grids import MOST_PARTIALS, THREADS, over_rows
 from gpunn.kernels.cuda_kernel import CudaKernel
@@ -132,10 +133,11 @@ def _launch_tables(
         for (table, _), share in zip(tables, shares, strict=True):
             kernel((share, 1), (THREADS, 1), table.address, partial, partials, limit)
             partials += share
-    limits = limit, float(update.clip_norm or 0.0)
+    present = 0 if update.present is None else update.present.data.ptr
+    numbers = limit, float(update.clip_norm or 0.0), float(update.step_size), present, *settings
     kernel = optimizer_kernel(name, dtype)
     for table, blocks in tables:
-        kernel((blocks, 1), (THREADS, 1), table.address, partial, partials, *limits, *settings)
+        kernel((blocks, 1), (THREADS, 1), table.address, partial, partials, *numbers)
 
 
 def _prepare(slots: Slots) -> _Prepared | None:
@@ -164,9 +166,14 @@ def _prepare(slots: Slots) -> _Prepared | None:
     return _Prepared(dtype, tables, arrays, list(decays))
 
 
-def launch_gather(arrays: Sequence[Array], indices: Array) -> list[Array]:
-    """Return the rows of all arrays at `indices`, by one kernel of data.cu."""
-    results = [cupy.ndarray((indices.size, *x.shape[1:]), x.dtype) for x in arrays]
+def launch_gather(
+    arrays: Sequence[Array], indices: Array, n: int, first: Cell | None = None
+) -> list[Array]:
+    """Return the rows of all arrays at n of the `indices`, by one kernel of data.cu.
+
+    The first n, or those from the number in a cell on.
+    """
+    results = [cupy.ndarray((n, *x.shape[1:]), x.dtype) for x in arrays]
     row_bytes = [x.nbytes // x.shape[0] for x in arrays]
     sources, targets = [x.data.ptr for x in arrays], [x.data.ptr for x in results]
     # A view may start anywhere, and a device reads numbers only at multiples of their size.
@@ -177,8 +184,9 @@ def launch_gather(arrays: Sequence[Array], indices: Array) -> list[Array]:
     table.write("width", [n // unit for n in row_bytes])
     table.write_count(len(sources))
     kernel = cuda_kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
-    launch = over_rows(indices.size, max(row_bytes) // unit)
-    kernel(*launch, table.address, indices.data.ptr, indices.size)
+    launch = over_rows(n, max(row_bytes) // unit)
+    start = 0 if first is None else first.array.data.ptr
+    kernel(*launch, table.address, indices.data.ptr, n, start)
     return results
 
 
@@ -191,6 +199,10 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self._by_device: dict[int, tuple[Any, Array]] = {}
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._by_device.clear()
 
     def pointer(self, n_bytes: int) -> int:
         """Return the pointer of the counter for the current stream, with room for the numbers."""
@@ -205,6 +217,11 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+def forget_scratch() -> None:
+    """Make new memory for the next launch of this thread, as before a capture."""
+    _scratch.forget()
 
 
 def launch_loss(

@@ -116,7 +116,7 @@ class Kernels:
         """Return the sum of all entries, 0-d, on the device."""
         return self.xp.sum(x)
 
-    def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
+    def dropout(self, x: Array, key: Any, rate: float) -> tuple[Array, Array]:
         """Return x times a mask, and the mask: 0 with probability `rate`, else 1 / (1 - rate).
 
         Entry i of the flattened mask is computed from `key` and i in integer arithmetic, so it is
@@ -232,6 +232,8 @@ class Kernels:
         fused = self._fused.get(kernel_of(rule))
         if fused is not None and fused(rule, update) is not NotImplemented:
             return
+        if update.present is not None:
+            raise TypeError(f"{type(rule).__name__} has no kernel that reads its numbers there")
         values, _, states, _ = update.slots
         for i, (value, grad) in enumerate(zip(values, self._regularised(update), strict=True)):
             kept = [state[i] for state in states]

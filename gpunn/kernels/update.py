@@ -42,9 +42,13 @@ class Update(NamedTuple):
         The factor of the step: alpha, or alpha_t for Adam.
     clip_norm, clip_value : float or None
         Limits for the norm of all gradients and for each entry; entries are clipped first.
+    present : array (2,), optional
+        On the device: the factor of the step, in the place of `step_size`, and what multiplies the
+        decays. For steps that are captured; only fused kernels on a GPU read it.
     """
 
     slots: Slots
     step_size: float
     clip_norm: float | None
     clip_value: float | None
+    present: Array | None = None

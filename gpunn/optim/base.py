@@ -207,6 +207,25 @@ class Optimizer:
             self._lay_out(self._states, separate=True)
         self._separates_decaying = True
 
+    def update_by(self, present: Array, slots: Slots | None = None) -> None:
+        """Update as `step` does, by numbers on the device, for a step that is captured.
+
+        Gradients stay, and nothing is counted. Only optimizers with a fused kernel can do it.
+
+        Parameters
+        ----------
+        present : array (2,)
+            The next of `step_sizes`, and the weight decay.
+        slots : Slots, optional
+            Other arrays to update.
+        """
+        if slots is None:
+            arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
+            in_place = all(parameter.grad is grad for parameter, grad in pairs)
+            slots = arena.blocks(1.0) if in_place else arena.present_slots(self.parameters, 1.0)
+        update = Update(slots, 0.0, self.clip_norm, self.clip_value, present)
+        kernels(slots.values[0]).update(self, update)
+
     def count_updates(self, n: int) -> None:
         """Count n updates."""
         self.steps += n
@@ -215,6 +234,14 @@ class Optimizer:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
         if not self.weight_decay:
             return None
+        squares = self.sum_of_squares()
+        if squares is None:
+            return None
+        with scope_of(squares):
+            return 0.5 * self.weight_decay * squares
+
+    def sum_of_squares(self) -> Array | None:
+        """Return the sum of squares of what decays, 0-d on the device; None if nothing does."""
         if self._arena.holds_values(self.parameters):
             values = list(compress(self._blocks.values, self._arena.block_decays))
         else:  # the user has assigned a new array
@@ -222,7 +249,7 @@ class Optimizer:
         if not values:
             return None
         with scope_of(values[0]):
-            return 0.5 * self.weight_decay * kernels(values[0]).sum_of_squares(values)
+            return kernels(values[0]).sum_of_squares(values)
 
     def clear(self) -> None:
         """Clear the gradients."""

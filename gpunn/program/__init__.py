@@ -28,6 +28,7 @@ class Program:
         self.why_not = _NOTHING_YET
         self._steps: Any = None
         self._refused: tuple[Any, Any] | None = None
+        self._last_asked: Any = None  # what for, in the last epoch that was too short to record
         self._unsteady: tuple[Any, ...] | None = None  # the model and loss that recording changes
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
@@ -51,12 +52,12 @@ class Program:
         model: Any,
         loss: Any,
         optimizer: Any,
-        batch: Any,
-        batch_size: int,
+        feed: Any,
         *,
         penalized: bool = False,
+        outputs: bool = False,
     ) -> Any:
-        """Return what makes the steps of an epoch (a `CpuSteps`), or None.
+        """Return what makes the steps of an epoch (`RecordedSteps`), or None.
 
         Parameters
         ----------
@@ -66,26 +67,27 @@ class Program:
             None for predictions alone.
         optimizer : Optimizer or None
             None where nothing is trained.
-        batch : Batch or None
-            Some of the data; other data of the same kind can be run. None if a batch is more than
-            rows of the data.
-        batch_size : int
+        feed : Feed or None
+            The data; others of the same kind can be run. None if a batch is more than rows of data.
         penalized : bool, default False
             Whether costs contain the penalty of weight decay.
+        outputs : bool, default False
+            Whether the model's outputs are wanted.
         """
-        if batch is None:
+        if feed is None:
             return self._refuse("the loader makes each batch in a way of its own")
-        parts = (model, loss, optimizer, batch, batch_size)
+        parts = (model, loss, optimizer, feed)
+        settings = {"penalized": penalized, "outputs": outputs}
         steps = self._steps  # another thread may store other steps at any time
-        if steps is not None and steps.serves(*parts, penalized=penalized):
+        if steps is not None and steps.serves(*parts, **settings):
             return steps
         self._steps = None
-        runner = _steps_for(batch.x)
+        runner = _steps_for(feed.batch.x)
         if isinstance(runner, str):
             return self._refuse(runner)
-        return self._record(runner, parts, penalized=penalized)
+        return self._record(runner, parts, settings)
 
-    def _record(self, runner: Any, parts: tuple[Any, ...], *, penalized: bool) -> Any:
+    def _record(self, runner: Any, parts: tuple[Any, ...], settings: dict[str, bool]) -> Any:
         """Record the step, unless that has been tried with the very same parts."""
         # Not needed to import gpunn, and slow to import.
         from gpunn.program.fingerprint import Fingerprint  # noqa: PLC0415
@@ -93,17 +95,24 @@ class Program:
             NotNowError,
             NotRecordableError,
             UnsteadyError,
+            are_of,
             kind_of,
+            marks_of,
         )
 
-        *models, batch, batch_size = parts
-        asked = (*map(id, models), kind_of(batch), batch_size, penalized)
+        *models, feed = parts
+        asked = (*map(id, models), kind_of(feed.batch), *feed[1:], *settings.values())
         if self._refused is not None and self._refused[0] == asked and self._refused[1].holds():
             return None
         if self._unsteady == asked[:2]:
             return None
+        if not runner.pays_at_once(feed):
+            last, self._last_asked = self._last_asked, (asked, marks_of(feed.batch))
+            again = last is not None and last[0] == asked
+            if not again or (feed.stored and not are_of(last[1], feed.batch)):
+                return self._refuse("a first epoch of few steps; a second one is captured")
         try:
-            steps = runner(*parts, penalized=penalized)
+            steps = runner(*parts, **settings)
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
                 looked_into = [part for part in models[:2] if part is not None]
@@ -129,8 +138,10 @@ def _steps_for(x: Any) -> Any:
     if kernels(x).compiled:
         return _cpu_steps()
     place = backend_of(x)
+    if place is not None and place.package == "cupy":
+        return _cuda_steps()
     if place is None or place.package != "numpy":
-        return "steps are compiled for NumPy only"
+        return "steps are recorded for NumPy and CuPy only"
     if os.environ.get("GPUNN_COMPILED") == "0":
         return "the environment variable GPUNN_COMPILED is 0"
     return "steps are compiled by numba, which is missing or fails: pip install gpunn[compiled]"
@@ -144,3 +155,12 @@ def _cpu_steps() -> Any:
     except ImportError as error:  # such as that there is no SciPy
         return f"steps cannot be compiled: {error}"
     return why_not_here() or CpuSteps
+
+
+def _cuda_steps() -> Any:
+    """Return the class that makes steps on a GPU, or why there is none."""
+    from gpunn.program.cuda import CudaSteps, why_not_here  # noqa: PLC0415 (imports CuPy)
+
+    if os.environ.get("GPUNN_GRAPHS") == "0":
+        return "the environment variable GPUNN_GRAPHS is 0"
+    return why_not_here() or CudaSteps

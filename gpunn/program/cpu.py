@@ -14,21 +14,17 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend
 from gpunn.data.batch import Batch
 from gpunn.kernels.blas import OneThread, is_small, one_thread
-from gpunn.kernels.declared import may_record
-from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
-from gpunn.nn.layer import Layer
-from gpunn.optim.base import Optimizer
 from gpunn.program import crew
-from gpunn.program.fingerprint import Fingerprint
 from gpunn.program.instructions.words import CONTEXT
 from gpunn.program.interpreter import CONTEXT_SIZE, run_program
 from gpunn.program.plan import Plan
 from gpunn.program.products import ROOM
 from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
+from gpunn.program.steps import RecordedSteps
 from gpunn.program.table import Table
-from gpunn.program.values import BatchLike, NotRecordableError, UnsteadyError, kind_of
+from gpunn.program.values import BatchLike, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -38,8 +34,6 @@ _MOST_WORK, _MOST_THREADS = 1 << 30, 8
 _WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
 #: And so many numbers of the network's outputs, if they are wanted.
 _ENTRIES_AT_ONCE = 1 << 20
-
-_DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
 
 #: All that there are, for a process that is forked while another thread holds a lock.
@@ -55,63 +49,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock_all)
 
 
-class CpuSteps:
-    """Makes the steps of an epoch, or the predictions for a data set.
+class CpuSteps(RecordedSteps):
+    """Makes the steps of an epoch, or the predictions for a data set; see `RecordedSteps`."""
 
-    Parameters
-    ----------
-    model : Layer
-    loss : Loss or None
-        None for predictions alone.
-    optimizer : Optimizer or None
-        None where nothing is trained.
-    batch : Batch
-        Some data; other data of the same kind can be run.
-    batch_size : int
-    penalized : bool, default False
-        Whether the costs contain the penalty of weight decay.
-
-    Raises
-    ------
-    NotRecordableError
-        If the step cannot be recorded, or has no instructions; the message says why.
-    """
-
-    def __init__(
-        self,
-        model: Layer,
-        loss: Loss | None,
-        optimizer: Optimizer | None,
-        batch: Batch,
-        batch_size: int,
-        *,
-        penalized: bool = False,
-    ) -> None:
-        self._model, self._loss, self._optimizer = model, loss, optimizer
-        self._batch_size = batch_size
-        self._penalized = penalized
-        self._kind = kind_of(batch)
-        self._dtype = batch.x.dtype
-        if self._dtype not in _DTYPES:
-            raise NotRecordableError(f"the features are {self._dtype}, not float32 or float64")
-        parts = [part for part in (model, loss) if part is not None]
-        reason = Fingerprint(parts).why_not()
-        if reason is None and optimizer is not None:
-            reason = _why_no_update(optimizer)
-        if reason is not None:
-            raise NotRecordableError(reason)
-        if optimizer is not None and penalized:
-            optimizer.separate_decaying()
-        for _ in range(2):  # the first may fill caches, such as that of class weights as an array
-            self._fingerprint = Fingerprint(parts)
-            self._plans: dict[int, Plan] = {}
-            self._plan(batch_size)
-            if self._fingerprint.holds():
-                break
-        else:
-            raise UnsteadyError("an attribute of a layer or loss changes as it runs")
-        self._rule = _rule(optimizer)
-        self._values = None if optimizer is None else optimizer.slots().values  # type: ignore[union-attr]
+    def __init__(self, *parts: Any, **settings: Any) -> None:
+        super().__init__(*parts, **settings)
         self._most_threads = self._threads_worth()
         self._threads_used = 1
         self._lock = Lock()
@@ -119,29 +61,10 @@ class CpuSteps:
         self._contexts = np.zeros((_MOST_THREADS, CONTEXT_SIZE // 8), np.int64)
         self._workspace = np.zeros((self._most_threads, ROOM // 8), np.int64)
 
-    def serves(
-        self,
-        model: Layer,
-        loss: Loss | None,
-        optimizer: Optimizer | None,
-        batch: Batch,
-        batch_size: int,
-        *,
-        penalized: bool = False,
-    ) -> bool:
-        """Return whether this still describes these parts, and such data."""
-        if model is not self._model or loss is not self._loss or optimizer is not self._optimizer:
-            return False
-        if (batch_size, penalized) != (self._batch_size, self._penalized):
-            return False
-        if kind_of(batch) != self._kind or not self._fingerprint.holds():
-            return False
-        if optimizer is None:
-            return True
-        slots = optimizer.slots()
-        if slots is None or slots.values is not self._values:
-            return False
-        return _why_no_update(optimizer) is None and _rule(optimizer) == self._rule
+    def prepare(self) -> None:
+        """Record a step on a whole batch."""
+        self._plans: dict[int, Plan] = {}
+        self._plan(self._batch_size)
 
     def explain(self) -> str:
         """Return what a step is made of."""
@@ -297,23 +220,11 @@ class CpuSteps:
         return max(1, min(work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
 
 
-def _why_no_update(optimizer: Optimizer) -> str | None:
-    if not may_record(optimizer):
-        return f"{type(optimizer).__name__} does not say in its own class body that it records"
-    return None
-
-
 def _as_column(numbers: Sequence[float]) -> Array:
     """Return numbers as an array, many equal ones in much less time than NumPy takes."""
     if numbers and numbers.count(numbers[0]) == len(numbers):
         return np.full(len(numbers), numbers[0], np.float64)
     return np.array(numbers, np.float64)
-
-
-def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
-    """Return the settings that instructions have in them."""
-    names = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "clip_norm", "clip_value")
-    return tuple(getattr(optimizer, name, None) for name in names)
 
 
 def why_not_here() -> str | None:

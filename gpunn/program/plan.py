@@ -9,7 +9,7 @@ from gpunn.program import lower_layers, lower_losses  # noqa: F401 (they make th
 from gpunn.program.lower import Lowering
 from gpunn.program.lower_update import Piece, lower_update
 from gpunn.program.table import Table
-from gpunn.program.values import NotNowError, NotRecordableError, Recording
+from gpunn.program.values import NotRecordableError, Recording
 
 #: An update takes as long as so many multiplications, for each weight.
 _WORK_OF_AN_UPDATE = 24
@@ -86,8 +86,7 @@ def _copy_place(lowering: Lowering, prediction: Any) -> int:
 def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Piece]:
     """Return what is updated at once: the optimizer's blocks, or its arrays one by one."""
     slots = optimizer.slots()
-    if slots is None:
-        raise NotNowError("a parameter has a gradient already, or another array")
+    assert slots is not None  # noqa: S101 (`RecordedSteps` has looked)
     for i, grad in recording.grads.items():
         if grad is not slots.grads[i]:
             raise NotRecordableError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from gpunn.arrays.backend import Backend
@@ -21,19 +22,37 @@ from gpunn.program.stand_ins import RecordingKernels, Traced, batch_input, is_ba
 from gpunn.program.values import BatchLike, Key, NotRecordableError, Recording, Value, refuse
 
 
-class _RecordingTape(Tape):
-    """A tape that hands out stand-ins for keys."""
+class KeyTape(Tape):
+    """A tape that hands out keys from an iterator.
 
-    __slots__ = ("n_keys",)
+    Parameters
+    ----------
+    keys : iterator
+        What stands for the keys of random masks.
+    """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(input_grad=False, **settings)
+    __slots__ = ("_keys", "n_keys")
+
+    def __init__(self, keys: Iterator[Any], parameters: Sequence[Parameter]) -> None:
+        super().__init__(input_grad=False, parameters=frozenset(parameters))
+        self._keys = keys
         self.n_keys = 0
 
     def draw_key(self) -> Any:
-        """Return a stand-in for one more key."""
+        """Return the next key."""
         self.n_keys += 1
-        return Key(self.n_keys - 1)
+        return next(self._keys)
+
+
+def backpropagate(  # noqa: PLR0917 (a batch is x, y and weights)
+    model: Layer, loss: Loss, tape: Tape, x: Any, y: Any, weight: Any
+) -> tuple[Any, Any]:
+    """Run a step up to the gradients; return the prediction and the cost."""
+    prediction = model.forward(x, tape)
+    tape.input_grad = tape.misses(model)
+    cost = loss.forward(prediction, y, tape, weight)
+    model.backward(loss.backward(tape), tape)
+    return prediction, cost
 
 
 def record_step(
@@ -61,13 +80,10 @@ def record_step(
     NotRecordableError
         If the step does anything but call kernels.
     """
-    recorder, tape = RecordingKernels(place), _RecordingTape(parameters=frozenset(parameters))
-    with _restored(model.parameters()):
+    recorder, tape = RecordingKernels(place), KeyTape(map(Key, count()), parameters)
+    with _recording(model.parameters()):
         x, y, weight = _inputs(recorder, batch)
-        prediction = model.forward(x, tape)
-        tape.input_grad = tape.misses(model)
-        cost = loss.forward(prediction, y, tape, weight)
-        model.backward(loss.backward(tape), tape)
+        prediction, cost = backpropagate(model, loss, tape, x, y, weight)
         grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
     recording = _recording_of(recorder, x, y, weight, prediction, cost)
     recording.n_keys, recording.grads = tape.n_keys, grads
@@ -77,7 +93,7 @@ def record_step(
 def record_forward(model: Layer, loss: Loss | None, batch: BatchLike, place: Backend) -> Recording:
     """Return the operations of a prediction, and of its cost if there is a loss."""
     recorder = RecordingKernels(place)
-    with _restored([]):
+    with _recording([]):
         x, y, weight = _inputs(recorder, batch)
         prediction = model.forward(x)
         cost = None if loss is None else loss.forward(prediction, y, None, weight)
@@ -107,18 +123,26 @@ def _batch_value(x: Any) -> Value | None:
 
 
 @contextmanager
-def _restored(parameters: Sequence[Parameter]) -> Iterator[None]:
+def gradients_kept(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Put the gradients back as they were."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, grad in before:
+            parameter.grad = grad
+
+
+@contextmanager
+def _recording(parameters: Sequence[Parameter]) -> Iterator[None]:
     """Put the gradients back as they were; say of any failure that this cannot be recorded.
 
     The failure may be a mistake of the user's: the readable loop comes next, and meets it, too.
     """
-    before = [(parameter, parameter.grad) for parameter in parameters]
-    try:
-        yield
-    except NotRecordableError:
-        raise
-    except Exception as error:
-        raise NotRecordableError(f"{type(error).__name__}: {error}") from error
-    finally:
-        for parameter, grad in before:
-            parameter.grad = grad
+    with gradients_kept(parameters):
+        try:
+            yield
+        except NotRecordableError:
+            raise
+        except Exception as error:
+            raise NotRecordableError(f"{type(error).__name__}: {error}") from error

@@ -14,17 +14,21 @@ class StepResults(NamedTuple):
     ----------
     rows : slice
         Which turns of the epoch's order they took.
-    costs, penalties : array (S,)
-        J of each step before its update, and half the weight decay times the sum of squares; the
-        latter is 0 where nobody asked for it.
+    costs : array (S,)
+        J of each step before its update.
+    penalties : array (S,) or None
+        Half the weight decay times the sum of squares, if it was asked for.
     totals : array (S,) or None
         What the mean of each batch divides by, if that is not the number of samples.
     outputs : array or None
         The network's outputs before the updates, a row for each turn, if they were asked for.
+    targets : array or None
+        The targets of these rows; None if they are still to be taken from the data.
     """
 
     rows: slice
     costs: Array
-    penalties: Array
+    penalties: Array | None
     totals: Array | None
     outputs: Array | None
+    targets: Array | None = None

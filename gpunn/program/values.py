@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+from weakref import ref
 
 from gpunn._typing import Array, Shape
 
@@ -116,9 +117,44 @@ class Recording:
     grads: dict[int, Array] = field(default_factory=dict)
 
 
+class Feed(NamedTuple):
+    """What a pass over data takes its batches from.
+
+    Attributes
+    ----------
+    batch : Batch
+        The whole data set, or a sample of it.
+    batch_size : int
+    n_samples : int
+        Of the pass.
+    stored : bool
+        Whether `batch` is the whole data set, which stays where it is.
+    """
+
+    batch: Any
+    batch_size: int
+    n_samples: int
+    stored: bool
+
+
 def kind_of(batch: Sequence[Any]) -> tuple[Any, ...]:
     """Return the shape of a sample and the dtype of each part of a batch."""
     return tuple(None if part is None else (part.shape[1:], part.dtype) for part in batch)
+
+
+def marks_of(batch: Sequence[Any]) -> list[Any]:
+    """Return what tells these arrays from all others, without holding them."""
+    return [None if part is None else ref(part) for part in batch]
+
+
+def are_of(marks: Sequence[Any] | None, batch: Sequence[Any]) -> bool:
+    """Return whether the marks are those of these very arrays."""
+    if marks is None:
+        return False
+    pairs = zip(marks, batch, strict=True)
+    return all(
+        mark is part if part is None or mark is None else mark() is part for mark, part in pairs
+    )
 
 
 @dataclass(frozen=True)

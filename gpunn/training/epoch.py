@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import RNG
 from gpunn.arrays.capacity import memory_for
-from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
@@ -19,6 +18,9 @@ from gpunn.program import Program
 from gpunn.training.freezing import part_of
 from gpunn.training.readings import Readings
 from gpunn.training.step import learn
+
+if TYPE_CHECKING:
+    from gpunn.program.values import Feed
 
 
 def _ignore(_: int) -> None:
@@ -76,7 +78,10 @@ class EpochRunner:
         """
         loader, parts = self.loader, (model, loss, optimizer)
         steps = self.program.prepare(
-            *parts, sample_of(loader), loader.batch_size, penalized=decays is not None
+            *parts,
+            feed_of(loader, loader.n_turns),
+            penalized=decays is not None,
+            outputs=bool(readings.metrics),
         )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             if steps is None:
@@ -95,14 +100,10 @@ class EpochRunner:
         loader = self.loader
         order = loader.draw_order()
         each = [optimizer.weight_decay] * len(loader) if decays is None else decays()
-        first = 0
-        for data, rows, stop in pieces_of(loader, order, loader.n_turns):
-            n = -(-stop // loader.batch_size)
-            settings: Any = {"outputs": bool(readings.metrics), "rng": self._rng}
-            for results in steps.run(data, rows, stop, each[first : first + n], **settings):
-                readings.add_many(results, data, rows, loader.batch_size)
-                tell(len(results.costs))
-            first += n
+        settings: Any = {"outputs": bool(readings.metrics), "rng": self._rng}
+        for results, data, rows in steps.run_over(loader, order, loader.n_turns, each, **settings):
+            readings.add_many(results, data, rows, loader.batch_size)
+            tell(len(results.costs))
         if decays is not None:
             optimizer.weight_decay = each[-1]
 
@@ -132,25 +133,15 @@ class EpochRunner:
                 tell(1)
 
 
-def sample_of(loader: Loader) -> Batch | None:
-    """Return a sample of the data as in a batch; None if a batch is more than plain rows."""
-    if not loader.is_plain or loader.backend.package != "numpy":
+def feed_of(loader: Loader, n_samples: int) -> Feed | None:
+    """Return what a pass takes its batches from; None if a batch is more than plain rows."""
+    if not loader.is_plain:
         return None
-    return loader.rows() or loader.first_row()
+    from gpunn.program.values import Feed  # noqa: PLC0415 (not needed to import gpunn)
 
-
-def pieces_of(loader: Loader, order: Any, stop: int) -> Iterator[tuple[Batch, Any, int]]:
-    """Yield data, the order of their rows (None: as stored), and how many of them to use.
-
-    The whole data set at once if it is in memory, else one group of batches after another.
-    """
-    data = loader.rows()
-    if data is not None:
-        yield data, order, stop
-        return
-    with closing(loader.groups(order, stop)) as groups:
-        for group in groups:
-            yield group, None, group.x.shape[0]
+    stored = loader.rows()
+    sample = loader.first_row() if stored is None else stored
+    return Feed(sample, loader.batch_size, n_samples, stored is not None)
 
 
 def memory_advice(loader: Loader) -> str:

@@ -19,7 +19,7 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.program import Program
 from gpunn.program.results import StepResults
-from gpunn.training.epoch import memory_advice, pieces_of, sample_of
+from gpunn.training.epoch import feed_of, memory_advice
 from gpunn.training.readings import Readings
 
 #: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
@@ -161,23 +161,27 @@ def join(outputs: list[Any]) -> Array:
 
 def _recorded_pass(
     program: Program, model: Layer, loss: Loss | None, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch]] | None:
+) -> Iterator[tuple[StepResults, Batch | None]] | None:
     """Return the results of a recorded pass over all samples, with their data.
 
     None if the pass is not recorded. Without a loss, the model only predicts.
     """
+    if loader.backend.package != "numpy":  # a GPU's graphs are for training
+        return None
     if loader.n_samples < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
         return None
     work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
     if not program.is_recorded and work < _MIN_RECORDED_WORK:
         return None
-    steps = program.prepare(model, loss, None, sample_of(loader), loader.batch_size)
+    feed = feed_of(loader, loader.n_samples)
+    steps = program.prepare(model, loss, None, feed, outputs=outputs)
     if steps is None:
         return None
     return _run(steps, loader, outputs=outputs)
 
 
-def _run(steps: Any, loader: Loader, *, outputs: bool) -> Iterator[tuple[StepResults, Batch]]:
-    for data, rows, stop in pieces_of(loader, None, loader.n_samples):
-        for results in steps.run(data, rows, stop, (), outputs=outputs):
-            yield results, data
+def _run(
+    steps: Any, loader: Loader, *, outputs: bool
+) -> Iterator[tuple[StepResults, Batch | None]]:
+    for results, data, _ in steps.run_over(loader, None, loader.n_samples, (), outputs=outputs):
+        yield results, data

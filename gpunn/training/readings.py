@@ -107,7 +107,9 @@ class Readings:
             self._weights.append(total)
         self._measure(prediction, y)
 
-    def add_many(self, results: StepResults, data: Batch, order: Any, batch_size: int) -> None:
+    def add_many(
+        self, results: StepResults, data: Batch | None, order: Any, batch_size: int
+    ) -> None:
         """Add the results of several batches, rows of `data` in an order (None: as stored).
 
         The costs include the penalty, if it was computed.
@@ -115,16 +117,21 @@ class Readings:
         start, stop, size = results.rows.start, results.rows.stop, batch_size
         whole, rest = divmod(stop - start, size)
         self.counts.extend([size] * whole + [rest] * bool(rest))
-        self._costs.extend(self._scale * results.costs + results.penalties)
+        costs = self._scale * results.costs
+        self._costs.extend(costs if results.penalties is None else costs + results.penalties)
         if self._weighted and results.totals is not None:
             self._weights.extend(results.totals)
         if self.metrics:
-            targets: Array = data.y
+            rows = results.rows if order is None else order[results.rows]
             outputs: Array = results.outputs
-            for i in range(start, stop, size):
-                batch = slice(i, min(i + size, stop))
-                y = targets[batch if order is None else order[batch]]
-                self._measure(outputs[batch.start - start : batch.stop - start], y)
+            targets: Any = results.targets
+            if targets is None:
+                assert data is not None  # noqa: S101 (one of the two holds them)
+                stored: Any = data.y
+                targets = stored[rows]
+            for i in range(0, stop - start, size):
+                batch = slice(i, min(i + size, stop - start))
+                self._measure(outputs[batch], targets[batch])
 
     def _measure(self, prediction: Array, y: Array) -> None:
         for metric, columns in self._statistics:

@@ -12,9 +12,12 @@ struct Rows {  // its layout is known to the Python side, too
 };
 
 // Copy the rows of all arrays at `indices`. The grid's x and the block's y count rows, the grid's y
-// and the block's x units in a row, so no thread divides to find its place.
+// and the block's x units in a row, so no thread divides to find its place. The indices are those
+// from number `*first` on, if `first` is not null.
 extern "C" __global__ void gather(
-    const __grid_constant__ Rows rows, const long long* indices, long long n) {
+    const __grid_constant__ Rows rows, const long long* indices, long long n,
+    const long long* first) {
+  if (first) indices += *first;
   long long lane = (long long)blockIdx.y * blockDim.x + threadIdx.x;
   long long lanes = (long long)gridDim.y * blockDim.x, step = (long long)gridDim.x * blockDim.y;
   for (long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y; row < n; row += step) {

@@ -1,6 +1,6 @@
 // Dropout, with its mask made on the spot: entry i is SplitMix64 at (key, i).
 //
-// Compile with -DREAL=float or double.
+// Compile with -DREAL=float or double. A step that is captured and replayed has its key at `present`.
 
 #include "common.cuh"
 
@@ -14,8 +14,9 @@ __device__ unsigned long long splitmix64(unsigned long long key, long long i) {
 }
 
 extern "C" __global__ void dropout(
-    const T* x, T* y, T* mask, long long size, unsigned long long key, unsigned long long threshold,
-    double kept) {
+    const T* x, T* y, T* mask, long long size, unsigned long long key,
+    const unsigned long long* present, unsigned long long threshold, double kept) {
+  if (present) key = *present;
   over_all<T>(size, aligned(x, y, mask), [=](auto pack, long long i) {
     auto some = pack.load(x + i), factor = pack;
     for (int k = 0; k < pack.n; ++k) {

@@ -93,22 +93,26 @@ __device__ T shrinkage(T* sums, const T* partial, long long partials, T clip_nor
   return clip_norm / (norm < clip_norm ? clip_norm : norm);
 }
 
-// In both kernels g is clipped, scaled by the shrinkage, and decayed; then comes the update.
+// In both kernels g is clipped, scaled by the shrinkage, and decayed; then comes the update. A step
+// that is captured and replayed has numbers that change: `present`, if not null, points to the learning
+// rate, which counts in the place of the argument, and to what multiplies the decays.
 
 extern "C" __global__ void sgd(
     const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
-    double clip_norm, double learning_rate, double momentum, long long nesterov) {
+    double clip_norm, double learning_rate, const double* present, double momentum,
+    long long nesterov) {
   __shared__ T sums[256];
   T shrink = shrinkage(sums, partial, partials, T(clip_norm));
   Piece piece = piece_of(arrays, blockIdx.x);
   const T* grad = arrays.grad[piece.array];
   T *value = arrays.value[piece.array], *velocity = arrays.first[piece.array];
-  T decay = T(arrays.decay[piece.array]);
+  T rate = T(present ? present[0] : learning_rate);
+  T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
   over_piece(piece, aligned(value, grad, velocity), [=](auto pack, long long j) {
     auto x = pack.load(value + j), g = pack.load(grad + j);
     auto v = velocity ? pack.load(velocity + j) : pack;
     for (int k = 0; k < pack.n; ++k) {
-      T step = T(-learning_rate) * regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
+      T step = -rate * regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
       if (velocity) {
         v.of[k] = T(momentum) * v.of[k] + step;
         step = nesterov ? T(momentum) * v.of[k] + step : v.of[k];
@@ -122,13 +126,15 @@ extern "C" __global__ void sgd(
 
 extern "C" __global__ void adam(
     const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
-    double clip_norm, double rate, double beta_1, double beta_2, double epsilon) {
+    double clip_norm, double learning_rate, const double* present, double beta_1, double beta_2,
+    double epsilon) {
   __shared__ T sums[256];
   T shrink = shrinkage(sums, partial, partials, T(clip_norm));
   Piece piece = piece_of(arrays, blockIdx.x);
   const T* grad = arrays.grad[piece.array];
   T *value = arrays.value[piece.array], *first = arrays.first[piece.array];
-  T *second = arrays.second[piece.array], decay = T(arrays.decay[piece.array]);
+  T *second = arrays.second[piece.array], rate = T(present ? present[0] : learning_rate);
+  T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
   over_piece(piece, aligned(value, grad, first, second), [=](auto pack, long long j) {
     auto x = pack.load(value + j), g = pack.load(grad + j);
     auto m = pack.load(first + j), v = pack.load(second + j);
@@ -136,7 +142,7 @@ extern "C" __global__ void adam(
       T r = regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
       m.of[k] = T(beta_1) * m.of[k] + T(1.0 - beta_1) * r;
       v.of[k] = T(beta_2) * v.of[k] + T(1.0 - beta_2) * (r * r);
-      x.of[k] -= T(rate) * m.of[k] / (sqrt(v.of[k]) + T(epsilon));
+      x.of[k] -= rate * m.of[k] / (sqrt(v.of[k]) + T(epsilon));
     }
     x.store(value + j);
     m.store(first + j);

@@ -1,0 +1,123 @@
+"""Training steps under stream capture: what the readable step launches becomes a CUDA graph."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels import kernels
+from gpunn.kernels.cublas import CaptureHandle, workspace_bytes
+from gpunn.kernels.cupy_launch import forget_scratch
+from gpunn.kernels.cupy_step import StepBoard, copy_rows
+from gpunn.kernels.update import Slots
+from gpunn.losses.base import Loss
+from gpunn.nn.layer import Layer
+from gpunn.optim.base import Optimizer
+from gpunn.program.record import KeyTape, backpropagate, gradients_kept
+from gpunn.program.sources import FedBatches, StoredRows
+
+
+class StepCapture:
+    """Captures the steps of a training run, on batches of one size or another.
+
+    The graphs' memory comes from a pool of their own, so that nobody else writes there between two
+    launches.
+
+    Parameters
+    ----------
+    model, loss, optimizer
+        What to train, and how.
+    source : StoredRows or FedBatches
+        Where the step finds its batch.
+    board : StepBoard
+        Where it finds its numbers, and writes its results.
+    collected : array or None
+        Where the model's outputs go, a row for each sample since the board was loaded.
+    penalized : bool
+        Whether the sum of squares of what decays is wanted.
+
+    Attributes
+    ----------
+    has_totals : bool
+        Whether the mean divides by a sum of weights.
+    """
+
+    def __init__(
+        self,
+        parts: tuple[Layer, Loss, Optimizer],
+        source: StoredRows | FedBatches,
+        board: StepBoard,
+        collected: Array | None,
+        *,
+        penalized: bool,
+    ) -> None:
+        self._parts = parts
+        self._source, self._board, self._collected = source, board, collected
+        self._penalized = penalized
+        self._pool = cupy.cuda.MemoryPool()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
+            workspace = cupy.empty(workspace_bytes(), np.uint8)
+        self._products = CaptureHandle(self._stream, workspace)
+        self.has_totals = False
+
+    def graph_of(self, n: int) -> Any:
+        """Return the graph of a step on n samples."""
+        user, stream = cupy.cuda.get_current_stream(), self._stream
+        stream.wait_event(user.record())
+        try:
+            with stream, self._products, gradients_kept(self._parts[0].parameters()):
+                self._rehearse(n)  # fills caches, with memory that stays
+                with cupy.cuda.using_allocator(self._pool.malloc):
+                    self._rehearse(n)  # fills the pool
+                    forget_scratch()  # what follows belongs to the graph
+                    return self._capture(n)
+        finally:
+            user.wait_event(stream.record())
+
+    def _rehearse(self, n: int) -> None:
+        """Run a step whose update is of a scratch array: kernels are loaded then."""
+        keys = np.zeros(len(self._board.keys), np.uint64)
+        self._board.load([0], [0.0], [0.0], keys)
+        self._step(n, _scratch(self._parts[2].blocks()))
+
+    def _capture(self, n: int) -> Any:
+        stream = self._stream
+        # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
+        stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+        try:
+            self._step(n)
+        except BaseException:
+            with suppress(Exception):
+                stream.end_capture()
+            raise
+        return stream.end_capture()
+
+    def _step(self, n: int, scratch: Slots | None = None) -> None:
+        """Launch all that a step does, in the current stream."""
+        (model, loss, optimizer), board = self._parts, self._board
+        x, y, weight = self._source.batch(n, board.row)
+        squares = optimizer.sum_of_squares() if self._penalized else None
+        tape = KeyTape(iter(board.keys), optimizer.parameters)
+        prediction, cost = backpropagate(model, loss, tape, x, y, weight)
+        total = loss.total_weight(prediction, y, weight)
+        self.has_totals = total is not None
+        if total is not None:  # whole numbers as targets make it float64, whatever the model is
+            total = kernels(total).convert(total, np.float64)
+        if self._collected is not None:
+            copy_rows(prediction, self._collected, board.row)
+        optimizer.update_by(board.rates, scratch)
+        for parameter in model.parameters():
+            parameter.grad = None
+        board.finish(cost, total, squares)
+
+
+def _scratch(slots: Slots) -> Slots:
+    """Return arrays of one entry, as many as the slots' first has."""
+    like = slots.values[0]
+    value, grad, *states = (cupy.zeros(1, like.dtype) for _ in range(2 + len(slots.states)))
+    return Slots([value], [grad], [[state] for state in states], [1.0])

@@ -1,0 +1,245 @@
+"""Recorded steps on a GPU: each is captured once, as a CUDA graph, and then one launch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from threading import Lock
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import get_backend
+from gpunn.arrays.facts import is_out_of_memory
+from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
+from gpunn.kernels import kernels
+from gpunn.kernels.cublas import library
+from gpunn.kernels.cupy_step import StepBoard
+from gpunn.kernels.declared import kernel_of
+from gpunn.nn.init import as_generator
+from gpunn.program.capture import StepCapture
+from gpunn.program.record import record_step
+from gpunn.program.results import StepResults
+from gpunn.program.sources import FedBatches, StoredRows
+from gpunn.program.steps import RecordedSteps
+from gpunn.program.values import (
+    BatchLike,
+    Feed,
+    NotRecordableError,
+    Recording,
+    are_of,
+    marks_of,
+)
+
+#: Results are collected after so many steps at the latest, or so many numbers of outputs.
+_STEPS_AT_ONCE, _ENTRIES_AT_ONCE = 1 << 12, 1 << 24
+#: To capture a step takes as long as several steps.
+_MIN_STEPS = 16
+
+
+class CudaSteps(RecordedSteps):
+    """Makes the steps of an epoch by launches of a CUDA graph; see `RecordedSteps`.
+
+    The graph has the addresses of the data, the parameters and all between in it, and reads the
+    numbers that change from step to step from a `StepBoard`.
+    """
+
+    def __init__(self, *parts: Any, **settings: Any) -> None:
+        self._feed: Feed = parts[3]
+        self._lock = Lock()
+        self._done = cupy.cuda.Event(disable_timing=True)
+        super().__init__(*parts, **settings)
+        # A trainer shall not keep data that nobody else does.
+        self._marks, self._feed = marks_of(self._feed.batch), self._feed._replace(batch=None)
+        self._source.release()
+
+    def serves(self, *parts: Any, **settings: Any) -> bool:
+        """Return whether this still describes these parts, and such data; stored ones, these."""
+        feed: Feed = parts[3]
+        if (*feed[1:], settings["outputs"]) != (*self._feed[1:], self._outputs):
+            return False
+        if feed.stored and not are_of(self._marks, feed.batch):
+            return False
+        return super().serves(*parts, **settings)
+
+    @staticmethod
+    def pays_at_once(feed: Feed) -> bool:
+        """Return whether capturing pays within an epoch; else a second one should be asked for."""
+        return feed.n_samples >= _MIN_STEPS * feed.batch_size
+
+    def explain(self) -> str:
+        """Return what a step is made of."""
+        return "one launch of a CUDA graph a step"
+
+    def prepare(self) -> None:
+        """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
+        model, loss, optimizer = self._model, self._loss, self._optimizer
+        assert loss is not None  # noqa: S101 (only training is captured)
+        assert optimizer is not None  # noqa: S101
+        if kernel_of(optimizer) is None:
+            kind = type(optimizer).__name__
+            raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
+        batch, size, n_samples, stored = self._feed
+        sizes = {min(size, n_samples), n_samples % size or size}
+        recordings = [self._recorded(n) for n in sizes]
+        prediction = recordings[0].prediction
+        assert prediction is not None  # noqa: S101
+        at_once = _STEPS_AT_ONCE
+        if self._outputs:
+            at_once = min(at_once, _ENTRIES_AT_ONCE // max(1, prediction.width * size))
+        self._steps_at_once = min(max(1, at_once), -(-n_samples // size))
+        rows = min(self._steps_at_once * size, n_samples)
+        try:
+            self._source = StoredRows(batch, rows) if stored else FedBatches(batch, size)
+            self._board = StepBoard(self._dtype, recordings[0].n_keys, self._steps_at_once)
+            self._collected = None
+            if self._outputs:
+                self._collected = cupy.zeros((rows, *prediction.shape[1:]), prediction.dtype)
+            self._capture = StepCapture(
+                (model, loss, optimizer),
+                self._source,
+                self._board,
+                self._collected,
+                penalized=self._penalized,
+            )
+            self._graphs = {n: self._capture.graph_of(n) for n in sizes}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+        else:
+            return
+        reason = "the device has too little memory for a captured step beside all else"
+        logging.getLogger("gpunn").warning("training runs step by step: %s", reason)
+        raise NotRecordableError(reason)
+
+    def run(
+        self,
+        batch: Batch,
+        order: Any,
+        stop: int,
+        decays: Sequence[float],
+        *,
+        outputs: bool,
+        rng: Any = None,
+    ) -> Iterator[StepResults]:
+        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
+        source = self._source
+        assert isinstance(source, StoredRows)  # noqa: S101
+        assert outputs == self._outputs  # noqa: S101
+        assert are_of(self._marks, batch)  # noqa: S101 (the graphs have its addresses)
+        order = np.ascontiguousarray(np.arange(stop) if order is None else order, np.int64)
+        for turns, steps in self._stretches(stop):
+            with self._lock:  # the board and the graphs' memory are those of one run
+                self._follow_last()
+                rows = source.set_order(order[turns])
+                self._make_steps(turns, decays[steps], rng)
+                targets = kernels(rows).gather([batch.y], rows)[0] if outputs else None
+                results = self._results(turns, targets)
+            yield results
+
+    def run_over(
+        self, loader: Loader, order: Any, stop: int, decays: Sequence[float], **settings: Any
+    ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
+        """Run over the data of a loader; yield results, and data and their order for targets."""
+        source = self._source
+        if isinstance(source, StoredRows):
+            yield from super().run_over(loader, order, stop, decays, **settings)
+            return
+        targets: list[Array] = []
+        with closing(loader.batches(order, stop)) as batches:
+
+            def feed() -> None:
+                batch = next(batches)
+                source.put(batch)
+                if self._outputs:
+                    targets.append(batch.y)
+
+            for turns, steps in self._stretches(stop):
+                with self._lock:
+                    self._follow_last()
+                    self._make_steps(turns, decays[steps], settings["rng"], feed)
+                    results = self._results(turns, _joined(targets))
+                targets.clear()
+                yield results, None, None
+
+    def _stretches(self, stop: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the turns, and the steps, that are made between two looks at their results."""
+        for first in range(0, -(-stop // self._batch_size), self._steps_at_once):
+            last = first + self._steps_at_once
+            turns = slice(first * self._batch_size, min(last * self._batch_size, stop))
+            yield turns, slice(first, last)
+
+    def _follow_last(self) -> None:
+        """Let the current stream wait for the last run, which may have been in another."""
+        cupy.cuda.get_current_stream().wait_event(self._done)
+
+    def _make_steps(
+        self,
+        turns: slice,
+        decays: Sequence[float],
+        rng: Any,
+        feed: Callable[[], None] | None = None,
+    ) -> None:
+        """Launch a step for each batch of some turns; `feed` puts each batch where it is read."""
+        optimizer, board, size = self._optimizer, self._board, self._batch_size
+        assert optimizer is not None  # noqa: S101
+        stop = turns.stop - turns.start
+        starts = range(0, stop, size)
+        keys = None
+        if board.keys:
+            shape = len(starts), len(board.keys)
+            keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
+        board.load(starts, optimizer.step_sizes(len(starts)), decays, keys)
+        launches = [self._graphs[min(size, stop - start)].launch for start in starts]
+        made = 0
+        try:
+            for launch in launches:
+                if feed is not None:
+                    feed()
+                launch()
+                made += 1
+        finally:  # after an interrupt, too
+            optimizer.count_updates(made)
+            self._done.record()
+
+    def _results(self, turns: slice, targets: Array | None) -> StepResults:
+        """Return what the last steps have left, as arrays that later steps do not touch."""
+        rows = turns.stop - turns.start
+        costs, totals, penalties = self._board.results(-(-rows // self._batch_size))
+        return StepResults(
+            turns,
+            costs,
+            penalties if self._penalized else None,
+            totals if self._capture.has_totals else None,
+            None if self._collected is None else self._collected[:rows].copy(),
+            targets,
+        )
+
+    def _recorded(self, n: int) -> Recording:
+        """Return a recording of a step on n samples: only kernels can be captured and replayed."""
+        assert self._loss is not None  # noqa: S101
+        assert self._optimizer is not None  # noqa: S101
+        like, place = BatchLike.of(n, self._kind), get_backend("cupy")
+        parameters = self._optimizer.parameters
+        recording = record_step(self._model, self._loss, parameters, like, place)
+        if not recording.grads:
+            raise NotRecordableError("a step gives no parameter a gradient")
+        return recording
+
+
+def _joined(arrays: list[Array]) -> Array | None:
+    """Return arrays as one, along the first axis; None of none."""
+    return kernels(arrays[0]).xp.concat(arrays) if arrays else None
+
+
+def why_not_here() -> str | None:
+    """Return what keeps steps from being captured here; None if nothing does."""
+    if cupy.cuda.runtime.is_hip:
+        return "CUDA graphs are for CUDA, and this CuPy is for ROCm"
+    if library() is None:
+        return "cuBLAS is not found, and CuPy's products cannot be captured"
+    return None

@@ -1,0 +1,77 @@
+"""Where a captured step finds its batch: always at the same place on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.data.batch import Batch
+from gpunn.kernels.cell import Cell
+from gpunn.kernels.cupy_step import gather_rows
+
+
+class StoredRows:
+    """Rows of a data set on the device: the step gathers them itself.
+
+    Parameters
+    ----------
+    data : Batch
+        The whole data set. Captured steps have its addresses in them.
+    rows : int
+        The largest number of rows between two orders.
+    """
+
+    def __init__(self, data: Batch, rows: int) -> None:
+        self._data: Batch | None = data
+        self._order = cupy.zeros(rows, np.int64)
+
+    def release(self) -> None:
+        """Let go of the data, once all is captured: they are kept by whom they belong to."""
+        self._data = None
+
+    def set_order(self, order: Array) -> Array:
+        """Upload the order of the next rows, and return it."""
+        there = self._order[: len(order)]
+        there.set(order)
+        return there
+
+    def batch(self, n: int, first: Cell) -> Batch:
+        """Return n rows, from the number in `first` on in the order."""
+        assert self._data is not None  # noqa: S101 (all is captured before `release`)
+        held = {name: part for name, part in self._data._asdict().items() if part is not None}
+        parts = gather_rows(list(held.values()), self._order, first, n)
+        return Batch(**dict(zip(held, parts, strict=True)))
+
+
+class FedBatches:
+    """A place for one batch, which is put there before each step.
+
+    Parameters
+    ----------
+    like : Batch
+        Some samples, for their shape and dtype.
+    batch_size : int
+        The largest number of samples of a batch.
+    """
+
+    def __init__(self, like: Batch, batch_size: int) -> None:
+        def place(x: Any) -> Any:
+            return None if x is None else cupy.zeros((batch_size, *x.shape[1:]), x.dtype)
+
+        self._place = Batch(*map(place, like))
+
+    def release(self) -> None:
+        """Do nothing: the sample is not kept."""
+
+    def put(self, batch: Batch) -> None:
+        """Put a batch where the step finds it."""
+        for place, part in zip(self._place, batch, strict=True):
+            if part is not None:
+                place[: part.shape[0]] = part
+
+    def batch(self, n: int, first: Cell) -> Batch:  # noqa: ARG002 (as for stored rows)
+        """Return n samples of what was put."""
+        return Batch(*(None if part is None else part[:n] for part in self._place))

@@ -1,0 +1,174 @@
+"""What all recorded steps share: what they were recorded from, and whether that still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
+from gpunn.kernels.declared import may_record
+from gpunn.losses.base import Loss
+from gpunn.nn.layer import Layer
+from gpunn.optim.base import Optimizer
+from gpunn.program.fingerprint import Fingerprint
+from gpunn.program.results import StepResults
+from gpunn.program.values import (
+    Feed,
+    NotNowError,
+    NotRecordableError,
+    UnsteadyError,
+    kind_of,
+)
+
+#: The settings of optimizers that a recording has in it.
+_RULE = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "clip_norm", "clip_value")
+
+
+class RecordedSteps:
+    """Makes the steps of an epoch, or the predictions for a data set.
+
+    A subclass defines `prepare`, `run` and `explain`.
+
+    Parameters
+    ----------
+    model : Layer
+    loss : Loss or None
+        None for predictions alone.
+    optimizer : Optimizer or None
+        None where nothing is trained.
+    feed : Feed
+        Some data; other data of the same kind can be run.
+    penalized : bool, default False
+        Whether the costs contain the penalty of weight decay.
+    outputs : bool, default False
+        Whether the model's outputs are wanted.
+
+    Raises
+    ------
+    NotRecordableError
+        If the step cannot be recorded, or the runner does not serve it; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss | None,
+        optimizer: Optimizer | None,
+        feed: Feed,
+        *,
+        penalized: bool = False,
+        outputs: bool = False,
+    ) -> None:
+        self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._batch_size = feed.batch_size
+        self._penalized, self._outputs = penalized, outputs
+        self._kind = kind_of(feed.batch)
+        self._dtype = feed.batch.x.dtype
+        if self._dtype not in ("float32", "float64"):
+            raise NotRecordableError(f"the features are {self._dtype}, not float32 or float64")
+        parts = [part for part in (model, loss) if part is not None]
+        reason = Fingerprint(parts).why_not()
+        if reason is None and optimizer is not None:
+            reason = _why_no_update(optimizer)
+        if reason is not None:
+            raise NotRecordableError(reason)
+        if optimizer is not None and penalized:
+            optimizer.separate_decaying()
+        slots = None if optimizer is None else optimizer.slots()
+        if optimizer is not None and slots is None:
+            raise NotNowError("a parameter has a gradient already, or another array")
+        for _ in range(2):  # the first may fill caches, such as that of class weights as an array
+            self._fingerprint = Fingerprint(parts)
+            self.prepare()
+            if self._fingerprint.holds():
+                break
+        else:
+            raise UnsteadyError("an attribute of a layer or loss changes as it runs")
+        self._rule = _rule(optimizer)
+        self._values = None if slots is None else slots.values
+
+    def prepare(self) -> None:
+        """Record the step; called again if that has changed the model."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        batch: Batch,
+        order: Any,
+        stop: int,
+        decays: Sequence[float],
+        *,
+        outputs: bool,
+        rng: Any = None,
+    ) -> Iterator[StepResults]:
+        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
+        raise NotImplementedError
+
+    def run_over(
+        self,
+        loader: Loader,
+        order: Any,
+        stop: int,
+        decays: Sequence[float],
+        **settings: Any,
+    ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
+        """Run over the data of a loader; yield results, the data, and the order of their rows.
+
+        The whole data set at once if it is in memory, else one group of batches after another. No
+        data if the results have all that metrics need.
+        """
+        data = loader.rows()
+        if data is not None:
+            for results in self.run(data, order, stop, decays, **settings):
+                yield results, data, order
+            return
+        first = 0
+        with closing(loader.groups(order, stop)) as groups:
+            for group in groups:
+                size = group.x.shape[0]
+                last = first - (-size // self._batch_size)
+                for results in self.run(group, None, size, decays[first:last], **settings):
+                    yield results, group, None
+                first = last
+
+    @staticmethod
+    def pays_at_once(feed: Feed) -> bool:  # noqa: ARG004
+        """Return whether recording pays within an epoch; else a second one should be asked for."""
+        return True
+
+    def serves(
+        self,
+        model: Layer,
+        loss: Loss | None,
+        optimizer: Optimizer | None,
+        feed: Feed,
+        *,
+        penalized: bool = False,
+        **settings: bool,  # noqa: ARG002 (they matter on a GPU)
+    ) -> bool:
+        """Return whether this still describes these parts, and such data."""
+        if model is not self._model or loss is not self._loss or optimizer is not self._optimizer:
+            return False
+        if (feed.batch_size, penalized) != (self._batch_size, self._penalized):
+            return False
+        if kind_of(feed.batch) != self._kind or not self._fingerprint.holds():
+            return False
+        if optimizer is None:
+            return True
+        slots = optimizer.slots()
+        if slots is None or slots.values is not self._values:
+            return False
+        return _why_no_update(optimizer) is None and _rule(optimizer) == self._rule
+
+
+def _why_no_update(optimizer: Optimizer) -> str | None:
+    if not may_record(optimizer):
+        return f"{type(optimizer).__name__} does not say in its own class body that it records"
+    return None
+
+
+def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
+    """Return the settings that a recording has in it."""
+    return tuple(getattr(optimizer, name, None) for name in _RULE)

@@ -1,0 +1,269 @@
+"""Steps that are captured as CUDA graphs leave, bit for bit, what the readable loop leaves."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import gpunn as gn
+from tests.conftest import get_place
+from tests.runs import RUNS, Block, Run, assert_same_bits, both, one_by_one
+
+pytestmark = pytest.mark.gpu
+cupy: Any = None
+
+RUN = Run(
+    blocks=(Block("dense", 6, "relu"), Block("dropout", rate=0.3), Block("dense", 6, "tanh")),
+    optimizer="momentum",
+    schedule="falling",
+    weight_decay=0.1,
+    clip_norm=0.1,
+    class_weight="dict",
+    n=70,
+    batch_size=4,
+    dtype="float32",
+    metrics=True,
+    backend="cupy",
+)
+
+
+@pytest.fixture(autouse=True)
+def _cupy() -> None:
+    global cupy  # noqa: PLW0603
+    get_place("cupy")  # or skip
+    cupy = importlib.import_module("cupy")
+
+
+def assert_same(captured: Any, readable: Any) -> None:
+    """Compare all that two runs have left, bit for bit."""
+    assert captured[0].why_not_recorded == ""
+    assert readable[0].why_not_recorded
+    assert_same_bits(captured, readable)
+    for name in captured[1].columns.keys() - {"elapsed_s", "samples_per_s"}:
+        assert captured[1][name] == readable[1][name], name
+    assert captured[1].columns.keys() == readable[1].columns.keys()
+    for name in ("steps", "updates", "weight_decay", "learning_rate"):
+        values = [getattr(each[0].optimizer, name, None) for each in (captured, readable)]
+        assert values[0] == values[1], name
+    for a, b in ((captured[0], readable[0]), (captured[2], readable[2])):
+        assert a._rng.bit_generator.state == b._rng.bit_generator.state
+    for parameter in captured[0].model.parameters():
+        assert parameter.grad is None
+
+
+@given(run=RUNS)
+@settings(max_examples=60)
+def test_whatever_is_trained(run: Run) -> None:
+    # Of few steps, the first epoch is not captured.
+    assert_same(*both(replace(run, backend="cupy", epochs=3)))
+
+
+@pytest.mark.parametrize("data", ["resident", "streamed", "memmap"])
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+def test_a_longer_run(optimizer: str, data: str) -> None:
+    assert_same(*both(replace(RUN, optimizer=optimizer, data=data, epochs=20)))
+
+
+class TestMemory:
+    def test_others_may_use_theirs_between_epochs(self) -> None:
+        """All memory that is free is filled with NaN between two epochs of replays."""
+        pool = cupy.cuda.MemoryPool()
+
+        def fill(trainer: gn.Trainer, history: gn.History) -> None:
+            held = [cupy.full(1 << k, np.nan, "float32") for k in range(7, 20) for _ in range(8)]
+            del held
+
+        with cupy.cuda.using_allocator(pool.malloc):
+            trainer, loader = RUN.trainer(), RUN.loader()
+            history = trainer.fit(loader, 6, callbacks=[fill], progress=False)
+        with one_by_one():
+            readable = replace(RUN, epochs=6).run()
+        assert_same((trainer, history, loader), readable)
+
+    def test_a_trainer_keeps_no_data(self) -> None:
+        trainer, loader = RUN.trainer(), RUN.loader()
+        trainer.fit(loader, 2, progress=False)
+        assert trainer.why_not_recorded == ""
+        kept = ref(loader.stored.x)
+        del loader
+        gc.collect()
+        assert kept() is None
+
+    def test_other_data_at_the_same_address(self) -> None:
+        """Data that come and go may all be at one address."""
+        trainers = [RUN.trainer() for _ in range(2)]
+        for _ in range(4):
+            for trainer in trainers:
+                with one_by_one() if trainer is trainers[0] else pytest.MonkeyPatch.context():
+                    trainer.fit(RUN.loader(), 1, progress=False)
+        assert_same_bits(*((trainer,) for trainer in trainers))
+
+    def test_too_little_for_a_captured_step(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Training goes on as written, and says so once."""
+        capture = importlib.import_module("gpunn.program.capture")
+
+        def fail(*_: Any) -> None:
+            raise cupy.cuda.memory.OutOfMemoryError(1 << 40, 0)
+
+        monkeypatch.setattr(capture.StepCapture, "_capture", fail)
+        with caplog.at_level(logging.WARNING, "gpunn"):
+            failed = replace(RUN, epochs=3).run()
+        (record,) = caplog.records
+        assert "the device has too little memory for a captured step" in record.getMessage()
+        assert "too little memory" in failed[0].explain()
+        with one_by_one():
+            assert_same_bits(failed, replace(RUN, epochs=3).run())
+
+
+class TestStreamsAndThreads:
+    def test_each_epoch_in_another_stream(self) -> None:
+        streams = [cupy.cuda.Stream(non_blocking=k % 2 == 1) for k in range(4)]
+        results = []
+        for way in (pytest.MonkeyPatch.context, one_by_one):
+            trainer, loader = RUN.trainer(), RUN.loader()
+            cupy.cuda.get_current_stream().synchronize()  # the weights are there
+            with way():
+                for stream in streams:
+                    with stream:
+                        trainer.fit(loader, 2, progress=False)
+            results.append(trainer)
+        assert results[0].why_not_recorded == ""
+        assert_same_bits(*((trainer,) for trainer in results))
+
+    def test_two_threads_that_train_two_models(self) -> None:
+        runs = [replace(RUN, epochs=8), replace(RUN, epochs=8, optimizer="adam")]
+        found: dict[int, Any] = {}
+
+        def train(i: int) -> None:
+            with gn.use(backend="numpy"):
+                found[i] = runs[i].run()
+
+        threads = [threading.Thread(target=train, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i, run in enumerate(runs):
+            with one_by_one():
+                assert_same(found[i], run.run())
+
+    @pytest.mark.two_devices
+    @pytest.mark.parametrize("data", ["resident", "streamed"])
+    def test_the_second_device(self, data: str) -> None:
+        captured, readable = both(replace(RUN, backend="cupy:1", data=data, epochs=3))
+        assert_same(captured, readable)
+        assert all(p.value.device.id == 1 for p in captured[0].model.parameters())
+
+
+class TestWhatMayHappenOnTheWay:
+    def test_an_interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The steps that were launched count, and no others."""
+        runner = importlib.import_module("gpunn.program.cuda")
+        trainer, loader = RUN.trainer(), RUN.loader()
+        made = []
+        make = runner.CudaSteps._make_steps
+
+        def interrupted(self: Any, *arguments: Any) -> None:
+            graphs = self._graphs
+
+            class Graph:
+                def __init__(self, graph: Any) -> None:
+                    self.graph = graph
+
+                def launch(self) -> None:
+                    if len(made) == 25:
+                        raise KeyboardInterrupt
+                    made.append(1)
+                    self.graph.launch()
+
+            self._graphs = {n: Graph(graph) for n, graph in graphs.items()}
+            try:
+                make(self, *arguments)
+            finally:
+                self._graphs = graphs
+
+        monkeypatch.setattr(runner.CudaSteps, "_make_steps", interrupted)
+        history = trainer.fit(loader, 3, progress=False)
+        assert history.stopped == "interrupted in epoch 2"
+        assert trainer.optimizer.steps == 25
+
+    def test_a_loader_that_fails(self) -> None:
+        run = replace(RUN, data="streamed")
+        trainer, loader = run.trainer(), run.loader()
+        trainer.fit(loader, 1, progress=False)
+        batches = loader.batches
+
+        def broken(*arguments: Any) -> Iterator[Any]:
+            for i, batch in enumerate(batches(*arguments)):
+                if i == 5:
+                    raise OSError("the disk is gone")
+                yield batch
+
+        loader.batches = broken  # type: ignore[method-assign,assignment]
+        with pytest.raises(OSError, match="the disk is gone"):
+            trainer.fit(loader, 1, progress=False)
+        assert trainer.optimizer.steps == len(loader) + 5
+
+    def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GPUNN_GRAPHS", "0")
+        trainer, *_ = RUN.run()
+        assert trainer.why_not_recorded == "the environment variable GPUNN_GRAPHS is 0"
+
+    def test_short_epochs_are_captured_from_the_second_on(self) -> None:
+        trainer, loader = RUN.trainer(), replace(RUN, batch_size=35).loader()
+        trainer.fit(loader, 1, progress=False)
+        assert "a first epoch of few steps" in trainer.explain()
+        trainer.fit(loader, 1, progress=False)
+        assert "one launch of a CUDA graph a step" in trainer.explain()
+
+    def test_an_optimizer_of_ones_own(self) -> None:
+        class Plain(gn.Optimizer):
+            records = True
+
+            def update(self, xp: Any, value: Any, grad: Any, states: Any, step_size: float) -> None:
+                value -= step_size * grad
+
+        trainer, loader = RUN.trainer(), RUN.loader()
+        trainer.optimizer = Plain(trainer.model.parameters(), 0.1)
+        trainer.fit(loader, 1, progress=False)
+        assert trainer.why_not_recorded == (
+            "Plain has no kernel that reads its numbers on the device"
+        )
+
+
+class TestLaunches:
+    """Counted by an emulator; a real device does not count."""
+
+    @pytest.mark.parametrize("name", ["sgd", "adam"])
+    def test_a_step_is_one_launch(self, name: str) -> None:
+        cudasim = pytest.importorskip("cudasim", reason="counted by an emulator of CUDA")
+        run = replace(RUN, optimizer=name, metrics=False)
+        counts = []
+        for n in (40, 80):
+            trainer, loader = run.trainer(), replace(run, n=n).loader()
+            trainer.fit(loader, 2, progress=False)
+            with cudasim.count() as counted:
+                trainer.fit(loader, 1, progress=False)
+            counts.append({key: counted[key] for key in cudasim.stats() if key != "kernels"})
+        more = {
+            key: counts[1][key] - counts[0][key]
+            for key in counts[0]
+            if isinstance(counts[0][key], (int, float))
+        }
+        assert more.pop("graph_launches") == 10
+        assert more.pop("h2d_bytes") == 40 * 8 + 10 * 4 * 8  # the order, and a row of the board
+        assert more.pop("d2h_bytes") > 0
+        for key in ("kernel_launches", "memsets", "syncs", "device_allocs", "h2d_copies"):
+            assert more[key] == 0, key
