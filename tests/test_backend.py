@@ -434,9 +434,9 @@ class TestImport:
         for rounds in range(1, 31):
             shown = run(code + "print(t[1] - t[0], t[2] - t[1])")
             numpy_s, rest_s = map(min, (numpy_s, rest_s), map(float, shown.split()))
-            if rounds >= 5 and rest_s <= 0.3 * numpy_s:
+            if rounds >= 5 and rest_s <= 0.25 * numpy_s:
                 break
-        assert rest_s <= 0.3 * numpy_s
+        assert rest_s <= 0.25 * numpy_s
 
 
 def test_an_unknown_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
+import gpunn as gn
 from gpunn.arrays import checks
 from gpunn.errors import SettingError
 
@@ -66,3 +69,32 @@ def test_one_of_a_few() -> None:
     for value in ("Sum", 1, None, ["sum"], np.array(["sum", "mean"])):
         with pytest.raises(SettingError, match=r"^A: b must be one of 'mean', 'sum'; got "):
             checks.one_of("A", "b", value, ("mean", "sum"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "written"),
+    [
+        (gn.Backend("cupy", 1), gn.Backend("cupy"), "Backend(package='cupy', index=1)"),
+        (
+            gn.EarlyStopping(3),
+            gn.EarlyStopping(3, restore_best=False),
+            (
+                "EarlyStopping(patience=3, tolerance=0.0001, monitor=None, restore_best=True, "
+                "higher_is_better=None)"
+            ),
+        ),
+    ],
+)
+def test_settings_given_once_are_a_value(one: Any, other: Any, written: str) -> None:
+    for twin in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301
+        assert twin == one
+        assert hash(twin) == hash(one)
+        assert twin != other
+    assert repr(one) == written
+    name = next(iter(vars(one)))
+    before = dict(vars(one))
+    with pytest.raises(AttributeError, match="does not change; make another one"):
+        setattr(one, name, 1)
+    with pytest.raises(AttributeError, match="does not change"):
+        delattr(one, name)
+    assert vars(one) == before

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +21,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import plain, to_cupy, to_numpy
 from gpunn.arrays.libraries import cupy_device, library_of, strict_device, strict_name
+from gpunn.arrays.settings import Frozen
 from gpunn.errors import BackendUnavailableError, DeviceError, SettingError
 
 ENVIRONMENT_VARIABLE = "GPUNN_BACKEND"
@@ -33,8 +33,7 @@ _NAMESPACES = {
 }
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(Frozen):
     """An array library and one of its devices; use `get_backend` to make one.
 
     Attributes
@@ -46,12 +45,12 @@ class Backend:
     """
 
     package: str
-    index: int = 0
+    index: int
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        one_of("Backend", "package", self.package, list(_NAMESPACES))
-        whole_number("Backend", "index", self.index, 0)
+    def __init__(self, package: str, index: int = 0) -> None:
+        one_of("Backend", "package", package, list(_NAMESPACES))
+        whole_number("Backend", "index", index, 0)
+        vars(self).update(package=package, index=index)
 
     @property
     def xp(self) -> Namespace:

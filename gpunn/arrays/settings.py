@@ -1,10 +1,39 @@
-"""Attributes that are checked whenever they are assigned."""
+"""Settings: attributes that are checked when they are assigned, and objects that do not change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
+
+
+class Frozen:
+    """An object of settings that are given once: equal if they are, and usable as a key.
+
+    A frozen dataclass would do the same, but takes half a millisecond of the import of gpunn. A
+    subclass stores its settings in ``vars(self)``, in the order of its parameters.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are of one class and have equal settings."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        """Return the hash of the settings."""
+        return hash(tuple(vars(self).values()))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: the object may be a key, and others may rely on it."""
+        raise AttributeError(f"{self!r} does not change; make another one")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse, as above."""
+        raise AttributeError(f"{self!r} does not change; make another one")
+
+    def __repr__(self) -> str:
+        """Return the expression that makes this object."""
+        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({shown})"
 
 
 class _Checked(property):

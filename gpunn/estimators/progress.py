@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 
 from gpunn.optim.patience import Patience
 from gpunn.training.history import History
@@ -80,7 +81,7 @@ class Progress:
         """
         before, columns = dict(vars(self)), dict(self.history.columns)
         for name in ("losses", "negative_scores"):
-            before[name] = replace(before[name])
+            before[name] = copy(before[name])
         curves = [
             self.loss_curve,
             *columns.values(),

@@ -86,6 +86,6 @@ def _functions_of(owner: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in owner.__mro__[:-1]:  # all but `object`
         for name, item in vars(base).items():
-            if callable(item) or hasattr(type(item), "__get__"):
-                found.setdefault(name, getattr(owner, name))
+            if name not in found and (callable(item) or hasattr(type(item), "__get__")):
+                found[name] = getattr(owner, name)
     return found

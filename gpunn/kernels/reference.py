@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-from array_api_compat import device
-
 from gpunn._typing import Array, Namespace, Shape
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
@@ -123,7 +121,7 @@ class Kernels:
         the same on every backend.
         """
         xp = self.xp
-        bits = splitmix64(xp, key, math.prod(x.shape), device(x))
+        bits = splitmix64(xp, key, math.prod(x.shape), x.device)
         mask = xp.astype((bits >> 32) >= round(rate * 2**32), x.dtype)
         mask *= 1.0 / (1.0 - rate)
         mask = xp.reshape(mask, x.shape)
@@ -199,7 +197,7 @@ class Kernels:
         """
         xp = self.xp
         labels = xp.astype(labels, xp.int64, copy=False)  # int8 cannot count to K = 200
-        classes = xp.arange(like.shape[1], dtype=xp.int64, device=device(like))
+        classes = xp.arange(like.shape[1], dtype=xp.int64, device=like.device)
         onehot = xp.astype(labels[:, None] == classes[None, :], like.dtype)
         valid = (labels >= 0) & (labels < like.shape[1])
         return xp.where(valid[:, None], onehot, math.nan)

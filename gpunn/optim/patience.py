@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 
-@dataclass
 class Patience:
     """Counts the epochs since a number that should fall last improved.
 
@@ -21,9 +19,10 @@ class Patience:
         an improvement, so that many small steps add up to one.
     """
 
-    best: float = math.inf
-    waited: int = 0
-    follows_minimum: bool = False
+    def __init__(
+        self, best: float = math.inf, waited: int = 0, *, follows_minimum: bool = False
+    ) -> None:
+        self.best, self.waited, self.follows_minimum = best, waited, follows_minimum
 
     def observe(self, value: float, tolerance: float) -> None:
         """Count an epoch; it is an improvement if `value` is below `best` by the tolerance.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
@@ -18,9 +18,11 @@ from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.program import Program
-from gpunn.program.results import StepResults
 from gpunn.training.epoch import feed_of, memory_advice
 from gpunn.training.readings import Readings
+
+if TYPE_CHECKING:
+    from gpunn.program.results import StepResults
 
 #: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
 _MIN_RECORDED_WORK, _MIN_RECORDED_ROWS = 1 << 22, 32

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
 from gpunn.arrays.exchange import to_numpy
@@ -15,8 +15,10 @@ from gpunn.data.lending import is_ours, kept_apart
 from gpunn.errors import DataError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
-from gpunn.program.results import StepResults
 from gpunn.training.metrics import Metric
+
+if TYPE_CHECKING:
+    from gpunn.program.results import StepResults
 
 #: After this many batches, their scalars are stacked into one array to save memory.
 _FOLD = 1024

@@ -11,7 +11,6 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.arrays.memory import copy_of
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
-from gpunn.nn.memory import explain
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
@@ -177,6 +176,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     else:
         return cost, prediction
     tape, prediction, cost = Tape(), None, None
+    from gpunn.nn.memory import explain  # noqa: PLC0415 (most programs never need it)
+
     raise explain(failure, model, (x, y, sample_weight), updating=updating) from failure
 
 

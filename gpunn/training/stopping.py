@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import number, one_of, whole_number
 from gpunn.arrays.memory import copy_of
+from gpunn.arrays.settings import Frozen
 from gpunn.errors import SettingError
 from gpunn.nn.layer import Layer
 from gpunn.optim.patience import Patience
 from gpunn.training.history import History
 
 
-@dataclass(frozen=True)
-class EarlyStopping:
+class EarlyStopping(Frozen):
     """Stop when the loss no longer falls: "repeat until convergence", made precise.
 
     Training stops after `patience` epochs in a row without an improvement: a monitored loss that is
@@ -39,23 +38,32 @@ class EarlyStopping:
         `Metric.higher_is_better`); a column that a callback appends needs it.
     """
 
-    patience: int = 10
-    tolerance: float = 1e-4
-    monitor: str | None = None
-    restore_best: bool = True
-    higher_is_better: bool | None = None
+    patience: int
+    tolerance: float
+    monitor: str | None
+    restore_best: bool
+    higher_is_better: bool | None
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        whole_number("EarlyStopping", "patience", self.patience)
-        number("EarlyStopping", "tolerance", self.tolerance, "[0, inf)")
-        if self.monitor is not None and not isinstance(self.monitor, str):
+    def __init__(
+        self,
+        patience: int = 10,
+        tolerance: float = 1e-4,
+        monitor: str | None = None,
+        restore_best: bool = True,  # noqa: FBT001, FBT002 (as above)
+        higher_is_better: bool | None = None,  # noqa: FBT001 (as above)
+    ) -> None:
+        whole_number("EarlyStopping", "patience", patience)
+        number("EarlyStopping", "tolerance", tolerance, "[0, inf)")
+        if monitor is not None and not isinstance(monitor, str):
             raise SettingError(
                 "EarlyStopping: monitor must be None or the name of a column, such as "
-                f"'validation_loss'; got {self.monitor!r}"
+                f"'validation_loss'; got {monitor!r}"
             )
-        one_of("EarlyStopping", "restore_best", self.restore_best, (True, False))
-        one_of("EarlyStopping", "higher_is_better", self.higher_is_better, (None, True, False))
+        one_of("EarlyStopping", "restore_best", restore_best, (True, False))
+        one_of("EarlyStopping", "higher_is_better", higher_is_better, (None, True, False))
+        settings = vars(self)
+        settings |= {"patience": patience, "tolerance": tolerance, "monitor": monitor}
+        settings |= {"restore_best": restore_best, "higher_is_better": higher_is_better}
 
     def direction(self, name: str, columns: Mapping[str, bool | None], *, appended: bool) -> bool:
         """Return whether higher values of the column `name` are better.
