@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from typing import Any
 
@@ -72,6 +74,24 @@ class TestLoops:
         self, dtype: str, transposed: tuple[bool, bool], shape: Any, wider: int
     ) -> None:
         """Also of parts of wider matrices, and of more terms, rows and columns than a block has."""
+        self.check(dtype, transposed, shape, wider)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("transposed", list(itertools.product((False, True), repeat=2)))
+    @given(shape=st.tuples(st.integers(1, 20), st.integers(1, 400), st.integers(1, 400)))
+    def test_products_of_few_rows(self, dtype: str, transposed: Any, shape: Any) -> None:
+        """One row times many entries is a product of a vector; few are not worth a copy."""
+        self.check(dtype, transposed, shape, 3)
+
+    @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+    def test_large_products(self, transposed: Any) -> None:
+        """They are one call of BLAS."""
+        shape = (700, 500, 800)
+        assert math.prod(shape) * 4 > products._LARGE
+        self.check("float32", transposed, shape, 1)
+
+    def check(self, dtype: str, transposed: Any, shape: Any, wider: int) -> None:
+        """Compare a product with NumPy's, and what lies beside it with what was there before."""
         m, n, k = shape
         rng = np.random.default_rng(0)
 

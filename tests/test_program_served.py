@@ -257,4 +257,4 @@ class TestWhatIsServed:
     def test_a_blas_of_other_integers(self, monkeypatch: Any) -> None:
         monkeypatch.setattr(products, "_signature", lambda _: b"void (char *, long *)")
         with pytest.raises(ImportError, match="integers"):
-            products._gemm("dgemm")
+            products._function("dgemm", 6, 13)

@@ -28,8 +28,8 @@ from gpunn.program.values import BatchLike, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
-#: With more multiplications per step, or more threads, BLAS shares its products out better.
-_MOST_WORK, _MOST_THREADS = 1 << 30, 8
+#: With more threads, BLAS shares its products out better.
+_MOST_THREADS = 8
 #: A call makes about so many multiplications, or takes so many rows: then an interrupt is heard.
 _WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
 #: And so many numbers of the network's outputs, if they are wanted.

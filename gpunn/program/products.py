@@ -39,20 +39,21 @@ def _signature(name: str) -> bytes:
     return get_name(cython_blas.__pyx_capi__[name])
 
 
-def _gemm(name: str) -> Any:
+def _function(name: str, integers: int, arguments: int) -> Any:
     """Return SciPy's function of that name, from the interface that it has for compiled code.
 
     All arguments are pointers, and are passed as integers. It is known by a symbol's name, since
     code that has an address in it could not be kept in a file.
     """
-    if _signature(name).count(b"int *") != 6:
+    if _signature(name).count(b"int *") != integers:
         raise ImportError(f"SciPy's {name} has integers of another size than int")
     place = get_cython_function_address("scipy.linalg.cython_blas", name)
     llvmlite.binding.add_symbol(f"gpunn_{name}", place)
-    return types.ExternalFunction(f"gpunn_{name}", types.void(*[types.intp] * 13))
+    return types.ExternalFunction(f"gpunn_{name}", types.void(*[types.intp] * arguments))
 
 
-_sgemm, _dgemm = _gemm("sgemm"), _gemm("dgemm")
+_sgemm, _dgemm = _function("sgemm", 6, 13), _function("dgemm", 6, 13)
+_sgemv, _dgemv = _function("sgemv", 5, 11), _function("dgemv", 5, 11)
 
 #: OpenBLAS has kernels for products of up to a million multiplications, which spare it a copy of
 #: both factors; for others it first brings them into an order of its own. So a larger product is
@@ -60,9 +61,18 @@ _sgemm, _dgemm = _gemm("sgemm"), _gemm("dgemm")
 #: Another BLAS loses little by it.
 _SMALL, _TERMS, _COLUMNS, _ROWS = 1_000_000, 256, 128, 4
 
+#: From so many multiplications on, times the bytes of a number, the copies cost less than they
+#: save: each entry of one is used so often that the order of its own pays.
+_LARGE = 1 << 30
+
 #: The kernels for a second factor that is transposed are slower; up to so many entries, it pays to
-#: copy it into the other order first.
-_TURNED = 1 << 14
+#: copy it into the other order first. The copy takes as long as the product of some rows, though:
+#: it pays for so many rows, or if there are so few entries that even BLAS's overhead is more.
+_TURNED, _ROWS_TO_TURN, _QUICKLY_TURNED = 1 << 14, 16, 1 << 11
+
+#: One row times more entries than these is left to BLAS's functions for vectors; for fewer, those
+#: for matrices are as quick.
+_MATRIX_OF_A_ROW = 1 << 14
 
 #: Up to so many rows and entries, products with one column take less time than a call of BLAS.
 _FEW_ROWS, _FEW_ENTRIES = 4, 64
@@ -109,10 +119,15 @@ def product(
     size = itemsize(one)
     if n == 1 and b.stride == 1 and _of_vectors(m, k, a, b, c, one):
         return
-    if b.transposed and n * k <= _TURNED:
+    if m == 1 and n * k > _MATRIX_OF_A_ROW:
+        _row_product(n, k, a, b, c.place, room, one)
+        return
+    turns = n * k <= (_TURNED if m >= _ROWS_TO_TURN else _QUICKLY_TURNED)
+    if b.transposed and turns:
         _turn(b, n, k, room + 64, one)
         b = matrix(room + 64, n)
-    if b.transposed or m * n * k <= _SMALL:
+    work = m * n * k
+    if b.transposed or work <= _SMALL or work * size >= _LARGE:
         _add_product(shape, a, b, type(one)(0), c, room)
         return
     terms, columns = min(k, _TERMS), min(n, _COLUMNS)
@@ -149,6 +164,26 @@ def _of_vectors(m: int, k: int, a: Matrix, b: Matrix, c: Matrix, one: Any) -> bo
             total += row[p] * factors[p]
         array_at(c.place, (m,), one)[i] = total
     return True
+
+
+@compiled
+def _row_product(n: int, k: int, a: Matrix, b: Matrix, result: int, room: int, one: Any) -> None:
+    """Write the product of one row a and b, by BLAS's function for vectors.
+
+    It reads b once; that for matrices may first copy it, or read it in blocks.
+    """
+    numbers, floats = array_at(room, (6,), np.int32(0)), array_at(room + 32, (2,), one)
+    # BLAS has the columns of an array where NumPy has its rows.
+    numbers[0], numbers[1] = (k, n) if b.transposed else (n, k)
+    numbers[2], numbers[3] = b.stride, a.stride if a.transposed else 1
+    numbers[4], numbers[5] = 1, 84 if b.transposed else 78  # "T" or "N"
+    floats[0], floats[1] = 1.0, 0.0
+    i, alpha = room, room + 32
+    beta = alpha + itemsize(one)
+    if itemsize(one) == 8:
+        _dgemv(i + 20, i, i + 4, alpha, b.place, i + 8, a.place, i + 12, beta, result, i + 16)
+    else:
+        _sgemv(i + 20, i, i + 4, alpha, b.place, i + 8, a.place, i + 12, beta, result, i + 16)
 
 
 @compiled
