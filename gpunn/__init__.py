@@ -78,12 +78,23 @@ _LATER = {
 def __getattr__(name: str) -> object:
     """Import what is not imported with gpunn."""
     if name not in _LATER:
-        raise AttributeError(f"module 'gpunn' has no attribute {name!r}")
+        raise AttributeError(f"module 'gpunn' has no attribute {name!r}{_hint(name)}")
     import importlib  # noqa: PLC0415 (not needed to import gpunn)
 
     module = importlib.import_module(_LATER[name])
     found = globals()[name] = module if name == "estimators" else getattr(module, name)
     return found
+
+
+def _hint(name: str) -> str:
+    """Return a question after a public name that is alike, or that `name` has the initials of."""
+    import difflib  # noqa: PLC0415 (only an error needs it)
+
+    initials = [each for each in __all__ if "".join(filter(str.isupper, each)) == name.upper()]
+    near = initials if len(name) > 1 else []
+    by_lower = {each.lower(): each for each in __all__}
+    near = near or [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, 1)]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def __dir__() -> list[str]:

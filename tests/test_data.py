@@ -388,11 +388,11 @@ REFUSED: list[tuple[type[GpunnError], list[str], dict[str, Any]]] = [
     *(
         (SettingError, [f"{name} must be one of {choices}; got {value!r}"], {name: value})
         for name, choices, value in (
-            ("dtype", "'float32', 'float64', None", "int8"),
             ("resident", "True, False, 'auto'", "yes"),
             ("resident", "True, False, 'auto'", 1),
         )
     ),
+    (SettingError, ["dtype must be None, 'float32' or 'float64', got 'int8'"], {"dtype": "int8"}),
     (SettingError, ["drop_last must be True or False, got 'no'"], {"drop_last": "no"}),
     (SettingError, ["shuffle must be a function or one of", "got 'block'"], {"shuffle": "block"}),
     *(

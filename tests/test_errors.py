@@ -288,7 +288,6 @@ TRAINING = [
      "Trainer: the loss must reduce to one number; reduction is 'none'"),
     ("metric", lambda: trainer(metrics=["f1"]), SettingError,
      "unknown metric 'f1'; known are ", *METRICS),
-    ("metrics", lambda: trainer(metrics="mae"), SettingError, "must be a list, such as ['mae']"),
     ("loss", lambda: trainer(loss="mse"), SettingError, "Trainer: loss must be a Loss, got str"),
     ("optimizer", foreign_optimizer, SettingError, "not the model's", "model.parameters()"),
     ("epochs 0", lambda: fit(epochs=0), SettingError, "epochs must be a whole number", "got 0"),

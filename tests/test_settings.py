@@ -137,7 +137,7 @@ CALLS = [
     (lambda: gn.Dense(4, 3, gn.ReLU), "Dense: activation is the class ReLU; say gn.ReLU()"),
     (lambda: gn.Dense(4, 3, np.tanh), "Dense: unknown activation <ufunc 'tanh'>; known are"),
     (lambda: gn.Dense(4, 3, ["relu"]), "Dense: unknown activation ['relu']; known are"),
-    (lambda: gn.Dense(4, 3, dtype=np.float32), "dtype must be 'float32' or 'float64', got <class"),
+    (lambda: gn.Dense(4, 3, dtype=np.float16), "dtype must be 'float32' or 'float64', got <class"),
     (lambda: gn.Dense(4, 3, dtype=["float32"]), "dtype must be 'float32' or 'float64', got ['f"),
     (lambda: gn.ReLU().to(dtype=ARRAY), "ReLU(): dtype must be 'float32' or 'float64', got"),
     (lambda: gn.Sequential(gn.Dense),

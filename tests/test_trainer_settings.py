@@ -115,7 +115,6 @@ MISTAKES: list[tuple[str, Callable[[], Any], tuple[str, ...]]] = [
     ("metric", lambda: trainer(metrics=gn.Accuracy()),
      ("Trainer: metrics must be a list, such as ['accuracy'], got Accuracy()",)),
     ("metrics class", lambda: trainer(metrics=gn.Accuracy), ("metrics must be a list", "class")),
-    ("metrics str", lambda: trainer(metrics="mae"), ("must be a list, such as ['mae']",)),
     ("metrics set", lambda: trainer(metrics={"accuracy"}),
      ("metrics must be a list, such as ['accuracy'], got {'accuracy'}",)),
     ("metrics dict", lambda: trainer(metrics={"a": "accuracy"}), ("must be a list", "got {'a'")),

@@ -87,6 +87,15 @@ def one_of(
     raise SettingError(f"{owner}: {name} must be {otherwise}one of {listed}; got {value!r}")
 
 
+def listed(known: Collection[str], given: Any = None) -> str:
+    """Return names in alphabetical order, for an error, and the one that may have been meant."""
+    import difflib  # noqa: PLC0415 (only errors need it)
+
+    names = ", ".join(sorted(known))
+    near = difflib.get_close_matches(given.lower(), known, 1) if isinstance(given, str) else []
+    return f"{names} (did you mean {near[0]!r}?)" if near else names
+
+
 def flag(owner: str, name: str, value: Any) -> bool:
     """Check that a setting is True or False, or such a scalar of an array library.
 
@@ -102,11 +111,12 @@ def flag(owner: str, name: str, value: Any) -> bool:
     raise SettingError(f"{owner}: {name} must be True or False, got {value!r}")
 
 
-def float_dtype(owner: str, dtype: Any) -> str:
-    """Check that a dtype is float32 or float64, by name or as a dtype; return its name."""
-    if str(dtype) in ("float32", "float64"):
-        return str(dtype)
-    raise SettingError(f"{owner}: dtype must be 'float32' or 'float64', got {dtype!r}")
+def float_dtype(owner: str, dtype: Any, *, otherwise: str = "") -> str:
+    """Check that a dtype is float32 or float64, by name, as a dtype or a type; return its name."""
+    for name in (str(dtype), getattr(dtype, "name", ""), getattr(dtype, "__name__", "")):
+        if name in ("float32", "float64"):
+            return str(name)
+    raise SettingError(f"{owner}: dtype must be {otherwise}'float32' or 'float64', got {dtype!r}")
 
 
 def sample_shape(owner: str, input_shape: Any) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, get_backend
-from gpunn.arrays.checks import flag, one_of, whole_number
+from gpunn.arrays.checks import flag, float_dtype, one_of, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.arrays.settings import checked
 from gpunn.arrays.streams import follow_default_stream
@@ -144,9 +144,7 @@ class Loader:
         check_finite: bool = False,
         rng: RNG = None,
     ) -> None:
-        if isinstance(dtype, np.dtype):
-            dtype = dtype.name
-        one_of("Loader", "dtype", dtype, ("float32", "float64", None))
+        dtype = None if dtype is None else float_dtype("Loader", dtype, otherwise="None, ")
         one_of("Loader", "resident", resident, (True, False, "auto"))
         self.shuffle = shuffle
         self.block_size = block_size

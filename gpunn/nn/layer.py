@@ -11,7 +11,7 @@ from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backe
 from gpunn.arrays.capacity import memory_for, shortage
 from gpunn.arrays.checks import float_dtype, sample_shape
 from gpunn.arrays.facts import is_floating, is_out_of_memory
-from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError
+from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError, SettingError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter, all_or_none
 from gpunn.nn.tape import Tape
@@ -116,14 +116,19 @@ class Layer(Node):
             self._check_place(place)
         try:
             with scope_of(x):
-                return self.forward(x, tape)
+                y = self.forward(x, tape)
         except TypeError:
             self._check_place(place)
+            _check_signatures(self, set())
             raise
         except Exception as error:
             if isinstance(error, DeviceMemoryError) or not is_out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # the traceback holds the pass's arrays
+        else:
+            if y is None:
+                raise SettingError(f"{self!r}: forward returned None; return the output")
+            return y
         raise shortage(
             f"{self!r}, in a pass over {x.shape[0]} samples",
             place,
@@ -263,6 +268,23 @@ class Layer(Node):
 def first_parameter(layer: Layer) -> Parameter | None:
     """Return the first of a layer's parameters, without looking for the others."""
     return next((parameter for _, parameter in _walk(layer, Parameter)), None)
+
+
+def _check_signatures(value: Any, seen: set[int]) -> None:
+    """Check that `forward` of a layer, and of those within it, takes a batch and a tape."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Layer):
+        try:
+            inspect.signature(value.forward).bind(None, None)
+        except TypeError as error:
+            raise SettingError(
+                f"{value!r}: forward must take a batch and a tape, "
+                f"def forward(self, x, tape=None); {error}"
+            ) from None
+    for _, item in children(value):
+        _check_signatures(item, seen)
 
 
 def as_instance(kind: type) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, TypeAlias
 
 from gpunn.arrays.checks import number, whole_number
@@ -197,6 +198,10 @@ class ReduceOnPlateau(Constant):
 
     def observe(self, loss: float) -> None:
         """Take into account an epoch's loss, or any other number that should fall."""
+        if not isinstance(loss, Real) and getattr(loss, "ndim", None) != 0:
+            raise SettingError(
+                f"{type(self).__name__}.observe: loss must be a number, got {loss!r}"
+            )
         self._so_far.observe(loss, self.tolerance)
         if self._so_far.waited >= self.patience:
             self.learning_rate = max(self.learning_rate * self.factor, self.minimum)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpunn.optim.base import Optimizer
 from gpunn.program import lower_layers, lower_losses  # noqa: F401 (they make themselves known)
+from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering
 from gpunn.program.lower_update import Piece, lower_update
 from gpunn.program.table import Table
@@ -38,6 +39,10 @@ class Plan:
         self._penalized = penalized
         self._tables: dict[tuple[int, bool], Table] = {}
         lowering = self._lowered(1)
+        known = names()
+        for each in lowering.instructions:
+            if each.name not in known:
+                raise NotRecordableError(f"there is no instruction `{each.name}`")
         self.work = lowering.work
         self.n_instructions = len(lowering.instructions)
         #: Whether the mean divides by a sum of weights.

@@ -145,4 +145,6 @@ def _recording(parameters: Sequence[Parameter]) -> Iterator[None]:
         except NotRecordableError:
             raise
         except Exception as error:
-            raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+            raise NotRecordableError(
+                f"the step does something that is not a kernel ({type(error).__name__}: {error})"
+            ) from error

@@ -48,7 +48,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
     "binary_accuracy" gets the threshold that fits the loss.
     """
     if isinstance(metrics, str):
-        raise SettingError(f"Trainer: metrics must be a list, such as [{metrics!r}]")
+        metrics = [metrics]
     if not isinstance(metrics, Sequence):
         raise SettingError(
             f"Trainer: metrics must be a list, such as ['accuracy'], got {metrics!r}"

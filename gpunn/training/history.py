@@ -127,10 +127,11 @@ class History:
         """Return a table of the first, the best and the last epochs."""
         if not len(self):
             return f"History(0 epochs; {self.stopped or 'not started'})"
-        elapsed = math.fsum(self["elapsed_s"])
+        elapsed = math.fsum(self.columns.get("elapsed_s", ()))
         names = [n for n in self.columns if n not in ("elapsed_s", "samples_per_s")]
         shown = sorted({1, 2, self.best_epoch, len(self) - 1, len(self)} - {0})
-        lines = [f"History({len(self)} epochs in {elapsed:.3g} s; {self.stopped or 'running'})"]
+        reason = f"; {self.stopped}" if self.stopped else ""
+        lines = [f"History({len(self)} epochs in {elapsed:.3g} s{reason})"]
         widths = {name: max(len(name), 9) for name in names}
         lines.append("  epoch  " + "  ".join(f"{name:>{widths[name]}}" for name in names))
         before = 0

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of
-from gpunn.arrays.checks import number, whole_number
-from gpunn.errors import DeviceError, SettingError, ShapeError
+from gpunn.arrays.checks import listed, number, whole_number
+from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
 from gpunn.kernels import kernels
 
 
@@ -223,14 +223,19 @@ def get_metric(metric: str | Metric) -> Metric:
         raise SettingError(f"{name} is a class, and a metric is an object of it; write {name}()")
     if not isinstance(metric, str) or metric not in METRICS:
         raise SettingError(
-            f"unknown metric {metric!r}; known are {', '.join(METRICS)}, "
+            f"unknown metric {metric!r}; known are {listed(METRICS, metric)}, "
             "and any object of the class Metric"
         )
     return METRICS[metric]()
 
 
-def _check_places(prediction: Array, target: Array) -> None:
-    """Check that both are on one device, since a GPU may read another one's memory too early."""
+def _check_target(prediction: Array, target: Any) -> None:
+    """Check that the target is an array on the same device; a GPU may read another's too early."""
+    if not hasattr(target, "shape"):
+        raise DTypeError(
+            f"a metric needs an array of targets, got {type(target).__name__}; "
+            "pass labels or targets, Loader(x, y)"
+        )
     here, there = backend_of(prediction), backend_of(target)
     if here != there:
         raise DeviceError(
@@ -240,7 +245,7 @@ def _check_places(prediction: Array, target: Array) -> None:
 
 
 def _labels(xp: Any, prediction: Array, target: Array) -> Array:
-    _check_places(prediction, target)
+    _check_target(prediction, target)
     if target.ndim == 1:
         return target
     if target.shape != prediction.shape:
@@ -253,7 +258,7 @@ def _labels(xp: Any, prediction: Array, target: Array) -> Array:
 
 def _alike(xp: Any, metric: Metric, prediction: Array, target: Array) -> Array:
     """Return the target in the prediction's shape and dtype; (N,) stands for (N, 1)."""
-    _check_places(prediction, target)
+    _check_target(prediction, target)
     if prediction.shape not in (target.shape, (*target.shape, 1)):
         raise ShapeError(
             f"{metric!r}: expected a target of shape {tuple(prediction.shape)}, "

@@ -372,8 +372,8 @@ class Trainer:
         error = DivergenceError(
             f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
             f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
-            "Try a lower learning rate, clip_norm=1.0, standardised features, or "
-            "Loader(..., check_finite=True) to look for NaN in the data"
+            "Look for NaN in the data first, Loader(..., check_finite=True); if there is none, try "
+            "standardised features, a lower learning rate or clip_norm=1.0"
         )
         error.history = history  # type: ignore[attr-defined]
         raise error
