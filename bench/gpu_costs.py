@@ -12,8 +12,8 @@ memory pool). What an epoch costs beside its steps is shown apart, as its edges:
 the losses, and keeping the best weights.
 
 `host_us` is the processor time in microseconds that the host takes for a step, while all that it
-queues waits: nothing is executed in between. It is the least of several epochs. It is a number
-about Python and CuPy on this machine, and says nothing about a GPU.
+queues waits: nothing is executed in between. It is the least mean over ten steps that was seen, and
+a number about Python and CuPy on this machine: it says nothing about a GPU.
 
 On a device, unless CUPY_ACCELERATORS says otherwise, CuPy takes CUB for its own reductions. The
 emulator has no CUB. The workloads here have no reduction of CuPy's, so they count the same. Others
@@ -243,14 +243,16 @@ def lazily() -> Iterator[None]:
 
 
 def host_us(workload: Callable[..., Watched], steps: int = 50, epochs: int = 6) -> float:
-    """Return the least time that the host took for a step, as a mean over an epoch, in us.
+    """Return the least time that the host took for a step, as a mean over ten steps, in us.
 
-    The first step of an epoch is left out. What is queued in an epoch is executed when its losses
-    are read, which is not timed.
+    What is queued in an epoch is executed when its losses are read, which is not timed. The first
+    ten steps that follow are left out: they find the processor's caches filled with other things.
     """
     with lazily():
         loader = workload(steps, epochs, time.thread_time)
-    return min((clock[-1] - clock[1]) / (len(clock) - 2) for clock in loader.epochs[1:]) * 1e6
+    starts = range(10, steps - 9, 5)
+    clocks = loader.epochs[1:]
+    return min((clock[i + 10] - clock[i]) / 10 for clock in clocks for i in starts) * 1e6
 
 
 def step_costs(loader: Watched) -> Costs:

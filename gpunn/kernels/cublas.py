@@ -216,7 +216,9 @@ class _Handle:
             status = self._create()
         device = runtime.getDevice()
         if status in (1, 3):
-            raise MemoryError(f"cuBLAS has no memory to work with on device {device}")
+            raise MemoryError(
+                f"cuBLAS has no memory to work with on device {device}"
+            ) from _failure("cublasCreate", status)
         if status:
             raise _failure("cublasCreate", status)
         finalize(self, _destroy, self._library, self.pointer, device, os.getpid()).atexit = False

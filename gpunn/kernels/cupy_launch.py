@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 import threading
@@ -24,24 +25,12 @@ from gpunn.kernels.update import Slots, Update
 _PIECE = 4096  # entries per block of the optimizer, as in optimizer.cu
 
 
-# The structs of optimizer.cu and data.cu, up to their `count`.
-_UPDATE_FIELDS = {
-    "value": MOST_ARRAYS,
-    "grad": MOST_ARRAYS,
-    "first": MOST_ARRAYS,
-    "second": MOST_ARRAYS,
-    "size": MOST_ARRAYS,
-    "decay": MOST_ARRAYS,
-    "first_block": MOST_ARRAYS + 1,
-}
-_GATHER_FIELDS = {"from": MOST_PARTS, "to": MOST_PARTS, "width": MOST_PARTS}
-
 # Looked up once: three attributes cost as much as the call.
 _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
 
 
-class Table:
-    """A struct of arrays for a kernel, in the host's memory; each field has eight bytes.
+class Struct:
+    """The layout of a struct of arrays that a kernel takes; all fields have eight bytes.
 
     Parameters
     ----------
@@ -50,30 +39,49 @@ class Table:
     """
 
     def __init__(self, fields: dict[str, int]) -> None:
-        self._memory = np.zeros(sum(fields.values()) + 1, np.uint64)
-        self._integers = memoryview(self._memory)  # type: ignore[arg-type]
-        self._doubles = self._integers.cast("B").cast("d")
-        self._starts: dict[str, int] = {}
-        start = 0
-        for name, length in fields.items():
-            self._starts[name] = start
-            start += length
-        #: Where it lies.
-        self.address: int = self._memory.ctypes.data
+        *starts, self.count = accumulate(fields.values(), initial=0)
+        self.starts = dict(zip(fields, starts, strict=True))
+        size = self.count + 1
+        self.integers, self.doubles = ctypes.c_uint64 * size, ctypes.c_double * size
 
-    def write(self, name: str, column: Sequence[int]) -> None:
+
+# As in optimizer.cu and data.cu.
+_ARRAYS = Struct(
+    {
+        "value": MOST_ARRAYS,
+        "grad": MOST_ARRAYS,
+        "first": MOST_ARRAYS,
+        "second": MOST_ARRAYS,
+        "size": MOST_ARRAYS,
+        "decay": MOST_ARRAYS,
+        "first_block": MOST_ARRAYS + 1,
+    }
+)
+_ROWS = Struct({"from": MOST_PARTS, "to": MOST_PARTS, "width": MOST_PARTS})
+
+
+class Table:
+    """A struct of arrays in the host's memory, and its address."""
+
+    def __init__(self, struct: Struct) -> None:
+        self._struct = struct
+        self._memory: Any = struct.integers()
+        self.address = ctypes.addressof(self._memory)
+
+    def write(self, name: str, column: list[int]) -> None:
         """Write the first entries of an array of integers or pointers."""
-        for i, entry in enumerate(column, self._starts[name]):
-            self._integers[i] = entry
+        start = self._struct.starts[name]
+        self._memory[start : start + len(column)] = column
 
-    def write_doubles(self, name: str, column: Sequence[float]) -> None:
+    def write_doubles(self, name: str, column: list[float]) -> None:
         """Write the first entries of an array of floating-point numbers."""
-        for i, entry in enumerate(column, self._starts[name]):
-            self._doubles[i] = entry
+        start = self._struct.starts[name]
+        doubles: Any = self._struct.doubles.from_buffer(self._memory)
+        doubles[start : start + len(column)] = column
 
     def write_count(self, count: int) -> None:
         """Write how many entries of each array count; what is behind them is not read."""
-        self._integers[-1] = count
+        self._memory[self._struct.count] = count
 
 
 class _Prepared(NamedTuple):
@@ -155,7 +163,7 @@ def _prepare(slots: Slots) -> _Prepared | None:
     for start in range(0, len(held), MOST_ARRAYS):
         chosen = held[start : start + MOST_ARRAYS]
         blocks = [-(-values[i].size // _PIECE) for i in chosen]
-        table = Table(_UPDATE_FIELDS)
+        table = Table(_ARRAYS)
         for field, column in columns.items():
             table.write(field, [column[i].data.ptr for i in chosen])
         table.write("size", [values[i].size for i in chosen])
@@ -175,18 +183,18 @@ def launch_gather(
     """
     results = [cupy.ndarray((n, *x.shape[1:]), x.dtype) for x in arrays]
     row_bytes = [x.nbytes // x.shape[0] for x in arrays]
-    sources, targets = [x.data.ptr for x in arrays], [x.data.ptr for x in results]
+    sources = [x.data.ptr for x in arrays]
     # A view may start anywhere, and a device reads numbers only at multiples of their size.
-    unit = next(unit for unit in UNITS if not any(n % unit for n in (*row_bytes, *sources)))
-    table = Table(_GATHER_FIELDS)
+    divisor = math.gcd(*row_bytes, *sources)
+    unit = next(unit for unit in UNITS if divisor % unit == 0)
+    table = Table(_ROWS)
     table.write("from", sources)
-    table.write("to", targets)
-    table.write("width", [n // unit for n in row_bytes])
+    table.write("to", [x.data.ptr for x in results])
+    table.write("width", [size // unit for size in row_bytes])
     table.write_count(len(sources))
-    kernel = cuda_kernel("data", "gather", None, UNIT=UNITS[unit], MOST=str(MOST_PARTS))
     launch = over_rows(n, max(row_bytes) // unit)
     start = 0 if first is None else first.array.data.ptr
-    kernel(*launch, table.address, indices.data.ptr, n, start)
+    gather_kernel(UNITS[unit])(*launch, table.address, indices.data.ptr, n, start)
     return results
 
 
@@ -274,6 +282,12 @@ def launch_loss(
 def activation_kernel(name: str, dtype: Any, formula: str) -> CudaKernel:
     """Return a kernel of activation.cu for one of the `FORMULAS`."""
     return cuda_kernel("activation", name, dtype, ACTIVATION=formula)
+
+
+@cache
+def gather_kernel(unit: str) -> CudaKernel:
+    """Return the kernel of data.cu that copies rows in this unit."""
+    return cuda_kernel("data", "gather", None, UNIT=unit, MOST=str(MOST_PARTS))
 
 
 @cache
