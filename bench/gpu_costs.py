@@ -27,6 +27,7 @@ nothing is allocated either way.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -198,6 +199,57 @@ def dropout_step(
     return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model), epochs)
 
 
+class WatchedGraphs:
+    """What captured steps take: `epochs` is as that of `Watched`, read around each launch."""
+
+    def __init__(self, reading: Callable[[], Any]) -> None:
+        self.epochs: list[list[Any]] = [[]]
+        self._reading = reading
+
+    def fit(self, trainer: gn.Trainer, loader: gn.Loader, epochs: int) -> None:
+        """Train for some epochs, all of them captured."""
+        capture = importlib.import_module("gpunn.program.capture").StepCapture
+        real = capture.graph_of
+        capture.graph_of = lambda *arguments: _WatchedGraph(real(*arguments), self)
+        try:
+            trainer.fit(loader, 1, progress=False)  # a first epoch of few steps is not captured
+            trainer.fit(loader, epochs, callbacks=[self._next_epoch], progress=False)
+        finally:
+            capture.graph_of = real
+        self.epochs = [epoch for epoch in self.epochs if epoch]
+
+    def _next_epoch(self, *_: object) -> None:
+        self.epochs.append([])
+
+    def launch(self, graph: Any) -> None:
+        """Launch a step, and read."""
+        if not self.epochs[-1]:
+            self.epochs[-1].append(self._reading())
+        graph.launch()
+        self.epochs[-1].append(self._reading())
+
+
+class _WatchedGraph(NamedTuple):
+    graph: Any
+    watch: WatchedGraphs
+
+    def launch(self) -> None:
+        self.watch.launch(self.graph)
+
+
+def captured_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> WatchedGraphs:
+    """Train the network for MNIST by captured steps."""
+    model = perceptron(SIZES)
+    stored = data(SIZES[0], SIZES[-1], 128, steps, reading).stored
+    loader = gn.Loader(stored.x, stored.y, batch_size=128, rng=0)
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), momentum(model))
+    found = WatchedGraphs(reading)
+    found.fit(trainer, loader, epochs)
+    return found
+
+
 def momentum(model: gn.Layer) -> gn.Optimizer:
     """Return SGD with momentum."""
     return gn.SGD(model.parameters(), learning_rate=0.01, momentum=0.9)
@@ -221,9 +273,9 @@ def predict(steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any]
     return loader
 
 
-WORKLOADS: dict[str, Callable[..., Watched]] = {
+WORKLOADS: dict[str, Callable[..., Any]] = {
     "mnist_step_eager": mnist_step,
-    "mnist_step": mnist_step,
+    "mnist_step": captured_step,
     "adam_step": adam_step,
     "logreg_step": logreg_step,
     "dropout_step": dropout_step,
@@ -242,7 +294,7 @@ def lazily() -> Iterator[None]:
         cudasim.set_async(os.environ.get("CUDASIM_ASYNC", "lazy"), seed)
 
 
-def host_us(workload: Callable[..., Watched], steps: int = 50, epochs: int = 6) -> float:
+def host_us(workload: Callable[..., Any], steps: int = 50, epochs: int = 6) -> float:
     """Return the least time that the host took for a step, as a mean over ten steps, in us.
 
     What is queued in an epoch is executed when its losses are read, which is not timed. The first
@@ -255,19 +307,19 @@ def host_us(workload: Callable[..., Watched], steps: int = 50, epochs: int = 6) 
     return min((clock[i + 10] - clock[i]) / 10 for clock in clocks for i in starts) * 1e6
 
 
-def step_costs(loader: Watched) -> Costs:
+def step_costs(loader: Any) -> Costs:
     """Return the mean of the steps of the second epoch but the first."""
     readings = loader.epochs[1]
     return costs(readings[1], readings[-1]).times(1 / (len(readings) - 2))
 
 
-def edge_costs(loader: Watched) -> Costs:
+def edge_costs(loader: Any) -> Costs:
     """Return what the second epoch took beside its steps."""
     epoch = costs(loader.epochs[1][0], loader.epochs[2][0])
     return epoch - step_costs(loader).times(len(loader.epochs[1]) - 1)
 
 
-def step_operations(loader: Watched) -> Counter[str]:
+def step_operations(loader: Any) -> Counter[str]:
     """Return the names of the operations of the second epoch's second step."""
     before, after = loader.epochs[1][1:3]
     return operations(before, after, "kernels") + operations(before, after, "library_calls")

@@ -14,6 +14,7 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.kernels import Kernels, kernels
+from gpunn.kernels.cell import Cell
 from gpunn.kernels.update import Slots, Update
 
 SIDE = 4096  # rows and columns of the largest arrays
@@ -41,6 +42,8 @@ class Case(NamedTuple):
 
 def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
     """Return a case for each CUDA kernel, and for each of its ways through memory."""
+    from gpunn.kernels import cupy_step  # noqa: PLC0415 (imports CuPy)
+
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> Any:
@@ -68,6 +71,15 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
             return [array for each in (values, *kept) for array in each]
 
         return call
+
+    there, first = cupy.zeros_like(x), Cell(cupy.zeros(1, np.int64))
+
+    def copy(k: Kernels) -> list[Any]:
+        if type(k) is Kernels:
+            there[...] = x
+        else:
+            cupy_step.copy_rows(x, there, first)
+        return [there]
 
     parameter = [gn.Parameter(np.zeros(1))]  # only the rules are used
     sgd, adam = gn.SGD(parameter, momentum=0.9), gn.Adam(parameter)
@@ -106,6 +118,7 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
         "sgd": Case(("sgd",), update(sgd, 1, None), 5 * n),
         "sgd with clip_norm": Case(("squared_norm", "sgd"), update(sgd, 1, 1.0), 6 * n),
         "adam": Case(("adam",), update(adam, 2, None), 7 * n),
+        "copy_rows": Case(("copy_rows",), copy, 2 * n),
         "gather": Case(("gather",), lambda k: k.gather([x, labels], order), 2 * n),
         "gather, 16 bytes": Case(("gather",), lambda k: k.gather([x], order), 2 * n),
     }

@@ -47,7 +47,8 @@ def test_every_kernel_has_a_row(throughput: Any) -> None:
     cases = throughput.gpu_kernels.cases(importlib.import_module("cupy"), 64)
     timed = {name for case in cases.values() for name in case.launches}
     sources = "".join(cuda.source(file) for file in cuda.VARIANTS)
-    assert timed == set(re.findall(r"__global__ void (\w+)\(", sources))
+    small = {"finish_step"}  # a few numbers: it has no bandwidth
+    assert timed == set(re.findall(r"__global__ void (\w+)\(", sources)) - small
 
 
 def test_an_emulated_device_gets_no_times(
