@@ -102,7 +102,8 @@ class FakeCupy:
             getDeviceProperties=lambda i: {"name": b"GPU %d" % i, "major": 9, "minor": i},
             memGetInfo=self.mem_get_info,
         )
-        self.cuda = SimpleNamespace(runtime=runtime, Device=FakeDevice)
+        pinned = SimpleNamespace(is_memory_pinned=lambda _: False)
+        self.cuda = SimpleNamespace(runtime=runtime, Device=FakeDevice, pinned_memory=pinned)
         self.asarray = np.asarray
 
     def get_device_count(self) -> int:

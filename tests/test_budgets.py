@@ -144,6 +144,28 @@ class TestAnEpoch:
             assert flops(after) - flops(before) == MNIST_FLOPS
 
 
+class TestCapturedSteps:
+    def test_a_step_is_one_launch_and_nothing_else(self) -> None:
+        loader = gpu_costs.captured_step()
+        assert len(loader.epochs) == gpu_costs.EPOCHS
+        for readings in loader.epochs:
+            assert len(readings) == STEPS + 1
+            for before, after in pairwise(readings):
+                counted = costs(before, after)
+                assert counted.graph_launches == counted.device_operations == 1
+                assert (counted.syncs, counted.device_allocs) == (0, 0)
+                assert (counted.h2d_bytes, counted.d2h_bytes) == (0, 0)
+
+    def test_it_takes_the_host_15_us_at_most(self) -> None:
+        """About 4 us on a quiet machine."""
+        assert min(gpu_costs.host_us(gpu_costs.captured_step) for _ in range(2)) <= 15
+
+    def test_a_graph_runs_what_the_readable_step_runs(self) -> None:
+        loader = gpu_costs.captured_step()
+        before, after = (reading["executed_kernels"] for reading in loader.epochs[1][1:3])
+        assert before == after  # nothing has run yet: the launches are queued
+
+
 class TestTheHost:
     def test_a_step_takes_it_little_time(self) -> None:
         """130 us on a quiet machine; what this allows is for a busy one, and still less than 240.

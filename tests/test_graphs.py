@@ -267,3 +267,16 @@ class TestLaunches:
         assert more.pop("d2h_bytes") > 0
         for key in ("kernel_launches", "memsets", "syncs", "device_allocs", "h2d_copies"):
             assert more[key] == 0, key
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_the_doctor_says_whether_steps_are_captured(
+    switched_off: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if switched_off:
+        monkeypatch.setenv("GPUNN_GRAPHS", "0")
+    monkeypatch.setattr("sys.argv", ["gpunn", "doctor", "--backend", "cupy"])
+    assert importlib.import_module("gpunn.__main__").main() == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("graphs")]
+    assert ("GPUNN_GRAPHS is 0" in line) == switched_off
+    assert ("are captured" in line) != switched_off

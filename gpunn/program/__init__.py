@@ -9,7 +9,7 @@ from typing import Any
 from gpunn.arrays.backend import backend_of
 from gpunn.kernels import kernels
 
-__all__ = ["Program", "why_not_compiled"]
+__all__ = ["Program", "why_not_captured", "why_not_compiled"]
 
 
 _NOTHING_YET = "nothing has run yet"
@@ -155,6 +155,12 @@ def _cpu_steps() -> Any:
     except ImportError as error:  # such as that there is no SciPy
         return f"steps cannot be compiled: {error}"
     return why_not_here() or CpuSteps
+
+
+def why_not_captured() -> str:
+    """Return why steps on CuPy's arrays cannot be captured; empty if they can."""
+    runner = _cuda_steps()
+    return runner if isinstance(runner, str) else ""
 
 
 def _cuda_steps() -> Any:

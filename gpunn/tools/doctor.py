@@ -57,6 +57,8 @@ def examine(asked: str, version: str) -> Report:
         _inspect_steps(report)
         _inspect_cupy(report)
         _check(report, _choose(report))
+        if report.works and str(report.backend).startswith("cupy"):
+            report.graphs = _captured_steps()
     shown = {one_line(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)}
     # The report has a line of its own for clashing packages.
     report.notes += sorted(line for line in shown if "multiple CuPy packages" not in line)
@@ -98,6 +100,14 @@ def _loaded_blas() -> list[str]:
         f"{library['internal_api']} {library['version']}, {library['num_threads']} threads"
         for library in ours
     ]
+
+
+def _captured_steps() -> str:
+    try:
+        why_not = attempt(importlib.import_module("gpunn.program").why_not_captured)
+    except ProbeError as failure:
+        why_not = failure.reason
+    return f"steps run as written: {why_not}" if why_not else "training steps are captured"
 
 
 def _inspect_cupy(report: Report) -> None:

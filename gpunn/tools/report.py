@@ -100,6 +100,9 @@ class Report:
         Why it is not available, or what failed, and how to fix it.
     checks : list of Check
         The results of the checks.
+    graphs : str or None
+        Whether training steps are captured as CUDA graphs on the backend, or why not; None if it
+        does not work or has no GPU.
     """
 
     asked: str
@@ -120,6 +123,7 @@ class Report:
     backend: str | None = None
     backend_problem: str | None = None
     checks: list[Check] = field(default_factory=list)
+    graphs: str | None = None
 
     @property
     def works(self) -> bool:
@@ -141,6 +145,7 @@ class Report:
             ("driver", driver),
             *((device.backend, str(device)) for device in self.devices),
             *(("check", str(check)) for check in self.checks),
+            *([] if self.graphs is None else [("graphs", self.graphs)]),
             *(("note", note) for note in self.notes),
             ("result", self._result_line()),
         ]
