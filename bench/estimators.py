@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,23 @@ WORKLOADS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
 BAR = {"digits": 0.4, "20,000 x 784": 0.6}
 
 
+def _inputs(name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    data, dtype, epochs, settings = WORKLOADS[name]
+    fixed = {"max_iter": epochs, "n_iter_no_change": epochs, "random_state": 0}
+    return *data(dtype), fixed | settings
+
+
+def prepare_fit(name: str) -> Callable[[], object]:
+    """Return what fits our estimator once."""
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    x, y, settings = _inputs(name)
+    ours = Ours(**settings, backend="numpy")
+    return lambda: ours.fit(x, y)
+
+
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Return the times of fit and predict, and their ratios."""
-    data, dtype, epochs, settings = WORKLOADS[name]
-    x, y = data(dtype)
-    settings = {"max_iter": epochs, "n_iter_no_change": epochs, "random_state": 0} | settings
+    x, y, settings = _inputs(name)
     ours, theirs = Ours(**settings, backend="numpy"), Theirs(**settings)
     curves = [np.array(model.fit(x, y).loss_curve_) for model in (ours, theirs)]
     if not np.abs(curves[0] - curves[1]).max() <= TOLERANCE * curves[1][0]:

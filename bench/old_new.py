@@ -1,10 +1,12 @@
 """Time of one checkout of gpunn against another, in interleaved processes on the CPU.
 
-    python bench/old_new.py OLD NEW [--only NAME[,NAME]] [--rounds N] [--processes N]
+    python bench/old_new.py OLD NEW [--estimators] [--only NAME[,NAME]] [--rounds N] [--processes N]
 
 OLD and NEW are folders with a package `gpunn` in each; the workloads are those of this checkout, so
-both train the same. Where memory lies differs from process to process, and with it the time of a
-large network by some percent: so each ratio is over several pairs of processes.
+both train the same. With --estimators they are the fits of `bench/estimators.py`, one a step; their
+names have commas, so that --only takes one of them. Where memory lies differs from process to
+process, and with it the time of a large network by some percent: so each ratio is over several
+pairs of processes.
 """
 
 from __future__ import annotations
@@ -30,11 +32,17 @@ PAUSE_S = 0.02
 
 def work_for(name: str) -> None:
     """Run a workload for each line that comes in, and print the seconds it took."""
-    from libraries.with_gpunn import prepare  # noqa: PLC0415 (imports the checkout's gpunn)
+    # All of these import the checkout's gpunn.
+    from libraries.with_gpunn import prepare  # noqa: PLC0415
 
     import gpunn  # noqa: PLC0415
 
-    run, _ = prepare(WORKLOADS[name], 1)
+    if name in WORKLOADS:
+        run, _ = prepare(WORKLOADS[name], 1)
+    else:
+        from estimators import prepare_fit  # noqa: PLC0415
+
+        run = prepare_fit(name)
     run()
     print(json.dumps(gpunn.__file__), flush=True)
     for _ in sys.stdin:
@@ -102,6 +110,7 @@ def main() -> None:
     parser.add_argument("old", type=Path, metavar="OLD")
     parser.add_argument("new", type=Path, metavar="NEW")
     parser.add_argument("--only", metavar="NAME[,NAME]", help=", ".join(WORKLOADS))
+    parser.add_argument("--estimators", action="store_true", help="fits of the estimators instead")
     parser.add_argument("--rounds", type=int, default=7, help="in each pair of processes")
     parser.add_argument("--processes", type=int, default=3, help="pairs of them")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -110,19 +119,25 @@ def main() -> None:
         work_for(arguments.worker)
         return
     checkouts = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
-    names = arguments.only.split(",") if arguments.only else list(WORKLOADS)
-    if unknown := [name for name in names if name not in WORKLOADS]:
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(WORKLOADS)}")
-    print(f"{'workload':20}{'old, us':>12}{'new, us':>12}{'new / old':>26}{'bar':>8}")
+    known = list(WORKLOADS)
+    names = arguments.only.split(",") if arguments.only else known
+    if arguments.estimators:
+        from estimators import WORKLOADS as fits  # noqa: N811, PLC0415 (needs scikit-learn)
+
+        known = list(fits)
+        names = [arguments.only] if arguments.only else known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}; known are {'; '.join(known)}")
+    print(f"{'workload':26}{'old, us':>12}{'new, us':>12}{'new / old':>26}{'bar':>8}")
     for name in names:
         seconds = measure(name, checkouts, arguments.rounds, arguments.processes)
-        n_steps = WORKLOADS[name].n_steps
+        n_steps = 1 if arguments.estimators else WORKLOADS[name].n_steps
         us = [1e6 * statistics.median(seconds[key]) / n_steps for key in ("old", "new")]
         gain = ratio(seconds["new"], seconds["old"])
         bar = WIDER_BARS.get(name, BAR)
         verdict = "holds" if gain.median <= bar else "MISSED"
         cells = "".join(f"{value:12.4g}" for value in us)
-        print(f"{name:20}{cells}{gain!s:>26}{bar:8.2f}  {verdict}", flush=True)
+        print(f"{name:26}{cells}{gain!s:>26}{bar:8.2f}  {verdict}", flush=True)
 
 
 if __name__ == "__main__":
