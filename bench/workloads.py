@@ -35,7 +35,10 @@ class Workload(NamedTuple):
     blocks: int = 0
     class_weight: tuple[float, ...] | None = None
     predict: bool = False
-    streamed: bool = False
+    #: Where the data are: as near as they fit, or in the host's memory or a file, to be streamed.
+    source: Literal["resident", "host", "file"] = "resident"
+    #: What products round their factors to; all else is float32.
+    products: Literal["float32", "tf32", "bfloat16"] = "float32"
 
     @property
     def n_steps(self) -> int:
@@ -74,7 +77,7 @@ WORKLOADS = {
     "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),
     "predict": Workload(_MNIST, 10_000, 10_000, 5, predict=True),
     "predict1": Workload(_MNIST, 1, 1, 3000, predict=True),
-    "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", streamed=True),
+    "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", source="file"),
 }
 
 
@@ -90,11 +93,11 @@ def weights(work: Workload) -> list[np.ndarray]:
 def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return x (n, inputs) in single precision, and y (n,): what a plain rule says of x.
 
-    Without `n`, all samples; of a streamed workload they stand in a file.
+    Without `n`, all samples; where they are to stand in a file, they do.
     """
     rng = np.random.default_rng(0)
     features = work.sizes[0]
-    if n is None and work.streamed:
+    if n is None and work.source == "file":
         return _in_file(rng, work.n_samples, features)
     shape = (work.n_samples if n is None else n, features)
     if features == 2:

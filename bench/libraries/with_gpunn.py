@@ -9,6 +9,9 @@ import numpy as np
 from workloads import Workload, data, weights
 
 import gpunn as gn
+from libraries import Refused
+
+BACKENDS = {"cpu": "numpy", "gpu": "cupy"}
 
 
 def serves(work: Workload, variant: str) -> bool:
@@ -17,43 +20,66 @@ def serves(work: Workload, variant: str) -> bool:
 
 
 def prepare(
-    work: Workload, steps: int, variant: str = ""
+    work: Workload, steps: int, variant: str = "", device: str = "cpu"
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     if work.predict:
-        x, _ = data(work)
-        trainer = _trainer(work)
-        model = trainer.model
-        if len(x) == 1:
-            return (
-                lambda: [model(x) for _ in range(work.repeats)],
-                lambda: model(x).ravel().tolist(),
-            )
-        return (
-            lambda: [trainer.predict(x) for _ in range(work.repeats)],
-            lambda: trainer.predict(x)[:10].ravel().tolist(),
-        )
-
-    trainer, loader = prepare_training(work)
+        return _prediction(work, device)
+    trainer, loader = prepare_training(work, device)
 
     def run() -> object:
         return trainer.fit(loader, epochs=work.repeats, progress=False)
 
     def losses() -> list[float]:
         batch = gn.Loader(*data(work, work.batch_size), batch_size=None, shuffle=False)
-        plain = _trainer(work._replace(dropout=0.0))
+        plain = _trainer(work._replace(dropout=0.0), device)
         return plain.fit(batch, epochs=steps, progress=False)["loss"]
 
     return run, losses
 
 
-def prepare_training(work: Workload) -> tuple[gn.Trainer, gn.Loader]:
+def prepare_training(work: Workload, device: str = "cpu") -> tuple[gn.Trainer, gn.Loader]:
     """Return the trainer, and its data in minibatches."""
-    loader = gn.Loader(*data(work), batch_size=work.batch_size, backend="numpy", rng=0)
-    return _trainer(work), loader
+    trainer = _trainer(work, device)
+    resident = "auto" if work.source == "resident" else False
+    loader = gn.Loader(*data(work), batch_size=work.batch_size, resident=resident, rng=0)
+    return trainer, loader
 
 
-def _trainer(work: Workload) -> gn.Trainer:
+def _prediction(
+    work: Workload, device: str
+) -> tuple[Callable[[], object], Callable[[], list[float]]]:
+    trainer = _trainer(work, device)
+    model, backend = trainer.model, gn.get_backend()
+    x = backend.asarray(data(work)[0])
+    settings = {} if device == "cpu" else {"batch_size": work.batch_size}
+
+    def predict() -> Any:
+        return model(x) if len(x) == 1 else trainer.predict(x, **settings)
+
+    def run() -> None:
+        for _ in range(work.repeats):
+            predict()
+        if device == "gpu":
+            backend.device.synchronize()
+
+    return run, lambda: predict()[:10].ravel().tolist()
+
+
+def _use(work: Workload, device: str) -> None:
+    """Make new layers and loaders work there, with products of that precision."""
+    settings = {} if work.products == "float32" else {"products": work.products}
+    try:
+        gn.use(BACKENDS[device], **settings)
+    except (TypeError, gn.errors.SettingError) as error:
+        if not settings:
+            raise
+        reason = f"gpunn does not take products={work.products!r} on {BACKENDS[device]}: {error}"
+        raise Refused(reason) from error
+
+
+def _trainer(work: Workload, device: str) -> gn.Trainer:
+    _use(work, device)
     given = weights(work)
     layers = [_dense(work, w, last=i == len(given) - 1) for i, w in enumerate(given)]
     if work.blocks:
@@ -72,7 +98,7 @@ def _trainer(work: Workload) -> gn.Trainer:
 def _dense(work: Workload, weight: np.ndarray, *, last: bool) -> gn.Layer:
     activation = None if last else work.activation
     shape = weight.shape
-    return gn.Dense(*shape, activation=activation, init=lambda *_: weight, backend="numpy")
+    return gn.Dense(*shape, activation=activation, init=lambda *_: weight)
 
 
 def _residual_blocks(work: Workload) -> list[gn.Layer]:
@@ -91,6 +117,7 @@ def _optimizer(work: Workload, model: gn.Layer) -> gn.Optimizer:
     return gn.SGD(model.parameters(), momentum=work.momentum, **settings)
 
 
-def version() -> str:
+def version(device: str = "cpu") -> str:
     """Return the versions that matter."""
+    gn.get_backend(BACKENDS[device])  # fails, and says why, where it does not work
     return f"gpunn {gn.__version__}, NumPy {np.__version__}"

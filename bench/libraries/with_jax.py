@@ -1,4 +1,8 @@
-"""JAX on the CPU: the whole step compiled, or as "scan" the whole epoch."""
+"""JAX: the whole step compiled, or as "scan" the whole epoch.
+
+Data, an epoch's order and the place in it are on the device, and the costs are added up there, so
+that a call for each step sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from workloads import Workload, data, weights
 
+#: What JAX calls the precisions of products.
+PRECISIONS = {"float32": "highest", "tf32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -26,25 +32,29 @@ class State(NamedTuple):
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether this variant can run the workload: predictions have no epochs."""
-    return not (work.predict and variant)
+    return not (variant and (work.predict or work.source == "host"))
 
 
 def prepare(
-    work: Workload, steps: int, variant: str = ""
+    work: Workload, steps: int, variant: str = "", device: str = "cpu"
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
-    x, y = (jnp.asarray(np.asarray(part)) for part in data(work))
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[work.products])
+    x, y = map(np.asarray, data(work))
+    if work.source != "host":
+        x, y = jnp.asarray(x), jnp.asarray(y)
     state = _start(work)
     if work.predict:
         predict = jax.jit(partial(_forward, work))
 
         def run_predict() -> None:
             for _ in range(work.repeats):
-                predict(state.params, x).block_until_ready()
+                out = predict(state.params, x)
+            out.block_until_ready()
 
         return run_predict, lambda: predict(state.params, x)[:10].ravel().tolist()
 
-    make_epoch = {"": _step_by_step, "scan": _scanned}[variant]
+    make_epoch = _scanned if variant else _streamed if work.source == "host" else _step_by_step
     epoch = make_epoch(work, len(x))
     rng = np.random.default_rng(0)
     held = [state]
@@ -57,11 +67,10 @@ def prepare(
     def losses() -> list[float]:
         plain = work._replace(dropout=0.0)
         own, step = _start(plain), jax.jit(partial(_step, plain))
-        first = data(work, work.batch_size)
-        rows = np.arange(work.batch_size)
+        first = [jnp.asarray(part) for part in data(work, work.batch_size)]
         found = []
         for _ in range(steps):
-            own, cost = step(own, *first, rows)
+            own, cost = step(own, *first)
             found.append(float(cost))
         return found
 
@@ -70,14 +79,36 @@ def prepare(
 
 def _step_by_step(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
     """Return a function for an epoch that calls a compiled step for each batch."""
+
+    @partial(jax.jit, donate_argnums=0, static_argnums=4)
+    def step(carry: Any, x: jax.Array, y: jax.Array, order: jax.Array, size: int) -> Any:
+        state, at, total = carry
+        rows = jax.lax.dynamic_slice_in_dim(order, at, size)
+        state, cost = _step(work, state, x[rows], y[rows])
+        return state, at + size, total + cost
+
+    sizes = [min(work.batch_size, n - start) for start in range(0, n, work.batch_size)]
+
+    def epoch(state: State, x: Any, y: Any, order: np.ndarray) -> tuple[State, jax.Array]:
+        carry, order = (state, jnp.zeros((), jnp.int32), jnp.zeros(())), jnp.asarray(order)
+        for size in sizes:
+            carry = step(carry, x, y, order, size)
+        return carry[0], carry[2] / len(sizes)
+
+    return epoch
+
+
+def _streamed(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
+    """Return a function for an epoch that sends each batch, and calls a compiled step for it."""
     step = jax.jit(partial(_step, work), donate_argnums=0)
 
     def epoch(state: State, x: Any, y: Any, order: np.ndarray) -> tuple[State, jax.Array]:
-        costs = []
-        for start in range(0, n, work.batch_size):
-            state, cost = step(state, x, y, order[start : start + work.batch_size])
-            costs.append(cost)
-        return state, jnp.stack(costs).mean()
+        total, starts = jnp.zeros(()), range(0, n, work.batch_size)
+        for start in starts:
+            rows = order[start : start + work.batch_size]
+            state, cost = step(state, *jax.device_put((x[rows], y[rows])))
+            total += cost
+        return state, total / len(starts)
 
     return epoch
 
@@ -89,9 +120,12 @@ def _scanned(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: State, x: Any, y: Any, order: Any) -> tuple[State, jax.Array]:
         batches = order[: n - rest].reshape(n_full, work.batch_size)
-        state, costs = jax.lax.scan(lambda s, batch: _step(work, s, x, y, batch), state, batches)
+        state, costs = jax.lax.scan(
+            lambda s, rows: _step(work, s, x[rows], y[rows]), state, batches
+        )
         if rest:
-            state, cost = _step(work, state, x, y, order[n - rest :])
+            rows = order[n - rest :]
+            state, cost = _step(work, state, x[rows], y[rows])
             costs = jnp.append(costs, cost)
         return state, costs.mean()
 
@@ -137,11 +171,9 @@ def _cost(work: Workload, params: Any, x: jax.Array, y: jax.Array, key: jax.Arra
     return 0.5 * ((out[:, 0] - y) ** 2).mean()
 
 
-def _step(
-    work: Workload, state: State, x: jax.Array, y: jax.Array, batch: jax.Array
-) -> tuple[State, jax.Array]:
+def _step(work: Workload, state: State, x: jax.Array, y: jax.Array) -> tuple[State, jax.Array]:
     key, own = jax.random.split(state.key) if work.dropout else (state.key, state.key)
-    cost, grads = jax.value_and_grad(partial(_cost, work))(state.params, x[batch], y[batch], own)
+    cost, grads = jax.value_and_grad(partial(_cost, work))(state.params, x, y, own)
     if work.clip_norm is not None:
         squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
         shrink = work.clip_norm / jnp.maximum(jnp.sqrt(squares), work.clip_norm)
@@ -173,6 +205,8 @@ def _adam(work: Workload, params: Any, grads: Any, slots: Any, t: jax.Array) -> 
     return params, (first, second)
 
 
-def version() -> str:
+def version(device: str = "cpu") -> str:
     """Return the versions that matter."""
+    if jax.default_backend() != device:
+        raise RuntimeError(f"JAX {jax.__version__} runs on {jax.default_backend()} here")
     return f"JAX {jax.__version__}"

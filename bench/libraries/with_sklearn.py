@@ -24,7 +24,7 @@ def serves(work: Workload, variant: str) -> bool:
 
 
 def prepare(
-    work: Workload, steps: int, variant: str = ""
+    work: Workload, steps: int, variant: str = "", device: str = "cpu"
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     x, y = data(work)
@@ -122,6 +122,6 @@ def _started(work: Workload) -> Any:
     return model.set_params(batch_size=work.batch_size, learning_rate_init=work.learning_rate)
 
 
-def version() -> str:
+def version(device: str = "cpu") -> str:
     """Return the versions that matter."""
     return f"scikit-learn {sklearn.__version__}"

@@ -1,14 +1,15 @@
 """PyTorch with the data in memory and no DataLoader: eager, or a stronger form of it.
 
 Variants: "fused" has an optimizer that updates all parameters in one kernel; "compiled" besides
-compiles the forward and backward passes, or a prediction, for each size of a batch. Both leave
-small networks to one thread, as who knows PyTorch well would: a second one costs more than it
-gains.
+compiles the forward and backward passes, or a prediction, for each size of a batch; "graph", for a
+GPU, captures the whole step with the optimizer in a CUDA graph (see `torch_graph.py`). On a CPU,
+all but eager leave small networks to one thread, as who knows PyTorch well would: a second one
+costs more than it gains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from workloads import Workload, data, weights
 #: Steps whose largest product has at most so many multiplications are small.
 SMALL = 1 << 21
 ALL_THREADS = torch.get_num_threads()
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 
 
 class Residual(nn.Module):
@@ -35,44 +37,75 @@ class Residual(nn.Module):
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether this variant can run the workload: predictions have no optimizer."""
+    if variant == "graph":
+        full = work.n_samples % work.batch_size == 0 and work.source == "resident"
+        return work.predict or (full and work.optimizer == "sgd")
     return not (work.predict and variant == "fused")
 
 
 def prepare(
-    work: Workload, steps: int, variant: str = ""
+    work: Workload, steps: int, variant: str = "", device: str = "cpu"
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
     largest = max(a * b for a, b in pairwise(work.sizes)) * work.batch_size
-    torch.set_num_threads(1 if variant and largest <= SMALL else ALL_THREADS)
+    torch.set_num_threads(1 if variant and largest <= SMALL and device == "cpu" else ALL_THREADS)
+    # TF32 in products only where the workload asks for it.
+    torch.set_float32_matmul_precision("high" if work.products == "tf32" else "highest")
+    place = torch.device(DEVICES[device])
     if work.predict:
-        return _prediction(work, variant)
-    step = _step(work, variant)
-    x, y = _tensors(work, *data(work))
+        return _prediction(work, variant, place)
+    if variant == "graph":
+        from libraries.torch_graph import prepare_graph  # noqa: PLC0415 (it imports this)
+
+        return prepare_graph(work, steps, place)
+    step = make_step(work, variant, place)
+    on_device = work.source == "resident" or device == "cpu"
+    x, y = tensors(work, *data(work), place if on_device else torch.device("cpu"))
+    batches = _resident if on_device else _streamed
 
     def run() -> None:
         for _ in range(work.repeats):
-            order = torch.randperm(len(x))
-            costs = [step(x[batch], y[batch]) for batch in order.split(work.batch_size)]
+            costs = [step(*batch) for batch in batches(x, y, work.batch_size, place)]
             torch.stack(costs).mean().item()
 
     def losses() -> list[float]:
-        own = _step(work._replace(dropout=0.0), variant)
-        batch = _tensors(work, *data(work, work.batch_size))
+        own = make_step(work._replace(dropout=0.0), variant, place)
+        batch = tensors(work, *data(work, work.batch_size), place)
         return [own(*batch).item() for _ in range(steps)]
 
     return run, losses
 
 
-def _step(work: Workload, variant: str) -> Callable[..., torch.Tensor]:
+def _resident(
+    x: torch.Tensor, y: torch.Tensor, size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for rows in torch.randperm(len(x), device=device).split(size):
+        yield x[rows], y[rows]
+
+
+def _streamed(
+    x: torch.Tensor, y: torch.Tensor, size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches through two pinned buffers: one is filled while the other is sent."""
+    buffers = [torch.empty((size, *x.shape[1:]), pin_memory=True) for _ in range(2)]
+    sent = [torch.cuda.Event() for _ in buffers]
+    for i, rows in enumerate(torch.randperm(len(x)).split(size)):
+        buffer, event = buffers[i % 2][: len(rows)], sent[i % 2]
+        event.synchronize()
+        torch.index_select(x, 0, rows, out=buffer)
+        batch = buffer.to(device, non_blocking=True), y[rows].to(device, non_blocking=True)
+        event.record()
+        yield batch
+
+
+def make_step(
+    work: Workload, variant: str, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return a function that trains a fresh model on a batch and returns its cost."""
-    model = _model(work)
-    optimizer = _optimizer(work, model, fused=bool(variant))
+    model = make_model(work).to(device)
+    optimizer = make_optimizer(work, model, fused=bool(variant))
     parameters = list(model.parameters())
-    loss = _loss(work)
-
-    def cost_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return loss(model(x), y)
-
+    cost_of = cost_function(work, model, device)
     if variant == "compiled":
         torch.compiler.reset()  # each workload has its own limit of recompilations
         cost_of = torch.compile(cost_of, dynamic=False)
@@ -89,17 +122,45 @@ def _step(work: Workload, variant: str) -> Callable[..., torch.Tensor]:
     return step
 
 
+def cost_function(
+    work: Workload, model: nn.Module, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the cost of a batch as a function of x and y, with products as the workload says."""
+    loss = _loss(work, device)
+    if work.products != "bfloat16":
+        return lambda x, y: loss(model(x), y)
+
+    def cost_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            out = model(x)
+        return loss(out.float(), y)
+
+    return cost_of
+
+
 def _prediction(
-    work: Workload, variant: str
+    work: Workload, variant: str, device: torch.device
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
-    model = _model(work).eval()
-    x = torch.from_numpy(data(work)[0])
+    model = make_model(work).to(device).eval()
+    x = torch.from_numpy(data(work)[0]).to(device)
     predict = torch.compile(model, dynamic=False) if variant == "compiled" else model
+    if variant == "graph":
+        from libraries.torch_graph import captured  # noqa: PLC0415 (it imports this)
+
+        with torch.inference_mode():
+            held: list[torch.Tensor] = []
+            replay = captured(lambda: held.__setitem__(slice(None), [model(x)]), device)
+
+        def predict(x: torch.Tensor) -> torch.Tensor:
+            replay()
+            return held[0]
 
     def run() -> None:
         with torch.inference_mode():
             for _ in range(work.repeats):
                 predict(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     def outputs() -> list[float]:
         with torch.inference_mode():
@@ -108,7 +169,8 @@ def _prediction(
     return run, outputs
 
 
-def _model(work: Workload) -> nn.Module:
+def make_model(work: Workload) -> nn.Module:
+    """Return the network with its initial weights."""
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[work.activation]
     first, *inner = layers = [_linear(weight) for weight in weights(work)]
     if work.blocks:
@@ -128,29 +190,35 @@ def _linear(weight: np.ndarray) -> nn.Linear:
     return layer
 
 
-def _optimizer(work: Workload, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+def make_optimizer(work: Workload, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters."""
     settings = {"lr": work.learning_rate, "fused": fused or None}
     if work.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), **settings)
     return torch.optim.SGD(model.parameters(), momentum=work.momentum, **settings)
 
 
-def _loss(work: Workload) -> Callable[..., torch.Tensor]:
+def _loss(work: Workload, device: torch.device) -> Callable[..., torch.Tensor]:
     if work.task == "classes":
-        weight = None if work.class_weight is None else torch.tensor(work.class_weight)
-        return nn.CrossEntropyLoss(weight)
+        weight = work.class_weight
+        return nn.CrossEntropyLoss(weight and torch.tensor(weight, device=device))
     if work.task == "binary":
         return nn.BCEWithLogitsLoss()
     return lambda prediction, target: 0.5 * nn.functional.mse_loss(prediction, target)
 
 
-def _tensors(work: Workload, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(
+    work: Workload, x: np.ndarray, y: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x and y as the loss wants them."""
     targets = torch.from_numpy(y)
     if work.task != "classes":
         targets = targets.float()[:, None]
-    return torch.from_numpy(np.asarray(x)), targets
+    return torch.from_numpy(np.asarray(x)).to(device), targets.to(device)
 
 
-def version() -> str:
+def version(device: str = "cpu") -> str:
     """Return the versions that matter."""
+    if device == "gpu" and not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no CUDA here")
     return f"PyTorch {torch.__version__}, {ALL_THREADS} threads"

@@ -1,0 +1,280 @@
+"""Contests between libraries: each in a process of its own, one at a time, in rounds.
+
+The thread pools of two libraries in one process take each other's cores, so each contender has its
+own process; one works at a time, in random order within a round. Only preparing, which nobody
+times, is done by all at once, since some compile. All start from the same weights on the same
+data, and their losses over the first steps, with dropout off (the masks differ), must agree before
+any time is taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from libraries import Refused
+from timing import spread  # before NumPy: it sets the BLAS environment
+from workloads import Workload
+
+#: How far losses may be apart, relative to the largest: what the products' formats lose.
+TOLERANCES = {"float32": 1e-3, "tf32": 5e-3, "bfloat16": 3e-2}
+PAUSE_S = 0.05
+LEAST_ROUNDS = 3
+
+
+class Contender(NamedTuple):
+    """A way to use a library: `libraries/with_PACKAGE.py`, and what it is asked for."""
+
+    package: str
+    variant: str = ""
+    device: str = "cpu"
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class LeftOut(Exception):  # noqa: N818 (not always an error)
+    """A contender cannot take part; `refused` if it has said so itself."""
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+class Outcome(NamedTuple):
+    """Seconds per step of each contender, a list with one for each round, and who is missing."""
+
+    seconds: dict[str, list[float]]
+    left_out: dict[str, str]
+
+
+class Worker:
+    """A process in which one contender runs workloads, when asked."""
+
+    def __init__(self, name: str, contender: Contender) -> None:
+        self.name = name
+        self.device = contender.device
+        #: gpunn is measured; the others may fail.
+        self.required = contender.package == "gpunn"
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, __file__, *contender[:3]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(contender.environment),
+        )
+
+    def tell(self, what: str, **arguments: Any) -> None:
+        """Send a request; `answer` returns its answer."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # then there is no answer, either
+            self._process.stdin.write(json.dumps([what, arguments]) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self, within_s: float | None = None) -> Any:
+        """Return the answer; after so many seconds without one, end the process."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], within_s)
+        if not ready:
+            self._process.kill()
+            raise LeftOut(f"it took more than {within_s:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise LeftOut("its process has ended")
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise LeftOut(answer["failed"], refused=answer["refused"])
+        return answer["value"]
+
+    def ask(self, what: str, within_s: float | None = None, **arguments: Any) -> Any:
+        """Send a request, and return its answer."""
+        self.tell(what, **arguments)
+        return self.answer(within_s)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def started(contenders: dict[str, Contender]) -> tuple[list[Worker], list[str], dict[str, str]]:
+    """Return the workers that can start, their versions, and why the others cannot."""
+    asked = [Worker(name, contender) for name, contender in contenders.items()]
+    for worker in asked:
+        worker.tell("version")
+    left_out: dict[str, str] = {}
+    versions = answers(asked, "", left_out, None)
+    workers = [worker for worker in asked if worker.name in versions]
+    for worker in set(asked) - set(workers):
+        worker.close()
+    return workers, list(dict.fromkeys(versions.values())), left_out
+
+
+def answers(
+    asked: Iterable[Worker], where: str, left_out: dict[str, str], patience_s: float | None
+) -> dict[str, Any]:
+    """Return the answers that come; the workers of the others are left out."""
+    found = {}
+    for worker in asked:
+        with leaving_out(worker, where, left_out):
+            found[worker.name] = worker.answer(patience_s)
+    return found
+
+
+@contextmanager
+def leaving_out(worker: Worker, where: str, left_out: dict[str, str]) -> Iterator[None]:
+    """Print and note that a peer is left out; without gpunn there is nothing to compare."""
+    try:
+        yield
+    except LeftOut as reason:
+        if worker.required and not reason.refused:
+            raise SystemExit(f"{where}{worker.name}: {reason}") from reason
+        left_out[worker.name] = str(reason)
+        print(f"{where}{worker.name} is left out: {reason}", file=sys.stderr)
+
+
+def measure(
+    name: str,
+    entrants: dict[Worker, Workload],
+    rounds: int,
+    *,
+    until: float = float("inf"),
+    patience_s: float | None = None,
+) -> Outcome:
+    """Compare the losses of all that can run a workload, then time it in rounds.
+
+    Parameters
+    ----------
+    name : str
+        The workload's.
+    entrants : dict
+        The workload as each is to run it: the same network and data, for as long as suits it. The
+        first is the one that is measured: if it refuses the workload, nobody runs it.
+    rounds : int
+        How many are timed. One that is not comes first. With 0, only the losses are compared.
+    until : float
+        When `time.monotonic` has passed this, there are no more rounds than `LEAST_ROUNDS`.
+    patience_s : float, optional
+        How many seconds a peer may take to prepare, or for a round.
+    """
+    outcome = Outcome({}, {})
+    found = prepared(name, entrants, outcome.left_out, patience_s)
+    first = next(iter(entrants))
+    if first.name not in found:
+        return outcome
+    gap = check_agreement(name, entrants[first], found)
+    print(f"{name}: {len(found)} agree to {gap:.1e}", file=sys.stderr)
+    running = [worker for worker in entrants if worker.name in found]
+    outcome.seconds.update({worker.name: [] for worker in running})
+    rng = random.Random(name)  # noqa: S311
+    for turn in range(rounds + 1):
+        if turn > LEAST_ROUNDS and time.monotonic() > until:
+            break
+        for worker in rng.sample(running, len(running)):
+            time.sleep(PAUSE_S)
+            with leaving_out(worker, f"{name}: ", outcome.left_out):
+                elapsed = worker.ask("run", patience_s)
+                if turn:
+                    outcome.seconds[worker.name].append(elapsed / entrants[worker].n_steps)
+        running = [worker for worker in running if worker.name not in outcome.left_out]
+    for gone in outcome.left_out:
+        outcome.seconds.pop(gone, None)
+    return outcome
+
+
+def prepared(
+    name: str, entrants: dict[Worker, Workload], left_out: dict[str, str], patience_s: float | None
+) -> dict[str, list[float]]:
+    """Prepare a workload in all processes; return the losses of those that can run it."""
+    steps = 6 if any(max(work.sizes) > 2000 for work in entrants.values()) else 20
+    for worker, work in entrants.items():
+        worker.tell("prepare", work=work._asdict(), steps=steps)
+    found = answers(entrants, f"{name}: ", left_out, patience_s)
+    return {who: losses for who, losses in found.items() if losses is not None}
+
+
+def check_agreement(name: str, work: Workload, found: dict[str, list[float]]) -> float:
+    """Return how far the losses (or outputs) are from the first's; that must not be far."""
+    if work.predict:  # logits, but for a constant of each sample
+        width = work.sizes[-1]
+        found = {library: _centred(values, width) for library, values in found.items()}
+    first, ours = next(iter(found.items()))
+    largest = max(map(abs, ours))
+    worst = 0.0
+    for library, theirs in found.items():
+        gaps = [abs(a - b) / largest for a, b in zip(ours, theirs, strict=True)]
+        allowed = TOLERANCES[work.products]
+        if not all(gap <= allowed for gap in gaps):  # of NaN and a number, max may take either
+            raise SystemExit(f"{name}: {first} and {library} do not agree: {ours} and {theirs}")
+        worst = max(worst, *gaps)
+    return worst
+
+
+def _centred(values: list[float], width: int) -> list[float]:
+    rows = [values[i : i + width] for i in range(0, len(values), width)]
+    return [value - sum(row) / width for row in rows for value in row]
+
+
+def best_peer(seconds: dict[str, list[float]]) -> str | None:
+    """Return the fastest library that is not gpunn, if there is any."""
+    peers = [library for library in seconds if not library.startswith("gpunn")]
+    return min(peers, key=lambda library: spread(seconds[library]).median, default=None)
+
+
+def work_for(package: str, variant: str, device: str) -> None:
+    """Answer requests, one a line, until there are no more."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    desk = _Desk(package, variant, device)
+    for line in sys.stdin:
+        what, arguments = json.loads(line)
+        try:
+            answer = {"value": getattr(desk, what)(**arguments)}
+        except Exception as error:  # noqa: BLE001 (of any library)
+            if package == "gpunn" and not isinstance(error, Refused):
+                traceback.print_exc()
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+            answer = {"failed": kind + reason, "refused": isinstance(error, Refused)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class _Desk:
+    """Where a worker's process answers; one workload is prepared at a time."""
+
+    def __init__(self, package: str, variant: str, device: str) -> None:
+        self._package, self._variant, self._device = package, variant, device
+        self._run: Any = None
+
+    def version(self) -> str:
+        """Return the versions that matter; the import may fail, so it is not done before."""
+        self._adapter = importlib.import_module(f"libraries.with_{self._package}")
+        return self._adapter.version(self._device)
+
+    def prepare(self, work: dict[str, Any], steps: int) -> list[float] | None:
+        """Make a workload ready, and return its losses, or None if it cannot be run."""
+        self._run = None  # before the next one takes memory
+        wanted = Workload(**{k: tuple(v) if isinstance(v, list) else v for k, v in work.items()})
+        if not self._adapter.serves(wanted, self._variant):
+            return None
+        self._run, compared = self._adapter.prepare(wanted, steps, self._variant, self._device)
+        return compared()
+
+    def run(self) -> float:
+        """Run a measurement, and return its seconds; all of it has been done when it returns."""
+        start = time.perf_counter()
+        self._run()
+        return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    work_for(*sys.argv[1:])
