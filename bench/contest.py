@@ -13,13 +13,13 @@ import importlib
 import json
 import os
 import random
-import select
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import Any, NamedTuple
 
 from libraries import Refused
@@ -30,6 +30,7 @@ from workloads import Workload
 TOLERANCES = {"float32": 1e-3, "tf32": 5e-3, "bfloat16": 3e-2}
 PAUSE_S = 0.05
 LEAST_ROUNDS = 3
+A_DAY_S = 86_400.0
 
 
 class Contender(NamedTuple):
@@ -49,11 +50,31 @@ class LeftOut(Exception):  # noqa: N818 (not always an error)
         self.refused = refused
 
 
+class Failure(SystemExit):
+    """What gpunn itself could not do; ends the program unless it is caught."""
+
+
 class Outcome(NamedTuple):
-    """Seconds per step of each contender, a list with one for each round, and who is missing."""
+    """What became of a workload.
+
+    Attributes
+    ----------
+    seconds : dict
+        Seconds per step of each contender, one for each round.
+    left_out : dict
+        Why others did not take part.
+    disagreeing : list of str
+        Those whose losses are others than the first's; they are not timed.
+    """
 
     seconds: dict[str, list[float]]
     left_out: dict[str, str]
+    disagreeing: list[str]
+
+    def check(self) -> None:
+        """Fail if there was any disagreement."""
+        if self.disagreeing:
+            raise Failure(f"losses differ: {', '.join(self.disagreeing)}; see above")
 
 
 class Worker:
@@ -79,22 +100,23 @@ class Worker:
             self._process.stdin.write(json.dumps([what, arguments]) + "\n")
             self._process.stdin.flush()
 
-    def answer(self, within_s: float | None = None) -> Any:
+    def answer(self, within_s: float = A_DAY_S) -> Any:
         """Return the answer; after so many seconds without one, end the process."""
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], within_s)
-        if not ready:
-            self._process.kill()
-            raise LeftOut(f"it took more than {within_s:.0f} s")
+        start = time.monotonic()
+        end = Timer(within_s, self._process.kill)
+        end.start()
         line = self._process.stdout.readline()
+        end.cancel()
         if not line:
-            raise LeftOut("its process has ended")
+            late = time.monotonic() - start >= within_s
+            raise LeftOut(f"it took more than {within_s:g} s" if late else "its process has ended")
         answer = json.loads(line)
         if "failed" in answer:
             raise LeftOut(answer["failed"], refused=answer["refused"])
         return answer["value"]
 
-    def ask(self, what: str, within_s: float | None = None, **arguments: Any) -> Any:
+    def ask(self, what: str, within_s: float = A_DAY_S, **arguments: Any) -> Any:
         """Send a request, and return its answer."""
         self.tell(what, **arguments)
         return self.answer(within_s)
@@ -102,8 +124,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
 
@@ -113,15 +137,16 @@ def started(contenders: dict[str, Contender]) -> tuple[list[Worker], list[str], 
     for worker in asked:
         worker.tell("version")
     left_out: dict[str, str] = {}
-    versions = answers(asked, "", left_out, None)
+    versions = answers(asked, "", left_out)
     workers = [worker for worker in asked if worker.name in versions]
-    for worker in set(asked) - set(workers):
-        worker.close()
+    for worker in asked:
+        if worker.name not in versions:
+            worker.close()
     return workers, list(dict.fromkeys(versions.values())), left_out
 
 
 def answers(
-    asked: Iterable[Worker], where: str, left_out: dict[str, str], patience_s: float | None
+    asked: Iterable[Worker], where: str, left_out: dict[str, str], patience_s: float = A_DAY_S
 ) -> dict[str, Any]:
     """Return the answers that come; the workers of the others are left out."""
     found = {}
@@ -138,7 +163,7 @@ def leaving_out(worker: Worker, where: str, left_out: dict[str, str]) -> Iterato
         yield
     except LeftOut as reason:
         if worker.required and not reason.refused:
-            raise SystemExit(f"{where}{worker.name}: {reason}") from reason
+            raise Failure(f"{where}{worker.name}: {reason}") from reason
         left_out[worker.name] = str(reason)
         print(f"{where}{worker.name} is left out: {reason}", file=sys.stderr)
 
@@ -149,7 +174,7 @@ def measure(
     rounds: int,
     *,
     until: float = float("inf"),
-    patience_s: float | None = None,
+    patience_s: float = A_DAY_S,
 ) -> Outcome:
     """Compare the losses of all that can run a workload, then time it in rounds.
 
@@ -164,17 +189,17 @@ def measure(
         How many are timed. One that is not comes first. With 0, only the losses are compared.
     until : float
         When `time.monotonic` has passed this, there are no more rounds than `LEAST_ROUNDS`.
-    patience_s : float, optional
+    patience_s : float
         How many seconds a peer may take to prepare, or for a round.
     """
-    outcome = Outcome({}, {})
+    outcome = Outcome({}, {}, [])
     found = prepared(name, entrants, outcome.left_out, patience_s)
     first = next(iter(entrants))
     if first.name not in found:
         return outcome
-    gap = check_agreement(name, entrants[first], found)
-    print(f"{name}: {len(found)} agree to {gap:.1e}", file=sys.stderr)
-    running = [worker for worker in entrants if worker.name in found]
+    outcome.disagreeing.extend(differing(name, entrants[first], found))
+    outcome.left_out.update(dict.fromkeys(outcome.disagreeing, "its losses are others"))
+    running = [w for w in entrants if w.name in found and w.name not in outcome.left_out]
     outcome.seconds.update({worker.name: [] for worker in running})
     rng = random.Random(name)  # noqa: S311
     for turn in range(rounds + 1):
@@ -193,7 +218,7 @@ def measure(
 
 
 def prepared(
-    name: str, entrants: dict[Worker, Workload], left_out: dict[str, str], patience_s: float | None
+    name: str, entrants: dict[Worker, Workload], left_out: dict[str, str], patience_s: float
 ) -> dict[str, list[float]]:
     """Prepare a workload in all processes; return the losses of those that can run it."""
     steps = 6 if any(max(work.sizes) > 2000 for work in entrants.values()) else 20
@@ -203,21 +228,28 @@ def prepared(
     return {who: losses for who, losses in found.items() if losses is not None}
 
 
-def check_agreement(name: str, work: Workload, found: dict[str, list[float]]) -> float:
-    """Return how far the losses (or outputs) are from the first's; that must not be far."""
+def differing(name: str, work: Workload, found: dict[str, list[float]]) -> list[str]:
+    """Return those whose losses (or outputs) are not the first's but for rounding, and print them.
+
+    How far the others are apart is printed, too.
+    """
     if work.predict:  # logits, but for a constant of each sample
         width = work.sizes[-1]
-        found = {library: _centred(values, width) for library, values in found.items()}
+        found = {who: _centred(values, width) for who, values in found.items()}
     first, ours = next(iter(found.items()))
-    largest = max(map(abs, ours))
+    allowed = TOLERANCES[work.products] * max(map(abs, ours))
+    apart = []
     worst = 0.0
-    for library, theirs in found.items():
-        gaps = [abs(a - b) / largest for a, b in zip(ours, theirs, strict=True)]
-        allowed = TOLERANCES[work.products]
-        if not all(gap <= allowed for gap in gaps):  # of NaN and a number, max may take either
-            raise SystemExit(f"{name}: {first} and {library} do not agree: {ours} and {theirs}")
-        worst = max(worst, *gaps)
-    return worst
+    for who, theirs in found.items():
+        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+        if all(gap <= allowed for gap in gaps):  # of NaN and a number, max may take either
+            worst = max(worst, *gaps)
+            continue
+        apart.append(who)
+        print(f"{name}: {first} and {who} do not agree: {ours} and {theirs}", file=sys.stderr)
+    gap = worst / max(map(abs, ours))
+    print(f"{name}: {len(found) - len(apart)} agree to {gap:.1e}", file=sys.stderr)
+    return apart
 
 
 def _centred(values: list[float], width: int) -> list[float]:

@@ -137,7 +137,9 @@ def main() -> None:
     rows = []
     for name in names:
         entrants = dict.fromkeys(workers, WORKLOADS[name])
-        seconds = measure(name, entrants, arguments.rounds).seconds
+        outcome = measure(name, entrants, arguments.rounds)
+        outcome.check()
+        seconds = outcome.seconds
         found = rows_of(name, seconds)
         show(found, verdicts(name, seconds))
         rows += found

@@ -13,22 +13,84 @@ import pytest
 from gpunn.kernels import cuda
 from tests.conftest import get_place
 
-pytestmark = pytest.mark.gpu
+#: One of each kind; the others differ in size.
+SOME = "logistic regression; mnist, batch 128; wide, tf32; streaming; prediction"
 
 
 @pytest.fixture
 def throughput(monkeypatch: pytest.MonkeyPatch) -> Any:
-    get_place("cupy")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
     return importlib.import_module("gpu_throughput")
 
 
-def test_all_of_it_runs_and_agrees(throughput: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert throughput.main(["--check"]) == 0
-    assert "All kernels and contenders agree" in capsys.readouterr().out
+@pytest.fixture
+def on_device(throughput: Any) -> Any:
+    get_place("cupy")
+    return throughput
 
 
-def test_a_kernel_that_is_wrong_is_seen(throughput: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.gpu
+def test_all_of_it_runs_and_agrees(on_device: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert on_device.main(["--check", "--only", SOME]) == 0
+    out, err = capfd.readouterr()
+    assert "All kernels and contenders agree" in out
+    for name in SOME.split("; "):
+        assert re.search(rf"^{name}: (\d agree|gpunn is left out)", err, flags=re.MULTILINE)
+
+
+def test_what_it_compares_with_agrees_on_a_cpu(
+    throughput: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert throughput.main(["--check", "--device", "cpu", "--only", SOME]) == 0
+    assert "mnist, batch 128: " in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+def test_the_figures_are_written(
+    on_device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path that takes times, with arrays too small for them to mean anything."""
+    small = {name: on_device.smaller(work) for name, work in on_device.WORKLOADS.items()}
+    monkeypatch.setattr(on_device, "WORKLOADS", small)
+    monkeypatch.setattr(on_device, "Clock", lambda _: on_device.NoClock())
+    monkeypatch.setattr(on_device.gpu_costs, "counting", lambda: False)
+    monkeypatch.setattr(on_device.gpu_peaks, "side", lambda _: 64)
+    monkeypatch.setattr(on_device.gpu_kernels, "SIDE", 64)
+    file = tmp_path / "figures.json"
+    arguments = ["--json", str(file), "--rounds", "2", "--only", "digits;streaming"]
+    assert on_device.main(arguments) == 0
+    found = json.loads(file.read_text())
+    assert {row["workload"] for row in found["rows"]} == {"digits", "streaming"}
+    timed = {row["contender"] for row in found["rows"]}
+    assert timed >= {"gpunn", "gpunn, loop", "CuPy by hand", "gpunn, CPU"}
+    assert set(found["peak"]) == {"float32", "tf32", "bfloat16", "copy", "bus"}
+    assert found["kernels"]
+    table = file.with_suffix(".md").read_text()
+    assert found["surroundings"]["device"] in table
+    assert re.search(r"^\| digits \|", table, flags=re.MULTILINE)
+
+
+@pytest.mark.gpu
+def test_an_emulated_device_gets_no_times(
+    on_device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    measured: list[Any] = []
+
+    def benchmark(*arguments: Any) -> int:
+        measured.append(arguments)
+        return 0
+
+    monkeypatch.setattr(on_device, "benchmark", benchmark)
+    emulated = on_device.gpu_costs.counting()
+    file = tmp_path / "figures.json"
+    assert on_device.main(["--json", str(file)]) == (2 if emulated else 0)
+    assert bool(measured) != emulated
+    assert ("its times mean nothing" in capsys.readouterr().err) == emulated
+    assert not file.exists()
+
+
+@pytest.mark.gpu
+def test_a_kernel_that_is_wrong_is_seen(on_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (needs CuPy)
 
     def dropout(self: Any, x: Any, key: int, rate: float) -> Any:
@@ -40,28 +102,13 @@ def test_a_kernel_that_is_wrong_is_seen(throughput: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(CupyKernels, "dropout", dropout)
     cupy = importlib.import_module("cupy")
     with pytest.raises(AssertionError, match="dropout"):
-        throughput.gpu_kernels.check(cupy, 64)
+        on_device.gpu_kernels.check(cupy, 64)
 
 
-def test_every_kernel_has_a_row(throughput: Any) -> None:
-    cases = throughput.gpu_kernels.cases(importlib.import_module("cupy"), 64)
+@pytest.mark.gpu
+def test_every_kernel_has_a_row(on_device: Any) -> None:
+    cases = on_device.gpu_kernels.cases(importlib.import_module("cupy"), 64)
     timed = {name for case in cases.values() for name in case.launches}
     sources = "".join(cuda.source(file) for file in cuda.VARIANTS)
     small = {"finish_step"}  # a few numbers: it has no bandwidth
     assert timed == set(re.findall(r"__global__ void (\w+)\(", sources)) - small
-
-
-def test_an_emulated_device_gets_no_times(
-    throughput: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    measured = []
-    monkeypatch.setattr(throughput, "measure", lambda *arguments: measured.append(arguments) or {})
-    monkeypatch.setattr(throughput.gpu_costs, "measure", dict)
-    emulated = throughput.gpu_costs.counting()
-    file = tmp_path / "figures.json"
-    assert throughput.main(["--json", str(file)]) == 0
-    assert bool(measured) != emulated
-    assert ("its times mean nothing" in capsys.readouterr().out) == emulated
-    assert file.exists() != emulated
-    if not emulated:
-        assert json.loads(file.read_text()) == {}
