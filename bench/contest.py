@@ -9,20 +9,18 @@ any time is taken.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
-from libraries import Refused
 from timing import spread  # before NumPy: it sets the BLAS environment
 from workloads import Workload
 
@@ -31,6 +29,7 @@ TOLERANCES = {"float32": 1e-3, "tf32": 5e-3, "bfloat16": 3e-2}
 PAUSE_S = 0.05
 LEAST_ROUNDS = 3
 A_DAY_S = 86_400.0
+PROGRAM = Path(__file__).with_name("worker.py")
 
 
 class Contender(NamedTuple):
@@ -86,7 +85,7 @@ class Worker:
         #: gpunn is measured; the others may fail.
         self.required = contender.package == "gpunn"
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, __file__, *contender[:3]],
+            [sys.executable, str(PROGRAM), *contender[:3]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -261,52 +260,3 @@ def best_peer(seconds: dict[str, list[float]]) -> str | None:
     """Return the fastest library that is not gpunn, if there is any."""
     peers = [library for library in seconds if not library.startswith("gpunn")]
     return min(peers, key=lambda library: spread(seconds[library]).median, default=None)
-
-
-def work_for(package: str, variant: str, device: str) -> None:
-    """Answer requests, one a line, until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
-    desk = _Desk(package, variant, device)
-    for line in sys.stdin:
-        what, arguments = json.loads(line)
-        try:
-            answer = {"value": getattr(desk, what)(**arguments)}
-        except Exception as error:  # noqa: BLE001 (of any library)
-            if package == "gpunn" and not isinstance(error, Refused):
-                traceback.print_exc()
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-            answer = {"failed": kind + reason, "refused": isinstance(error, Refused)}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-class _Desk:
-    """Where a worker's process answers; one workload is prepared at a time."""
-
-    def __init__(self, package: str, variant: str, device: str) -> None:
-        self._package, self._variant, self._device = package, variant, device
-        self._run: Any = None
-
-    def version(self) -> str:
-        """Return the versions that matter; the import may fail, so it is not done before."""
-        self._adapter = importlib.import_module(f"libraries.with_{self._package}")
-        return self._adapter.version(self._device)
-
-    def prepare(self, work: dict[str, Any], steps: int) -> list[float] | None:
-        """Make a workload ready, and return its losses, or None if it cannot be run."""
-        self._run = None  # before the next one takes memory
-        wanted = Workload(**{k: tuple(v) if isinstance(v, list) else v for k, v in work.items()})
-        if not self._adapter.serves(wanted, self._variant):
-            return None
-        self._run, compared = self._adapter.prepare(wanted, steps, self._variant, self._device)
-        return compared()
-
-    def run(self) -> float:
-        """Run a measurement, and return its seconds; all of it has been done when it returns."""
-        start = time.perf_counter()
-        self._run()
-        return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    work_for(*sys.argv[1:])

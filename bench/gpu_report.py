@@ -15,7 +15,7 @@ from workloads import Workload
 #: What all are compared with.
 REFERENCE = "gpunn"
 HEADER = (
-    f"{'workload':21}{'':18}{'us a step':>28}{'times gpunn':>23}{'steps/s':>10}{'samples/s':>11}"
+    f"{'workload':21}{'':18}{'us a step':>29}{'times gpunn':>25}{'steps/s':>10}{'samples/s':>11}"
     f"{'TFLOP/s':>9}{'share':>7}{'GB/s':>8}{'share':>7}{'bus':>7}"
 )
 
@@ -59,8 +59,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         shares = [f"{row[key]:.1%}" if key in row else "" for key in ("flop_share", "bytes_share")]
         bus = f"{row['bus_share']:.1%}" if "bus_share" in row else ""
         line = (
-            f"{'' if i else row['workload']:21}{row['contender']:18}{times!s:>28}"
-            f"{Spread(**row['times_gpunn'])!s:>23}"
+            f"{'' if i else row['workload']:21}{row['contender']:18}{times!s:>29}"
+            f"{Spread(**row['times_gpunn'])!s:>25}"
             f"{row['steps_per_s']:>10.4g}{row['samples_per_s']:>11.4g}"
             f"{row['flop_per_s'] / 1e12:>9.3g}{shares[0]:>7}"
             f"{row['bytes_per_s'] / 1e9:>8.4g}{shares[1]:>7}{bus:>7}"
@@ -97,9 +97,10 @@ def caption(found: dict[str, Any]) -> str:
     """Return the sentences above the table."""
     on, peak = found["surroundings"], found["peak"]
     products = ", ".join(f"{peak[kind] / 1e12:.3g} in {kind}" for kind in _precisions(peak))
-    left_out = "; ".join(f"{who}: {why}" for who, why in found["left_out"].items())
+    runtime = on["cuda"]["runtime"]
+    left_out = "; ".join(f"{', '.join(who)}: {why}" for why, who in _reasons(found).items())
     return (
-        f"Time of a step on one {on['device']} (CUDA {on['cuda']['runtime']}, CuPy {on['cupy']}; "
+        f"Time of a step on one {on['device']} (CUDA {runtime // 1000}.{runtime % 1000 // 10}, CuPy {on['cupy']}; "
         f"host: {on['cores']} cores, {on['processor']}): the first column in microseconds, the "
         f"others as multiples of it, median [quartiles] of interleaved rounds. Above 1 is slower "
         f"than gpunn; the fastest of a row is bold. {'; '.join(found['versions'])}. Losses are "
@@ -109,6 +110,14 @@ def caption(found: dict[str, Any]) -> str:
         f"one from the host at {peak['bus'] / 1e9:.3g} GB/s."
         + (f" Left out: {left_out}." if left_out else "")
     )
+
+
+def _reasons(found: dict[str, Any]) -> dict[str, list[str]]:
+    """Return who was left out, for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for who, why in found["left_out"].items():
+        reasons.setdefault(why, []).append(who)
+    return reasons
 
 
 def _precisions(peak: dict[str, float]) -> list[str]:

@@ -11,8 +11,8 @@ out, and the reason is printed. CUDA_VISIBLE_DEVICES chooses another device than
 
 A measurement ends when the device has done all of it; each is a median with its quartiles, and
 ratios are taken within a round. Then each CUDA kernel is timed by itself, on the device alone.
-Shares are of what the device was measured to do in the same run. As the minutes run out, there are
-fewer rounds. Beside FILE are written a table (.md) and a picture (.png).
+Shares are of what the device was measured to do in the same run. As the minutes (7, unless M says
+otherwise) run out, there are fewer rounds. A table (.md) and a picture (.png) go beside FILE.
 
 `--check` runs everything with small arrays, and compares the results, but takes no times: where the
 device is emulated, too (without it, an emulated device is refused), or with `--device cpu` without
@@ -181,7 +181,7 @@ def main(given: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", metavar="NAME[;NAME]", help="; ".join(WORKLOADS))
-    parser.add_argument("--minutes", type=float, default=8, help="how long it may take")
+    parser.add_argument("--minutes", type=float, default=7, help="fewer rounds after that")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--check", action="store_true", help="take no times; compare the results")

@@ -45,6 +45,45 @@ def test_what_it_compares_with_agrees_on_a_cpu(
     assert "mnist, batch 128: " in capfd.readouterr().err
 
 
+def test_a_cpu_gets_as_many_whole_batches_as_it_has_time_for(throughput: Any) -> None:
+    for work in throughput.WORKLOADS.values():
+        lighter = throughput.lighter(work)
+        a_step = throughput.gpu_report.step_flops(work)
+        assert work.n_samples % work.batch_size == lighter.n_samples % work.batch_size == 0
+        assert 2 <= lighter.n_steps <= max(2, 2e10 / a_step)
+        assert lighter._replace(n_samples=work.n_samples, repeats=work.repeats) == work
+
+
+def test_the_arithmetic_of_a_step(throughput: Any) -> None:
+    report = throughput.gpu_report
+    work = throughput.WORKLOADS["mnist, batch 128"]
+    products = 784 * 512 + 512 * 256 + 256 * 10
+    assert report.step_flops(work) == 2 * 128 * (3 * products - 784 * 512)
+    prediction = throughput.WORKLOADS["prediction"]
+    assert report.step_flops(prediction) == 2 * 10_000 * products
+    # Logistic regression by hand: gather, X W, bias, loss, dJ/dz, X^T G, and the update.
+    x, w, z = 32 * 30, 30, 32
+    counted = 2 * x + (x + w + 3 * z) + 2 * z + (3 * z + x + z + w) + 3 * (w + 1)
+    assert report.step_bytes(throughput.WORKLOADS["logistic regression"]) == 4 * counted
+    assert report.streamed_bytes(throughput.WORKLOADS["streaming"]) == 4 * 4096 * 1024
+
+
+def test_the_table_says_who_is_faster(throughput: Any) -> None:
+    report, work = throughput.gpu_report, throughput.WORKLOADS["streaming"]
+    peak = dict.fromkeys([*throughput.gpu_peaks.PRODUCTS, "copy", "bus"], 1e12)
+    seconds = {"gpunn": [2.0, 4.0, 6.0], "PyTorch": [1.0, 6.0, 9.0], "gpunn, CPU": [20.0] * 3}
+    ours, torch, cpu = rows = report.rows_of("streaming", work, seconds, peak)
+    assert torch["times_gpunn"] == {"median": 1.5, "q1": 1.0, "q3": 1.5}
+    assert ours["samples_per_s"] == 4096 / 4
+    assert ours["bus_share"] == 4 * 4096 * 1024 / 4 / 1e12
+    assert "flop_share" not in cpu
+    surroundings = {"device": "X", "cuda": {"runtime": 1}, "cupy": "", "cores": 1, "processor": "P"}
+    found = {"rows": rows, "peak": peak, "surroundings": surroundings, "versions": ["gpunn 1"]}
+    lines = report.markdown(found | {"left_out": {"JAX": "not now"}}).splitlines()
+    assert lines[-1] == "| streaming | **4e+06** | 0% (bus) | 1.5 [1, 1.5] | 5 [4.17, 7.5] |"
+    assert "Left out: JAX: not now." in lines[0]
+
+
 @pytest.mark.gpu
 def test_the_figures_are_written(
     on_device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -57,7 +96,7 @@ def test_the_figures_are_written(
     monkeypatch.setattr(on_device.gpu_peaks, "side", lambda _: 64)
     monkeypatch.setattr(on_device.gpu_kernels, "SIDE", 64)
     file = tmp_path / "figures.json"
-    arguments = ["--json", str(file), "--rounds", "2", "--only", "digits;streaming"]
+    arguments = ["--json", str(file), "--rounds", "1", "--only", "digits;streaming"]
     assert on_device.main(arguments) == 0
     found = json.loads(file.read_text())
     assert {row["workload"] for row in found["rows"]} == {"digits", "streaming"}

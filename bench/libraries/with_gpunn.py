@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,7 @@ def _use(work: Workload, device: str) -> None:
     except (TypeError, gn.errors.SettingError) as error:
         if not settings:
             raise
-        reason = f"gpunn does not take products={work.products!r} on {BACKENDS[device]}: {error}"
-        raise Refused(reason) from error
+        raise Refused(f"gpunn has no {work.products} products on {BACKENDS[device]}") from error
 
 
 def _trainer(work: Workload, device: str) -> gn.Trainer:
@@ -120,4 +120,5 @@ def _optimizer(work: Workload, model: gn.Layer) -> gn.Optimizer:
 def version(device: str = "cpu") -> str:
     """Return the versions that matter."""
     gn.get_backend(BACKENDS[device])  # fails, and says why, where it does not work
-    return f"gpunn {gn.__version__}, NumPy {np.__version__}"
+    compiled = "" if find_spec("numba") else " without numba"
+    return f"gpunn {gn.__version__}{compiled}, NumPy {np.__version__}"

@@ -87,15 +87,20 @@ def _streamed(
     x: torch.Tensor, y: torch.Tensor, size: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield batches through two pinned buffers: one is filled while the other is sent."""
-    buffers = [torch.empty((size, *x.shape[1:]), pin_memory=True) for _ in range(2)]
-    sent = [torch.cuda.Event() for _ in buffers]
+    pairs = [
+        [torch.empty((size, *of.shape[1:]), dtype=of.dtype, pin_memory=True) for of in (x, y)]
+        for _ in range(2)
+    ]
+    sent = [torch.cuda.Event() for _ in pairs]
     for i, rows in enumerate(torch.randperm(len(x)).split(size)):
-        buffer, event = buffers[i % 2][: len(rows)], sent[i % 2]
+        event = sent[i % 2]
         event.synchronize()
-        torch.index_select(x, 0, rows, out=buffer)
-        batch = buffer.to(device, non_blocking=True), y[rows].to(device, non_blocking=True)
+        batch = [buffer[: len(rows)] for buffer in pairs[i % 2]]
+        for source, buffer in zip((x, y), batch, strict=True):
+            torch.index_select(source, 0, rows, out=buffer)
+        on_device = [buffer.to(device, non_blocking=True) for buffer in batch]
         event.record()
-        yield batch
+        yield on_device[0], on_device[1]
 
 
 def make_step(
