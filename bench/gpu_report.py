@@ -97,11 +97,11 @@ def caption(found: dict[str, Any]) -> str:
     """Return the sentences above the table."""
     on, peak = found["surroundings"], found["peak"]
     products = ", ".join(f"{peak[kind] / 1e12:.3g} in {kind}" for kind in _precisions(peak))
-    runtime = on["cuda"]["runtime"]
+    major, minor = divmod(on["cuda"]["runtime"] // 10, 100)
     left_out = "; ".join(f"{', '.join(who)}: {why}" for why, who in _reasons(found).items())
     return (
-        f"Time of a step on one {on['device']} (CUDA {runtime // 1000}.{runtime % 1000 // 10}, CuPy {on['cupy']}; "
-        f"host: {on['cores']} cores, {on['processor']}): the first column in microseconds, the "
+        f"Time of a step on one {on['device']} (CUDA {major}.{minor}, CuPy {on['cupy']}; host: "
+        f"{on['cores']} cores, {on['processor']}): the first column in microseconds, the "
         f"others as multiples of it, median [quartiles] of interleaved rounds. Above 1 is slower "
         f"than gpunn; the fastest of a row is bold. {'; '.join(found['versions'])}. Losses are "
         f"compared before any time is taken. Products are float32 without TF32 for all, but where "
