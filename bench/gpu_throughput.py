@@ -89,12 +89,12 @@ def figures(
     """Run the contests; each gets an equal share of the time that is left.
 
     `keep` is called after each, so that what was measured is not lost with a later failure. What
-    fails in gpunn is told under "failures".
+    fails in gpunn is told under "failures", and which way its steps ran under "notes".
     """
     deadline = time.monotonic() + 60 * minutes
     workers, versions, left_out = started(contenders(device))
     found: dict[str, Any] = {"peak": peak, "versions": versions, "left_out": left_out}
-    found |= {"rows": [], "failures": []}
+    found |= {"rows": [], "notes": {}, "failures": []}
     print(gpu_report.HEADER)
     for i, (name, work) in enumerate(workloads.items()):
         left_s = deadline - time.monotonic()
@@ -111,6 +111,8 @@ def figures(
             continue
         left_out |= {f"{who} ({name})": why for who, why in outcome.left_out.items()}
         found["failures"] += [f"{name}: {who} disagrees" for who in outcome.disagreeing]
+        told = [worker for worker in workers if worker.required and worker.name in outcome.seconds]
+        found["notes"][name] = {worker.name: worker.ask("note") for worker in told}
         rows = gpu_report.rows_of(name, work, outcome.seconds, peak)
         gpu_report.show(rows)
         found["rows"] += rows

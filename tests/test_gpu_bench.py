@@ -104,6 +104,9 @@ def test_the_figures_are_written(
     assert timed >= {"gpunn", "gpunn, loop", "CuPy by hand", "gpunn, CPU"}
     assert set(found["peak"]) == {"float32", "tf32", "bfloat16", "copy", "bus"}
     assert found["kernels"]
+    ran = {who: note.splitlines()[0] for who, note in found["notes"]["digits"].items()}
+    assert "CUDA graph" in ran["gpunn"]
+    assert "GPUNN_GRAPHS" in ran["gpunn, loop"]
     table = file.with_suffix(".md").read_text()
     assert found["surroundings"]["device"] in table
     assert re.search(r"^\| digits \|", table, flags=re.MULTILINE)

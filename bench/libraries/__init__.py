@@ -7,7 +7,8 @@ Each module has
   a measurement, and has waited for the device when it returns; the other returns what to compare
   between libraries: the losses of so many steps on the first batch, without dropout, or some
   outputs;
-- `version(device)`, which fails if the library cannot use that device.
+- `version(device)`, which fails if the library cannot use that device;
+- `note()`, if there is something to say of how the measurement has run.
 
 A device is "cpu" or "gpu", the first that CUDA shows to the process.
 """

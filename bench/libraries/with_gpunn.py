@@ -13,6 +13,7 @@ import gpunn as gn
 from libraries import Refused
 
 BACKENDS = {"cpu": "numpy", "gpu": "cupy"}
+_prepared: list[gn.Trainer] = []
 
 
 def serves(work: Workload, variant: str) -> bool:
@@ -27,6 +28,7 @@ def prepare(
     if work.predict:
         return _prediction(work, device)
     trainer, loader = prepare_training(work, device)
+    _prepared[:] = [trainer]
 
     def run() -> object:
         return trainer.fit(loader, epochs=work.repeats, progress=False)
@@ -51,6 +53,7 @@ def _prediction(
     work: Workload, device: str
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     trainer = _trainer(work, device)
+    _prepared[:] = [trainer]
     model, backend = trainer.model, gn.get_backend()
     x = backend.asarray(data(work)[0])
     settings = {} if device == "cpu" else {"batch_size": work.batch_size}
@@ -115,6 +118,11 @@ def _optimizer(work: Workload, model: gn.Layer) -> gn.Optimizer:
     if work.optimizer == "adam":
         return gn.Adam(model.parameters(), **settings)
     return gn.SGD(model.parameters(), momentum=work.momentum, **settings)
+
+
+def note() -> str:
+    """Return which way the measured workload has run."""
+    return _prepared[0].explain()
 
 
 def version(device: str = "cpu") -> str:
