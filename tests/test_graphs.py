@@ -218,8 +218,14 @@ class TestWhatMayHappenOnTheWay:
 
     def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GPUNN_GRAPHS", "0")
-        trainer, *_ = RUN.run()
+        trainer, _, loader = RUN.run()
         assert trainer.why_not_recorded == "the environment variable GPUNN_GRAPHS is 0"
+        monkeypatch.delenv("GPUNN_GRAPHS")
+        trainer.fit(loader, 1, progress=False)
+        assert trainer.why_not_recorded == ""
+        monkeypatch.setenv("GPUNN_GRAPHS", "0")
+        trainer.fit(loader, 1, progress=False)
+        assert "GPUNN_GRAPHS" in trainer.why_not_recorded
 
     def test_short_epochs_are_captured_from_the_second_on(self) -> None:
         trainer, loader = RUN.trainer(), replace(RUN, batch_size=35).loader()

@@ -17,7 +17,7 @@ MACHINE = """
 import tests.conftest as ours
 
 ours.get_place = lambda _: None
-ours.on_emulator = lambda: {emulated}
+ours.on_device = lambda: not {emulated}
 ours.counting = lambda: {counting}
 ours.OPTIONAL = ("package_to_do_without",)
 """

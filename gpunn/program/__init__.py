@@ -167,6 +167,4 @@ def _cuda_steps() -> Any:
     """Return the class that makes steps on a GPU, or why there is none."""
     from gpunn.program.cuda import CudaSteps, why_not_here  # noqa: PLC0415 (imports CuPy)
 
-    if os.environ.get("GPUNN_GRAPHS") == "0":
-        return "the environment variable GPUNN_GRAPHS is 0"
     return why_not_here() or CudaSteps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from threading import Lock
@@ -60,7 +61,7 @@ class CudaSteps(RecordedSteps):
     def serves(self, *parts: Any, **settings: Any) -> bool:
         """Return whether this still describes these parts, and such data; stored ones, these."""
         feed: Feed = parts[3]
-        if (*feed[1:], settings["outputs"]) != (*self._feed[1:], self._outputs):
+        if switched_off() or (*feed[1:], settings["outputs"]) != (*self._feed[1:], self._outputs):
             return False
         if feed.stored and not are_of(self._marks, feed.batch):
             return False
@@ -236,8 +237,15 @@ def _joined(arrays: list[Array]) -> Array | None:
     return kernels(arrays[0]).xp.concat(arrays) if arrays else None
 
 
+def switched_off() -> bool:
+    """Return whether nothing is to be captured."""
+    return os.environ.get("GPUNN_GRAPHS") == "0"
+
+
 def why_not_here() -> str | None:
     """Return what keeps steps from being captured here; None if nothing does."""
+    if switched_off():
+        return "the environment variable GPUNN_GRAPHS is 0"
     if cupy.cuda.runtime.is_hip:
         return "CUDA graphs are for CUDA, and this CuPy is for ROCm"
     if library() is None:
