@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 import gpunn as gn
 from tests.at_once import in_threads
 from tests.conftest import get_place
+from tests.layouts import LAYOUTS, SIZES, draw
 
 pytestmark = pytest.mark.gpu
 cupy: Any = None
@@ -48,10 +49,6 @@ def _no_library() -> Iterator[None]:
         found.cache_clear()
 
 
-def draw(n: int, p: int, dtype: str, seed: int = 0) -> Any:
-    return cupy.asarray(np.random.default_rng(seed).standard_normal((n, p)).astype(dtype))
-
-
 def assert_is_product(z: Any, x: Any, y: Any) -> None:
     """Check each sum of products, relative to what rounding may do to it."""
     x, y, z = (gn.to_numpy(a).astype("float64") for a in (x, y, z.astype("float64")))
@@ -60,29 +57,13 @@ def assert_is_product(z: Any, x: Any, y: Any) -> None:
     assert np.all(np.abs(z - x @ y) <= 4 * x.shape[-1] * eps * (np.abs(x) @ np.abs(y)) + 1e-300)
 
 
-# Each makes, from a function that draws, an array of n rows and p columns.
-SERVED: dict[str, Callable[[int, int, str], Any]] = {
-    "rows": draw,
-    "transposed": lambda n, p, dtype: draw(p, n, dtype).T,
-    "Fortran's": lambda n, p, dtype: cupy.asfortranarray(draw(n, p, dtype)),
-    "rows of a batch": lambda n, p, dtype: draw(n + 3, p, dtype)[2 : 2 + n],
-}
-OTHERS: dict[str, Callable[[int, int, str], Any]] = {
-    "columns": lambda n, p, dtype: draw(n, p + 3, dtype)[:, 1 : 1 + p],
-    "every other row": lambda n, p, dtype: draw(2 * n, p, dtype)[::2],
-    "backwards": lambda n, p, dtype: draw(n, p, dtype)[::-1],
-    "one row, repeated": lambda n, p, dtype: cupy.broadcast_to(draw(1, p, dtype), (n, p)),
-}
-SIZES = [(1, 1, 1), (1, 7, 5), (7, 1, 5), (7, 5, 1), (1, 9, 1), (3, 4, 5), (64, 33, 17)]
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("right", SERVED | OTHERS)
-@pytest.mark.parametrize("left", SERVED | OTHERS)
-def test_a_product_is_right_in_every_layout(left: str, right: str, dtype: str) -> None:
-    layouts = SERVED | OTHERS
+@pytest.mark.parametrize("right", LAYOUTS)
+@pytest.mark.parametrize("left", LAYOUTS)
+@pytest.mark.usefixtures("no_dot")
+def test_every_layout_goes_to_the_library(left: str, right: str, dtype: str) -> None:
     for n, p, q in SIZES:
-        x, y = layouts[left](n, p, dtype), layouts[right](p, q, dtype)
+        x, y = LAYOUTS[left](n, p, dtype), LAYOUTS[right](p, q, dtype)
         z = cublas.product(x, y)
         assert_is_product(z, x, y)
         assert z.dtype == dtype
@@ -90,18 +71,6 @@ def test_a_product_is_right_in_every_layout(left: str, right: str, dtype: str) -
         into = cupy.full((n, q), np.nan, dtype)
         assert cublas.product(x, y, into) is into
         assert_is_product(into, x, y)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("right", SERVED)
-@pytest.mark.parametrize("left", SERVED)
-@pytest.mark.usefixtures("no_dot")
-def test_rows_and_transposed_matrices_go_to_the_library(left: str, right: str, dtype: str) -> None:
-    for n, p, q in SIZES:
-        x, y = SERVED[left](n, p, dtype), SERVED[right](p, q, dtype)
-        assert_is_product(cublas.product(x, y), x, y)
-        into = cupy.empty((n, q), dtype)
-        assert_is_product(cublas.product(x, y, into), x, y)
 
 
 @pytest.mark.usefixtures("no_dot")

@@ -36,6 +36,7 @@ BLOCKS = {
     "dropout": 5,
     "finish_step": 6,
     "gather": 6,
+    "round_factors": 6,
     "sgd": 4,
     "sigmoid_binary_cross_entropy": 4,
     "softmax_cross_entropy": 3,
@@ -206,7 +207,7 @@ class TestInstructions:
         return {part.split("(")[0]: part for part in ptx.split(".entry ")[1:]}
 
     # Not loss.cu: a thread there divides once per loop over classes, which unrolling is worth.
-    @pytest.mark.parametrize("file", ["activation", "data", "dropout", "optimizer"])
+    @pytest.mark.parametrize("file", ["activation", "bfloat16", "data", "dropout", "optimizer"])
     def test_no_kernel_divides_integers(self, file: str) -> None:
         for macros in cuda.VARIANTS[file]:
             for name, text in self.entries(file, macros).items():
@@ -222,6 +223,11 @@ class TestInstructions:
                 assert re.search("ld" + wide, text), (name, macros)
                 if name != "squared_norm":
                     assert re.search("st" + wide, text), (name, macros)
+
+    def test_factors_are_rounded_four_at_a_time(self) -> None:
+        text = self.entries("bfloat16", {})["round_factors"]
+        assert re.search(r"ld\.global\.v4\.\w32", text)
+        assert re.search(r"st\.global\.(v4\.\w16|v2\.\w32)", text)
 
     def test_rows_are_moved_by_the_widest_unit(self) -> None:
         for unit, kind in (("int4", r"v4\.\w32"), ("long long", r"\w64"), ("char", r"\w8")):

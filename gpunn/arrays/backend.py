@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import plain, to_cupy, to_numpy
 from gpunn.arrays.libraries import cupy_device, library_of, strict_device, strict_name
+from gpunn.arrays.precision import DEFAULT, Precision, checked_precision
 from gpunn.arrays.settings import Frozen
 from gpunn.errors import BackendUnavailableError, DeviceError, SettingError
 
@@ -161,8 +162,7 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if isinstance(name, Backend):
         return name
     if name is None:
-        chosen = _block_backend.get() or (_process_uses[-1].backend if _process_uses else None)
-        return chosen or _from_environment() or Backend("numpy")
+        return _choice().backend or _from_environment() or Backend("numpy")
     if not isinstance(name, str):
         raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
     if name == "auto":
@@ -179,13 +179,48 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     return Backend("numpy")
 
 
+class _Choice(NamedTuple):
+    """What `use` sets; no backend where it has not been called."""
+
+    backend: Backend | None
+    products: Precision
+
+
 class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
-    """Set the default backend, for a block or for the process.
+    r"""Set the default backend, and the precision of products, for a block or for the process.
 
     Parameters
     ----------
     backend : str or Backend
         As for `get_backend`.
+    products : {"float32", "tf32", "bfloat16"}, optional
+        What the factors of float32 matrix products on a GPU are rounded to. Defaults to float32,
+        or to tf32 if the environment variable ``CUPY_TF32`` is 1. Values, gradients, the
+        optimizer's state and all sums stay float32. Products of arrays on the CPU, and of float64
+        arrays, are as ever.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If that backend does not work here.
+    SettingError
+        If that backend has no products of that precision.
+
+    Notes
+    -----
+    A factor is rounded with relative error u at most, the unit roundoff of the format: it is
+    :math:`2^{-11}` for tf32 (11 significant bits) and :math:`2^{-8}` for bfloat16 (8 significant
+    bits). Both have the range of float32. A sum of n products is off by
+
+    .. math:: |\hat z - x \cdot y| \le (2 u + u^2 + n\, 2^{-23})\, |x| \cdot |y|
+
+    at most, where the last term is due to the sums. For "float32" there is no u. Rounding to
+    bfloat16 is to the nearest, ties to even. Rounding to tf32 is cuBLAS's, which may leave off the
+    last bits instead (then u is :math:`2^{-10}`), or not round at all, as on devices before compute
+    capability 8.0. bfloat16 needs compute capability 8.0.
+
+    The choice is read at each product, and a training step that was captured is captured again
+    when the choice has changed. It does not travel with arrays, models or pickles.
 
     Examples
     --------
@@ -197,27 +232,52 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
     thread or task that runs the block.
     """
 
-    def __init__(self, backend: str | Backend) -> None:
-        self.backend = get_backend(backend)
-        self._tokens: list[Token[Backend | None]] = []
+    def __init__(self, backend: str | Backend, *, products: Precision | None = None) -> None:
+        place = get_backend(backend)
+        self.backend = place
+        self.choice = _Choice(place, checked_precision(products, place.package, place.device))
+        self._tokens: list[Token[_Choice | None]] = []
         _process_uses.append(self)
 
     def __enter__(self) -> Backend:
         """Restrict the choice to the block."""
         if self in _process_uses:  # not when a block is entered a second time
             _process_uses.remove(self)
-        self._tokens.append(_block_backend.set(self.backend))
+        self._tokens.append(_block_choice.set(self.choice))
         return self.backend
 
     def __exit__(self, *exception: object) -> None:
         """Return to what was set before."""
-        _block_backend.reset(self._tokens.pop())
+        _block_choice.reset(self._tokens.pop())
 
 
 #: The calls of `use` without a block; the last one applies. Entering a block removes the block's
 #: own entry, wherever it is in the list, since threads may enter blocks at the same time.
 _process_uses: list[use] = []
-_block_backend: ContextVar[Backend | None] = ContextVar("gpunn_backend", default=None)
+_block_choice: ContextVar[_Choice | None] = ContextVar("gpunn_choice", default=None)
+_NO_CHOICE = _Choice(None, DEFAULT)
+
+
+def _choice() -> _Choice:
+    chosen = _block_choice.get()
+    if chosen is None:
+        chosen = _process_uses[-1].choice if _process_uses else _NO_CHOICE
+    return chosen
+
+
+def product_precision() -> Precision:
+    """Return the precision of products that `use` has set; asked at every product on a GPU."""
+    return _choice().products
+
+
+@contextmanager
+def held_choice() -> Iterator[None]:
+    """Keep what `use` has set for this thread, whatever other threads set for the process."""
+    token = _block_choice.set(_choice())
+    try:
+        yield
+    finally:
+        _block_choice.reset(token)
 
 
 _NUMPY = Backend("numpy")

@@ -2,7 +2,7 @@
 
 `cupy.dot` costs the host six times as much as the call of cuBLAS that it ends in, and CuPy refuses
 to make that call while a stream is captured. What is not served here goes to `cupy.dot`: other
-dtypes, strides that would need a copy, empty arrays, and machines without the library.
+dtypes, empty arrays, and machines without the library.
 
 cuBLAS counts columns where C counts rows: a matrix in C's order is to it the transpose. So it is
 asked for Z^T = Y^T X^T, and neither operand is copied, in C's order or transposed.
@@ -24,13 +24,18 @@ import numpy as np
 from cupy.cuda import runtime
 
 from gpunn._typing import Array
+from gpunn.arrays.backend import product_precision
+from gpunn.arrays.precision import DEFAULT, PRECISIONS, Precision
+from gpunn.errors import SettingError
 from gpunn.kernels.cuda_kernel import pointer_of
+from gpunn.kernels.cupy_rounding import round_factors
 
 # Looked up once: three attributes cost as much as the call.
 _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
 
 _MAX_SIDE = 2**31 - 1  # the library counts in 32 bits
 _DEFAULT_ALGORITHM = -1
+_BFLOAT16 = 14  # as the library numbers it
 
 #: What a status says; the names are those of the documentation without ``CUBLAS_STATUS_``.
 _STATUSES = {
@@ -60,13 +65,14 @@ def _kind(operand: int, result: int, compute: int, scalar: type[Any]) -> _Kind:
     return _Kind(operand, result, compute, *(ctypes.cast(number, c_void_p) for number in numbers))
 
 
-# CuPy's own setting, with the meaning it has for `cupy.dot`.
-_SINGLE = 77 if int(os.environ.get("CUPY_TF32", "0")) else 68  # COMPUTE_32F_FAST_TF32, COMPUTE_32F
-
-#: By the dtype of the operands, and that of the result.
-_KINDS = {
-    (np.dtype("float32"), np.dtype("float32")): _kind(0, 0, _SINGLE, c_float),
-    (np.dtype("float64"), np.dtype("float64")): _kind(1, 1, 70, c_double),  # COMPUTE_64F
+_FLOAT32, _FLOAT64 = np.dtype("float32"), np.dtype("float64")
+#: By the dtype of the operands, that of the result, and the precision of the factors. Those for
+#: bfloat16 are rounded before.
+_KINDS: dict[tuple[Any, Any, Precision], _Kind] = {
+    (_FLOAT32, _FLOAT32, "float32"): _kind(0, 0, 68, c_float),  # COMPUTE_32F
+    (_FLOAT32, _FLOAT32, "tf32"): _kind(0, 0, 77, c_float),  # COMPUTE_32F_FAST_TF32
+    (_FLOAT32, _FLOAT32, "bfloat16"): _kind(_BFLOAT16, 0, 68, c_float),
+    **{(_FLOAT64, _FLOAT64, any_): _kind(1, 1, 70, c_double) for any_ in PRECISIONS},  # COMPUTE_64F
 }
 
 
@@ -79,6 +85,8 @@ class _Plan(NamedTuple):
         Those of the result, in C's order.
     head, left, right, tail : tuple
         The arguments of `cublasGemmEx` between the handle and the pointers to Y, X, Z, and after.
+    rounded : bool
+        Whether the factors are to be rounded to bfloat16 first.
     """
 
     shape: tuple[int, ...]
@@ -87,9 +95,12 @@ class _Plan(NamedTuple):
     left: tuple[Any, ...]
     right: tuple[Any, ...]
     tail: tuple[Any, ...]
+    rounded: bool
 
 
-def product(x: Array, y: Array, into: Array | None = None) -> Array:
+def product(
+    x: Array, y: Array, into: Array | None = None, precision: Precision | None = None
+) -> Array:
     """Return x @ y, computed on the device of `x`.
 
     Parameters
@@ -100,32 +111,40 @@ def product(x: Array, y: Array, into: Array | None = None) -> Array:
         (P, Q).
     into : array, optional
         Where the result is written; it must not overlap `x` or `y`.
+    precision : {"float32", "tf32", "bfloat16"}, optional
+        What float32 factors are rounded to; defaults to what `gpunn.use` has set.
 
     Raises
     ------
     RuntimeError
         If the library fails.
+    SettingError
+        If the library is needed for the precision, and is not to be had.
     """
     device = _get_device()
     if x.data.device_id != device:
         with x.device:
-            return product(x, y, into)
+            return product(x, y, into, precision)
+    precision = precision or product_precision()
     dtype = x.dtype if into is None else into.dtype
-    plan = _plan(x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, dtype)
+    plan = _plan(x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, dtype, precision)
     if plan is None:
-        return cupy.dot(x, y, out=into)
-    shape, strides, head, left, right, tail = plan
+        return _product_of_others(x, y, into, precision)
+    shape, strides, head, left, right, tail, rounded = plan
     if into is None:
         into = cupy.ndarray(shape, dtype)
-    elif into.strides != strides or into.shape != shape:
-        return cupy.dot(x, y, out=into)
+    elif into.shape != shape or (into.strides != strides and not into.flags.c_contiguous):
+        return cupy.dot(x, y, out=into)  # it says what is wrong
+    x_start, y_start = x.data.ptr, y.data.ptr
+    if rounded:
+        _factors, x_start, y_start = round_factors(x, y)  # kept until the call is queued
     handle = _current_handle(device)
     status = handle.gemm(
         handle.pointer,
         *head,
-        c_void_p(y.data.ptr),
+        c_void_p(y_start),
         *left,
-        c_void_p(x.data.ptr),
+        c_void_p(x_start),
         *right,
         c_void_p(into.data.ptr),
         *tail,
@@ -133,6 +152,23 @@ def product(x: Array, y: Array, into: Array | None = None) -> Array:
     if status:
         raise _failure("cublasGemmEx", status, f", for {x.shape} @ {y.shape} in {dtype}")
     return into
+
+
+def _product_of_others(x: Array, y: Array, into: Array | None, precision: Precision) -> Array:
+    """Return the product of arrays that the library does not take as they are.
+
+    Where the strides are the reason, that of their copies, so that the precision is the same.
+    """
+    if library() is not None:
+        left, right = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
+        if left is not x or right is not y:
+            return product(left, right, into, precision)
+    elif precision not in ("float32", DEFAULT) and x.dtype == y.dtype == _FLOAT32:
+        raise SettingError(
+            f"products in {precision} need cuBLAS itself, which is not found (the log says why); "
+            "leave out products= in gpunn.use"
+        )
+    return cupy.dot(x, y, out=into)
 
 
 @lru_cache(maxsize=1024)  # asked at every product, of a few shapes for each layer and batch size
@@ -144,9 +180,10 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
     y_strides: tuple[int, ...],
     y_dtype: Any,
     dtype: Any,
+    precision: Precision,
 ) -> _Plan | None:
     """Return the plan of a product with a result in `dtype`; None if it is not served here."""
-    kind = _KINDS.get((x_dtype, dtype))
+    kind = _KINDS.get((x_dtype, dtype, precision))
     if kind is None or x_dtype != y_dtype or len(y_shape) != 2 or library() is None:
         return None
     matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
@@ -165,6 +202,7 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
         left=(kind.operand, right[1]),
         right=(kind.operand, left[1], kind.zero),
         tail=(kind.result, q, kind.compute, _DEFAULT_ALGORITHM),
+        rounded=kind.operand == _BFLOAT16,
     )
 
 

@@ -164,10 +164,13 @@ class CupyKernels(Kernels):
 
     @_on_device_of_first
     def column_sums(self, x: Array, into: Array | None = None) -> Array:
-        """Return the column sums as the product of a row of ones and x: one call of cuBLAS."""
+        """Return the column sums as the product of a row of ones and x: one call of cuBLAS.
+
+        A sum has no factors, so they are not rounded.
+        """
         if x.size == 0 or x.dtype not in REAL:
             return super().column_sums(x, into)
-        return product(self._row_of_ones(x), x, into)
+        return product(self._row_of_ones(x), x, into, "float32")
 
     @_on_device_of_first
     def dropout(self, x: Array, key: Any, rate: float) -> tuple[Array, Array]:

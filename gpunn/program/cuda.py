@@ -13,7 +13,7 @@ import cupy
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import get_backend
+from gpunn.arrays.backend import get_backend, held_choice, product_precision
 from gpunn.arrays.facts import is_out_of_memory
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
@@ -53,7 +53,9 @@ class CudaSteps(RecordedSteps):
         self._feed: Feed = parts[3]
         self._lock = Lock()
         self._done = cupy.cuda.Event(disable_timing=True)
-        super().__init__(*parts, **settings)
+        with held_choice():  # for all products of a graph the same
+            self._precision = product_precision()
+            super().__init__(*parts, **settings)
         # A trainer shall not keep data that nobody else does.
         self._marks, self._feed = marks_of(self._feed.batch), self._feed._replace(batch=None)
         self._source.release()
@@ -62,6 +64,8 @@ class CudaSteps(RecordedSteps):
         """Return whether this still describes these parts, and such data; stored ones, these."""
         feed: Feed = parts[3]
         if switched_off() or (*feed[1:], settings["outputs"]) != (*self._feed[1:], self._outputs):
+            return False
+        if product_precision() != self._precision:
             return False
         if feed.stored and not are_of(self._marks, feed.batch):
             return False
@@ -74,7 +78,7 @@ class CudaSteps(RecordedSteps):
 
     def explain(self) -> str:
         """Return what a step is made of."""
-        return "one launch of a CUDA graph a step"
+        return f"one launch of a CUDA graph a step, with products in {self._precision}"
 
     def prepare(self) -> None:
         """Check that steps on whole batches, and on a last one, can be recorded; capture them."""

@@ -40,6 +40,7 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
         for real in REAL.values()
         for name, _ in FORMULAS.values()
     ],
+    "bfloat16": [{}],
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
     "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
