@@ -6,6 +6,7 @@ An emulator of CUDA computes tf32 as float32; it does round to bfloat16.
 from __future__ import annotations
 
 import importlib
+import runpy
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import gpunn as gn
+from gpunn.__main__ import main
 from gpunn.arrays import backend as backends
 from gpunn.arrays import precision as precisions
 from gpunn.arrays.backend import product_precision
@@ -308,8 +310,22 @@ class TestWhereItHolds:
         with pytest.raises(SettingError, match="is for CUDA, and this CuPy is for ROCm"):
             gn.use(backend="cupy", products="tf32")
 
+    def test_the_doctor_says_which(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for precision in PRECISIONS:
+            with gn.use(backend="cupy", products=precision):
+                main(["doctor", "--backend", "cupy"])
+            said = f"float32 products on a GPU are in {precision}, by gpunn.use or CUPY_TF32"
+            assert (said in capsys.readouterr().out) == (precision != "float32")
+
 
 class TestOnTheHost:
+    @pytest.mark.parametrize(("value", "wanted"), [("0", "float32"), ("1", "tf32")])
+    def test_the_default_is_that_of_cupy(
+        self, monkeypatch: pytest.MonkeyPatch, value: str, wanted: str
+    ) -> None:
+        monkeypatch.setenv("CUPY_TF32", value)
+        assert runpy.run_path(precisions.__file__)["DEFAULT"] == wanted
+
     @pytest.mark.parametrize("backend", ["numpy", "array-api-strict"])
     @pytest.mark.parametrize("precision", ROUNDED)
     def test_it_is_refused(self, backend: str, precision: Precision) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, Token
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if isinstance(name, Backend):
         return name
     if name is None:
-        return _choice().backend or _from_environment() or Backend("numpy")
+        return _choice()[0] or _from_environment() or Backend("numpy")
     if not isinstance(name, str):
         raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
     if name == "auto":
@@ -179,11 +179,8 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     return Backend("numpy")
 
 
-class _Choice(NamedTuple):
-    """What `use` sets; no backend where it has not been called."""
-
-    backend: Backend | None
-    products: Precision
+#: What `use` sets; no backend where it has not been called.
+_Choice = tuple[Backend | None, Precision]
 
 
 class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
@@ -233,9 +230,9 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
     """
 
     def __init__(self, backend: str | Backend, *, products: Precision | None = None) -> None:
-        place = get_backend(backend)
-        self.backend = place
-        self.choice = _Choice(place, checked_precision(products, place.package, place.device))
+        self.backend = place = get_backend(backend)
+        products = checked_precision(products, place.package, place.device)
+        self.choice: _Choice = place, products
         self._tokens: list[Token[_Choice | None]] = []
         _process_uses.append(self)
 
@@ -255,19 +252,21 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
 #: own entry, wherever it is in the list, since threads may enter blocks at the same time.
 _process_uses: list[use] = []
 _block_choice: ContextVar[_Choice | None] = ContextVar("gpunn_choice", default=None)
-_NO_CHOICE = _Choice(None, DEFAULT)
+_NO_CHOICE: _Choice = None, DEFAULT
 
 
 def _choice() -> _Choice:
     chosen = _block_choice.get()
-    if chosen is None:
-        chosen = _process_uses[-1].choice if _process_uses else _NO_CHOICE
-    return chosen
+    if chosen is not None:
+        return chosen
+    for last in _process_uses[-1:]:  # other threads may empty the list
+        return last.choice
+    return _NO_CHOICE
 
 
 def product_precision() -> Precision:
     """Return the precision of products that `use` has set; asked at every product on a GPU."""
-    return _choice().products
+    return _choice()[1]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend
+from gpunn.arrays.backend import ENVIRONMENT_VARIABLE, Backend, get_backend, product_precision
 from gpunn.arrays.libraries import AMD, vendor_of
 from gpunn.errors import BackendUnavailableError, SettingError
 from gpunn.tools.probe import ProbeError, attempt, one_line
@@ -130,6 +130,11 @@ def _inspect_cupy(report: Report) -> None:
         report.cuda_runtime = _as_text(built_for, report)
         if report.cupy_problem is None:
             report.devices = [_device(cupy, i) for i in range(runtime.getDeviceCount())]
+        precision = product_precision()
+        if precision != "float32" and not report.on_rocm:
+            report.notes.append(
+                f"float32 products on a GPU are in {precision}, by gpunn.use or CUPY_TF32"
+            )
         if report.on_rocm:
             report.notes.append(_ROCM)
         elif 0 < driver // 1000 < built_for // 1000:
