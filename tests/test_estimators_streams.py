@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ class TestRates:
         settings = {"warm_start": True, "max_iter": 40, "n_iter_no_change": 3, "tol": 0.0}
         settings["batch_size"] = "auto"
         model = classifier(**settings).fit(X, Y["binary"])
-        before = replace(model._progress.losses)
+        before = copy.copy(model._progress.losses)
         for _ in range(10):  # one sample that it knows well, and one that it does not
             for i in np.argsort(model.predict_proba(X)[:, 1])[[0, N // 2]]:
                 feed(model, X[[i]], Y["binary"][[i]])

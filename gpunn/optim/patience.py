@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-class Patience:
+class Patience:  # noqa: PLW1641 (it changes, so it has no hash)
     """Counts the epochs since a number that should fall last improved.
 
     Attributes
@@ -23,6 +23,10 @@ class Patience:
         self, best: float = math.inf, waited: int = 0, *, follows_minimum: bool = False
     ) -> None:
         self.best, self.waited, self.follows_minimum = best, waited, follows_minimum
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both have counted the same."""
+        return type(self) is type(other) and vars(self) == vars(other)
 
     def observe(self, value: float, tolerance: float) -> None:
         """Count an epoch; it is an improvement if `value` is below `best` by the tolerance.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import cupy
 import numpy as np
 
 from gpunn._typing import Array
+from gpunn.arrays.facts import is_out_of_memory
 from gpunn.kernels import kernels
 from gpunn.kernels.cublas import CaptureHandle, workspace_bytes
 from gpunn.kernels.cupy_launch import forget_scratch
@@ -19,6 +21,10 @@ from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program.record import KeyTape, backpropagate, gradients_kept
 from gpunn.program.sources import FedBatches, StoredRows
+
+#: What one thread does to capture a step may end the capture of another.
+_one_at_a_time = Lock()
+_ATTEMPTS = 4
 
 
 class StepCapture:
@@ -62,20 +68,21 @@ class StepCapture:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             workspace = cupy.empty(workspace_bytes(), np.uint8)
-        self._products = CaptureHandle(self._stream, workspace)
+        with _one_at_a_time:  # to make a handle waits for the device
+            self._products = CaptureHandle(self._stream, workspace)
         self.has_totals = False
 
     def graph_of(self, n: int) -> Any:
         """Return the graph of a step on n samples."""
         user, stream = cupy.cuda.get_current_stream(), self._stream
+        parameters = self._parts[0].parameters()
         stream.wait_event(user.record())
         try:
-            with stream, self._products, gradients_kept(self._parts[0].parameters()):
+            with _one_at_a_time, stream, self._products, gradients_kept(parameters):
                 self._rehearse(n)  # fills caches, with memory that stays
                 with cupy.cuda.using_allocator(self._pool.malloc):
                     self._rehearse(n)  # fills the pool
-                    forget_scratch()  # what follows belongs to the graph
-                    return self._capture(n)
+                    return self._capture_in_spite_of_others(n)
         finally:
             user.wait_event(stream.record())
 
@@ -85,8 +92,24 @@ class StepCapture:
         self._board.load([0], [0.0], [0.0], keys)
         self._step(n, _scratch(self._parts[2].blocks()))
 
+    def _capture_in_spite_of_others(self, n: int) -> Any:
+        """Return the graph; try again if it fails, unless memory runs out.
+
+        A thread that waits for the whole device meanwhile ends the capture.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._capture(n)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+            for parameter in self._parts[0].parameters():
+                parameter.grad = None
+        return self._capture(n)
+
     def _capture(self, n: int) -> Any:
         stream = self._stream
+        forget_scratch()  # what follows belongs to the graph
         # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
         stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
         try:
