@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
     """Return a case for each CUDA kernel, and for each of its ways through memory."""
-    from gpunn.kernels import cupy_step  # noqa: PLC0415 (imports CuPy)
+    from gpunn.kernels import cupy_rounding, cupy_step  # noqa: PLC0415 (they import CuPy)
 
     rng = np.random.default_rng(0)
 
@@ -80,6 +80,13 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
         else:
             cupy_step.copy_rows(x, there, first)
         return [there]
+
+    def rounded(k: Kernels) -> list[Any]:
+        """Round two factors to bfloat16; return the upper halves of their bits."""
+        if type(k) is not Kernels:
+            return [cupy_rounding.round_factors(x, grad)[0]]
+        bits = cupy.concatenate((x.ravel(), grad.ravel())).view(np.uint32)
+        return [((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)]
 
     parameter = [gn.Parameter(np.zeros(1))]  # only the rules are used
     sgd, adam = gn.SGD(parameter, momentum=0.9), gn.Adam(parameter)
@@ -119,6 +126,7 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
         "sgd with clip_norm": Case(("squared_norm", "sgd"), update(sgd, 1, 1.0), 6 * n),
         "adam": Case(("adam",), update(adam, 2, None), 7 * n),
         "copy_rows": Case(("copy_rows",), copy, 2 * n),
+        "round_factors": Case(("round_factors",), rounded, 3 * n),
         "gather": Case(("gather",), lambda k: k.gather([x, labels], order), 2 * n),
         "gather, 16 bytes": Case(("gather",), lambda k: k.gather([x], order), 2 * n),
     }
