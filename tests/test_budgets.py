@@ -160,11 +160,6 @@ class TestCapturedSteps:
         """About 4 us on a quiet machine."""
         assert min(gpu_costs.host_us(gpu_costs.captured_step) for _ in range(2)) <= 15
 
-    def test_a_graph_runs_what_the_readable_step_runs(self) -> None:
-        loader = gpu_costs.captured_step()
-        before, after = (reading["executed_kernels"] for reading in loader.epochs[1][1:3])
-        assert before == after  # nothing has run yet: the launches are queued
-
 
 class TestTheHost:
     def test_a_step_takes_it_little_time(self) -> None:
