@@ -74,6 +74,32 @@ def test_a_longer_run(optimizer: str, data: str) -> None:
     assert_same(*both(replace(RUN, optimizer=optimizer, data=data, epochs=20)))
 
 
+@pytest.mark.parametrize("name", ["Fortran's order", "every second", "backwards", "one for all"])
+def test_data_on_the_device_in_another_order(name: str) -> None:
+    """A loader takes views as they are."""
+    x, y = cupy.asarray(np.random.default_rng(0).standard_normal((70, 10))), cupy.arange(70) % 3
+    weight = cupy.linspace(0.1, 2.0, 70)
+    views = {
+        "Fortran's order": (cupy.asfortranarray(x[:, :5]), y, weight),
+        "every second": (x[:, ::2], cupy.repeat(y, 2)[::2], cupy.repeat(weight, 2)[::2]),
+        "backwards": (x[::-1, :5], y[::-1], weight[::-1]),
+        "one for all": (cupy.broadcast_to(x[:1, :5], (70, 5)), y, cupy.broadcast_to(weight[5], 70)),
+    }
+    left, losses = [], []
+    for way in (pytest.MonkeyPatch.context, one_by_one):
+        trainer = replace(RUN, dtype="float64").trainer()
+        data, targets, weights = views[name]
+        loader = gn.Loader(
+            data, targets, sample_weight=weights, batch_size=4, dtype="float64", rng=1
+        )
+        with way():
+            losses.append(trainer.fit(loader, 3, progress=False)["loss"])
+        left.append((trainer,))
+    assert left[0][0].why_not_recorded == ""
+    assert losses[0] == losses[1]
+    assert_same_bits(*left)
+
+
 class TestMemory:
     def test_others_may_use_theirs_between_epochs(self) -> None:
         """All memory that is free is filled with NaN between two epochs of replays."""

@@ -20,11 +20,12 @@ from gpunn.arrays.streams import keep
 from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.cell import Cell
 from gpunn.kernels.cublas import product
-from gpunn.kernels.cuda import FORMULAS, MOST_PARTS, REAL
+from gpunn.kernels.cuda import FORMULAS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
 from gpunn.kernels.cupy_launch import (
     activation_kernel,
     cuda_kernel,
+    have_rows,
     launch_gather,
     launch_loss,
     launch_update,
@@ -249,8 +250,7 @@ class CupyKernels(Kernels):
     @_on_device_of_items
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of all arrays at `indices`, in one launch."""
-        rows = all(x.flags.c_contiguous and x.size for x in arrays)
-        if not rows or len(arrays) > MOST_PARTS or indices.size == 0:
+        if not have_rows(arrays) or indices.size == 0:
             return super().gather(arrays, indices)
         indices = cupy.ascontiguousarray(indices, dtype=np.int64)
         return launch_gather(arrays, indices, indices.size)

@@ -174,13 +174,20 @@ def _prepare(slots: Slots) -> _Prepared | None:
     return _Prepared(dtype, tables, arrays, list(decays))
 
 
+def have_rows(arrays: Sequence[Array]) -> bool:
+    """Return whether rows of these arrays lie one after another, as `launch_gather` takes them."""
+    return len(arrays) <= MOST_PARTS and all(x.flags.c_contiguous and x.size for x in arrays)
+
+
 def launch_gather(
     arrays: Sequence[Array], indices: Array, n: int, first: Cell | None = None
 ) -> list[Array]:
     """Return the rows of all arrays at n of the `indices`, by one kernel of data.cu.
 
-    The first n, or those from the number in a cell on.
+    The first n, or those from the number in a cell on. The arrays must be such as `have_rows` says.
     """
+    if not have_rows(arrays):  # the kernel would read what is not theirs
+        raise ValueError("launch_gather: the rows of an array do not lie one after another")
     results = [cupy.ndarray((n, *x.shape[1:]), x.dtype) for x in arrays]
     row_bytes = [x.nbytes // x.shape[0] for x in arrays]
     sources = [x.data.ptr for x in arrays]

@@ -99,7 +99,8 @@ class CudaSteps(RecordedSteps):
         self._steps_at_once = min(max(1, at_once), -(-n_samples // size))
         rows = min(self._steps_at_once * size, n_samples)
         try:
-            self._source = StoredRows(batch, rows) if stored else FedBatches(batch, size)
+            gathers = stored and StoredRows.serves(batch)
+            self._source = StoredRows(batch, rows) if gathers else FedBatches(batch, size)
             self._board = StepBoard(self._dtype, recordings[0].n_keys, self._steps_at_once)
             self._collected = None
             if self._outputs:

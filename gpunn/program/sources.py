@@ -10,6 +10,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.data.batch import Batch
 from gpunn.kernels.cell import Cell
+from gpunn.kernels.cupy_launch import have_rows
 from gpunn.kernels.cupy_step import gather_rows
 
 
@@ -27,6 +28,11 @@ class StoredRows:
     def __init__(self, data: Batch, rows: int) -> None:
         self._data: Batch | None = data
         self._order = cupy.zeros(rows, np.int64)
+
+    @staticmethod
+    def serves(data: Batch) -> bool:
+        """Return whether steps can gather rows of these data: views may lie in another order."""
+        return have_rows([part for part in data if part is not None])
 
     def release(self) -> None:
         """Let go of the data, once all is captured: they are kept by whom they belong to."""
