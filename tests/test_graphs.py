@@ -152,6 +152,65 @@ class TestMemory:
         with one_by_one():
             assert_same_bits(failed, replace(RUN, epochs=3).run())
 
+    def test_a_failure_may_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is tried again later, and training goes on as if nothing had been."""
+        capture = importlib.import_module("gpunn.program.capture").StepCapture
+        tried, real = [], capture._capture
+
+        def fail_twice(self: Any, n: int) -> Any:
+            tried.append(n)
+            if len(tried) <= 2:
+                raise cupy.cuda.memory.OutOfMemoryError(1 << 40, 0)
+            return real(self, n)
+
+        monkeypatch.setattr(capture, "_capture", fail_twice)
+        captured = replace(RUN, epochs=30).run()
+        assert len(tried) == 4  # in epochs 1, 10 and 27, there of two sizes of batches
+        with one_by_one():
+            assert_same(captured, replace(RUN, epochs=30).run())
+
+    def test_capturing_again_and_again_takes_no_more_memory(self) -> None:
+        trainer = RUN.trainer()
+        runtime, used = cupy.cuda.runtime, []
+        with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc):
+            for _ in range(8):
+                trainer.fit(RUN.loader(), 1, progress=False)
+                assert trainer.why_not_recorded == ""
+                gc.collect()
+                free, total = runtime.memGetInfo()
+                used.append(total - free)
+        assert len(set(used[2:])) == 1
+
+    def test_what_a_captured_step_keeps_is_there_for_others(self) -> None:
+        trainer, loader = RUN.trainer(), RUN.loader()
+        trainer.fit(loader, 1, progress=False)
+        assert trainer.why_not_recorded == ""
+        model = trainer.model
+        forward, failures = model.forward, []
+
+        def fail_once(x: Any, tape: Any = None) -> Any:
+            if not failures:
+                failures.append(1)
+                raise cupy.cuda.memory.OutOfMemoryError(1 << 40, 0)
+            return forward(x, tape)
+
+        model.forward = fail_once
+        assert np.isfinite(gn.to_numpy(trainer.predict(loader))).all()
+        assert not trainer._program.is_recorded
+
+    def test_it_keeps_to_the_limit_of_the_pool(self) -> None:
+        trainer, loader = RUN.trainer(), RUN.loader()
+        with one_by_one():
+            trainer.fit(loader, 1, progress=False)
+        pool = cupy.get_default_memory_pool()
+        before = pool.get_limit()
+        pool.set_limit(pool.total_bytes())
+        try:
+            trainer.fit(loader, 1, progress=False)
+        finally:
+            pool.set_limit(before)
+        assert "too little memory" in trainer.why_not_recorded
+
 
 class TestStreamsAndThreads:
     def test_each_epoch_in_another_stream(self) -> None:

@@ -104,6 +104,8 @@ def gather_rows(arrays: Sequence[Array], order: Array, first: Cell, n: int) -> l
 
 def copy_rows(x: Array, to: Array, first: Cell) -> None:
     """Copy the rows of x to those of `to` from the number in `first` on."""
+    if x.dtype != to.dtype or not x.flags.c_contiguous:
+        raise TypeError(f"rows of {x.dtype} in C's order go to {to.dtype} only")
     kernel = cuda_kernel("step", "copy_rows", x.dtype)
     width = x.size // x.shape[0]
     kernel(*over_entries(x.size), *map(_pointer, (x, to, first.array)), width, x.size)

@@ -13,6 +13,7 @@ __all__ = ["Program", "why_not_captured", "why_not_compiled"]
 
 
 _NOTHING_YET = "nothing has run yet"
+_PAUSE = 8  # epochs, before what has failed is tried again
 
 
 class Program:
@@ -29,6 +30,7 @@ class Program:
         self._steps: Any = None
         self._refused: tuple[Any, Any] | None = None
         self._last_asked: Any = None  # what for, in the last epoch that was too short to record
+        self._pause: tuple[Any, int, int] | None = None  # of what, for how long yet, and at first
         self._unsteady: tuple[Any, ...] | None = None  # the model and loss that recording changes
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
@@ -39,6 +41,13 @@ class Program:
     def is_recorded(self) -> bool:
         """Whether there is a recording, though it may no longer hold."""
         return self._steps is not None
+
+    def release(self) -> bool:
+        """Drop the recording if it keeps memory of a device; return whether it did."""
+        steps, keeps = self._steps, False
+        if steps is not None and steps.keeps_device_memory:
+            self._steps, keeps = None, True
+        return keeps
 
     def explain(self) -> str:
         """Return which way the steps run, and why."""
@@ -92,6 +101,7 @@ class Program:
         # Not needed to import gpunn, and slow to import.
         from gpunn.program.fingerprint import Fingerprint  # noqa: PLC0415
         from gpunn.program.values import (  # noqa: PLC0415
+            FailedError,
             NotNowError,
             NotRecordableError,
             UnsteadyError,
@@ -104,7 +114,7 @@ class Program:
         asked = (*map(id, models), kind_of(feed.batch), *feed[1:], *settings.values())
         if self._refused is not None and self._refused[0] == asked and self._refused[1].holds():
             return None
-        if self._unsteady == asked[:2]:
+        if self._unsteady == asked[:2] or self._pauses(asked):
             return None
         if not runner.pays_at_once(feed):
             last, self._last_asked = self._last_asked, (asked, marks_of(feed.batch))
@@ -113,6 +123,9 @@ class Program:
                 return self._refuse("a first epoch of few steps; a second one is captured")
         try:
             steps = runner(*parts, **settings)
+        except FailedError as error:
+            self._take_a_break(asked, str(error))
+            return self._refuse(str(error))
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
                 looked_into = [part for part in models[:2] if part is not None]
@@ -120,8 +133,26 @@ class Program:
             if isinstance(error, UnsteadyError):
                 self._unsteady = asked[:2]
             return self._refuse(str(error))
-        self._steps, self.why_not, self._refused = steps, "", None
+        self._steps, self.why_not = steps, ""
+        self._refused = self._pause = None
         return steps
+
+    def _pauses(self, asked: Any) -> bool:
+        """Return whether a failure is too recent to try again; count an epoch."""
+        if self._pause is None or self._pause[0] != asked or not self._pause[1]:
+            return False
+        self._pause = asked, self._pause[1] - 1, self._pause[2]
+        return True
+
+    def _take_a_break(self, asked: Any, reason: str) -> None:
+        """Try again after some epochs, and after twice as many the next time; say so once."""
+        again = self._pause is not None and self._pause[0] == asked
+        epochs = 2 * self._pause[2] if self._pause is not None and again else _PAUSE
+        self._pause = asked, epochs, epochs
+        if not again:
+            import logging  # noqa: PLC0415 (slow to import)
+
+            logging.getLogger("gpunn").warning("training runs step by step: %s", reason)
 
     def _refuse(self, reason: str) -> None:
         self._steps, self.why_not = None, reason

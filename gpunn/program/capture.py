@@ -64,7 +64,8 @@ class StepCapture:
         self._parts = parts
         self._source, self._board, self._collected = source, board, collected
         self._penalized = penalized
-        self._pool = cupy.cuda.MemoryPool()
+        self._pool = _pool_of_ones_own()
+        self._device = cupy.cuda.Device()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             workspace = cupy.empty(workspace_bytes(), np.uint8)
@@ -78,11 +79,15 @@ class StepCapture:
         parameters = self._parts[0].parameters()
         stream.wait_event(user.record())
         try:
-            with _one_at_a_time, stream, self._products, gradients_kept(parameters):
-                self._rehearse(n)  # fills caches, with memory that stays
-                with cupy.cuda.using_allocator(self._pool.malloc):
-                    self._rehearse(n)  # fills the pool
-                    return self._capture_in_spite_of_others(n)
+            with (
+                _one_at_a_time,
+                stream,
+                cupy.cuda.using_allocator(self._pool.malloc),
+                self._products,
+                gradients_kept(parameters),
+            ):
+                self._rehearse(n)  # loads kernels, and fills caches and the pool
+                return self._capture_in_spite_of_others(n)
         finally:
             user.wait_event(stream.record())
 
@@ -110,15 +115,21 @@ class StepCapture:
     def _capture(self, n: int) -> Any:
         stream = self._stream
         forget_scratch()  # what follows belongs to the graph
-        # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
-        stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
         try:
+            # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
+            stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
             self._step(n)
         except BaseException:
             with suppress(Exception):
                 stream.end_capture()
             raise
         return stream.end_capture()
+
+    def __del__(self) -> None:
+        """Give the memory back: a pool that is dropped keeps what is free in it."""
+        with suppress(Exception), self._device:  # such as in a process that was forked
+            vars(self).pop("_products", None)
+            self._pool.free_all_blocks()
 
     def _step(self, n: int, scratch: Slots | None = None) -> None:
         """Launch all that a step does, in the current stream."""
@@ -137,6 +148,15 @@ class StepCapture:
         for parameter in model.parameters():
             parameter.grad = None
         board.finish(cost, total, squares)
+
+
+def _pool_of_ones_own() -> Any:
+    """Return a pool that takes no more than CuPy's own may still take."""
+    pool, usual = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
+    limit = usual.get_limit()
+    if limit:
+        pool.set_limit(max(1, limit - usual.total_bytes()))  # 0 would be none
+    return pool
 
 
 def _scratch(slots: Slots) -> Slots:

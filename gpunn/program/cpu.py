@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -13,6 +14,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend
 from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
 from gpunn.kernels.blas import OneThread, is_small, one_thread
 from gpunn.nn.init import as_generator
 from gpunn.program import crew
@@ -71,6 +73,24 @@ class CpuSteps(RecordedSteps):
         n = self._plan(self._batch_size).n_instructions
         threads = "1 thread" if self._threads_used == 1 else f"{self._threads_used} threads"
         return f"{n} compiled instructions on {threads}"
+
+    def run_over(
+        self, loader: Loader, order: Any, stop: int, decays: Sequence[float], **settings: Any
+    ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
+        """Make steps; the whole data set at once if it is in memory, else by groups of batches."""
+        data = loader.rows()
+        if data is not None:
+            for results in self.run(data, order, stop, decays, **settings):
+                yield results, data, order
+            return
+        first = 0
+        with closing(loader.groups(order, stop)) as groups:
+            for group in groups:
+                size = group.x.shape[0]
+                last = first - (-size // self._batch_size)
+                for results in self.run(group, None, size, decays[first:last], **settings):
+                    yield results, group, None
+                first = last
 
     def run(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import cupy
 import numpy as np
@@ -29,6 +28,7 @@ from gpunn.program.sources import FedBatches, StoredRows
 from gpunn.program.steps import RecordedSteps
 from gpunn.program.values import (
     BatchLike,
+    FailedError,
     Feed,
     NotRecordableError,
     Recording,
@@ -48,6 +48,8 @@ class CudaSteps(RecordedSteps):
     The graph has the addresses of the data, the parameters and all between in it, and reads the
     numbers that change from step to step from a `StepBoard`.
     """
+
+    keeps_device_memory: ClassVar[bool] = True
 
     def __init__(self, *parts: Any, **settings: Any) -> None:
         self._feed: Feed = parts[3]
@@ -82,13 +84,11 @@ class CudaSteps(RecordedSteps):
 
     def prepare(self) -> None:
         """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
-        model, loss, optimizer = self._model, self._loss, self._optimizer
-        assert loss is not None  # noqa: S101 (only training is captured)
-        assert optimizer is not None  # noqa: S101
-        if kernel_of(optimizer) is None:
-            kind = type(optimizer).__name__
+        assert self._optimizer is not None  # noqa: S101 (only training is captured)
+        if kernel_of(self._optimizer) is None:
+            kind = type(self._optimizer).__name__
             raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
-        batch, size, n_samples, stored = self._feed
+        _, size, n_samples, _ = self._feed
         sizes = {min(size, n_samples), n_samples % size or size}
         recordings = [self._recorded(n) for n in sizes]
         prediction = recordings[0].prediction
@@ -98,63 +98,69 @@ class CudaSteps(RecordedSteps):
             at_once = min(at_once, _ENTRIES_AT_ONCE // max(1, prediction.width * size))
         self._steps_at_once = min(max(1, at_once), -(-n_samples // size))
         rows = min(self._steps_at_once * size, n_samples)
+        collected = (rows, *prediction.shape[1:]) if self._outputs else None
         try:
-            gathers = stored and StoredRows.serves(batch)
-            self._source = StoredRows(batch, rows) if gathers else FedBatches(batch, size)
-            self._board = StepBoard(self._dtype, recordings[0].n_keys, self._steps_at_once)
-            self._collected = None
-            if self._outputs:
-                self._collected = cupy.zeros((rows, *prediction.shape[1:]), prediction.dtype)
-            self._capture = StepCapture(
-                (model, loss, optimizer),
-                self._source,
-                self._board,
-                self._collected,
-                penalized=self._penalized,
-            )
-            self._graphs = {n: self._capture.graph_of(n) for n in sizes}
+            self._capture_all(sizes, recordings[0].n_keys, rows, collected)
         except Exception as error:
             if not is_out_of_memory(error):
-                raise NotRecordableError(f"{type(error).__name__}: {error}") from error
+                raise FailedError(f"{type(error).__name__}: {error}") from error
         else:
             return
-        reason = "the device has too little memory for a captured step beside all else"
-        logging.getLogger("gpunn").warning("training runs step by step: %s", reason)
-        raise NotRecordableError(reason)
+        raise FailedError("the device has too little memory for a captured step beside all else")
 
-    def run(
+    def _capture_all(
+        self, sizes: set[int], n_keys: int, rows: int, collected: tuple[int, ...] | None
+    ) -> None:
+        """Capture a step for each size of a batch; `collected` is the shape of all outputs."""
+        batch, size, _, stored = self._feed
+        gathers = stored and StoredRows.serves(batch)
+        self._source = StoredRows(batch, rows) if gathers else FedBatches(batch, size)
+        self._board = StepBoard(self._dtype, n_keys, self._steps_at_once)
+        self._collected = None if collected is None else cupy.zeros(collected, self._dtype)
+        parts: Any = (self._model, self._loss, self._optimizer)
+        self._capture = StepCapture(
+            parts, self._source, self._board, self._collected, penalized=self._penalized
+        )
+        self._graphs = {n: self._capture.graph_of(n) for n in sizes}
+
+    def run_over(
         self,
-        batch: Batch,
+        loader: Loader,
         order: Any,
         stop: int,
         decays: Sequence[float],
         *,
         outputs: bool,
         rng: Any = None,
-    ) -> Iterator[StepResults]:
-        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
-        source = self._source
-        assert isinstance(source, StoredRows)  # noqa: S101
+    ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
+        """Make a step for each batch; stored rows are gathered by it, others put in its place."""
         assert outputs == self._outputs  # noqa: S101
-        assert are_of(self._marks, batch)  # noqa: S101 (the graphs have its addresses)
+        run = self._run_stored if isinstance(self._source, StoredRows) else self._run_fed
+        for results in run(loader, order, stop, decays, rng):
+            yield results, None, None
+
+    def _run_stored(
+        self, loader: Loader, order: Any, stop: int, decays: Sequence[float], rng: Any
+    ) -> Iterator[StepResults]:
+        batch, source = loader.stored, self._source
+        assert isinstance(source, StoredRows)  # noqa: S101
+        if not are_of(self._marks, batch):  # the graphs have the addresses of the others
+            raise RuntimeError("the data have changed since the step was captured")
         order = np.ascontiguousarray(np.arange(stop) if order is None else order, np.int64)
         for turns, steps in self._stretches(stop):
             with self._lock:  # the board and the graphs' memory are those of one run
                 self._follow_last()
                 rows = source.set_order(order[turns])
                 self._make_steps(turns, decays[steps], rng)
-                targets = kernels(rows).gather([batch.y], rows)[0] if outputs else None
+                targets = kernels(rows).gather([batch.y], rows)[0] if self._outputs else None
                 results = self._results(turns, targets)
             yield results
 
-    def run_over(
-        self, loader: Loader, order: Any, stop: int, decays: Sequence[float], **settings: Any
-    ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
-        """Run over the data of a loader; yield results, and data and their order for targets."""
+    def _run_fed(
+        self, loader: Loader, order: Any, stop: int, decays: Sequence[float], rng: Any
+    ) -> Iterator[StepResults]:
         source = self._source
-        if isinstance(source, StoredRows):
-            yield from super().run_over(loader, order, stop, decays, **settings)
-            return
+        assert isinstance(source, FedBatches)  # noqa: S101
         targets: list[Array] = []
         with closing(loader.batches(order, stop)) as batches:
 
@@ -167,10 +173,10 @@ class CudaSteps(RecordedSteps):
             for turns, steps in self._stretches(stop):
                 with self._lock:
                     self._follow_last()
-                    self._make_steps(turns, decays[steps], settings["rng"], feed)
+                    self._make_steps(turns, decays[steps], rng, feed)
                     results = self._results(turns, _joined(targets))
                 targets.clear()
-                yield results, None, None
+                yield results
 
     def _stretches(self, stop: int) -> Iterator[tuple[slice, slice]]:
         """Yield the turns, and the steps, that are made between two looks at their results."""

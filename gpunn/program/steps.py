@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
@@ -29,7 +28,7 @@ _RULE = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "clip_norm", "cl
 class RecordedSteps:
     """Makes the steps of an epoch, or the predictions for a data set.
 
-    A subclass defines `prepare`, `run` and `explain`.
+    A subclass defines `prepare`, `run_over` and `explain`.
 
     Parameters
     ----------
@@ -50,6 +49,9 @@ class RecordedSteps:
     NotRecordableError
         If the step cannot be recorded, or the runner does not serve it; the message says why.
     """
+
+    #: Whether they keep memory of a device, which is free once they are gone.
+    keeps_device_memory: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -93,45 +95,38 @@ class RecordedSteps:
         """Record the step; called again if that has changed the model."""
         raise NotImplementedError
 
-    def run(
-        self,
-        batch: Batch,
-        order: Any,
-        stop: int,
-        decays: Sequence[float],
-        *,
-        outputs: bool,
-        rng: Any = None,
-    ) -> Iterator[StepResults]:
-        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
-        raise NotImplementedError
-
     def run_over(
         self,
         loader: Loader,
         order: Any,
         stop: int,
         decays: Sequence[float],
-        **settings: Any,
+        *,
+        outputs: bool,
+        rng: Any = None,
     ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
-        """Run over the data of a loader; yield results, the data, and the order of their rows.
+        """Make a step for each batch of the first `stop` rows of a loader.
 
-        The whole data set at once if it is in memory, else one group of batches after another. No
-        data if the results have all that metrics need.
+        Parameters
+        ----------
+        loader : Loader
+        order : array or None
+            That of the rows; None is the stored one.
+        stop : int
+        decays : sequence of float
+            The weight decay of each step; empty where nothing is trained.
+        outputs : bool
+            Whether the model's outputs are wanted.
+        rng : None, int or numpy.random.Generator
+            For random masks.
+
+        Yields
+        ------
+        StepResults, Batch or None, array or None
+            The results of some steps; the data that their targets are in, unless the results have
+            them; and the order of these data.
         """
-        data = loader.rows()
-        if data is not None:
-            for results in self.run(data, order, stop, decays, **settings):
-                yield results, data, order
-            return
-        first = 0
-        with closing(loader.groups(order, stop)) as groups:
-            for group in groups:
-                size = group.x.shape[0]
-                last = first - (-size // self._batch_size)
-                for results in self.run(group, None, size, decays[first:last], **settings):
-                    yield results, group, None
-                first = last
+        raise NotImplementedError
 
     @staticmethod
     def pays_at_once(feed: Feed) -> bool:  # noqa: ARG004

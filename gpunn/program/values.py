@@ -23,6 +23,10 @@ class NotNowError(NotRecordableError):
     """A step cannot be recorded in the present state of its parts, which may pass."""
 
 
+class FailedError(NotRecordableError):
+    """Recording failed for a reason that may pass, such as a lack of memory."""
+
+
 class Value:
     """An array of the step, of which only what it is like is known.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import scope_of
@@ -14,7 +14,13 @@ from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.data.loader import Loader
-from gpunn.errors import DataError, DeviceError, DivergenceError, SettingError
+from gpunn.errors import (
+    DataError,
+    DeviceError,
+    DeviceMemoryError,
+    DivergenceError,
+    SettingError,
+)
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer, first_parameter
@@ -44,6 +50,8 @@ from gpunn.training.stopping import BestWeights, EarlyStopping, follow
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
 Callback: TypeAlias = "Callable[[Trainer, History], object]"
+
+_Result = TypeVar("_Result")
 
 #: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
 Data: TypeAlias = "Loader | Sequence[Any]"
@@ -251,7 +259,7 @@ class Trainer:
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
-        return predict(self.model, loader, self._prediction)
+        return self._with_room_for(lambda: predict(self.model, loader, self._prediction))
 
     @in_order
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
@@ -298,10 +306,22 @@ class Trainer:
         return columns | dict.fromkeys(("learning_rate", "elapsed_s", "samples_per_s"))
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
-        readings = Readings(self.loss, self.metrics)
-        evaluate(self.model, loader, readings, self._evaluation)
-        with loader.backend.scope():
-            return readings.read()
+        def work() -> dict[str, float]:
+            readings = Readings(self.loss, self.metrics)
+            evaluate(self.model, loader, readings, self._evaluation)
+            with loader.backend.scope():
+                return readings.read()
+
+        return self._with_room_for(work)
+
+    def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work, if need be without the memory that captured training steps keep."""
+        try:
+            return work()
+        except DeviceMemoryError:
+            if not self._program.release():
+                raise
+        return work()
 
     def _as_loader(self, data: Data, owner: str) -> Loader:
         if isinstance(data, Loader):
