@@ -205,9 +205,12 @@ def test_an_update_that_fails_says_what_it_leaves(place: Place) -> None:
 @pytest.mark.parametrize("free", [2 * MEBI, 12 * MEBI])
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft targets"])
-def test_the_batch_that_is_advised_fits(make: Callable[[], Any], free: int, soft: bool) -> None:
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_the_batch_that_is_advised_fits(
+    make: Callable[[], Any], free: int, soft: bool, products: Any
+) -> None:
     cupy = pytest.importorskip("cupy")
-    with limited(0) as pool:
+    with limited(0) as pool, gn.use("cupy", products=products):
         model = make().to("cupy")
         optimizer, loss = gn.Adam(model.parameters(), 0.1), gn.SoftmaxCrossEntropy()
         features = len(model.parameters()[0].value)
