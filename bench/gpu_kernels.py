@@ -40,56 +40,30 @@ class Case(NamedTuple):
     moved: int
 
 
+Draw = Callable[..., Any]
+
+
 def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
     """Return a case for each CUDA kernel, and for each of its ways through memory."""
-    from gpunn.kernels import cupy_rounding, cupy_step  # noqa: PLC0415 (they import CuPy)
-
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> Any:
         return cupy.asarray(rng.standard_normal(shape, dtype=np.float32))
 
-    x, grad, logits = draw(side, side), draw(side, side), draw(side, 1000)
+    return (
+        _layer_cases(draw, side)
+        | _loss_cases(draw, cupy, side)
+        | _update_cases(draw, side)
+        | _row_cases(draw, cupy, side)
+    )
+
+
+def _layer_cases(draw: Draw, side: int) -> dict[str, Case]:
+    x, grad, bias = draw(side, side), draw(side, side), draw(side)
     owned = [draw(side, side) for _ in range(2)]  # by bias_activation, which writes there
     few, several = draw(128, 512), draw(min(side, 1024), 4096)
-    soft = cupy.asarray(rng.uniform(0, 1, logits.shape).astype(np.float32))
-    labels = cupy.asarray(rng.integers(0, 1000, side))
-    order, bias = cupy.asarray(rng.permutation(side)), draw(side)
     relu, tanh, gelu = gn.ReLU(), gn.Tanh(), gn.GELU()
-    n, m = x.nbytes, logits.nbytes
-
-    def loss(formula: gn.Loss, target: Any) -> Callable[[Kernels], list[Any]]:
-        return lambda k: [*k.loss(formula, logits, target, 1.0, summed=False)]
-
-    def update(rule: Any, states: int, clip_norm: float | None) -> Callable[[Kernels], list[Any]]:
-        values, grads, *kept = ([draw(side // 4, side // 4) for _ in range(16)] for _ in range(4))
-        kept = [[v * v for v in state] for state in kept[:states]]
-        settings = Update(Slots(values, grads, kept, [0.0] * 16), 0.1, clip_norm, None)
-
-        def call(k: Kernels) -> list[Any]:
-            k.update(rule, settings)
-            return [array for each in (values, *kept) for array in each]
-
-        return call
-
-    there, first = cupy.zeros_like(x), Cell(cupy.zeros(1, np.int64))
-
-    def copy(k: Kernels) -> list[Any]:
-        if type(k) is Kernels:
-            there[...] = x
-        else:
-            cupy_step.copy_rows(x, there, first)
-        return [there]
-
-    def rounded(k: Kernels) -> list[Any]:
-        """Round two factors to bfloat16; return the upper halves of their bits."""
-        if type(k) is not Kernels:
-            return [cupy_rounding.round_factors(x, grad)[0]]
-        bits = cupy.concatenate((x.ravel(), grad.ravel())).view(np.uint32)
-        return [((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)]
-
-    parameter = [gn.Parameter(np.zeros(1))]  # only the rules are used
-    sgd, adam = gn.SGD(parameter, momentum=0.9), gn.Adam(parameter)
+    n = x.nbytes
     return {
         "bias_activation, relu": Case(
             ("bias_activation",), lambda k: [*k.bias_activation(owned[0], bias, relu)], 2 * n
@@ -112,6 +86,18 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
             2 * several.nbytes,
         ),
         "dropout": Case(("dropout",), lambda k: [*k.dropout(x, 1, 0.5)], 3 * n),
+    }
+
+
+def _loss_cases(draw: Draw, cupy: Any, side: int) -> dict[str, Case]:
+    logits, soft = draw(side, 1000), abs(draw(side, 1000)) % 1
+    labels = cupy.asarray(np.random.default_rng(1).integers(0, 1000, side))
+    m = logits.nbytes
+
+    def loss(formula: gn.Loss, target: Any) -> Callable[[Kernels], list[Any]]:
+        return lambda k: [*k.loss(formula, logits, target, 1.0, summed=False)]
+
+    return {
         "cross-entropy, labels": Case(
             ("softmax_cross_entropy",), loss(gn.SoftmaxCrossEntropy(), labels), 2 * m
         ),
@@ -122,9 +108,56 @@ def cases(cupy: Any, side: int = SIDE) -> dict[str, Case]:
             ("sigmoid_binary_cross_entropy",), loss(gn.BinaryCrossEntropy(), soft), 3 * m
         ),
         "squared error": Case(("squared_error",), loss(gn.MeanSquaredError(), soft), 3 * m),
+    }
+
+
+def _update_cases(draw: Draw, side: int) -> dict[str, Case]:
+    def update(rule: Any, states: int, clip_norm: float | None) -> Callable[[Kernels], list[Any]]:
+        values, grads, *kept = ([draw(side // 4, side // 4) for _ in range(16)] for _ in range(4))
+        kept = [[v * v for v in state] for state in kept[:states]]
+        settings = Update(Slots(values, grads, kept, [0.0] * 16), 0.1, clip_norm, None)
+
+        def call(k: Kernels) -> list[Any]:
+            k.update(rule, settings)
+            return [array for each in (values, *kept) for array in each]
+
+        return call
+
+    n = 4 * side * side
+    parameter = [gn.Parameter(np.zeros(1))]  # only the rules are used
+    sgd, adam = gn.SGD(parameter, momentum=0.9), gn.Adam(parameter)
+    return {
         "sgd": Case(("sgd",), update(sgd, 1, None), 5 * n),
         "sgd with clip_norm": Case(("squared_norm", "sgd"), update(sgd, 1, 1.0), 6 * n),
         "adam": Case(("adam",), update(adam, 2, None), 7 * n),
+    }
+
+
+def _row_cases(draw: Draw, cupy: Any, side: int) -> dict[str, Case]:
+    from gpunn.kernels import cupy_rounding, cupy_step  # noqa: PLC0415 (they import CuPy)
+
+    x, grad = draw(side, side), draw(side, side)
+    random = np.random.default_rng(1)
+    labels = cupy.asarray(random.integers(0, 1000, side))
+    order = cupy.asarray(random.permutation(side))
+    n = x.nbytes
+    there, first = cupy.zeros_like(x), Cell(cupy.zeros(1, np.int64))
+
+    def copy(k: Kernels) -> list[Any]:
+        if type(k) is Kernels:
+            there[...] = x
+        else:
+            cupy_step.copy_rows(x, there, first)
+        return [there]
+
+    def rounded(k: Kernels) -> list[Any]:
+        """Round two factors to bfloat16; return the upper halves of their bits."""
+        if type(k) is not Kernels:
+            return [cupy_rounding.round_factors(x, grad)[0]]
+        bits = cupy.concatenate((x.ravel(), grad.ravel())).view(np.uint32)
+        return [((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)]
+
+    return {
         "copy_rows": Case(("copy_rows",), copy, 2 * n),
         "round_factors": Case(("round_factors",), rounded, 3 * n),
         "gather": Case(("gather",), lambda k: k.gather([x, labels], order), 2 * n),

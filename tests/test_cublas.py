@@ -42,10 +42,10 @@ def no_dot(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _no_library() -> Iterator[None]:
     """Forget what was found before the test, and afterwards what was found in it."""
-    for found in (cublas.library, cublas._plan):
+    for found in (cublas.loaded_library, cublas._plan):
         found.cache_clear()
     yield
-    for found in (cublas.library, cublas._plan):
+    for found in (cublas.loaded_library, cublas._plan):
         found.cache_clear()
 
 
@@ -127,7 +127,7 @@ def test_a_handle_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("_no_library")
 class TestWithoutTheLibrary:
     def assert_falls_back(self) -> None:
-        assert cublas.library() is None
+        assert cublas.loaded_library() is None
         x, y = draw(3, 4, "float32"), draw(4, 2, "float32")
         assert_is_product(cublas.product(x, y), x, y)
 
@@ -197,7 +197,7 @@ class TestThreads:
                     x = cupy.full((16, 16), float(i + k), "float32")
                     z = cublas.product(x, y)
                 cupy.cuda.get_current_stream().synchronize()
-            if cublas.library() is None:
+            if cublas.loaded_library() is None:
                 return z, i
             return z, weakref.ref(cublas._current_handle(0))
 

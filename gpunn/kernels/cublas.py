@@ -159,7 +159,7 @@ def _product_of_others(x: Array, y: Array, into: Array | None, precision: Precis
 
     Where the strides are the reason, that of their copies, so that the precision is the same.
     """
-    if library() is not None:
+    if loaded_library() is not None:
         left, right = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
         if left is not x or right is not y:
             return product(left, right, into, precision)
@@ -184,7 +184,7 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
 ) -> _Plan | None:
     """Return the plan of a product with a result in `dtype`; None if it is not served here."""
     kind = _KINDS.get((x_dtype, dtype, precision))
-    if kind is None or x_dtype != y_dtype or len(y_shape) != 2 or library() is None:
+    if kind is None or x_dtype != y_dtype or len(y_shape) != 2 or loaded_library() is None:
         return None
     matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
     if len(matrix) != 2 or matrix[1] != y_shape[0]:
@@ -227,7 +227,7 @@ def _stored(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tupl
 
 
 @cache
-def library() -> Any:
+def loaded_library() -> Any:
     """Return the library that CuPy has loaded, for `ctypes`; None if it is not to be had."""
     if runtime.is_hip:
         return None  # AMD's library has other names
@@ -244,7 +244,7 @@ class _Handle:
     """A handle of cuBLAS on the current device; it must not be shared by threads."""
 
     def __init__(self) -> None:
-        self._library = library()
+        self._library = loaded_library()
         self.gemm = self._library.cublasGemmEx
         self.pointer = c_void_p()
         self.stream: Any = None
@@ -294,7 +294,7 @@ class CaptureHandle:
     def __init__(self, stream: Any, workspace: Array) -> None:
         self._handle, self._workspace, self._device = _Handle(), workspace, _get_device()
         self._handle.follow(stream)
-        status = library().cublasSetWorkspace_v2(
+        status = loaded_library().cublasSetWorkspace_v2(
             self._handle.pointer, c_void_p(workspace.data.ptr), c_size_t(workspace.nbytes)
         )
         if status:

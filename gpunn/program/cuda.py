@@ -17,7 +17,7 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
-from gpunn.kernels.cublas import library
+from gpunn.kernels.cublas import loaded_library
 from gpunn.kernels.cupy_step import StepBoard
 from gpunn.kernels.declared import kernel_of
 from gpunn.nn.init import as_generator
@@ -259,6 +259,6 @@ def why_not_here() -> str | None:
         return "the environment variable GPUNN_GRAPHS is 0"
     if cupy.cuda.runtime.is_hip:
         return "CUDA graphs are for CUDA, and this CuPy is for ROCm"
-    if library() is None:
+    if loaded_library() is None:
         return "cuBLAS is not found, and CuPy's products cannot be captured"
     return None
