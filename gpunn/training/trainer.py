@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -18,7 +17,6 @@ from gpunn.errors import (
     DataError,
     DeviceError,
     DeviceMemoryError,
-    DivergenceError,
     SettingError,
 )
 from gpunn.losses.base import Loss
@@ -38,6 +36,7 @@ from gpunn.training.arguments import (
     report_newcomers,
 )
 from gpunn.training.bar import progress_bar
+from gpunn.training.divergence import check_finite
 from gpunn.training.epoch import EpochRunner, memory_advice
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
@@ -180,7 +179,7 @@ class Trainer:
             while len(history) < epochs and not history.stopped:
                 with loader.backend.scope():
                     self._epoch(runner, validation, history, bar)
-                self._check_finite(history, best)
+                check_finite(history, best, self.optimizer)
                 history.stopped = self._reason(history, early_stopping, callbacks)
                 if callbacks:  # they may have moved the model
                     self._check_home(loader)
@@ -380,23 +379,6 @@ class Trainer:
                 f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
                 "before building the optimizer"
             )
-
-    def _check_finite(self, history: History, best: BestWeights) -> None:
-        losses = [history.last[n] for n in ("loss", "validation_loss") if n in history]
-        if all(map(math.isfinite, losses)):
-            return
-        best.restore()
-        self.optimizer.reset()  # its state may not be finite
-        whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
-        history.stopped = f"the loss was not finite in epoch {len(history)}"
-        error = DivergenceError(
-            f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
-            f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
-            "Look for NaN in the data first, Loader(..., check_finite=True); if there is none, try "
-            "standardised features, a lower learning rate or clip_norm=1.0"
-        )
-        error.history = history  # type: ignore[attr-defined]
-        raise error
 
     def _reason(
         self,

@@ -1,0 +1,35 @@
+"""What happens when the loss is no longer finite."""
+
+from __future__ import annotations
+
+import math
+
+from gpunn.errors import DivergenceError
+from gpunn.optim.base import Optimizer
+from gpunn.training.history import History
+from gpunn.training.stopping import BestWeights
+
+
+def check_finite(history: History, best: BestWeights, optimizer: Optimizer) -> None:
+    """Check the losses of the last epoch; if one is not finite, go back to the best weights.
+
+    Raises
+    ------
+    DivergenceError
+        Its `history` is the history so far.
+    """
+    losses = [history.last[name] for name in ("loss", "validation_loss") if name in history]
+    if all(map(math.isfinite, losses)):
+        return
+    best.restore()
+    optimizer.reset()  # its state may not be finite
+    whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
+    history.stopped = f"the loss was not finite in epoch {len(history)}"
+    error = DivergenceError(
+        f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
+        f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
+        "Look for NaN in the data first, Loader(..., check_finite=True); if there is none, try "
+        "standardised features, a lower learning rate or clip_norm=1.0"
+    )
+    error.history = history  # type: ignore[attr-defined]
+    raise error
