@@ -254,7 +254,7 @@ class TestStreamsAndThreads:
 
 class TestWhatMayHappenOnTheWay:
     def test_an_interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The steps that were launched count, and no others."""
+        """The steps that were launched count, and no others; Python raises it after the launch."""
         runner = importlib.import_module("gpunn.program.cuda")
         trainer, loader = RUN.trainer(), RUN.loader()
         made = []
@@ -268,10 +268,10 @@ class TestWhatMayHappenOnTheWay:
                     self.graph = graph
 
                 def launch(self) -> None:
+                    self.graph.launch()
+                    made.append(1)
                     if len(made) == 25:
                         raise KeyboardInterrupt
-                    made.append(1)
-                    self.graph.launch()
 
             self._graphs = {n: Graph(graph) for n, graph in graphs.items()}
             try:

@@ -6,9 +6,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,8 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPUNN_COMPILED") == "0", reason="GPUNN_COMPILED=0: nothing is compiled"
 )
 
-from gpunn.program import cpu  # noqa: E402
+from gpunn.optim import adam, base  # noqa: E402
+from gpunn.program import cpu, crew, steps  # noqa: E402
 from gpunn.program.cpu import CpuSteps  # noqa: E402
 from tests.runs import (  # noqa: E402
     CLOSE,
@@ -73,6 +77,57 @@ def test_control_c_leaves_whole_steps(threads: int, after_s: float) -> None:
             drawn += 1
     for a, b in zip(state(trainer), state(wanted), strict=True):
         assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@contextmanager
+def interrupt_at_call(n: int) -> Iterator[list[str]]:
+    """Interrupt the n-th call, as it begins or ends, of those that the compiled steps make.
+
+    Python looks for interrupts where a function begins and where a call returns.
+    """
+    seen: list[str] = []
+    files = {module.__file__ for module in (cpu, crew, steps, base, adam)}
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename in files:
+            seen.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+            if len(seen) == n:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupt_at_any_call_leaves_whole_steps(threads: int) -> None:
+    """The weights are those after as many steps as were counted."""
+    short = Run(**vars(RUN) | {"blocks": (Block("dense", 4, "tanh"),), "n": 40, "epochs": 1})
+    with one_by_one():  # the same steps, by hand
+        by_hand, batches = short.trainer(), list(short.loader().in_order())
+        states = [[np.array(a) for a in state(by_hand)]]
+        for x, y, weight in 2 * batches:
+            gn.train_step(by_hand.model, by_hand.loss, by_hand.optimizer, x, y, weight)
+            states.append([np.array(a) for a in state(by_hand)])
+    n, ends = 0, set()
+    while True:
+        n += 1
+        with threads_for_all(threads, rows=20):
+            trainer, _, loader = short.run()
+            with interrupt_at_call(n) as seen, suppress(KeyboardInterrupt):
+                trainer.fit(loader, 1, progress=False)
+        optimizer = trainer.optimizer
+        assert optimizer.updates == optimizer.steps
+        for a, b in zip(state(trainer), states[optimizer.steps], strict=True):
+            assert_allclose(a, b, rtol=1e-6, atol=1e-9, err_msg=f"interrupted at {seen[-1]}")
+        ends.add(optimizer.steps)
+        if len(seen) < n:
+            break
+    assert len(ends) > 2
 
 
 def test_training_goes_on_after_an_interrupt_between_calls() -> None:

@@ -131,8 +131,8 @@ class Adam(Optimizer):
 
     def count_updates(self, n: int) -> None:
         """Count n updates."""
-        super().count_updates(n)
-        self.updates += n
+        self.updates += n  # no call between the two: an interrupt finds both counted, or neither
+        self.steps += n
 
     def _correction(self, t: int) -> float:
         """Return alpha_t / alpha."""

@@ -163,11 +163,15 @@ class CpuSteps(RecordedSteps):
                 self._dtype.type(1),
             )
             held = (arrays, segments, tables, self._contexts, self._workspace, meeting)
+            before = self._steps_so_far()
             try:
                 crew.run(run_program, threads, meeting, *arguments, held=held)
-            finally:  # after an interrupt, too
-                if self._optimizer is not None:
-                    self._optimizer.count_updates(int(made[0]))
+            finally:  # after an interrupt, too, and after one that comes right here
+                try:
+                    self._count(before, int(made[0]))
+                except BaseException:
+                    self._count(before, int(made[0]))
+                    raise
         return StepResults(turns, costs.sum(axis=1), penalties.sum(axis=1), totals, result)
 
     def _fill(self, threads: int, start: int, arrays: dict[str, Array | None]) -> None:

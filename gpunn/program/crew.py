@@ -67,11 +67,14 @@ def run(
         work(0)
     except BaseException:
         meeting[1] = 1
-        _local.crew = None  # who interrupts once more leaves workers behind that are not done
+        _local.crew = None  # a worker may be at a task that is not among `tasks`
         raise
     finally:
-        for task in tasks:
-            task.wait()
+        try:
+            _wait_for_all(tasks)
+        except BaseException:  # an interrupt: it is raised when nobody uses the memory any more
+            _wait_for_all(tasks)
+            raise
     for task in tasks:
         if task.error is not None:
             raise task.error
@@ -96,8 +99,14 @@ class _Task:
         self._running.release()
 
     def wait(self) -> None:
-        """Wait until it is done; once."""
-        self._running.acquire()
+        """Wait until it is done."""
+        with self._running:
+            pass
+
+
+def _wait_for_all(tasks: list[_Task]) -> None:
+    for task in tasks:
+        task.wait()
 
 
 class _Crew:

@@ -207,16 +207,21 @@ class CudaSteps(RecordedSteps):
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
         board.load(starts, optimizer.step_sizes(len(starts)), decays, keys)
         launches = [self._graphs[min(size, stop - start)].launch for start in starts]
-        made = 0
+        before, made = self._steps_so_far(), 0
         try:
             for launch in launches:
                 if feed is not None:
                     feed()
+                made += 1  # an interrupt is raised after the launch, not before
                 launch()
-                made += 1
-        finally:  # after an interrupt, too
-            optimizer.count_updates(made)
-            self._done.record()
+        finally:  # after an interrupt, too, and after one that comes right here
+            try:
+                self._count(before, made)
+            except BaseException:
+                self._count(before, made)
+                raise
+            finally:
+                self._done.record()
 
     def _results(self, turns: slice, targets: Array | None) -> StepResults:
         """Return what the last steps have left, as arrays that later steps do not touch."""

@@ -133,6 +133,15 @@ class RecordedSteps:
         """Return whether recording pays within an epoch; else a second one should be asked for."""
         return True
 
+    def _steps_so_far(self) -> int:
+        return 0 if self._optimizer is None else self._optimizer.steps
+
+    def _count(self, before: int, made: int) -> None:
+        """Count the steps made since there were `before`, unless that has been done."""
+        optimizer = self._optimizer
+        if optimizer is not None and optimizer.steps == before:
+            optimizer.count_updates(made)
+
     def serves(
         self,
         model: Layer,
