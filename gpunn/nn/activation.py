@@ -35,6 +35,8 @@ class Activation(Layer):
     has_parameters: ClassVar[bool] = False
     saves_output: bool = True
     kernel: ClassVar[str | None] = None
+    #: The initializer of the weights before it, unless a layer is given one; see `gpunn.init`.
+    preferred_init: ClassVar[str] = "glorot_uniform"
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Note the declarations of the class; see `gpunn.kernels.declared`."""
@@ -113,6 +115,7 @@ class ReLU(Activation):
     """h = max(x, 0); dh/dx = 1 where x > 0, else 0 (at zero, too)."""
 
     kernel = "relu"
+    preferred_init = "he_normal"
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, 0)."""
@@ -133,6 +136,7 @@ class LeakyReLU(Activation):
     """
 
     kernel = "leaky_relu"
+    preferred_init = "he_normal"
     negative_slope: float = checked(number, "[0, 1)")
 
     def __init__(self, negative_slope: float = 0.01) -> None:
@@ -167,6 +171,7 @@ class ELU(Activation):
     """
 
     kernel = "elu"
+    preferred_init = "he_normal"
     alpha: float = checked(number, "(0, inf)")
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -195,6 +200,7 @@ class SiLU(Activation):
     """
 
     kernel = "silu"
+    preferred_init = "he_normal"
     saves_output = False
 
     def function(self, xp: Namespace, x: Array) -> Array:
@@ -228,6 +234,7 @@ class GELU(Activation):
     """
 
     kernel = "gelu"
+    preferred_init = "he_normal"
     saves_output = False
     _C = math.sqrt(2.0 / math.pi)
     _B = 0.044715
@@ -266,6 +273,7 @@ class Softplus(Activation):
     """h = log(1 + e^x); dh/dx is the logistic function of x, which is 1 - e^-h."""
 
     kernel = "softplus"
+    preferred_init = "he_normal"
 
     def function(self, xp: Namespace, x: Array) -> Array:
         """Return max(x, 0) + log(1 + e^-|x|)."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import flag, float_dtype, whole_number
-from gpunn.arrays.facts import dtype_name, is_kind
+from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.kernels import kernels
-from gpunn.nn.activation import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, SiLU, Softplus
+from gpunn.nn.activation import Activation, Identity
 from gpunn.nn.activation_names import ACTIVATIONS, get_activation
-from gpunn.nn.init import Initializer, as_generator, get_initializer, glorot_uniform, he_normal
+from gpunn.nn.init import Initializer, as_generator, draw, get_initializer
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
-
-_RECTIFIERS = (ReLU, LeakyReLU, ELU, SiLU, GELU, Softplus)
 
 
 class Dense(Layer):
@@ -42,8 +40,9 @@ class Dense(Layer):
     bias : bool, default True
         Whether there is a b.
     init : str, function or None, default None
-        The distribution of the initial weights (see `gpunn.init`); None is ``"he_normal"`` before
-        rectifiers, else ``"glorot_uniform"``. Biases start at 0.
+        The distribution of the initial weights (see `gpunn.init`); None is the one that suits the
+        activation (`Activation.preferred_init`): ``"he_normal"`` before rectifiers, else
+        ``"glorot_uniform"``. Biases start at 0.
     rng : None, int or numpy.random.Generator, default None
         The seed. One seed gives the same weights on every backend. Give each layer its own seed,
         or all layers one Generator: layers of equal shape and seed start with equal weights.
@@ -91,17 +90,10 @@ class Dense(Layer):
         self.out_features = whole_number(name, "out_features", out_features)
         self.activation = get_activation(activation, name)
         has_bias = flag(name, "bias", bias)
-        if init is None:
-            init = he_normal if isinstance(self.activation, _RECTIFIERS) else glorot_uniform
+        init = self.activation.preferred_init if init is None else init
         place = get_backend(backend)
-        draw, generator = get_initializer(init, name), as_generator(rng, name)
-        drawn = draw(generator, self.in_features, self.out_features)
-        _check_kind(repr(self), drawn)
-        if tuple(drawn.shape) != (self.in_features, self.out_features):
-            raise ShapeError(
-                f"{self!r}: init must return shape {(self.in_features, self.out_features)}, "
-                f"got {tuple(drawn.shape)}"
-            )
+        initializer, generator = get_initializer(init, name), as_generator(rng, name)
+        drawn = draw(repr(self), initializer, generator, (self.in_features, self.out_features))
         dtype = float_dtype(repr(self), dtype)
         with memory_for(repr(self), place, "make it smaller, or free what else is there"):
             self.weight = Parameter(place.asarray(drawn, dtype))
@@ -183,12 +175,3 @@ def _name(activation: Activation) -> str:
         if repr(make()) == repr(activation) and type(make()) is type(activation):
             return repr(name)
     return repr(activation)
-
-
-def _check_kind(owner: str, drawn: Any) -> None:
-    """Check that an initializer returned an array of real numbers."""
-    place = backend_of(drawn)
-    if place is None:
-        raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
-    if not is_kind(place.xp, drawn.dtype, ("integral", "real floating")):
-        raise DTypeError(f"{owner}: init must return real numbers, got {drawn.dtype}")

@@ -1,7 +1,10 @@
-"""Initial weights, drawn on the host so that one seed gives the same weights on every backend.
+r"""Initial weights, drawn on the host so that one seed gives the same weights on every backend.
 
-An initializer is a function ``(rng, fan_in, fan_out) -> array of shape (fan_in, fan_out)`` in
-float64; the layer converts and moves the result.
+An initializer is a function ``(rng, *shape) -> array of that shape`` in float64; the layer converts
+and moves the result. The shape is (inputs, outputs) for a matrix, and (window..., inputs, outputs)
+for a filter: each output is a sum over its window's inputs, so a filter of shape (k, k, p, q) has
+
+.. math:: n_{in} = k^2 p, \qquad n_{out} = k^2 q.
 """
 
 from __future__ import annotations
@@ -9,18 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from gpunn._typing import RNG
+from gpunn._typing import RNG, Array, Shape
 from gpunn.arrays.backend import backend_of
-from gpunn.errors import SettingError
+from gpunn.arrays.checks import number
+from gpunn.arrays.facts import is_kind
+from gpunn.errors import DTypeError, SettingError, ShapeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Initializer: TypeAlias = "Callable[[np.random.Generator, int, int], NDArray[np.float64]]"
+Initializer: TypeAlias = "Callable[..., NDArray[np.float64]]"
 
 
 def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
@@ -49,7 +55,18 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
     )
 
 
-def glorot_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
+def fans(shape: Shape) -> tuple[int, int]:
+    """Return the numbers of inputs and of outputs that a weight of this shape joins, at least 1.
+
+    They are those of the module's docstring. For a filter in groups the shape has the inputs of one
+    group and the outputs of all (as in PyTorch).
+    """
+    *window, n_in, n_out = shape
+    size = math.prod(window)
+    return max(1, size * n_in), max(1, size * n_out)
+
+
+def glorot_uniform(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     r"""Draw uniformly from :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`.
 
     Keeps the variance of activations and gradients about constant through layers whose activation
@@ -60,16 +77,20 @@ def glorot_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArr
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010.
     """
-    limit = math.sqrt(6.0 / max(1, fan_in + fan_out))
-    return rng.uniform(-limit, limit, (fan_in, fan_out))
+    return _uniform(rng, shape, 6.0 / sum(fans(shape)))
 
 
-def glorot_normal(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
+def glorot_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     r"""Draw from a normal distribution of variance :math:`2 / (n_{in} + n_{out})`."""
-    return rng.standard_normal((fan_in, fan_out)) * math.sqrt(2.0 / max(1, fan_in + fan_out))
+    return _normal(rng, shape, 2.0 / sum(fans(shape)))
 
 
-def he_normal(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
+def he_uniform(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
+    r"""Draw uniformly from :math:`\pm\sqrt{6 / n_{in}}`, of variance :math:`2 / n_{in}`."""
+    return _uniform(rng, shape, 6.0 / fans(shape)[0])
+
+
+def he_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     r"""Draw from a normal distribution of variance :math:`2 / n_{in}`.
 
     Makes up for the half of its inputs that a rectifier sets to 0.
@@ -78,23 +99,91 @@ def he_normal(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np
     ----------
     He et al., "Delving deep into rectifiers", ICCV 2015.
     """
-    return rng.standard_normal((fan_in, fan_out)) * math.sqrt(2.0 / max(1, fan_in))
+    return _normal(rng, shape, 2.0 / fans(shape)[0])
 
 
-def he_uniform(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:
-    r"""Draw uniformly from :math:`\pm\sqrt{6 / n_{in}}`, of variance :math:`2 / n_{in}`."""
-    limit = math.sqrt(6.0 / max(1, fan_in))
-    return rng.uniform(-limit, limit, (fan_in, fan_out))
+def lecun_uniform(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
+    r"""Draw uniformly from :math:`\pm\sqrt{3 / n_{in}}`, of variance :math:`1 / n_{in}`."""
+    return _uniform(rng, shape, 3.0 / fans(shape)[0])
 
 
-def zeros(rng: np.random.Generator, fan_in: int, fan_out: int) -> NDArray[np.float64]:  # noqa: ARG001
+def lecun_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
+    r"""Draw from a normal distribution of variance :math:`1 / n_{in}`.
+
+    Keeps the variance of independent inputs, as networks that normalise themselves (SELU) assume.
+    (Keras's is truncated at two standard deviations.)
+
+    References
+    ----------
+    LeCun et al., "Efficient BackProp", in "Neural networks: tricks of the trade", 1998. Klambauer
+    et al., "Self-normalizing neural networks", NeurIPS 2017.
+    """
+    return _normal(rng, shape, 1.0 / fans(shape)[0])
+
+
+def orthogonal(rng: np.random.Generator, *shape: int, gain: float = 1.0) -> NDArray[np.float64]:
+    r"""Draw a matrix with orthonormal columns, or rows if it is wide, times `gain`.
+
+    A filter is the matrix of its windows' inputs by its outputs. The distribution is uniform over
+    all such matrices: it is the factor Q of a normal matrix, with the signs that make R's diagonal
+    positive. For another gain: ``init=functools.partial(gn.init.orthogonal, gain=2**0.5)``.
+
+    References
+    ----------
+    Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks", ICLR 2014. Mezzadri, "How to generate random matrices from the classical compact
+    groups", Notices of the AMS 54, 2007.
+    """
+    gain = number("orthogonal", "gain", gain, "(0, inf)")
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    drawn = rng.standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(drawn)
+    q *= gain * np.copysign(1.0, np.diagonal(r))
+    return np.ascontiguousarray(q if rows >= columns else q.T).reshape(shape)
+
+
+def truncated_normal(
+    rng: np.random.Generator, *shape: int, deviation: float = 0.02
+) -> NDArray[np.float64]:
+    """Draw from a normal distribution without the 4.6 % of it beyond two standard deviations.
+
+    `deviation` is that of the whole distribution; without its tails it is 0.880 of that (as in
+    PyTorch and Keras). The default is usual for transformers. For another one:
+    ``init=functools.partial(gn.init.truncated_normal, deviation=0.05)``.
+
+    References
+    ----------
+    Devlin et al., "BERT: pre-training of deep bidirectional transformers for language
+    understanding", NAACL 2019 (the default).
+    """
+    deviation = number("truncated_normal", "deviation", deviation, "(0, inf)")
+    drawn = rng.standard_normal(shape)
+    while (outside := np.abs(drawn) > 2.0).any():
+        drawn[outside] = rng.standard_normal(np.count_nonzero(outside))
+    drawn *= deviation
+    return drawn
+
+
+def zeros(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:  # noqa: ARG001
     """Return zeros, which are fit for logistic regression but not for deeper networks."""
-    return np.zeros((fan_in, fan_out))
+    return np.zeros(shape)
+
+
+def _uniform(rng: np.random.Generator, shape: Shape, squared_limit: float) -> NDArray[np.float64]:
+    limit = math.sqrt(squared_limit)
+    return rng.uniform(-limit, limit, shape)
+
+
+def _normal(rng: np.random.Generator, shape: Shape, variance: float) -> NDArray[np.float64]:
+    return rng.standard_normal(shape) * math.sqrt(variance)
 
 
 INITIALIZERS: dict[str, Initializer] = {
     function.__name__: function
-    for function in (glorot_uniform, glorot_normal, he_normal, he_uniform, zeros)
+    for function in (
+        *(glorot_uniform, glorot_normal, he_normal, he_uniform, lecun_normal, lecun_uniform),
+        *(orthogonal, truncated_normal, zeros),
+    )
 }
 
 
@@ -120,3 +209,49 @@ def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
         known = ", ".join(INITIALIZERS)
         raise SettingError(f"{owner}: unknown initializer {init!r}; known are {known}")
     return INITIALIZERS[init]
+
+
+def draw(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> Array:
+    """Return initial weights of this shape, after checking what the initializer returns.
+
+    Parameters
+    ----------
+    owner : str
+        The layer that an error names.
+    init : function
+        What `get_initializer` returns.
+    rng : numpy.random.Generator
+    shape : tuple of int
+        (inputs, outputs), or that of a filter, (window..., inputs, outputs).
+
+    Raises
+    ------
+    SettingError, DTypeError, ShapeError
+        If the function does not take a shape of this length, or returns something other than an
+        array of real numbers of this shape.
+    """
+    _check_takes(owner, init, rng, shape)
+    drawn = init(rng, *shape)
+    place = backend_of(drawn)
+    if place is None:
+        raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
+    if not is_kind(place.xp, drawn.dtype, ("integral", "real floating")):
+        raise DTypeError(f"{owner}: init must return real numbers, got {drawn.dtype}")
+    if tuple(drawn.shape) != shape:
+        raise ShapeError(f"{owner}: init must return shape {shape}, got {tuple(drawn.shape)}")
+    return drawn
+
+
+def _check_takes(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> None:
+    """Check that a function takes a generator and the numbers of a shape."""
+    try:
+        parameters = signature(init)
+    except ValueError:  # some functions in C have none
+        return
+    try:
+        parameters.bind(rng, *shape)
+    except TypeError:
+        raise SettingError(
+            f"{owner}: init is called as init(rng, {', '.join(map(str, shape))}), which {init!r} "
+            "does not take; define it as init(rng, *shape)"
+        ) from None
