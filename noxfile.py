@@ -24,6 +24,8 @@ nox.options.sessions = []  # without -s, nox lists them
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 EXTRAS = ("cuda12x", "cuda13x")
+#: The version that the tests compare with, and that the benchmark is a race with.
+TORCH = "torch==2.13.0"
 #: The commands of the session `gpu`; the README has them for a machine without nox.
 GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
@@ -74,6 +76,13 @@ def lowest(session: nox.Session) -> None:
     pins = [bound.replace(">=", "==") for bound in wanted]
     session.install("-e", ".", *pins, *TEST)
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def oracles(session: nox.Session) -> None:
+    """Compare layers, losses and optimizers with PyTorch's."""
+    session.install("-e", ".", *TEST, TORCH)
+    session.run("python", "-m", "pytest", "-m", "torch", "--require-torch", *session.posargs)
 
 
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
@@ -150,5 +159,5 @@ def bench(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def peers(session: nox.Session) -> None:
     """Time a training step against PyTorch, JAX and scikit-learn, on the CPU."""
-    session.install(".[sklearn,compiled]", "torch==2.13.0", "jax")
+    session.install(".[sklearn,compiled]", TORCH, "jax")
     session.run("python", "bench/peers.py", *session.posargs)

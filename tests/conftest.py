@@ -1,4 +1,4 @@
-"""The backends that every test of arrays runs on, and the rule for tests that need a GPU."""
+"""The backends that every test of arrays runs on, and the rules for tests that need more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # scikit-learn's dispatch needs it; SciPy reads it on import
 
@@ -64,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a test marked gpu that is skipped counts as failed, and so does a skipped module; "
         "but for lack of an optional package, or of an emulator",
     )
+    parser.addoption(
+        "--require-torch",
+        action="store_true",
+        help="a test marked torch that is skipped counts as failed, and so does a skipped module",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,6 +82,12 @@ def pytest_collect_file(file_path: Path) -> Any:
     """Look for no examples in the docstrings of tests: importing a helper may need numba."""
     nodes = yield
     return [node for node in nodes if not isinstance(node, DoctestModule)]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark every test that asks for PyTorch."""
+    if "torch" in getattr(item, "fixturenames", ()):
+        item.add_marker("torch")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,36 +124,47 @@ def pytest_runtest_call() -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Turn a skip of a test marked gpu into a failure, where a GPU is required."""
+    """Turn a skip of a test marked gpu or torch into a failure, where that is required."""
     report = yield
-    if item.get_closest_marker("gpu") and not hasattr(report, "wasxfail"):
-        excused = item.get_closest_marker("emulated") is not None and on_device()
-        refuse_skip(report, item.config, excused=excused)
+    if hasattr(report, "wasxfail"):
+        return report
+    if item.get_closest_marker("gpu") and item.config.getoption("require_gpu"):
+        emulated = item.get_closest_marker("emulated") is not None and on_device()
+        refuse_skip(report, "--require-gpu", excused=emulated or lacks_optional(report))
+    if item.get_closest_marker("torch") and item.config.getoption("require_torch"):
+        refuse_skip(report, "--require-torch")
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Any:
-    """Turn the skip of a whole module into a failure: it may have had tests of a GPU."""
+    """Turn the skip of a whole module into a failure: it may have had tests that must run."""
     report = yield
-    refuse_skip(report, collector.config, excused=False)
+    if collector.config.getoption("require_gpu"):
+        refuse_skip(report, "--require-gpu", excused=lacks_optional(report))
+    if collector.config.getoption("require_torch"):
+        refuse_skip(report, "--require-torch")
     return report
 
 
-def refuse_skip(
-    report: pytest.TestReport | pytest.CollectReport, config: pytest.Config, *, excused: bool
-) -> None:
-    """Make a failure of a skip, where a GPU is required and no optional package is missing."""
-    if excused or not report.skipped or not config.getoption("require_gpu"):
-        return
-    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if not lacks_optional(why):
+Report: TypeAlias = "pytest.TestReport | pytest.CollectReport"
+
+
+def refuse_skip(report: Report, option: str, *, excused: bool = False) -> None:
+    """Make a failure of a skip that an option forbids."""
+    if report.skipped and not excused:
         report.outcome = "failed"
-        report.longrepr = f"skipped, but --require-gpu was given: {why}"
+        report.longrepr = f"skipped, but {option} was given: {reason(report)}"
 
 
-def lacks_optional(why: str) -> bool:
+def reason(report: Report) -> str:
+    """Return why a test or module was skipped."""
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def lacks_optional(report: Report | str) -> bool:
     """Return whether a reason names an optional package that is not installed."""
+    why = report if isinstance(report, str) else reason(report)
     return any(name in why for name in OPTIONAL if find_spec(name) is None)
 
 
@@ -182,6 +204,12 @@ def _default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def strict() -> Any:
     """Return array-api-strict, which a machine with a GPU may lack."""
     return pytest.importorskip("array_api_strict")
+
+
+@pytest.fixture
+def torch() -> Any:
+    """Return PyTorch; a test that asks for it is marked so, and the session `oracles` runs it."""
+    return pytest.importorskip("torch")
 
 
 @pytest.fixture

@@ -348,8 +348,7 @@ class TestToNumpy:
             backend = gn.get_backend(name)
             assert gn.backend_of(backend.asarray(x, "float32")) == backend
 
-    def test_of_torch(self) -> None:
-        torch = pytest.importorskip("torch")
+    def test_of_torch(self, torch: Any) -> None:
         x = torch.arange(3.0, requires_grad=True)
         assert gn.to_numpy(x).tolist() == [0.0, 1.0, 2.0]
 

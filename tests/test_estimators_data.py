@@ -242,8 +242,7 @@ class TestOtherLibraries:
             with pytest.raises(ValueError, match="must use the same namespace and device"):
                 got.predict(elsewhere)
 
-    def test_torch(self, model: Any, y: Any, dtype: str) -> None:
-        torch = pytest.importorskip("torch")
+    def test_torch(self, model: Any, y: Any, dtype: str, torch: Any) -> None:
         x, targets, weight = (torch.asarray(a) for a in (X.astype(dtype), y, WEIGHT))
         self.check(model, y, x, targets, weight, 1e-11 if dtype == "float64" else 1e-4)
 

@@ -193,9 +193,8 @@ class TestActivations:
         ids=repr,
     )
     def test_values_and_gradients_as_in_torch(
-        self, layer: gn.Layer, torch_name: str, settings: dict[str, Any]
+        self, layer: gn.Layer, torch_name: str, settings: dict[str, Any], torch: Any
     ) -> None:
-        torch = pytest.importorskip("torch")
         x, weight = X[np.abs(X).max(axis=1) < 13], np.linspace(0.5, 1.5, 4)
         theirs = torch.tensor(x, requires_grad=True)
         h = getattr(torch.nn.functional, torch_name)(theirs, **settings)

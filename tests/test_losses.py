@@ -73,9 +73,8 @@ class TestCrossEntropy:
     @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
     @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
     def test_as_in_torch(
-        self, rng: Any, soft: bool, class_weight: Any, smoothing: float, reduction: str
+        self, rng: Any, soft: bool, class_weight: Any, smoothing: float, reduction: str, torch: Any
     ) -> None:
-        torch = pytest.importorskip("torch")
         if soft and class_weight and reduction == "mean":
             reduction = "sum"  # torch divides by N there, and not by the weights
         logits = rng.standard_normal((N, K))
@@ -114,8 +113,7 @@ class TestBinaryCrossEntropy:
             loss = gn.BinaryCrossEntropy(from_logits=from_logits)
             assert_allclose(cost(place, loss, prediction, labels, weight)[0], wanted, rtol=1e-12)
 
-    def test_as_in_torch(self, rng: Any) -> None:
-        torch = pytest.importorskip("torch")
+    def test_as_in_torch(self, rng: Any, torch: Any) -> None:
         logits, target = rng.standard_normal((N, 3)), rng.uniform(0.0, 1.0, (N, 3))
         theirs = torch.tensor(logits, requires_grad=True)
         wanted = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -171,8 +169,7 @@ class TestMeanSquaredError:
         assert float(j) == (0.5 * (1 + 4) + 0.5 * 9) / 2
         assert grad.tolist() == [[0.5, -1.0], [0.0, 1.5]]
 
-    def test_its_relation_to_torch(self, rng: Any) -> None:
-        torch = pytest.importorskip("torch")
+    def test_its_relation_to_torch(self, rng: Any, torch: Any) -> None:
         prediction, target = rng.standard_normal((2, N, 3))
         theirs = torch.nn.MSELoss()(torch.tensor(prediction), torch.tensor(target))
         assert_allclose(gn.MeanSquaredError()(prediction, target), theirs * 3 / 2, rtol=1e-12)

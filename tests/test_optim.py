@@ -155,10 +155,14 @@ def assert_near(held: list[gn.Parameter], wanted: list[Any]) -> None:
 
 
 def as_in_torch(
-    make: type[gn.Optimizer], name: str, shared: tuple[str, ...], alpha: float, settings: Any
+    torch: Any,
+    make: type[gn.Optimizer],
+    name: str,
+    shared: tuple[str, ...],
+    alpha: float,
+    settings: Any,
 ) -> None:
     """Assert that PyTorch's optimizer does the same; it sets and clips the gradient elsewhere."""
-    torch = pytest.importorskip("torch")
     held = parameters(get_place("numpy"))
     theirs = [torch.nn.Parameter(torch.tensor(p.value)) for p in held]
     groups = [
@@ -193,8 +197,8 @@ class TestSGD:
             update(place, optimizer, gradients(step), in_buffers)
         assert_near(held, wanted)
 
-    def test_as_in_torch(self, settings: dict[str, Any]) -> None:
-        as_in_torch(gn.SGD, "SGD", ("momentum", "nesterov"), 0.05, settings)
+    def test_as_in_torch(self, torch: Any, settings: dict[str, Any]) -> None:
+        as_in_torch(torch, gn.SGD, "SGD", ("momentum", "nesterov"), 0.05, settings)
 
     def test_a_step_clears_the_gradients_and_counts(self, place: Place) -> None:
         optimizer = gn.SGD(parameters(place), gn.StepDecay(0.8, every=1, factor=0.5))
@@ -399,8 +403,8 @@ class TestAdam:
             largest = abs(want) + far
             assert (abs(got.value - want) <= 1e-12 * far + 100 * ulp * largest).all()
 
-    def test_as_in_torch(self, limits: dict[str, Any]) -> None:
-        as_in_torch(gn.Adam, "Adam", (), 0.05, limits)
+    def test_as_in_torch(self, torch: Any, limits: dict[str, Any]) -> None:
+        as_in_torch(torch, gn.Adam, "Adam", (), 0.05, limits)
 
     @given(st.floats(1e-3, 1e3), st.sampled_from(["float32", "float64"]))
     def test_the_size_of_the_gradient_does_not_matter(self, size: float, dtype: str) -> None:

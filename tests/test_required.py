@@ -1,4 +1,4 @@
-"""`--require-gpu`: nothing that should have run on a GPU passes as skipped."""
+"""`--require-gpu`, `--require-torch`: nothing that should have run passes as skipped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ ours.get_place = lambda _: None
 ours.on_device = lambda: not {emulated}
 ours.counting = lambda: {counting}
 ours.OPTIONAL = ("package_to_do_without",)
+"""
+
+#: Stands for a machine without PyTorch.
+WITHOUT_TORCH = """
+import sys
+
+from tests.conftest import torch
+
+sys.modules["torch"] = None
 """
 
 MODULES = {
@@ -97,6 +106,18 @@ MODULES = {
     """,
 }
 
+OF_TORCH = {
+    "tests": """
+        import pytest
+
+        def test_compared(torch):
+            pass
+
+        def test_of_us():
+            pytest.skip("does not run here")
+    """,
+}
+
 MUST_RUN = {
     *("top_skip", "top_import", "test_skipping", "test_skipped_if", "test_of_nothing"),
     *("test_fixture", "test_import"),
@@ -107,12 +128,19 @@ MAY_SKIP = {"top_optional", "test_optional", "test_optional_library", "test_of_t
 def outcomes(
     folder: Path, *, emulated: bool, counting: bool, required: bool = True
 ) -> dict[str, str]:
+    """Return how each module and test ended on a machine with a GPU."""
+    machine = MACHINE.format(emulated=emulated, counting=counting)
+    return outcomes_of(folder, machine, MODULES, ["--require-gpu"] if required else [])
+
+
+def outcomes_of(
+    folder: Path, machine: str, modules: dict[str, str], options: list[str]
+) -> dict[str, str]:
     """Return how each module and test ended; the name of a skipped one is found by its line."""
-    (folder / "conftest.py").write_text(MACHINE.format(emulated=emulated, counting=counting))
-    for name, source in MODULES.items():
+    (folder / "conftest.py").write_text(machine)
+    for name, source in modules.items():
         lines = [line.removeprefix(" " * 8) for line in source.splitlines()]
         (folder / f"test_{name}.py").write_text("\n".join(lines))
-    options = ["--require-gpu"] if required else []
     done = subprocess.run(  # noqa: S603 (our own tests)
         [sys.executable, "-m", "pytest", *PLUGINS, "-v", "-rA", "-W", "ignore", *options, folder],
         cwd=ROOT,
@@ -147,3 +175,24 @@ def test_without_the_option_all_may_be_skipped(tmp_path: Path) -> None:
     assert found["test_counted"] == "PASSED"
     skipped = {name for name, outcome in found.items() if outcome == "SKIPPED"}
     assert skipped == MUST_RUN | MAY_SKIP
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_without_torch(tmp_path: Path, required: bool) -> None:
+    options = ["--require-torch"] if required else []
+    found = outcomes_of(tmp_path, WITHOUT_TORCH, OF_TORCH, options)
+    assert found == {
+        "test_compared": "ERROR" if required else "SKIPPED",
+        "test_of_us": "SKIPPED",
+    }
+
+
+def test_a_test_that_asks_for_torch_is_marked_so(tmp_path: Path) -> None:
+    options = ["--require-torch", "-m", "torch"]
+    assert outcomes_of(tmp_path, WITHOUT_TORCH, OF_TORCH, options) == {"test_compared": "ERROR"}
+
+
+def test_a_module_may_not_be_skipped_where_torch_is_required(tmp_path: Path) -> None:
+    module = {"top_skip": MODULES["top_skip"]}
+    found = outcomes_of(tmp_path, WITHOUT_TORCH, module, ["--require-torch"])
+    assert found == {"top_skip": "ERROR"}
