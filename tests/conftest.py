@@ -200,6 +200,12 @@ def _default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=[True, False], ids=["resident", "streamed"])
+def resident(request: pytest.FixtureRequest) -> bool:
+    """Return whether the loader keeps its data on the device."""
+    return request.param
+
+
 @pytest.fixture
 def strict() -> Any:
     """Return array-api-strict, which a machine with a GPU may lack."""

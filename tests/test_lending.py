@@ -22,11 +22,6 @@ W = np.linspace(1.0, 2.0, N, dtype="float32")
 SIZES = pytest.mark.parametrize("batch_size", [2, 4, N])
 
 
-@pytest.fixture(params=[True, False], ids=["resident", "streamed"])
-def resident(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
 def take_one(x: Any) -> Any:
     x -= 1
     return x

@@ -1,0 +1,171 @@
+"""Each kernel in plain NumPy, which the others are compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.numpy as xp64
+import numpy as np
+import scipy.special
+
+import gpunn as gn
+from gpunn.kernels.random import splitmix64
+from gpunn.kernels.update import Update
+
+
+class Plain:
+    """Each kernel, as plain as can be, in float64."""
+
+    def product(self, x: Any, y: Any) -> Any:
+        return x @ y
+
+    def convert(self, x: Any, dtype: Any) -> Any:
+        return x.astype(dtype)
+
+    def stack(self, arrays: Any) -> Any:
+        return np.stack(arrays)
+
+    def total(self, x: Any) -> Any:
+        return x.sum()
+
+    def copy_to_blocks(self, arrays: Any) -> Any:
+        return None, arrays
+
+    def activation(self, x: Any, formula: Any) -> Any:
+        return formula.function(xp64, x)
+
+    def bias_activation(self, z: Any, bias: Any, formula: Any) -> Any:
+        z = z if bias is None else z + bias
+        h = formula.function(xp64, z)
+        return h, h if formula.saves_output else z
+
+    def activation_backward(self, grad: Any, saved: Any, formula: Any) -> Any:
+        return formula.gradient(xp64, grad, saved)
+
+    def bias_activation_backward(self, grad: Any, saved: Any, formula: Any) -> Any:
+        grad = formula.gradient(xp64, grad, saved)
+        return grad, grad.sum(axis=0)
+
+    def column_sums(self, x: Any) -> Any:
+        return x.sum(axis=0)
+
+    def dropout(self, x: Any, key: int, rate: float) -> Any:
+        kept = splitmix64(np, key, x.size, None) / 2.0**64 >= rate
+        mask = np.where(kept, 1 / (1 - rate), 0.0).reshape(x.shape)
+        return x * mask, mask
+
+    def one_hot(self, labels: Any, like: Any) -> Any:
+        rows = np.full(like.shape, np.nan)
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            if 0 <= label < len(row):
+                row[:] = np.arange(len(row)) == label
+        return rows
+
+    def add(self, x: Any, y: Any) -> Any:
+        return x + y
+
+    def multiply(self, x: Any, y: Any) -> Any:
+        return x * y
+
+    def accumulate(self, total: Any, x: Any) -> None:
+        total[...] = total + x
+
+    def reshape(self, x: Any, shape: Any) -> Any:
+        return x.reshape(shape)
+
+    def class_mass(self, target: Any, class_weight: Any) -> Any:
+        if target.ndim == 2:
+            return (target * class_weight).sum(axis=1)
+        last = len(class_weight) - 1
+        return np.array([class_weight[min(max(label, 0), last)] for label in target.tolist()])
+
+    def total_mass(self, weight: Any, mass: Any) -> Any:
+        return sum(
+            (1 if weight is None else weight[i]) * (1 if mass is None else mass[i])
+            for i in range(len(mass if weight is None else weight))
+        ) + np.float64(0)
+
+    def mean_scale(self, weight: Any, mass: Any) -> Any:
+        return (1.0 if weight is None else weight) / (self.total_mass(weight, mass) or 1.0)
+
+    def loss(self, formula: Any, prediction: Any, target: Any, scale: Any, summed: bool) -> Any:
+        if type(formula) is gn.SoftmaxCrossEntropy:
+            if target.ndim == 1:
+                target = self.one_hot(target, prediction)
+            e, c = formula.label_smoothing, formula.class_weight
+            target = ((1 - e) * target + e / target.shape[1]) * np.float64(1 if c is None else c)
+            return self._softmax_cross_entropy_soft(prediction, target, scale, summed)
+        plain = {
+            gn.BinaryCrossEntropy: self._sigmoid_binary_cross_entropy,
+            gn.MeanSquaredError: self._squared_error,
+        }[type(formula)]
+        return plain(prediction, target, scale, summed)
+
+    def _softmax_cross_entropy_soft(
+        self, logits: Any, targets: Any, scale: Any, summed: bool = False
+    ) -> Any:
+        losses = -(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1)
+        mass = targets.sum(axis=1, keepdims=True)
+        grad = scipy.special.softmax(logits, axis=1) * mass - targets
+        return self._scaled(losses, grad, scale, summed)
+
+    def _sigmoid_binary_cross_entropy(
+        self, logits: Any, target: Any, scale: Any, summed: bool = False
+    ) -> Any:
+        losses = target * np.logaddexp(0, -logits) + (1 - target) * np.logaddexp(0, logits)
+        grad = scipy.special.expit(logits) - target
+        return self._scaled(losses.sum(axis=1), grad, scale, summed)
+
+    def _squared_error(self, prediction: Any, target: Any, scale: Any, summed: bool = False) -> Any:
+        error = prediction - target
+        return self._scaled((error**2).sum(axis=1) / 2, error, scale, summed)
+
+    @staticmethod
+    def _scaled(losses: Any, grad: Any, scale: Any, summed: bool) -> Any:
+        losses = scale * losses
+        return losses.sum() if summed else losses, np.reshape(scale, (-1, 1)) * grad
+
+    def sum_of_squares(self, arrays: Any) -> Any:
+        return sum((x**2).sum() for x in arrays)
+
+    def gradient_norm(self, grads: Any) -> Any:
+        return np.linalg.norm(np.concatenate([grad.ravel() for grad in grads]))
+
+    def _regularised(self, update: Update) -> Any:
+        values, grads, _, decays = update.slots
+        if limit := update.clip_value:
+            grads = [np.clip(grad, -limit, limit) for grad in grads]
+        if limit := update.clip_norm:
+            norm = self.gradient_norm(grads)
+            grads = [grad * (min(norm, limit) / norm if norm else 1.0) for grad in grads]
+        lists = zip(values, grads, decays, strict=True)
+        return [grad + decay * value for value, grad, decay in lists]
+
+    def update(self, rule: Any, update: Update) -> None:
+        step = self._descend if type(rule) is gn.SGD else self._descend_by_moments
+        for i, g in enumerate(self._regularised(update)):
+            states = [state[i] for state in update.slots.states]
+            step(rule, update.slots.values[i], g, states, update.step_size)
+
+    def _descend(self, rule: Any, value: Any, grad: Any, states: Any, step_size: float) -> None:
+        step = -step_size * grad
+        if states:
+            states[0][...] = rule.momentum * states[0] + step
+            step = rule.momentum * states[0] + step if rule.nesterov else states[0]
+        value[...] = value + step
+
+    def _descend_by_moments(
+        self, rule: Any, value: Any, g: Any, states: Any, step_size: float
+    ) -> None:
+        m, v = states
+        m[...] = rule.beta_1 * m + (1 - rule.beta_1) * g
+        v[...] = rule.beta_2 * v + (1 - rule.beta_2) * g**2
+        value[...] = value - step_size * m / (v**0.5 + rule.epsilon)
+
+    def clip(self, x: Any, lowest: float, highest: float) -> Any:
+        return np.clip(x, lowest, highest)
+
+    def gather(self, arrays: Any, indices: Any) -> Any:
+        return [
+            np.stack([x[i] for i in indices.tolist()]) if len(indices) else x[:0] for x in arrays
+        ]
