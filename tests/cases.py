@@ -86,6 +86,13 @@ LAYERS = [
         lambda dtype: gn.Dense(4, 4, "tanh", bias=False, rng=1, dtype=dtype),
         kinds=(gn.Dense,),
     ),
+    LayerCase(
+        "Dense(sequences)",
+        lambda dtype: gn.Dense(4, 3, "gelu", rng=1, dtype=dtype),
+        (2, 4),
+        keeps_shape=False,
+        kinds=(gn.Dense,),
+    ),
     LayerCase("Flatten", lambda _: gn.Flatten(), (2, 3), keeps_shape=False, kinds=(gn.Flatten,)),
     LayerCase("Dropout", lambda _: gn.Dropout(0.4), random=True, kinds=(gn.Dropout,)),
     LayerCase("Dropout(0)", lambda _: gn.Dropout(0.0), kinds=(gn.Dropout,)),

@@ -8,16 +8,13 @@ from functools import cache
 from threading import RLock
 from typing import Any
 
-from gpunn._typing import Array
-
 #: The most multiplications in a product that one thread computes alone.
 _WORK_OF_ONE_THREAD = 1 << 21
 
 
-def is_small(batch_size: int, values: Sequence[Array]) -> bool:
-    """Return whether the products of such batches with these arrays are too small for threads."""
-    largest: int = max(value.size for value in values)
-    return batch_size * largest <= _WORK_OF_ONE_THREAD
+def is_small(work: int) -> bool:
+    """Return whether products of at most so many multiplications are too small for threads."""
+    return work <= _WORK_OF_ONE_THREAD
 
 
 class OneThread:

@@ -53,7 +53,8 @@ class NumpyKernels(Kernels):
         waits for it. Needs threadpoolctl; without it, BLAS decides.
         """
         self.keep_memory()
-        limit = one_thread() if is_small(batch_size, values) else None
+        largest = max(value.size for value in values)
+        limit = one_thread() if is_small(batch_size * largest) else None
         return super().threads(batch_size, values) if limit is None else limit.hold()
 
     def product(self, x: Array, y: Array, into: Array | None = None) -> Array:

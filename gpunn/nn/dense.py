@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import NoReturn
 
@@ -23,7 +24,8 @@ from gpunn.nn.tape import Tape
 class Dense(Layer):
     r"""A fully connected layer of neurons, h = f(W x + b).
 
-    For a batch with one sample per row, that is :math:`H = f(X W + 1 b^T)`. With
+    For a batch with one sample per row, that is :math:`H = f(X W + 1 b^T)`. A batch of sequences
+    has a row for each position of each sample, and all rows are treated alike. With
     :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`,
     which f's own backward pass computes from :math:`\partial J / \partial H`, the backward pass is
 
@@ -67,8 +69,8 @@ class Dense(Layer):
 
     Notes
     -----
-    *Shapes*: x (N, in_features), h (N, out_features); N may be 0.
-    *Saves*: x, and h or z, whichever f's gradient needs: N (in_features + out_features) elements.
+    *Shapes*: x (N, ..., in_features), h (N, ..., out_features); N may be 0.
+    *Saves*: x, and h or z, whichever f's gradient needs: in_features + out_features elements a row.
     """
 
     records = True
@@ -105,14 +107,15 @@ class Dense(Layer):
         weight = self.weight.value
         if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
             self._refuse(x)
-        if x.ndim != 2 or x.shape[1] != self.in_features or x.dtype != weight.dtype:
+        if x.ndim < 2 or x.shape[-1] != self.in_features or x.dtype != weight.dtype:
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
         k = kernels(x)
-        h, saved = k.bias_activation(k.product(x, weight), bias, self.activation)
+        rows = _as_rows(x)
+        h, saved = k.bias_activation(k.product(rows, weight), bias, self.activation)
         if tape is not None:
-            tape.push(self, x, saved)
-        return h
+            tape.push(self, rows, saved)
+        return h if rows is x else k.reshape(h, (*x.shape[:-1], self.out_features))
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return G W^T; add X^T G to the weight's gradient and 1^T G to the bias's.
@@ -120,7 +123,8 @@ class Dense(Layer):
         Each of the three is skipped if the tape does not want it.
         """
         x, saved = tape.pop(self)
-        k, wanted = kernels(grad), tape.parameters
+        k, wanted, leading = kernels(grad), tape.parameters, grad.shape[:-1]
+        grad = _as_rows(grad)
         bias = self.bias if wanted is None or self.bias in wanted else None
         if bias is None:
             grad = k.activation_backward(grad, saved, self.activation)
@@ -131,7 +135,10 @@ class Dense(Layer):
             bias.add_grad(grad_bias)
         if wanted is None or self.weight in wanted:
             self.weight.add_grad(k.product(x.T, grad, into=self.weight.grad_buffer))
-        return k.product(grad, self.weight.value.T) if tape.wants_grad else None
+        if not tape.wants_grad:
+            return None
+        grad_x = k.product(grad, self.weight.value.T)
+        return grad_x if len(leading) == 1 else k.reshape(grad_x, (*leading, self.in_features))
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
         """Return whether the layer has any of these parameters."""
@@ -146,11 +153,12 @@ class Dense(Layer):
             raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
         if place != home:
             raise device_mismatch(repr(self), home, place)
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            advice = "; flatten it first" if x.ndim > 2 else ""
+        if x.ndim < 2 or x.shape[-1] != self.in_features:
+            flat = x.ndim > 2 and math.prod(x.shape[1:]) == self.in_features
+            wanted = "N, ..." if x.ndim > 2 and not flat else "N"
             raise ShapeError(
-                f"{self!r}: expected x of shape (N, {self.in_features}), "
-                f"got {tuple(x.shape)}{advice}"
+                f"{self!r}: expected x of shape ({wanted}, {self.in_features}), "
+                f"got {tuple(x.shape)}{'; flatten it first' if flat else ''}"
             )
         wanted = dtype_name(self.weight.value)
         raise DTypeError(
@@ -167,6 +175,13 @@ class Dense(Layer):
             else f", activation={_name(self.activation)}"
         )
         return f"Dense({self.in_features}, {self.out_features}{shown})"
+
+
+def _as_rows(x: Array) -> Array:
+    """Return x (N, ..., P) as a matrix, with a row for each place of the leading axes."""
+    if x.ndim == 2:
+        return x
+    return kernels(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def _name(activation: Activation) -> str:

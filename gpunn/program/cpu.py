@@ -237,11 +237,10 @@ class CpuSteps(RecordedSteps):
 
     def _threads_worth(self) -> int:
         """Return how many threads pay for such steps."""
-        n, work = self._batch_size, self._plan(self._batch_size).work
-        values = [parameter.value for parameter in self._model.parameters()]
-        if not values or is_small(n, values):
+        n, plan = self._batch_size, self._plan(self._batch_size)
+        if is_small(plan.largest_product):
             return 1
-        return max(1, min(work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
+        return max(1, min(plan.work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
 
 
 def _as_column(numbers: Sequence[float]) -> Array:

@@ -114,6 +114,8 @@ class Lowering:
         In the order of the operations.
     work : int
         The multiplications in products.
+    largest_product : int
+        The multiplications in the largest of them.
     y_dtype : dtype
         What targets must be brought to: labels to int64, numbers to the dtype of the program.
     """
@@ -125,7 +127,7 @@ class Lowering:
         self.dtype = recording.x.dtype
         self.n: int = recording.x.shape[0]
         self.instructions: list[Instruction] = []
-        self.work = 0
+        self.work = self.largest_product = 0
         #: How each value lies: by rows of the batch, or in a copy for each thread.
         self.sharing: dict[Value, Any] = {recording.x: ROWS}
         self._aliases: dict[Value, Value] = {}
@@ -161,6 +163,11 @@ class Lowering:
                 self.sharing.setdefault(self.root(output), ROWS)
         lower(self, operation)
 
+    def count(self, multiplications: int) -> None:
+        """Note a product of so many multiplications."""
+        self.work += multiplications
+        self.largest_product = max(self.largest_product, multiplications)
+
     def alias(self, value: Value, other: Value) -> None:
         """Let a value lie where another one does."""
         self._aliases[value] = other
@@ -187,15 +194,21 @@ class Lowering:
         *,
         weights: dict[str, Array | None] | None = None,
         columns: int | None = None,
+        rows: int | None = None,
         **settings: Any,
     ) -> None:
-        """Append an instruction that takes a thread's rows of some values, and writes its rows."""
+        """Append an instruction that takes a thread's rows of some values, and writes its rows.
+
+        There are as many rows as the result's first axis is long, unless `rows` says otherwise, and
+        equally many of each sample.
+        """
         fixed = {word: address_of(array) for word, array in (weights or {}).items()}
         width = result.width if columns is None else columns
+        per_sample = (result.shape[0] if rows is None else rows) // self.n
 
         def words(lane: Lane) -> dict[str, Any]:
             places = {word: lane.address(value, ROWS) for word, value in operands.items()}
-            sizes = {"m": lane.rows, "n": width, "c": lane.address(result, ROWS)}
+            sizes = {"m": lane.rows * per_sample, "n": width, "c": lane.address(result, ROWS)}
             varying = {word: f(lane) if callable(f) else f for word, f in settings.items()}
             return sizes | places | fixed | varying
 

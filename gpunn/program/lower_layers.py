@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gpunn.program.lower import Lane, Lowering, kernel_in, lowers, moved
@@ -21,7 +22,7 @@ def _product(low: Lowering, operation: Operation) -> None:
     x, weight = operation.inputs
     (z,) = operation.outputs
     low.check(weight, x.dtype)
-    low.work += low.n * weight.size
+    low.count(x.shape[0] * weight.size)
     turned = not weight.flags.c_contiguous
     name = "product_transposed" if turned else "product"
     low.by_rows(name, {"a": x}, z, weights={"b": weight.T if turned else weight}, k=x.width)
@@ -32,7 +33,7 @@ def _product_over_batch(low: Lowering, operation: Operation) -> None:
     x, grad = operation.inputs
     (result,) = operation.outputs
     inputs, outputs, size = x.width, grad.width, low.dtype.itemsize
-    low.work += low.n * inputs * outputs
+    low.count(x.shape[0] * inputs * outputs)
     target, place = low.target(result, inputs)
 
     def words(lane: Lane) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def _product_over_batch(low: Lowering, operation: Operation) -> None:
         return {
             "m": stop - start,
             "n": outputs,
-            "k": low.n,
+            "k": x.shape[0],
             "pitch": inputs,
             "a": moved(lane.address(x, ALL), start * size),
             "b": lane.address(grad, ALL),
@@ -73,10 +74,7 @@ def _activation(low: Lowering, operation: Operation) -> None:
 
 def _activate(low: Lowering, kernel: str, formula: Any, x: Value, h: Value) -> None:
     name = kernel if kernel in _BY_ROW else f"activation_{kernel}"
-    columns = h.shape[-1] if kernel in _BY_ROW else None
-    if columns is not None and len(h.shape) != 2:
-        raise NotRecordableError(f"there is no instruction for {kernel} of {len(h.shape)} axes")
-    low.by_rows(name, {"a": x}, h, columns=columns, p=_parameter(kernel, formula))
+    low.by_rows(name, {"a": x}, h, **_sizes(kernel, h), p=_parameter(kernel, formula))
 
 
 @lowers("activation_backward")
@@ -85,7 +83,7 @@ def _activation_backward(low: Lowering, operation: Operation) -> None:
     kernel = kernel_in(operation)
     name = f"{kernel}_slope" if kernel in _BY_ROW else f"slope_{kernel}"
     p = _parameter(kernel, operation.formula)
-    low.by_rows(name, {"a": grad, "b": saved}, result, p=p)
+    low.by_rows(name, {"a": grad, "b": saved}, result, **_sizes(kernel, result), p=p)
 
 
 @lowers("bias_activation_backward")
@@ -99,10 +97,11 @@ def _bias_activation_backward(low: Lowering, operation: Operation) -> None:
         _column_sums(low, Operation("column_sums", (dz,), (sums,)))
         return
     parts, place = low.parts_of_sum(sums, dz.width)
+    per_sample = dz.shape[0] // low.n
 
     def words(lane: Lane) -> dict[str, Any]:
         return {
-            "m": lane.rows,
+            "m": lane.rows * per_sample,
             "n": dz.width,
             "a": lane.address(grad, ROWS),
             "b": lane.address(saved, ROWS),
@@ -119,9 +118,10 @@ def _bias_activation_backward(low: Lowering, operation: Operation) -> None:
 def _column_sums(low: Lowering, operation: Operation) -> None:
     (x,), (sums,) = operation.inputs, operation.outputs
     parts, place = low.parts_of_sum(sums, x.width)
+    per_sample = x.shape[0] // low.n
 
     def words(lane: Lane) -> dict[str, Any]:
-        sizes = {"m": lane.rows, "n": x.width}
+        sizes = {"m": lane.rows * per_sample, "n": x.width}
         return sizes | {"a": lane.address(x, ROWS), "d": place(lane)}
 
     low.add("column_sums", words, [low.at(x)], [parts])
@@ -143,14 +143,14 @@ def _multiply(low: Lowering, operation: Operation) -> None:
 @lowers("dropout")
 def _dropout(low: Lowering, operation: Operation) -> None:
     (x, key), (y, mask) = operation.inputs, operation.outputs
-    rate = operation.settings["rate"]
+    rate, per_sample = operation.settings["rate"], y.shape[0] // low.n
     low.by_rows(
         "dropout",
         {"a": x, "d": mask},
         y,
         k=key.index,
         e=low.recording.n_keys,
-        flag=lambda lane: lane.first,
+        flag=lambda lane: lane.first * per_sample,
         limit=round(rate * 2**32),
         p=1.0 / (1.0 - rate),
     )
@@ -183,6 +183,13 @@ def _convert(low: Lowering, operation: Operation) -> None:
     low.y_dtype = low.dtype
     low.sharing[y] = ROWS
     low.alias(result, y)
+
+
+def _sizes(kernel: str, value: Value) -> dict[str, int]:
+    """Return the number and length of the rows, for an activation that sees a whole one."""
+    if kernel not in _BY_ROW:
+        return {}
+    return {"rows": math.prod(value.shape[:-1]), "columns": value.shape[-1]}
 
 
 def _parameter(kernel: str, formula: Any) -> float:

@@ -89,7 +89,7 @@ def _each(low: Lowering, name: str, operands: dict[str, Value], **settings: Any)
 
     def words(lane: Lane) -> dict[str, Any]:
         places = {word: lane.address(value, ALL) for word, value in operands.items()}
-        return {"m": low.n} | places | settings
+        return {"m": operands["c"].shape[0]} | places | settings
 
     reads = [low.at(value, ALL) for word, value in operands.items() if word != "c"]
     low.add(name, words, reads, [low.at(operands["c"])])

@@ -43,7 +43,7 @@ class Plan:
         for each in lowering.instructions:
             if each.name not in known:
                 raise NotRecordableError(f"there is no instruction `{each.name}`")
-        self.work = lowering.work
+        self.work, self.largest_product = lowering.work, lowering.largest_product
         self.n_instructions = len(lowering.instructions)
         #: Whether the mean divides by a sum of weights.
         self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)

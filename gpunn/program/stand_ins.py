@@ -112,6 +112,7 @@ class RecordingKernels(Kernels):
         super().__init__(_facts_of(backend.xp))
         self.backend = backend
         self.operations: list[Operation] = []
+        self.batch_size = 1
 
     # Layers
 
@@ -197,8 +198,8 @@ class RecordingKernels(Kernels):
         self._append("accumulate", (x,), (value_of(total),))
 
     def reshape(self, x: Any, shape: Shape) -> Any:
-        """Return the same memory in another shape."""
-        if not is_batch(x) or shape[0] != x.shape[0]:
+        """Return the same memory in another shape, which keeps each sample's entries together."""
+        if not is_batch(x) or shape[0] % self.batch_size or math.prod(shape) != x.size:
             refuse("a change of shape that touches the batch")
         return Traced(Value(tuple(shape), x.dtype, by_sample=True, storage=x.value), self)
 
@@ -276,7 +277,7 @@ def value_of(x: Any) -> Any:
 
 
 def is_batch(x: Any) -> bool:
-    """Return whether this stands for an array whose first axis is the batch."""
+    """Return whether this stands for an array of samples; see `Value`."""
     return isinstance(x, Traced) and x.value.by_sample and not x.transposed
 
 
@@ -288,4 +289,5 @@ def _named(formula: Any) -> str:
 
 def batch_input(recorder: RecordingKernels, shape: Shape, dtype: Any) -> Traced:
     """Return a stand-in for an array of the batch."""
+    recorder.batch_size = shape[0]
     return Traced(Value(shape, dtype, by_sample=True), recorder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,8 @@ class Table:
         may follow it. One that all threads read lies by itself: threads are not at the same
         instruction, and one would write over what another has still to read.
         """
-        threads = self._lowering.threads
+        low = self._lowering
+        threads = low.threads
         spans: dict[Value, list[int]] = {}
         shared: dict[Value, None] = {}
         for i, instruction in enumerate(self._order):
@@ -71,7 +73,10 @@ class Table:
         offsets, lane_size = plan(
             [Span(size, *spans[value]) for value, size in zip(lanes, sizes, strict=True)]
         )
-        whole_sizes = [self._row_size(value) * value.shape[0] for value in shared]
+        whole_sizes = [
+            self._row_size(value) * (low.n if value.by_sample else value.shape[0])
+            for value in shared
+        ]
         starts, total = in_a_row(whole_sizes)
         self._lane_size = aligned(lane_size) + 128  # threads' lines are apart
         self._block = np.zeros(total + threads * self._lane_size + 64, np.uint8)
@@ -95,11 +100,12 @@ class Table:
         return threads == 1 or self._lowering.sharing.get(value) is OWN
 
     def _row_size(self, value: Value) -> int:
-        """Return the bytes of a row."""
+        """Return the bytes of a sample, or of a row of what has none."""
         dtype = value.dtype
         if value is self._lowering.recording.y:
             dtype = self._lowering.y_dtype
-        return value.width * int(dtype.itemsize)
+        size = math.prod(value.shape)
+        return (size // self._lowering.n if value.by_sample else value.width) * int(dtype.itemsize)
 
     def _address(self, value: Value, sharing: Any, thread: int, first: int) -> int | Patch:
         """Return where a thread finds its rows of a value, or all of it."""

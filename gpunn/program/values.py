@@ -36,8 +36,9 @@ class Value:
     dtype : dtype
         Of the arrays' library.
     by_sample : bool
-        Whether the first axis is the batch. Lengths do not tell: a batch may have as many samples
-        as a sample has features.
+        Whether it holds the samples of the batch one after another: its first axis is the batch, or
+        the rows of all samples, equally many of each. Lengths do not tell: a batch may have as many
+        samples as a sample has features.
     storage : Value
         The value whose memory this one shares: itself, unless an operation works in place.
     """
