@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from gpunn.data import datasets
     from gpunn.files.weights import LoadReport, load, save
     from gpunn.tools.gradcheck import GradientReport, check_gradients
+    from gpunn.tools.plots import plot_confusion, plot_history, plot_weights
 
 __version__ = "0.1.0"
 
@@ -73,6 +74,9 @@ _LATER = {
     "datasets": "gpunn.data.datasets",
     "estimators": "gpunn.estimators",  # needs scikit-learn
     "load": "gpunn.files.weights",
+    "plot_confusion": "gpunn.tools.plots",  # these need matplotlib
+    "plot_history": "gpunn.tools.plots",
+    "plot_weights": "gpunn.tools.plots",
     "save": "gpunn.files.weights",
 }
 
@@ -165,6 +169,9 @@ __all__ = [
     "init",
     "load",
     "logistic_regression",
+    "plot_confusion",
+    "plot_history",
+    "plot_weights",
     "save",
     "schedules",
     "to_numpy",
