@@ -59,8 +59,10 @@ from gpunn.training.stopping import EarlyStopping
 from gpunn.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from gpunn.data import datasets
     from gpunn.files.weights import LoadReport, load, save
     from gpunn.tools.gradcheck import GradientReport, check_gradients
+    from gpunn.tools.plots import plot_confusion, plot_history, plot_weights
 
 __version__ = "0.1.0"
 
@@ -69,8 +71,12 @@ _LATER = {
     "GradientReport": "gpunn.tools.gradcheck",
     "LoadReport": "gpunn.files.weights",
     "check_gradients": "gpunn.tools.gradcheck",
+    "datasets": "gpunn.data.datasets",
     "estimators": "gpunn.estimators",  # needs scikit-learn
     "load": "gpunn.files.weights",
+    "plot_confusion": "gpunn.tools.plots",  # these need matplotlib
+    "plot_history": "gpunn.tools.plots",
+    "plot_weights": "gpunn.tools.plots",
     "save": "gpunn.files.weights",
 }
 
@@ -82,7 +88,8 @@ def __getattr__(name: str) -> object:
     import importlib  # noqa: PLC0415 (not needed to import gpunn)
 
     module = importlib.import_module(_LATER[name])
-    found = globals()[name] = module if name == "estimators" else getattr(module, name)
+    wanted_itself = module.__name__.endswith(f".{name}")
+    found = globals()[name] = module if wanted_itself else getattr(module, name)
     return found
 
 
@@ -156,11 +163,15 @@ __all__ = [
     "WarmUp",
     "backend_of",
     "check_gradients",
+    "datasets",
     "errors",
     "get_backend",
     "init",
     "load",
     "logistic_regression",
+    "plot_confusion",
+    "plot_history",
+    "plot_weights",
     "save",
     "schedules",
     "to_numpy",

@@ -56,7 +56,7 @@ class GradientError(GpunnError, AssertionError):
 
 
 class FileError(GpunnError, ValueError):
-    """A file of weights does not fit the model, or is not a file of weights."""
+    """A file of weights does not fit the model, or a file is damaged or of another kind."""
 
 
 class PathError(FileError, OSError):

@@ -8,6 +8,10 @@ from numbers import Real
 from typing import Any
 
 from gpunn.errors import SettingError
+from gpunn.nn.notebook import html_table
+
+#: Columns that the table leaves out; their total is in its title.
+_TIMES = ("elapsed_s", "samples_per_s")
 
 
 class History:
@@ -126,23 +130,46 @@ class History:
     def __repr__(self) -> str:
         """Return a table of the first, the best and the last epochs."""
         if not len(self):
+            return self._title()
+        names, rows = self._table()
+        widths = [5, *(max(len(name), 9) for name in names[1:])]
+        lines = [self._title()]
+        for cells in (names, *rows):
+            line = "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=False))
+            best = "  best" if cells[0] == str(self.best_epoch) else ""
+            lines.append(f"  {line}{best}" if len(cells) > 1 else f"    {cells[0]}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table for notebooks."""
+        if not len(self):
+            return html_table(self._title(), (), ())
+        names, rows = self._table()
+        best = [i for i, cells in enumerate(rows) if cells[0] == str(self.best_epoch)]
+        return html_table(self._title(), names, rows, best)
+
+    def _title(self) -> str:
+        """Return how long training was, and why it ended."""
+        if not len(self):
             return f"History(0 epochs; {self.stopped or 'not started'})"
         elapsed = math.fsum(self.columns.get("elapsed_s", ()))
-        names = [n for n in self.columns if n not in ("elapsed_s", "samples_per_s")]
-        shown = sorted({1, 2, self.best_epoch, len(self) - 1, len(self)} - {0})
         reason = f"; {self.stopped}" if self.stopped else ""
-        lines = [f"History({len(self)} epochs in {elapsed:.3g} s{reason})"]
-        widths = {name: max(len(name), 9) for name in names}
-        lines.append("  epoch  " + "  ".join(f"{name:>{widths[name]}}" for name in names))
-        before = 0
+        return f"History({len(self)} epochs in {elapsed:.3g} s{reason})"
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the names of the columns, and rows of the first, the best and the last epochs.
+
+        A row of a single cell stands for the epochs that are left out.
+        """
+        columns = {n: self._filled(n) for n in self.columns if n not in _TIMES}
+        shown = sorted({1, 2, self.best_epoch, len(self) - 1, len(self)} - {0})
+        rows, before = [], 0
         for epoch in (e for e in shown if e <= len(self)):
             if epoch > before + 1:
-                lines.append("    ...")
-            cells = (f"{self._filled(name)[epoch - 1]:{widths[name]}.4g}" for name in names)
-            best = "  best" if epoch == self.best_epoch else ""
-            lines.append(f"  {epoch:5}  " + "  ".join(cells) + best)
+                rows.append(["..."])
+            rows.append([str(epoch), *(f"{column[epoch - 1]:.4g}" for column in columns.values())])
             before = epoch
-        return "\n".join(lines)
+        return ["epoch", *columns], rows
 
 
 def _check_numbers(record: Any) -> None:

@@ -1,0 +1,40 @@
+"""Tables for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from html import escape
+
+
+def html_table(
+    title: str, names: Sequence[str], rows: Sequence[Sequence[str]], bold: Collection[int] = ()
+) -> str:
+    """Return a table in HTML. What stands in it is escaped, and keeps its spaces.
+
+    Parameters
+    ----------
+    title : str
+        Its caption.
+    names : sequence of str
+        The columns; the first is aligned at the left, the others at the right.
+    rows : sequence of sequence of str
+        The cells. A row that is too short ends in empty ones.
+    bold : collection of int, optional
+        The rows that stand out.
+    """
+    lines = ["<table>", f'<caption style="text-align: left">{escape(title)}</caption>']
+    if names:
+        lines.append(_row(names, "th"))
+    for i, row in enumerate(rows):
+        filled = [*row, *[""] * (len(names) - len(row))]
+        lines.append(_row(filled, "th" if i in bold else "td"))
+    return "\n".join([*lines, "</table>"])
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    sides = ("left", *["right"] * len(cells))
+    made = (
+        f'<{tag} style="text-align: {side}; white-space: pre-wrap">{escape(cell)}</{tag}>'
+        for cell, side in zip(cells, sides, strict=False)
+    )
+    return f"<tr>{''.join(made)}</tr>"
