@@ -35,6 +35,7 @@ from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
+from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
 from gpunn.nn.shape import Flatten
@@ -130,6 +131,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "ExponentialDecay",
     "Flatten",
     "GradientReport",
@@ -145,6 +147,7 @@ __all__ = [
     "Metric",
     "Optimizer",
     "Parameter",
+    "Position",
     "ReLU",
     "ReduceOnPlateau",
     "Residual",
