@@ -32,6 +32,7 @@ from gpunn.nn.activation import (
     Tanh,
 )
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
@@ -145,6 +146,7 @@ __all__ = [
     "Loss",
     "MeanSquaredError",
     "Metric",
+    "MultiHeadAttention",
     "Optimizer",
     "Parameter",
     "Position",

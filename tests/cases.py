@@ -120,6 +120,17 @@ LAYERS = [
         (3, 4),
         kinds=(gn.Position,),
     ),
+    *(
+        LayerCase(
+            f"MultiHeadAttention({heads}, {settings})",
+            lambda dtype, heads=heads, settings=settings: gn.MultiHeadAttention(
+                4, heads, rng=1, dtype=dtype, **settings
+            ),
+            (3, 4),
+            kinds=(gn.MultiHeadAttention,),
+        )
+        for heads, settings in ((2, {}), (1, {"causal": True}), (4, {"bias": False}))
+    ),
     LayerCase("Flatten", lambda _: gn.Flatten(), (2, 3), keeps_shape=False, kinds=(gn.Flatten,)),
     LayerCase("Dropout", lambda _: gn.Dropout(0.4), random=True, kinds=(gn.Dropout,)),
     LayerCase("Dropout(0)", lambda _: gn.Dropout(0.0), kinds=(gn.Dropout,)),

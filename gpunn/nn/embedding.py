@@ -9,12 +9,13 @@ from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backe
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import float_dtype, number, whole_number
 from gpunn.arrays.facts import is_integer
-from gpunn.errors import DataError, DTypeError, ShapeError
+from gpunn.errors import DataError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.host import is_on_host
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer, wants_integers
 from gpunn.nn.parameter import Parameter
+from gpunn.nn.sequences import check_sequence
 from gpunn.nn.tape import Tape
 
 
@@ -200,19 +201,6 @@ class Position(Layer):
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""
         return f"{type(self).__name__}({self.length}, {self.features})"
-
-
-def check_sequence(layer: Layer, x: Array, like: Array, features: int) -> None:
-    """Check that x is (N, T, features), of the dtype and on the device of a layer's weights."""
-    place, home = backend_of(x), backend_of(like)
-    if place is None:
-        raise DTypeError(f"{layer!r}: expected an array, got {type(x).__name__}")
-    if place != home:
-        raise device_mismatch(repr(layer), home, place)
-    if x.ndim != 3 or x.shape[2] != features:
-        raise ShapeError(f"{layer!r}: expected x of shape (N, T, {features}), got {tuple(x.shape)}")
-    if x.dtype != like.dtype:
-        raise DTypeError(f"{layer!r}: the weights are {like.dtype} and x is {x.dtype}")
 
 
 def _normal(  # noqa: PLR0917 (what the layers are given)
