@@ -17,5 +17,7 @@ def check_sequence(layer: Layer, x: Array, like: Array, features: int) -> None:
         raise device_mismatch(repr(layer), home, place)
     if x.ndim != 3 or x.shape[2] != features:
         raise ShapeError(f"{layer!r}: expected x of shape (N, T, {features}), got {tuple(x.shape)}")
+    if not x.shape[1]:
+        raise ShapeError(f"{layer!r}: expected at least one position, got {tuple(x.shape)}")
     if x.dtype != like.dtype:
         raise DTypeError(f"{layer!r}: the weights are {like.dtype} and x is {x.dtype}")
