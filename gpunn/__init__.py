@@ -32,9 +32,11 @@ from gpunn.nn.activation import (
     Tanh,
 )
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
+from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
 from gpunn.nn.shape import Flatten
@@ -130,6 +132,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "ExponentialDecay",
     "Flatten",
     "GradientReport",
@@ -143,8 +146,10 @@ __all__ = [
     "Loss",
     "MeanSquaredError",
     "Metric",
+    "MultiHeadAttention",
     "Optimizer",
     "Parameter",
+    "Position",
     "ReLU",
     "ReduceOnPlateau",
     "Residual",
