@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -185,3 +185,17 @@ def _check_numbers(record: Any) -> None:
             )
         if not isinstance(value, Real) and getattr(value, "shape", None) != ():
             raise SettingError(f"History.append: {name!r} must be a number, got {value!r}")
+
+
+def columns_of(
+    metrics: Iterable[Any], *, penalized: bool, validated: bool
+) -> dict[str, bool | None]:
+    """Return the columns of a history, and whether higher values are better (None: neither)."""
+    measured: dict[str, bool | None] = {"loss": False}
+    measured |= {metric.name: metric.higher_is_better for metric in metrics}
+    columns = dict(measured)
+    if penalized:
+        columns["cost"] = False
+    if validated:
+        columns |= {f"validation_{name}": higher for name, higher in measured.items()}
+    return columns | dict.fromkeys(("learning_rate", "elapsed_s", "samples_per_s"))

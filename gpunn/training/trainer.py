@@ -41,7 +41,7 @@ from gpunn.training.divergence import check_finite
 from gpunn.training.epoch import EpochRunner, memory_advice
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
-from gpunn.training.history import History
+from gpunn.training.history import History, columns_of
 from gpunn.training.inference import evaluate, predict
 from gpunn.training.metrics import Metric
 from gpunn.training.ordering import in_order
@@ -169,7 +169,8 @@ class Trainer:
         if validation is not None:
             validation = self._as_loader(validation, "Trainer.fit, validation")
             self._check_data(validation)
-        columns = self._columns(validated=validation is not None)
+        penalized = self.optimizer.penalty() is not None
+        columns = columns_of(self.metrics, penalized=penalized, validated=validation is not None)
         history = follow(early_stopping, columns, appended=bool(callbacks))
         best = BestWeights(self.model)
         self.optimizer.clear()
@@ -293,17 +294,6 @@ class Trainer:
         history.append(record)
         if not bar.disable:
             bar.set_postfix(loss=f"{record['loss']:.4g}")
-
-    def _columns(self, *, validated: bool) -> dict[str, bool | None]:
-        """Return the columns of the history, and whether higher values are better."""
-        columns: dict[str, bool | None] = {"loss": False}
-        columns |= {metric.name: metric.higher_is_better for metric in self.metrics}
-        measured = dict(columns)
-        if self.optimizer.penalty() is not None:
-            columns["cost"] = False
-        if validated:
-            columns |= {f"validation_{name}": higher for name, higher in measured.items()}
-        return columns | dict.fromkeys(("learning_rate", "elapsed_s", "samples_per_s"))
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         def work() -> dict[str, float]:
