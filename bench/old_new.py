@@ -1,12 +1,14 @@
 """Time of one checkout of gpunn against another, in interleaved processes on the CPU.
 
     python bench/old_new.py OLD NEW [--estimators] [--only NAME[,NAME]] [--rounds N] [--processes N]
+        [--processor]
 
 OLD and NEW are folders with a package `gpunn` in each; the workloads are those of this checkout, so
 both train the same. With --estimators they are the fits of `bench/estimators.py`, one a step; their
 names have commas, so that --only takes one of them. Where memory lies differs from process to
 process, and with it the time of a large network by some percent: so each ratio is over several
-pairs of processes.
+pairs of processes. On a machine that others use, --processor counts the time of processors, of all
+threads, instead of that on the wall.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from timing import ratio  # before NumPy: it sets the BLAS environment
@@ -30,7 +33,7 @@ WIDER_BARS = {"xor": 1.15, "logreg": 1.15, "logreg1": 1.15}
 PAUSE_S = 0.02
 
 
-def work_for(name: str) -> None:
+def work_for(name: str, clock: Callable[[], float]) -> None:
     """Run a workload for each line that comes in, and print the seconds it took."""
     # All of these import the checkout's gpunn.
     from libraries.with_gpunn import prepare  # noqa: PLC0415
@@ -46,16 +49,17 @@ def work_for(name: str) -> None:
     run()
     print(json.dumps(gpunn.__file__), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clock()
         run()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        print(json.dumps(clock() - start), flush=True)
 
 
 class Worker:
     """A process that runs one workload with one checkout."""
 
-    def __init__(self, checkout: Path, name: str) -> None:
-        command = [sys.executable, __file__, "--worker", name, str(checkout), str(checkout)]
+    def __init__(self, checkout: Path, name: str, *options: str) -> None:
+        folder = str(checkout)
+        command = [sys.executable, __file__, "--worker", name, *options, folder, folder]
         environment = os.environ | {"PYTHONPATH": str(checkout)}
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -85,14 +89,14 @@ class Worker:
 
 
 def measure(
-    name: str, checkouts: dict[str, Path], rounds: int, processes: int
+    name: str, checkouts: dict[str, Path], rounds: int, processes: int, *options: str
 ) -> dict[str, list[float]]:
     """Return the seconds of each checkout in each round of each pair of processes."""
     seconds: dict[str, list[float]] = {key: [] for key in checkouts}
     rng = random.Random(name)  # noqa: S311
     for _ in range(processes):
         started = rng.sample(list(checkouts), len(checkouts))
-        workers = {key: Worker(checkouts[key], name) for key in started}
+        workers = {key: Worker(checkouts[key], name, *options) for key in started}
         for _ in range(rounds):
             for key in rng.sample(started, len(started)):
                 time.sleep(PAUSE_S)
@@ -113,10 +117,11 @@ def main() -> None:
     parser.add_argument("--estimators", action="store_true", help="fits of the estimators instead")
     parser.add_argument("--rounds", type=int, default=7, help="in each pair of processes")
     parser.add_argument("--processes", type=int, default=3, help="pairs of them")
+    parser.add_argument("--processor", action="store_true", help="count processors' time")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work_for(arguments.worker)
+        work_for(arguments.worker, time.process_time if arguments.processor else time.perf_counter)
         return
     checkouts = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     known = list(WORKLOADS)
@@ -130,7 +135,8 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}; known are {'; '.join(known)}")
     print(f"{'workload':26}{'old, us':>12}{'new, us':>12}{'new / old':>26}{'bar':>8}")
     for name in names:
-        seconds = measure(name, checkouts, arguments.rounds, arguments.processes)
+        options = ["--processor"] * arguments.processor
+        seconds = measure(name, checkouts, arguments.rounds, arguments.processes, *options)
         n_steps = 1 if arguments.estimators else WORKLOADS[name].n_steps
         us = [1e6 * statistics.median(seconds[key]) / n_steps for key in ("old", "new")]
         gain = ratio(seconds["new"], seconds["old"])

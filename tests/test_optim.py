@@ -387,6 +387,13 @@ class TestWeightDecay:
         update(place, optimizer, [np.zeros((3, 4)), np.zeros(4), None])
         assert_near(held, [0.5 * before[0], *before[1:]])
 
+    def test_one_that_is_set_already_moves_nothing(self, place: Place) -> None:
+        bias = parameters(place)[1]  # which never decays
+        optimizer = gn.SGD([bias], weight_decay=0.1)
+        before = bias.value
+        optimizer.weight_decay = 0.1
+        assert bias.value is before
+
     def test_what_decays_is_laid_out_apart_where_it_matters(self) -> None:
         held = parameters(get_place("numpy"))
         optimizer = gn.SGD(held)

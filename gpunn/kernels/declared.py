@@ -9,6 +9,8 @@ declaration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 
@@ -27,6 +29,9 @@ class Declaration(NamedTuple):
         Whether steps through its objects can be recorded.
     functions : dict of str to function
         All its methods and properties, inherited ones included.
+    look_up : function
+        From the class to what now has the names of `functions`, in one call: recorded steps ask
+        before each epoch.
     """
 
     owner: type
@@ -34,17 +39,19 @@ class Declaration(NamedTuple):
     formula: dict[str, Any]
     records: bool
     functions: dict[str, Any]
+    look_up: Callable[[type], Any]
 
 
 def declare(owner: type, formula: tuple[str, ...] = ()) -> Declaration:
     """Return the declaration of a new class; `__init_subclass__` stores it as `_declared`."""
-    body = vars(owner)
+    body, functions = vars(owner), _functions_of(owner)
     return Declaration(
         owner,
         body.get("kernel"),
         {name: getattr(owner, name) for name in formula},
         bool(body.get("records", body.get("kernel") is not None)),
-        _functions_of(owner),
+        functions,
+        attrgetter(*functions),
     )
 
 
@@ -75,17 +82,23 @@ def may_record(part: Any) -> bool:
 
 def has_its_functions(declared: Declaration) -> bool:
     """Return whether a class still has its original methods and properties."""
-    owner = declared.owner
-    for name, function in declared.functions.items():
-        if getattr(owner, name, None) != function:
-            return False
-    return True
+    try:
+        now = declared.look_up(declared.owner)
+    except AttributeError:  # one is gone
+        return False
+    return bool(now == tuple(declared.functions.values()))
+
+
+#: Descriptors that every class has.
+_NO_CODE = ("__dict__", "__weakref__")
 
 
 def _functions_of(owner: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in owner.__mro__[:-1]:  # all but `object`
         for name, item in vars(base).items():
-            if name not in found and (callable(item) or hasattr(type(item), "__get__")):
+            if name in found or name in _NO_CODE:
+                continue
+            if callable(item) or hasattr(type(item), "__get__"):
                 found[name] = getattr(owner, name)
     return found

@@ -125,6 +125,8 @@ class Optimizer:
     @weight_decay.setter
     def weight_decay(self, weight_decay: float) -> None:
         decay = self._checked_decay(weight_decay)
+        if decay == self._weight_decay:
+            return
         if decay and not any(self._arena.block_decays):
             self.check_places()
             self._lay_out(self._states, decay)

@@ -66,6 +66,8 @@ class CpuSteps(RecordedSteps):
     def prepare(self) -> None:
         """Record a step on a whole batch."""
         self._plans: dict[int, Plan] = {}
+        #: What `_segments` returned last, and for what: epochs are alike.
+        self._last_cut: tuple[Any, Array, list[Table]] | None = None
         self._plan(self._batch_size)
 
     def explain(self) -> str:
@@ -134,7 +136,8 @@ class CpuSteps(RecordedSteps):
         n = -(-size // self._batch_size)
         threads = self._threads(alone)
         with alone.hold():
-            threads = threads if alone.count() == 1 else 1  # somebody else's limit is in force
+            if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
+                threads = 1
             costs, penalties = np.zeros((n, threads)), np.zeros((n, threads))
             totals = np.zeros(n) if plan.has_totals else None
             made, meeting = np.zeros(1, np.int64), np.zeros(2, np.int64)
@@ -187,6 +190,9 @@ class CpuSteps(RecordedSteps):
 
     def _segments(self, size: int, threads: int, *, in_order: bool) -> tuple[Array, list[Table]]:
         """Return what to run, for each thread: whole batches, and then one that is not."""
+        key = size, threads, in_order
+        if self._last_cut is not None and self._last_cut[0] == key:
+            return self._last_cut[1:]
         whole, rest = divmod(size, self._batch_size)
         parts = [(self._batch_size, whole)] * bool(whole) + [(rest, 1)] * bool(rest)
         tables = [self._plan(n).table(threads, in_order=in_order) for n, _ in parts]
@@ -194,6 +200,7 @@ class CpuSteps(RecordedSteps):
         for i, ((n, steps), table) in enumerate(zip(parts, tables, strict=True)):
             for thread in range(threads):
                 segments[thread, i, :6] = (*table.segments[thread], n, steps)
+        self._last_cut = key, segments, tables
         return segments, tables
 
     def _plan(self, n: int) -> Plan:
@@ -232,6 +239,8 @@ class CpuSteps(RecordedSteps):
 
     def _threads(self, alone: OneThread) -> int:
         """Return how many threads to have: as many as BLAS would."""
+        if self._most_threads == 1:
+            return 1
         wanted = min(alone.count(), self._most_threads)
         return crew.available(wanted) if alone.of_all_threads() else 1
 

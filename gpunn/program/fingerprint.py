@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -35,10 +35,26 @@ class Fingerprint:
     """
 
     def __init__(self, parts: Iterable[Any]) -> None:
-        self._parts = list(parts)
-        self._pieces = list(_pieces(self._parts))  # held, so that no identity comes twice
+        self._pieces: list[Any] = []
+        #: Each piece that is made of others: how to list these, and what the list was. If all lists
+        #: are the same, so is what they lead to, and nothing has to be followed again. The pieces
+        #: are held, so that no identity comes twice.
+        self._contents: dict[int, tuple[_Reader, Any, list[Any]]] = {}
+        for part in parts:
+            self._look_into(part)
         declared = [getattr(piece, "_declared", None) for piece in self._pieces if _is_part(piece)]
         self._declared = list({id(one): one for one in declared if one is not None}.values())
+
+    def _look_into(self, piece: Any) -> None:
+        """Keep a piece and what it is made of."""
+        self._pieces.append(piece)
+        read = _reader_of(piece)
+        if read is None or id(piece) in self._contents:
+            return
+        content = list(read(piece))
+        self._contents[id(piece)] = read, piece, content
+        for each in content:
+            self._look_into(each)
 
     def why_not(self) -> str | None:
         """Return which part cannot be recorded; None if all can.
@@ -55,9 +71,11 @@ class Fingerprint:
 
     def holds(self) -> bool:
         """Return whether the parts are still made of the same."""
-        now = list(_pieces(self._parts))
-        same = len(now) == len(self._pieces) and all(map(operator.is_, now, self._pieces))
-        return same and all(map(has_its_functions, self._declared))
+        for read, piece, content in self._contents.values():
+            now = read(piece)
+            if len(now) != len(content) or not all(map(operator.is_, now, content)):
+                return False
+        return all(map(has_its_functions, self._declared))
 
 
 def _is_part(piece: Any) -> bool:
@@ -74,20 +92,33 @@ def _is_known(piece: Any) -> bool:
     return hasattr(piece, "shape") and hasattr(piece, "dtype")
 
 
-def _pieces(items: Iterable[Any]) -> Iterator[Any]:
-    """Yield items and what they are made of, in a fixed order."""
-    for item in items:
-        yield item
-        if isinstance(item, Held):
-            yield type(item)
-            yield item.value
-            yield getattr(item, "decay", None)
-        elif isinstance(item, (Layer, Loss)):
-            yield type(item)
-            yield from vars(item)
-            yield from _pieces(vars(item).values())
-        elif isinstance(item, (list, tuple)):  # of any kind: `nn.tree.children` looks in there, too
-            yield from _pieces(item)
-        elif isinstance(item, dict):
-            yield from item
-            yield from _pieces(item.values())
+#: Lists what a piece is made of, in a fixed order.
+_Reader = Callable[[Any], Collection[Any]]
+
+
+def _reader_of(piece: Any) -> _Reader | None:
+    """Return what lists the content of a piece; None if it has none."""
+    if isinstance(piece, Held):
+        return _content_of_held
+    if isinstance(piece, (Layer, Loss)):
+        return _content_of_part
+    if isinstance(piece, (list, tuple)):  # of any kind: `nn.tree.children` looks in there, too
+        return _content_of_sequence
+    return _content_of_dict if isinstance(piece, dict) else None
+
+
+def _content_of_held(piece: Held) -> Collection[Any]:
+    return type(piece), piece.value, getattr(piece, "decay", None)
+
+
+def _content_of_part(piece: Layer | Loss) -> Collection[Any]:
+    own = vars(piece)
+    return type(piece), *own, *own.values()
+
+
+def _content_of_sequence(piece: Collection[Any]) -> Collection[Any]:
+    return piece
+
+
+def _content_of_dict(piece: dict[Any, Any]) -> Collection[Any]:
+    return *piece, *piece.values()

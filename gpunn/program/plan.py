@@ -37,8 +37,9 @@ class Plan:
         self.recording = recording
         self._optimizer = optimizer
         self._penalized = penalized
+        self._lowerings: dict[int, Lowering] = {}
         self._tables: dict[tuple[int, bool], Table] = {}
-        lowering = self._lowered(1)
+        lowering = self._lowering(1)
         known = names()
         for each in lowering.instructions:
             if each.name not in known:
@@ -53,8 +54,13 @@ class Plan:
         """Return the instructions for so many threads."""
         key = threads, in_order
         if key not in self._tables:
-            self._tables[key] = Table(self._lowered(threads), in_order=in_order)
+            self._tables[key] = Table(self._lowering(threads), in_order=in_order)
         return self._tables[key]
+
+    def _lowering(self, threads: int) -> Lowering:
+        if threads not in self._lowerings:
+            self._lowerings[threads] = self._lowered(threads)
+        return self._lowerings[threads]
 
     def _lowered(self, threads: int) -> Lowering:
         lowering = Lowering(self.recording, threads)
