@@ -28,7 +28,7 @@ from gpunn.arrays.backend import product_precision
 from gpunn.arrays.precision import DEFAULT, PRECISIONS, Precision
 from gpunn.errors import SettingError
 from gpunn.kernels.cuda_kernel import pointer_of
-from gpunn.kernels.cupy_rounding import round_factors
+from gpunn.kernels.cupy_rounding import Rounder, round_factors
 
 # Looked up once: three attributes cost as much as the call.
 _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
@@ -135,10 +135,10 @@ def product(
         into = cupy.ndarray(shape, dtype)
     elif into.shape != shape or (into.strides != strides and not into.flags.c_contiguous):
         return cupy.dot(x, y, out=into)  # it says what is wrong
+    handle = _current_handle(device)
     x_start, y_start = x.data.ptr, y.data.ptr
     if rounded:
-        _factors, x_start, y_start = round_factors(x, y)  # kept until the call is queued
-    handle = _current_handle(device)
+        _factors, x_start, y_start = handle.round(x, y)  # kept until the call is queued
     status = handle.gemm(
         handle.pointer,
         *head,
@@ -246,6 +246,7 @@ class _Handle:
     def __init__(self) -> None:
         self._library = loaded_library()
         self.gemm = self._library.cublasGemmEx
+        self.round: Rounder = round_factors
         self.pointer = c_void_p()
         self.stream: Any = None
         status = self._create()
@@ -299,6 +300,10 @@ class CaptureHandle:
         )
         if status:
             raise _failure("cublasSetWorkspace", status)
+
+    def round_by(self, rounder: Rounder) -> None:
+        """Let this round factors from now on."""
+        self._handle.round = rounder
 
     def __enter__(self) -> None:
         """Use the handle."""
