@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import chain
-from threading import Lock
 from typing import Any, NamedTuple
 
 import cupy
@@ -13,7 +12,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.facts import is_out_of_memory
 from gpunn.kernels import kernels
-from gpunn.kernels.cublas import CaptureHandle, workspace_bytes
+from gpunn.kernels.cublas_handle import CaptureHandle, one_capture_at_a_time, workspace_bytes
 from gpunn.kernels.cupy_launch import forget_scratch
 from gpunn.kernels.cupy_rounding import KeptFactors, NotedFactors, WeightCopies
 from gpunn.kernels.cupy_step import StepBoard, copy_rows
@@ -26,8 +25,6 @@ from gpunn.program.record import KeyTape, backpropagate, gradients_kept
 from gpunn.program.sources import FedBatches, StoredRows
 from gpunn.program.values import Recording
 
-#: What one thread does to capture a step may end the capture of another.
-_one_at_a_time = Lock()
 _ATTEMPTS = 4
 
 
@@ -82,7 +79,7 @@ class StepCapture:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             workspace = cupy.empty(workspace_bytes(), np.uint8)
-        with _one_at_a_time:  # to make a handle waits for the device
+        with one_capture_at_a_time():  # to make a handle waits for the device
             self._products = CaptureHandle(self._stream, workspace)
         self._copies: WeightCopies | None = None
 
@@ -98,7 +95,7 @@ class StepCapture:
         stream.wait_event(user.record())
         try:
             with (
-                _one_at_a_time,
+                one_capture_at_a_time(),
                 stream,
                 cupy.cuda.using_allocator(self._pool.malloc),
                 self._products,

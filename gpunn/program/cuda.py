@@ -17,7 +17,7 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
-from gpunn.kernels.cublas import loaded_library
+from gpunn.kernels.cublas_handle import loaded_library
 from gpunn.kernels.cupy_step import StepBoard
 from gpunn.kernels.declared import kernel_of
 from gpunn.nn.init import as_generator
