@@ -31,6 +31,11 @@ GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
     "benchmark": ("bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json"),
 }
+#: What the session `races` runs, by whether steps are captured.
+RACES = {
+    "captured": ("test_graphs", "test_kept_factors", "test_program_staleness"),
+    "readable": ("test_training", "test_streaming", "test_streams", "test_frozen"),
+}
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
 LINT = nox.project.dependency_groups(PYPROJECT, "lint")
@@ -103,6 +108,34 @@ def gpu(session: nox.Session) -> None:
     failed = [name for name in GPU if not succeeds(run, *GPU[name], *more[name])]
     if failed:  # only now: a failed test does not keep the benchmark from running
         session.error(f"failed: {', '.join(failed)}")
+
+
+@nox.session
+def races(session: nox.Session) -> None:
+    """Run the tests of training on an emulated GPU in 20 random orders; `-- 5`: in five.
+
+    GPUNN_EMULATOR names the emulator's command; without it nothing is run. The command takes
+    `--async random --seed N COMMAND`, and then runs what is queued on the device in an order drawn
+    from those that CUDA allows. Steps are captured in the first half of the runs; in the second,
+    with GPUNN_GRAPHS=0, they are not.
+    """
+    emulator = os.environ.get("GPUNN_EMULATOR")
+    if not emulator:
+        session.skip("GPUNN_EMULATOR does not name the command of an emulator of CUDA")
+    seeds = int(session.posargs[0]) if session.posargs else 20
+    session.install("-e", ".", *TEST)
+    pytest = ("python", "-m", "pytest", "-q", "-m", "gpu", "--require-gpu")
+    failed = []
+    for kind, names in RACES.items():
+        graphs = {"GPUNN_GRAPHS": "0" if kind == "readable" else "1"}
+        run = partial(session.run, external=True, env=graphs)
+        files = [f"tests/{name}.py" for name in names]
+        for seed in range(1, seeds + 1):
+            order = (emulator, "--async", "random", "--seed", str(seed))
+            if not succeeds(run, *order, *pytest, *files):
+                failed.append(f"{kind}, seed {seed}")
+    if failed:
+        session.error(f"failed: {'; '.join(failed)}")
 
 
 def succeeds(run: Callable[..., object], *command: str) -> bool:

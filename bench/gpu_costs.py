@@ -210,7 +210,12 @@ class WatchedGraphs:
         """Train for some epochs, all of them captured."""
         capture = importlib.import_module("gpunn.program.capture").StepCapture
         real = capture.graph_of
-        capture.graph_of = lambda *arguments: _WatchedGraph(real(*arguments), self)
+
+        def watched(*arguments: Any) -> Any:
+            step = real(*arguments)
+            return step._replace(graph=_WatchedGraph(step.graph, self))
+
+        capture.graph_of = watched
         try:
             trainer.fit(loader, 1, progress=False)  # a first epoch of few steps is not captured
             trainer.fit(loader, epochs, callbacks=[self._next_epoch], progress=False)

@@ -268,7 +268,10 @@ class Run:
 
     def run(self) -> tuple[gn.Trainer, gn.History, gn.Loader]:
         trainer, loader = self.trainer(), self.loader()
-        return trainer, trainer.fit(loader, self.epochs, progress=False), loader
+        try:
+            return trainer, trainer.fit(loader, self.epochs, progress=False), loader
+        except gn.errors.DivergenceError as error:  # as some of those drawn at random do
+            return trainer, error.history, loader  # type: ignore[attr-defined]
 
 
 RUNS = st.builds(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,16 @@ from tests.layouts import LAYOUTS, SIZES, draw
 pytestmark = pytest.mark.gpu
 cupy: Any = None
 cublas: Any = None
+handles: Any = None
 
 
 @pytest.fixture(autouse=True)
 def _cupy() -> None:
-    global cupy, cublas  # noqa: PLW0603
+    global cupy, cublas, handles  # noqa: PLW0603
     get_place("cupy")  # or skip
     cupy = pytest.importorskip("cupy")
-    from gpunn.kernels import cublas as module  # noqa: PLC0415 (imports CuPy)
-
-    cublas = module
+    cublas = importlib.import_module("gpunn.kernels.cublas")
+    handles = importlib.import_module("gpunn.kernels.cublas_handle")
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_what_does_not_fit_is_an_error_as_before() -> None:
 def test_a_failure_names_the_status_and_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     x = draw(3, 3, "float32")
     cublas.product(x, x)
-    monkeypatch.setattr(cublas._current_handle(0), "gemm", lambda *_: 15)
+    monkeypatch.setattr(handles.current_handle(0), "gemm", lambda *_: 15)
     wanted = r"cublasGemmEx .* 15 \(CUBLAS_STATUS_NOT_SUPPORTED\), for \(3, 3\) @ \(3, 3\) in f"
     with pytest.raises(RuntimeError, match=wanted):
         cublas.product(x, x)
@@ -119,9 +121,9 @@ def test_a_failure_names_the_status_and_the_shapes(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("no_dot")
 def test_a_handle_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cublas._Handle, "_create", lambda _: 3)
+    monkeypatch.setattr(handles.Handle, "_create", lambda _: 3)
     with pytest.raises(MemoryError, match="cuBLAS has no memory to work with on device 0"):
-        cublas._Handle()
+        handles.Handle()
 
 
 @pytest.mark.usefixtures("_no_library")
@@ -199,7 +201,7 @@ class TestThreads:
                 cupy.cuda.get_current_stream().synchronize()
             if cublas.loaded_library() is None:
                 return z, i
-            return z, weakref.ref(cublas._current_handle(0))
+            return z, weakref.ref(handles.current_handle(0))
 
         (first, handle), (second, other) = in_threads(work)
         for i, z in enumerate((first, second)):
@@ -212,11 +214,33 @@ class TestThreads:
 
         def work(_: int) -> Any:
             cublas.product(x, x)
-            return weakref.ref(cublas._current_handle(0))
+            return weakref.ref(handles.current_handle(0))
 
         (handle,) = in_threads(work, 1)
         gc.collect()
         assert handle() is None
+
+    @pytest.mark.usefixtures("no_dot")
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_none_is_destroyed_while_a_step_is_captured(
+        self, monkeypatch: pytest.MonkeyPatch, fails: bool
+    ) -> None:
+        """That waits for the device; a collection may do it at any time, in any thread."""
+        destroyed: list[Any] = []
+        monkeypatch.setattr(handles, "_destroy", lambda *handle: destroyed.append(handle))
+        kept = [handles.Handle(), handles.Handle()]
+        pointers = [handle.pointer for handle in kept]
+        kept.pop()
+        assert [handle[1] for handle in destroyed] == pointers[1:]
+        with suppress(OSError), handles.one_capture_at_a_time():
+            kept.pop()
+            assert len(destroyed) == 1
+            if fails:
+                raise OSError
+        assert [handle[1] for handle in destroyed] == pointers[::-1]
+        monkeypatch.undo()
+        for handle in destroyed:
+            handles._destroy(*handle)
 
 
 @pytest.mark.two_devices

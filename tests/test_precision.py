@@ -167,7 +167,7 @@ class TestProducts:
                 cupy.testing.assert_array_equal(cublas().product(x, y), 4 * y)
 
     def test_without_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cublas(), "library", lambda: None)
+        monkeypatch.setattr(cublas(), "loaded_library", lambda: None)
         cublas()._plan.cache_clear()
         x = cupy.ones((3, 3), "float32")
         try:

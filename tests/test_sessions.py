@@ -1,4 +1,4 @@
-"""The nox session for a machine with a GPU, and the commands that the README gives without nox."""
+"""The nox sessions for a GPU, or an emulated one, and the README's commands without nox."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ class Session:
 
     def error(self, message: str) -> None:
         raise AssertionError(message)
+
+    def skip(self, message: str) -> None:
+        raise Skipped(message)
+
+
+class Skipped(Exception):  # noqa: N818
+    pass
 
 
 class CommandFailed(Exception):  # noqa: N818 (nox's name)
@@ -106,3 +113,29 @@ class TestGPU:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         for command in sessions.GPU.values():
             assert f"\npython {' '.join(command)}\n" in readme
+
+
+class TestRaces:
+    def test_without_an_emulator(self, sessions: Any, monkeypatch: Any) -> None:
+        monkeypatch.delenv("GPUNN_EMULATOR", raising=False)
+        session = Session()
+        with pytest.raises(Skipped, match="GPUNN_EMULATOR does not name"):
+            sessions.races(session)
+        assert not session.ran
+        assert not session.installed
+
+    @pytest.mark.parametrize(("given", "seeds"), [((), 20), (("3",), 3)])
+    def test_each_seed_with_captured_steps_and_without(
+        self, sessions: Any, monkeypatch: Any, given: Any, seeds: int
+    ) -> None:
+        monkeypatch.setenv("GPUNN_EMULATOR", "some/run")
+        session = Session(*given, failing=("--seed 2 ",))
+        with pytest.raises(AssertionError, match=r"failed: captured, seed 2; readable, seed 2$"):
+            sessions.races(session)
+        assert len(session.ran) == 2 * seeds
+        assert session.ran[0][:5] == ("some/run", "--async", "random", "--seed", "1")
+        assert [settings["env"]["GPUNN_GRAPHS"] for settings in session.settings] == (
+            ["1"] * seeds + ["0"] * seeds
+        )
+        for names in sessions.RACES.values():
+            assert all((ROOT / "tests" / f"{name}.py").exists() for name in names)

@@ -11,13 +11,9 @@ asked for Z^T = Y^T X^T, and neither operand is copied, in C's order or transpos
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
-import threading
-from ctypes import c_double, c_float, c_size_t, c_void_p
-from functools import cache, lru_cache
+from ctypes import c_double, c_float, c_void_p
+from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import finalize
 
 import cupy
 import numpy as np
@@ -27,27 +23,13 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import product_precision
 from gpunn.arrays.precision import DEFAULT, PRECISIONS, Precision
 from gpunn.errors import SettingError
-from gpunn.kernels.cuda_kernel import pointer_of
-from gpunn.kernels.cupy_rounding import round_factors
+from gpunn.kernels.cublas_handle import current_handle, failure, loaded_library
 
-# Looked up once: three attributes cost as much as the call.
-_get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
+_get_device = runtime.getDevice  # looked up once: attributes cost as much as the call
 
 _MAX_SIDE = 2**31 - 1  # the library counts in 32 bits
 _DEFAULT_ALGORITHM = -1
 _BFLOAT16 = 14  # as the library numbers it
-
-#: What a status says; the names are those of the documentation without ``CUBLAS_STATUS_``.
-_STATUSES = {
-    1: "NOT_INITIALIZED",
-    3: "ALLOC_FAILED",
-    7: "INVALID_VALUE",
-    8: "ARCH_MISMATCH",
-    11: "MAPPING_ERROR",
-    13: "EXECUTION_FAILED",
-    14: "INTERNAL_ERROR",
-    15: "NOT_SUPPORTED",
-}
 
 
 class _Kind(NamedTuple):
@@ -135,10 +117,10 @@ def product(
         into = cupy.ndarray(shape, dtype)
     elif into.shape != shape or (into.strides != strides and not into.flags.c_contiguous):
         return cupy.dot(x, y, out=into)  # it says what is wrong
+    handle = current_handle(device)
     x_start, y_start = x.data.ptr, y.data.ptr
     if rounded:
-        _factors, x_start, y_start = round_factors(x, y)  # kept until the call is queued
-    handle = _current_handle(device)
+        _factors, x_start, y_start = handle.round(x, y)  # kept until the call is queued
     status = handle.gemm(
         handle.pointer,
         *head,
@@ -150,7 +132,7 @@ def product(
         *tail,
     )
     if status:
-        raise _failure("cublasGemmEx", status, f", for {x.shape} @ {y.shape} in {dtype}")
+        raise failure("cublasGemmEx", status, f", for {x.shape} @ {y.shape} in {dtype}")
     return into
 
 
@@ -224,131 +206,3 @@ def _stored(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tupl
     if (down == size or rows == 1) and (across == rows * size or columns == 1):
         return 1, rows
     return None
-
-
-@cache
-def loaded_library() -> Any:
-    """Return the library that CuPy has loaded, for `ctypes`; None if it is not to be had."""
-    if runtime.is_hip:
-        return None  # AMD's library has other names
-    try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 (comes with CuPy 14)
-
-        return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-    except (ImportError, OSError, RuntimeError) as error:
-        logging.getLogger("gpunn").info("products go through cupy.dot, since %s", error)
-        return None
-
-
-class _Handle:
-    """A handle of cuBLAS on the current device; it must not be shared by threads."""
-
-    def __init__(self) -> None:
-        self._library = loaded_library()
-        self.gemm = self._library.cublasGemmEx
-        self.pointer = c_void_p()
-        self.stream: Any = None
-        status = self._create()
-        if status:  # the library takes memory of its own, and CuPy's pool may hold all there is
-            cupy.get_default_memory_pool().free_all_blocks()
-            status = self._create()
-        device = runtime.getDevice()
-        if status in (1, 3):
-            raise MemoryError(
-                f"cuBLAS has no memory to work with on device {device}"
-            ) from _failure("cublasCreate", status)
-        if status:
-            raise _failure("cublasCreate", status)
-        finalize(self, _destroy, self._library, self.pointer, device, os.getpid()).atexit = False
-
-    def _create(self) -> int:
-        status: int = self._library.cublasCreate_v2(ctypes.byref(self.pointer))
-        return status
-
-    def follow(self, stream: Any) -> None:
-        """Work in this stream from now on.
-
-        The stream is kept, so that no other one can come to have its pointer. The library goes back
-        to its own workspace.
-        """
-        status = self._library.cublasSetStream_v2(self.pointer, c_void_p(pointer_of(stream)))
-        if status:
-            raise _failure("cublasSetStream", status)
-        self.stream = stream
-
-
-class CaptureHandle:
-    """Lets products of this thread use a handle and a workspace of their own, in a ``with`` block.
-
-    Products that are captured use the workspace of their handle at every replay. The one that a
-    thread's handle has is used by its other products, too, maybe at the same time.
-
-    Parameters
-    ----------
-    stream : Stream
-        What is captured.
-    workspace : array
-        The memory; keep this object, and with it the memory, as long as the graph.
-    """
-
-    def __init__(self, stream: Any, workspace: Array) -> None:
-        self._handle, self._workspace, self._device = _Handle(), workspace, _get_device()
-        self._handle.follow(stream)
-        status = loaded_library().cublasSetWorkspace_v2(
-            self._handle.pointer, c_void_p(workspace.data.ptr), c_size_t(workspace.nbytes)
-        )
-        if status:
-            raise _failure("cublasSetWorkspace", status)
-
-    def __enter__(self) -> None:
-        """Use the handle."""
-        self._before = _handles.by_device.get(self._device)
-        _handles.by_device[self._device] = self._handle
-
-    def __exit__(self, *_: object) -> None:
-        """Use the thread's own again."""
-        del _handles.by_device[self._device]
-        if self._before is not None:
-            _handles.by_device[self._device] = self._before
-
-
-def workspace_bytes() -> int:
-    """Return the size of a workspace that the library's documentation advises for this device."""
-    major = int(cupy.cuda.Device().compute_capability[:-1])
-    return (32 if major >= 9 else 4) << 20
-
-
-def _destroy(library: Any, pointer: Any, device: int, process: int) -> None:
-    """Free a handle at the end of its thread; that waits for the device.
-
-    Not in a process that was forked: CUDA does not work there.
-    """
-    if process == os.getpid():
-        with cupy.cuda.Device(device):
-            library.cublasDestroy_v2(pointer)
-
-
-class _Handles(threading.local):
-    """The handles of a thread, by device."""
-
-    def __init__(self) -> None:
-        self.by_device: dict[int, _Handle] = {}
-
-
-_handles = _Handles()
-
-
-def _current_handle(device: int) -> _Handle:
-    """Return this thread's handle for the current device, set to the current stream."""
-    handle = _handles.by_device.get(device)
-    if handle is None:
-        handle = _handles.by_device[device] = _Handle()
-    stream = _get_stream()
-    if handle.stream is not stream:
-        handle.follow(stream)
-    return handle
-
-
-def _failure(function: str, status: int, about: str = "") -> RuntimeError:
-    name = f"CUBLAS_STATUS_{_STATUSES[status]}" if status in _STATUSES else "unknown"
-    return RuntimeError(f"{function} failed with status {status} ({name}){about}")

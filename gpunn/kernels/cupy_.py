@@ -238,12 +238,12 @@ class CupyKernels(Kernels):
     def fused_sgd(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; `clip_norm` takes another."""
         momentum = float(rule.momentum) if update.slots.states else 0.0
-        return launch_update("sgd", update, (momentum, int(rule.nesterov)))
+        return launch_update("sgd", update, (momentum, int(rule.nesterov)), rounds=True)
 
     def fused_adam(self, rule: Any, update: Update) -> Any:
         """Update all arrays in one launch; `clip_norm` takes another."""
         settings = float(rule.beta_1), float(rule.beta_2), float(rule.epsilon)
-        return launch_update("adam", update, settings)
+        return launch_update("adam", update, settings, rounds=True)
 
     # Data
 

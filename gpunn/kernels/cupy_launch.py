@@ -52,6 +52,7 @@ _ARRAYS = Struct(
         "grad": MOST_ARRAYS,
         "first": MOST_ARRAYS,
         "second": MOST_ARRAYS,
+        "rounded": MOST_ARRAYS,
         "size": MOST_ARRAYS,
         "decay": MOST_ARRAYS,
         "first_block": MOST_ARRAYS + 1,
@@ -91,8 +92,9 @@ class _Prepared(NamedTuple):
     tables: list[tuple[Table, int]]
     arrays: list[Array]
     decays: list[float]
+    copies: Any
 
-    def serves(self, slots: Slots) -> bool:
+    def serves(self, slots: Slots, copies: Any) -> bool:
         """Return whether the arrays and the decays are still the same."""
         values, grads, states, decays = slots
         arrays = [*values, *grads, *chain.from_iterable(states)]
@@ -100,23 +102,39 @@ class _Prepared(NamedTuple):
             len(arrays) == len(self.arrays)
             and all(map(operator.is_, arrays, self.arrays))
             and decays == self.decays
+            and copies is self.copies
         )
 
 
-def launch_update(name: str, update: Update, settings: tuple[float, ...]) -> Any:
+def launch_update(
+    name: str, update: Update, settings: tuple[float, ...], *, rounds: bool = False
+) -> Any:
     """Launch a kernel of optimizer.cu for each table of arrays; `clip_norm` takes another launch.
+
+    Parameters
+    ----------
+    name : str
+        The kernel.
+    update : Update
+        The arrays, and the numbers of all kernels.
+    settings : tuple of float
+        The numbers of this kernel.
+    rounds : bool, default False
+        Whether the kernel writes copies of the values in bfloat16.
 
     Returns
     -------
     None or NotImplemented
         The latter if the kernels do not serve these arrays.
     """
-    slots = update.slots
+    slots, copies = update.slots, update.copies if rounds else None
     prepared = slots.prepared
-    if prepared is None or not prepared.serves(slots):
-        prepared = slots.prepared = _prepare(slots)
+    if prepared is None or not prepared.serves(slots, copies):
+        prepared = slots.prepared = _prepare(slots, copies)
     if prepared is None:
         return NotImplemented
+    if copies is not None:
+        copies.are_written = True
     first = prepared.arrays[0]
     if first.data.device_id == _get_device():
         _launch_tables(name, update, prepared, settings)
@@ -148,7 +166,7 @@ def _launch_tables(
         kernel((blocks, 1), (THREADS, 1), table.address, partial, partials, *numbers)
 
 
-def _prepare(slots: Slots) -> _Prepared | None:
+def _prepare(slots: Slots, copies: Any) -> _Prepared | None:
     """Return the tables of these arrays; None if the kernels do not serve them."""
     values, grads, states, decays = slots
     arrays = [*values, *grads, *chain.from_iterable(states)]
@@ -166,12 +184,14 @@ def _prepare(slots: Slots) -> _Prepared | None:
         table = Table(_ARRAYS)
         for field, column in columns.items():
             table.write(field, [column[i].data.ptr for i in chosen])
+        if copies is not None:
+            table.write("rounded", [copies.start_of(values[i]) for i in chosen])
         table.write("size", [values[i].size for i in chosen])
         table.write_doubles("decay", [decays[i] for i in chosen])
         table.write("first_block", [0, *accumulate(blocks)])
         table.write_count(len(chosen))
         tables.append((table, sum(blocks)))
-    return _Prepared(dtype, tables, arrays, list(decays))
+    return _Prepared(dtype, tables, arrays, list(decays), copies)
 
 
 def have_rows(arrays: Sequence[Array]) -> bool:

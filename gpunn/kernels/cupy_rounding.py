@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import cupy
 import numpy as np
 
@@ -11,8 +15,12 @@ from gpunn.kernels.cupy_launch import cuda_kernel
 
 _LINE = 64  # entries: the second factor begins at a multiple of 128 bytes, which cuBLAS likes
 
+#: What holds two rounded factors, and where each of them begins.
+Rounded = tuple[Any, int, int]
+Rounder = Callable[[Array, Array], Rounded]
 
-def round_factors(x: Array, y: Array) -> tuple[Array, int, int]:
+
+def round_factors(x: Array, y: Array) -> Rounded:
     """Round two float32 arrays to bfloat16, in one launch on the current device.
 
     Neither is cached: any array may be written to between two products, and nobody is told.
@@ -20,19 +28,136 @@ def round_factors(x: Array, y: Array) -> tuple[Array, int, int]:
     Parameters
     ----------
     x, y : array
-        Not empty; the entries of each lie one after another, in any order.
-
-    Returns
-    -------
-    tuple
-        An array that holds both results, and where each of them begins. The entries are in the
-        order in which those of x and y lie in memory.
+        Not empty; the entries of each lie one after another, in any order. The results have theirs
+        in the order in which those of x and y lie in memory.
     """
     start = -(-x.size // _LINE) * _LINE
     rounded = cupy.ndarray(start + y.size, np.uint16)
     left = rounded.data.ptr
     right = left + 2 * start
-    (blocks, _), threads = over_entries(max(x.size, y.size))
-    kernel = cuda_kernel("bfloat16", "round_factors", None)
-    kernel((blocks, 2), threads, x.data.ptr, left, x.size, y.data.ptr, right, y.size)
+    _launch((x.data.ptr, left, x.size), (y.data.ptr, right, y.size))
     return rounded, left, right
+
+
+def _launch(first: tuple[int, int, int], second: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """Round one or two arrays: from where, to where, and how many entries."""
+    (blocks, _), threads = over_entries(max(first[2], second[2]))
+    kernel = cuda_kernel("bfloat16", "round_factors", None)
+    kernel((blocks, 2 if second[2] else 1), threads, *first, *second)
+
+
+class Span(NamedTuple):
+    """The memory of an array whose entries lie one after another."""
+
+    start: int
+    n_bytes: int
+
+    @classmethod
+    def of(cls, x: Array) -> Span:
+        """Return where an array lies."""
+        return cls(x.data.ptr, x.nbytes)
+
+    def holds(self, other: Span) -> bool:
+        """Return whether another span lies in this one."""
+        end, other_end = self.start + self.n_bytes, other.start + other.n_bytes
+        return self.start <= other.start and other_end <= end
+
+
+class NotedFactors:
+    """Rounds factors as `round_factors` does, and notes where they lay."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[Span, Span]] = []
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The numbers of entries of the factors."""
+        return [(x.n_bytes // 4, y.n_bytes // 4) for x, y in self.spans]
+
+    def __call__(self, x: Array, y: Array) -> Rounded:
+        """Round the factors of a product."""
+        self.spans.append((Span.of(x), Span.of(y)))
+        return round_factors(x, y)
+
+
+class WeightCopies:
+    """Copies of weights in bfloat16, for steps between which nobody else's code runs.
+
+    `refresh` writes them before the first of such steps. In each, the update's kernel does, and
+    sets `are_written`; `refresh` must follow one that does not.
+
+    Parameters
+    ----------
+    weights : sequence of array
+        What is written to by the update alone: weights, or blocks of them.
+    factors : iterable of Span
+        What products read. A weight that holds none of it gets no copy.
+    """
+
+    def __init__(self, weights: Sequence[Array], factors: Sequence[Span]) -> None:
+        spans = map(Span.of, weights)
+        read = [span for span in spans if any(map(span.holds, factors))]
+        self._copies = [(span, cupy.ndarray(span.n_bytes // 4, np.uint16)) for span in read]
+        self.are_written = False
+
+    def refresh(self) -> None:
+        """Write all copies, in the current stream."""
+        parts = [(span.start, copy.data.ptr, copy.size) for span, copy in self._copies]
+        for i in range(0, len(parts), 2):
+            _launch(*parts[i : i + 2])
+
+    def start_of(self, x: Array) -> int:
+        """Return where the copy of a weight, or of a part of one, begins; 0 if there is none."""
+        wanted = Span.of(x)
+        for span, copy in self._copies:
+            if span.holds(wanted):
+                start: int = copy.data.ptr
+                return start + (wanted.start - span.start) // 2
+        return 0
+
+
+class KeptFactors:
+    """Rounds the factors of a step's products in turn: each once, and weights not at all.
+
+    Parameters
+    ----------
+    copies : WeightCopies
+    contents : sequence of pairs
+        For each product, what tells the numbers in its two factors from others; None where nothing
+        is known of them.
+    """
+
+    def __init__(self, copies: WeightCopies, contents: Sequence[tuple[Any, Any]]) -> None:
+        self._copies = copies
+        self._contents = iter(contents)
+        self._uses = Counter(content for pair in contents for content in pair)
+        self._kept: dict[Any, tuple[Span, Array]] = {}
+
+    def __call__(self, x: Array, y: Array) -> Rounded:
+        """Round those of a product's factors that are not rounded yet, in one launch."""
+        contents = next(self._contents, (None, None))
+        missing: list[tuple[int, int, int]] = []
+        (left, start), (right, other_start) = (
+            self._rounded(factor, content, missing)
+            for factor, content in zip((x, y), contents, strict=True)
+        )
+        if missing:
+            _launch(*missing)
+        self._uses.subtract(contents)
+        for content in contents:
+            if not self._uses[content]:
+                self._kept.pop(content, None)
+        return (left, right), start, other_start
+
+    def _rounded(self, factor: Array, content: Any, missing: list[Any]) -> tuple[Any, int]:
+        """Return what holds a rounded factor, and where it begins; it may be `missing` yet."""
+        copy = self._copies.start_of(factor)
+        if copy:
+            return self._copies, copy
+        span, rounded = self._kept.get(content, (None, None))
+        if span != Span.of(factor) or rounded is None:
+            rounded = cupy.ndarray(factor.size, np.uint16)
+            missing.append((factor.data.ptr, rounded.data.ptr, factor.size))
+            if content is not None:
+                self._kept[content] = Span.of(factor), rounded
+        return rounded, rounded.data.ptr

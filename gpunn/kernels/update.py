@@ -45,6 +45,9 @@ class Update(NamedTuple):
     present : array (2,), optional
         On the device: the factor of the step, in the place of `step_size`, and what multiplies the
         decays. For steps that are captured; only fused kernels on a GPU read it.
+    copies : WeightCopies, optional
+        Copies of the values in bfloat16, for steps that are captured. A kernel that writes them,
+        too, says so there.
     """
 
     slots: Slots
@@ -52,3 +55,4 @@ class Update(NamedTuple):
     clip_norm: float | None
     clip_value: float | None
     present: Array | None = None
+    copies: Any = None

@@ -209,7 +209,7 @@ class Optimizer:
             self._lay_out(self._states, separate=True)
         self._separates_decaying = True
 
-    def update_by(self, present: Array, slots: Slots | None = None) -> None:
+    def update_by(self, present: Array, slots: Slots | None = None, copies: Any = None) -> None:
         """Update as `step` does, by numbers on the device, for a step that is captured.
 
         Gradients stay, and nothing is counted. Only optimizers with a fused kernel can do it.
@@ -220,12 +220,14 @@ class Optimizer:
             The next of `step_sizes`, and the weight decay.
         slots : Slots, optional
             Other arrays to update.
+        copies : WeightCopies, optional
+            Copies of the values; most kernels write them, too.
         """
         if slots is None:
             arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
             in_place = all(parameter.grad is grad for parameter, grad in pairs)
             slots = arena.blocks(1.0) if in_place else arena.present_slots(self.parameters, 1.0)
-        update = Update(slots, 0.0, self.clip_norm, self.clip_value, present)
+        update = Update(slots, 0.0, self.clip_norm, self.clip_value, present, copies)
         kernels(slots.values[0]).update(self, update)
 
     def count_updates(self, n: int) -> None:

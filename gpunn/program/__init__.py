@@ -44,10 +44,11 @@ class Program:
 
     def release(self) -> bool:
         """Drop the recording if it keeps memory of a device; return whether it did."""
-        steps, keeps = self._steps, False
-        if steps is not None and steps.keeps_device_memory:
-            self._steps, keeps = None, True
-        return keeps
+        steps = self._steps
+        if steps is None or not steps.keeps_device_memory:
+            return False
+        self._steps = None
+        return True
 
     def explain(self) -> str:
         """Return which way the steps run, and why."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from threading import Lock
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
@@ -12,19 +12,34 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.facts import is_out_of_memory
 from gpunn.kernels import kernels
-from gpunn.kernels.cublas import CaptureHandle, workspace_bytes
+from gpunn.kernels.cublas_handle import CaptureHandle, one_capture_at_a_time, workspace_bytes
 from gpunn.kernels.cupy_launch import forget_scratch
+from gpunn.kernels.cupy_rounding import KeptFactors, NotedFactors, WeightCopies
 from gpunn.kernels.cupy_step import StepBoard, copy_rows
 from gpunn.kernels.update import Slots
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
+from gpunn.program.factors import Factor, factors_of
 from gpunn.program.record import KeyTape, backpropagate, gradients_kept
 from gpunn.program.sources import FedBatches, StoredRows
+from gpunn.program.values import Recording
 
-#: What one thread does to capture a step may end the capture of another.
-_one_at_a_time = Lock()
 _ATTEMPTS = 4
+
+
+class CapturedStep(NamedTuple):
+    """A step that is one launch.
+
+    Attributes
+    ----------
+    graph : cupy.cuda.Graph
+    has_totals : bool
+        Whether its mean divides by a sum of weights.
+    """
+
+    graph: Any
+    has_totals: bool
 
 
 class StepCapture:
@@ -45,11 +60,6 @@ class StepCapture:
         Where the model's outputs go, a row for each sample since the board was loaded.
     penalized : bool
         Whether the sum of squares of what decays is wanted.
-
-    Attributes
-    ----------
-    has_totals : bool
-        Whether the mean divides by a sum of weights.
     """
 
     def __init__(
@@ -69,61 +79,86 @@ class StepCapture:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             workspace = cupy.empty(workspace_bytes(), np.uint8)
-        with _one_at_a_time:  # to make a handle waits for the device
+        with one_capture_at_a_time():  # to make a handle waits for the device
             self._products = CaptureHandle(self._stream, workspace)
-        self.has_totals = False
+        self._copies: WeightCopies | None = None
 
-    def graph_of(self, n: int) -> Any:
-        """Return the graph of a step on n samples."""
+    def refresh_copies(self) -> None:
+        """Let the copies of weights follow what may have been written to these."""
+        if self._copies is not None:
+            self._copies.refresh()
+
+    def graph_of(self, recording: Recording, n: int) -> CapturedStep:
+        """Return a step on n samples, as it was recorded."""
         user, stream = cupy.cuda.get_current_stream(), self._stream
         parameters = self._parts[0].parameters()
         stream.wait_event(user.record())
         try:
             with (
-                _one_at_a_time,
+                one_capture_at_a_time(),
                 stream,
                 cupy.cuda.using_allocator(self._pool.malloc),
                 self._products,
                 gradients_kept(parameters),
             ):
-                self._rehearse(n)  # loads kernels, and fills caches and the pool
-                return self._capture_in_spite_of_others(n)
+                contents = self._rehearse(n, factors_of(recording))
+                return self._capture_in_spite_of_others(n, contents)
         finally:
             user.wait_event(stream.record())
 
-    def _rehearse(self, n: int) -> None:
-        """Run a step whose update is of a scratch array: kernels are loaded then."""
+    def _rehearse(self, n: int, factors: list[tuple[Factor, Factor]]) -> list[tuple[Any, Any]]:
+        """Run a step whose update is of a scratch array: it loads kernels, and fills the pool.
+
+        Return what is known of the contents of the factors that are rounded.
+        """
         keys = np.zeros(len(self._board.keys), np.uint64)
         self._board.load([0], [0.0], [0.0], keys)
+        noted = NotedFactors()
+        self._products.round_by(noted)
         self._step(n, _scratch(self._parts[2].blocks()))
+        if self._copies is None:
+            self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
+        sizes = [tuple(factor.size for factor in pair) for pair in factors]
+        if sizes != noted.sizes:  # a kernel makes products of its own
+            return []
+        return [(left.content, right.content) for left, right in factors]
 
-    def _capture_in_spite_of_others(self, n: int) -> Any:
+    def _weights(self) -> list[Array]:
+        """Return what the products may read and only the update writes: blocks, and the frozen."""
+        model, _, optimizer = self._parts
+        trained = set(optimizer.parameters)
+        frozen = [p.value for p in model.parameters() if p not in trained]
+        return [*optimizer.blocks().values, *frozen]
+
+    def _capture_in_spite_of_others(self, n: int, contents: list[tuple[Any, Any]]) -> Any:
         """Return the graph; try again if it fails, unless memory runs out.
 
         A thread that waits for the whole device meanwhile ends the capture.
         """
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._capture(n)
+                return self._capture(n, contents)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
             for parameter in self._parts[0].parameters():
                 parameter.grad = None
-        return self._capture(n)
+        return self._capture(n, contents)
 
-    def _capture(self, n: int) -> Any:
-        stream = self._stream
+    def _capture(self, n: int, contents: list[tuple[Any, Any]]) -> CapturedStep:
+        stream, copies = self._stream, self._copies
+        assert copies is not None  # noqa: S101 (the rehearsal has made it)
+        self._products.round_by(KeptFactors(copies, contents))
         forget_scratch()  # what follows belongs to the graph
         try:
             # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
             stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
-            self._step(n)
+            has_totals = self._step(n, copies=copies)
         except BaseException:
             with suppress(Exception):
                 stream.end_capture()
             raise
-        return stream.end_capture()
+        return CapturedStep(stream.end_capture(), has_totals)
 
     def __del__(self) -> None:
         """Give the memory back: a pool that is dropped keeps what is free in it."""
@@ -131,23 +166,30 @@ class StepCapture:
             vars(self).pop("_products", None)
             self._pool.free_all_blocks()
 
-    def _step(self, n: int, scratch: Slots | None = None) -> None:
-        """Launch all that a step does, in the current stream."""
+    def _step(
+        self, n: int, scratch: Slots | None = None, copies: WeightCopies | None = None
+    ) -> bool:
+        """Launch all that a step does, in the current stream.
+
+        Return whether its mean divides by a sum of weights.
+        """
         (model, loss, optimizer), board = self._parts, self._board
         x, y, weight = self._source.batch(n, board.row)
         squares = optimizer.sum_of_squares() if self._penalized else None
         tape = KeyTape(iter(board.keys), optimizer.parameters)
         prediction, cost = backpropagate(model, loss, tape, x, y, weight)
         total = loss.total_weight(prediction, y, weight)
-        self.has_totals = total is not None
         if total is not None:  # whole numbers as targets make it float64, whatever the model is
             total = kernels(total).convert(total, np.float64)
         if self._collected is not None:
             copy_rows(prediction, self._collected, board.row)
-        optimizer.update_by(board.rates, scratch)
+        optimizer.update_by(board.rates, scratch, copies)
+        if copies is not None and not copies.are_written:
+            copies.refresh()
         for parameter in model.parameters():
             parameter.grad = None
         board.finish(cost, total, squares)
+        return total is not None
 
 
 def _pool_of_ones_own() -> Any:

@@ -17,7 +17,7 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
-from gpunn.kernels.cublas import loaded_library
+from gpunn.kernels.cublas_handle import loaded_library
 from gpunn.kernels.cupy_step import StepBoard
 from gpunn.kernels.declared import kernel_of
 from gpunn.nn.init import as_generator
@@ -90,8 +90,9 @@ class CudaSteps(RecordedSteps):
             raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
         _, size, n_samples, _ = self._feed
         sizes = {min(size, n_samples), n_samples % size or size}
-        recordings = [self._recorded(n) for n in sizes]
-        prediction = recordings[0].prediction
+        recordings = {n: self._recorded(n) for n in sizes}
+        first = recordings[max(sizes)]
+        prediction = first.prediction
         assert prediction is not None  # noqa: S101
         at_once = _STEPS_AT_ONCE
         if self._outputs:
@@ -100,7 +101,7 @@ class CudaSteps(RecordedSteps):
         rows = min(self._steps_at_once * size, n_samples)
         collected = (rows, *prediction.shape[1:]) if self._outputs else None
         try:
-            self._capture_all(sizes, recordings[0].n_keys, rows, collected)
+            self._capture_all(recordings, first.n_keys, rows, collected)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise FailedError(f"{type(error).__name__}: {error}") from error
@@ -109,7 +110,11 @@ class CudaSteps(RecordedSteps):
         raise FailedError("the device has too little memory for a captured step beside all else")
 
     def _capture_all(
-        self, sizes: set[int], n_keys: int, rows: int, collected: tuple[int, ...] | None
+        self,
+        recordings: dict[int, Recording],
+        n_keys: int,
+        rows: int,
+        collected: tuple[int, ...] | None,
     ) -> None:
         """Capture a step for each size of a batch; `collected` is the shape of all outputs."""
         batch, size, _, stored = self._feed
@@ -121,7 +126,9 @@ class CudaSteps(RecordedSteps):
         self._capture = StepCapture(
             parts, self._source, self._board, self._collected, penalized=self._penalized
         )
-        self._graphs = {n: self._capture.graph_of(n) for n in sizes}
+        captured = {n: self._capture.graph_of(step, n) for n, step in recordings.items()}
+        self._graphs = {n: step.graph for n, step in captured.items()}
+        self._has_totals = any(step.has_totals for step in captured.values())
 
     def run_over(
         self,
@@ -206,6 +213,7 @@ class CudaSteps(RecordedSteps):
             shape = len(starts), len(board.keys)
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
         board.load(starts, optimizer.step_sizes(len(starts)), decays, keys)
+        self._capture.refresh_copies()
         launches = [self._graphs[min(size, stop - start)].launch for start in starts]
         before, made = self._steps_so_far(), 0
         try:
@@ -231,7 +239,7 @@ class CudaSteps(RecordedSteps):
             turns,
             costs,
             penalties if self._penalized else None,
-            totals if self._capture.has_totals else None,
+            totals if self._has_totals else None,
             None if self._collected is None else self._collected[:rows].copy(),
             targets,
         )

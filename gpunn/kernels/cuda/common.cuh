@@ -42,3 +42,13 @@ __device__ void over_all(long long size, bool aligned, Work work) {
   long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   over<T>(0, size, thread, (long long)gridDim.x * blockDim.x, aligned, work);
 }
+
+typedef unsigned short Half;  // a bfloat16: the upper half of a float32
+
+// The bits of a float32 rounded to bfloat16: to the nearest, ties to even. In integers, so that
+// numbers below the least normal one are rounded as any others.
+__device__ Half upper_half(unsigned bits) {
+  bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+  if (is_nan) return (bits >> 16) | 0x40;  // rounded up, it could become infinity or zero
+  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}

@@ -16,6 +16,7 @@ struct Arrays {  // its layout is known to the Python side, too
   const T* grad[MOST];
   T* first[MOST];   // the velocity, or the first moment
   T* second[MOST];  // the second moment
+  Half* rounded[MOST];  // a copy of the value in bfloat16, or null; for float32 only
   long long size[MOST];
   double decay[MOST];
   long long first_block[MOST + 1];
@@ -39,6 +40,15 @@ __device__ Piece piece_of(const Arrays& arrays, long long block) {
 template <typename Work>
 __device__ void over_piece(Piece piece, bool aligned, Work work) {
   over<T>(piece.begin, piece.end, threadIdx.x, blockDim.x, aligned, work);
+}
+
+// Write a value's copy in bfloat16, if there is one, from entry j on.
+template <int N>
+__device__ void round_to(Half* copy, long long j, Pack<T, N> x) {
+  if (!copy) return;
+  Pack<Half, N> rounded;
+  for (int k = 0; k < N; ++k) rounded.of[k] = upper_half(__float_as_uint(float(x.of[k])));
+  rounded.store(copy + j);
 }
 
 __device__ T clipped(T g, T limit) {
@@ -106,9 +116,10 @@ extern "C" __global__ void sgd(
   Piece piece = piece_of(arrays, blockIdx.x);
   const T* grad = arrays.grad[piece.array];
   T *value = arrays.value[piece.array], *velocity = arrays.first[piece.array];
+  Half* rounded = arrays.rounded[piece.array];
   T rate = T(present ? present[0] : learning_rate);
   T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
-  over_piece(piece, aligned(value, grad, velocity), [=](auto pack, long long j) {
+  over_piece(piece, aligned(value, grad, velocity, rounded), [=](auto pack, long long j) {
     auto x = pack.load(value + j), g = pack.load(grad + j);
     auto v = velocity ? pack.load(velocity + j) : pack;
     for (int k = 0; k < pack.n; ++k) {
@@ -121,6 +132,7 @@ extern "C" __global__ void sgd(
     }
     if (velocity) v.store(velocity + j);
     x.store(value + j);
+    round_to(rounded, j, x);
   });
 }
 
@@ -133,9 +145,10 @@ extern "C" __global__ void adam(
   Piece piece = piece_of(arrays, blockIdx.x);
   const T* grad = arrays.grad[piece.array];
   T *value = arrays.value[piece.array], *first = arrays.first[piece.array];
+  Half* rounded = arrays.rounded[piece.array];
   T *second = arrays.second[piece.array], rate = T(present ? present[0] : learning_rate);
   T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
-  over_piece(piece, aligned(value, grad, first, second), [=](auto pack, long long j) {
+  over_piece(piece, aligned(value, grad, first, second, rounded), [=](auto pack, long long j) {
     auto x = pack.load(value + j), g = pack.load(grad + j);
     auto m = pack.load(first + j), v = pack.load(second + j);
     for (int k = 0; k < pack.n; ++k) {
@@ -145,6 +158,7 @@ extern "C" __global__ void adam(
       x.of[k] -= rate * m.of[k] / (sqrt(v.of[k]) + T(epsilon));
     }
     x.store(value + j);
+    round_to(rounded, j, x);
     m.store(first + j);
     v.store(second + j);
   });

@@ -1,0 +1,46 @@
+"""Which factors of a step's products hold the same numbers, so that they are rounded once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+from gpunn.program.values import Recording, Value
+
+_PRODUCTS = ("product", "product_over_batch")
+
+
+class Factor(NamedTuple):
+    """A factor of a product.
+
+    Attributes
+    ----------
+    size : int
+    content : object
+        What tells its numbers from those of others; None for an array that outlives the step.
+    """
+
+    size: int
+    content: Any
+
+
+def factors_of(recording: Recording) -> list[tuple[Factor, Factor]]:
+    """Return the two factors of each product of a step, in the order in which they are made.
+
+    The same memory has the same numbers until an operation writes to it.
+    """
+    writes: Counter[Value] = Counter()
+    found = []
+    for operation in recording.operations:
+        if operation.kernel in _PRODUCTS:
+            left, right = (_factor(x, writes) for x in operation.inputs)
+            found.append((left, right))
+        writes.update(x.storage for x in operation.outputs if isinstance(x, Value))
+    return found
+
+
+def _factor(x: Any, writes: Counter[Value]) -> Factor:
+    if isinstance(x, Value):
+        return Factor(math.prod(x.shape), (x.storage, writes[x.storage]))
+    return Factor(math.prod(x.shape), None)
