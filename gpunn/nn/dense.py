@@ -14,7 +14,7 @@ from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.activation import Activation, Identity
-from gpunn.nn.activation_names import ACTIVATIONS, get_activation
+from gpunn.nn.activation_names import get_activation, name_of
 from gpunn.nn.init import Initializer, as_generator, draw, get_initializer
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
@@ -172,7 +172,7 @@ class Dense(Layer):
         shown = (
             ""
             if isinstance(self.activation, Identity)
-            else f", activation={_name(self.activation)}"
+            else f", activation={name_of(self.activation)}"
         )
         return f"Dense({self.in_features}, {self.out_features}{shown})"
 
@@ -182,11 +182,3 @@ def _as_rows(x: Array) -> Array:
     if x.ndim == 2:
         return x
     return kernels(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-
-
-def _name(activation: Activation) -> str:
-    """Return the name of an activation with default settings, else the expression that makes it."""
-    for name, make in ACTIVATIONS.items():
-        if repr(make()) == repr(activation) and type(make()) is type(activation):
-            return repr(name)
-    return repr(activation)
