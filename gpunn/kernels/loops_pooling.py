@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from gpunn._typing import Array
 from gpunn.kernels.native import compiled
+from gpunn.kernels.window import Window
+
+
+def numbers_of(window: Window) -> Array:
+    """Return a window as whole numbers, in the order in which the loops take them."""
+    parts = (window.image, window.output, window.size, window.stride, window.dilation)
+    return np.array([*parts, window.before], np.int64).ravel()
 
 
 @compiled
 def max_pool(x: Array, window: Array, y: Array, where: Array) -> None:
     """Write the largest entry of each window, and its number there; NaN is larger than all.
 
-    `window` is what `loops_convolution.numbers_of` returns.
+    `window` is what `numbers_of` returns.
     """
     h, w, out_h, out_w, size_h, size_w, down, across, _, _, top, left = window
     least = x.dtype.type(-math.inf)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.kernels.loops_convolution import numbers_of
+from gpunn.kernels.loops_convolution import layout_of
+from gpunn.kernels.loops_pooling import numbers_of
 from gpunn.kernels.window import Window
 from gpunn.program.lower import Bias, Lane, Lowering, address_of, lowers
 from gpunn.program.phases import ROWS
 from gpunn.program.values import Operation, Value
-
-#: About so many entries are unrolled at a time: they stay in a processor's own cache.
-_UNROLLED = 1 << 15
 
 
 @lowers("convolution")
@@ -64,35 +62,25 @@ def _use_scratch(low: Lowering) -> None:
 def _settings(low: Lowering, operation: Operation, x: Value, z: Value) -> dict[str, Any]:
     """Return the words of a convolution with images x on one side and z on the other."""
     window: Window = operation.settings["window"]
-    terms = math.prod(window.size) * x.shape[3] // window.groups
-    width = window.output[1]
-    low.count(math.prod(z.shape) * terms)
-    rows = max(1, _UNROLLED // (terms * width))
-    _, scratch = low.scratch(rows * width * terms)
-    return {"limit": _numbers(low, window, x, z, rows), "d": scratch}
-
-
-def _numbers(low: Lowering, window: Window, x: Value, z: Value, rows: int = 1) -> int:
-    """Return where the numbers of an instruction are."""
-    more = x.shape[3], z.shape[3], window.groups, rows
-    numbers = np.concatenate([numbers_of(window), np.array(more, np.int64)])
-    low.held.append(numbers)
-    return int(numbers.ctypes.data)
+    layout = layout_of(window, x.shape[3], z.shape[3], low.dtype.itemsize)
+    low.count(math.prod(z.shape) * math.prod(window.size) * x.shape[3] // window.groups)
+    low.held += [layout.numbers, *layout.tables.values()]
+    _, scratch = low.scratch(-(-layout.scratch // low.dtype.itemsize))
+    return {"limit": int(layout.numbers.ctypes.data), "d": scratch}
 
 
 @lowers("max_pool")
 def _max_pool(low: Lowering, operation: Operation) -> None:
     (x,), (y, where) = operation.inputs, operation.outputs
-    window = operation.settings["window"]
     wide = int(where.dtype.itemsize > 1)
-    low.by_rows("max_pool", {"a": x, "d": where}, y, limit=_numbers(low, window, x, y), flag=wide)
+    low.by_rows("max_pool", {"a": x, "d": where}, y, limit=_numbers(low, operation, x), flag=wide)
     low.instructions[-1].writes.append(low.at(where))
 
 
 @lowers("max_pool_backward")
 def _max_pool_backward(low: Lowering, operation: Operation) -> None:
     (grad, where), (x,) = operation.inputs, operation.outputs
-    numbers = _numbers(low, operation.settings["window"], x, grad)
+    numbers = _numbers(low, operation, x)
     wide = int(where.dtype.itemsize > 1)
     low.by_rows("max_pool_backward", {"a": grad, "b": where}, x, limit=numbers, flag=wide)
 
@@ -100,7 +88,7 @@ def _max_pool_backward(low: Lowering, operation: Operation) -> None:
 @lowers("average_pool")
 def _average_pool(low: Lowering, operation: Operation) -> None:
     (x,), (y,) = operation.inputs, operation.outputs
-    numbers = _numbers(low, operation.settings["window"], x, y)
+    numbers = _numbers(low, operation, x)
     counted = int(operation.settings["count_padding"])
     low.by_rows("average_pool", {"a": x}, y, limit=numbers, flag=counted)
 
@@ -108,6 +96,13 @@ def _average_pool(low: Lowering, operation: Operation) -> None:
 @lowers("average_pool_backward")
 def _average_pool_backward(low: Lowering, operation: Operation) -> None:
     (grad,), (x,) = operation.inputs, operation.outputs
-    numbers = _numbers(low, operation.settings["window"], x, grad)
+    numbers = _numbers(low, operation, x)
     counted = int(operation.settings["count_padding"])
     low.by_rows("average_pool_backward", {"a": grad}, x, limit=numbers, flag=counted)
+
+
+def _numbers(low: Lowering, operation: Operation, x: Value) -> int:
+    """Return where the numbers of a window are, followed by that of the channels."""
+    numbers = np.append(numbers_of(operation.settings["window"]), np.int64(x.shape[3]))
+    low.held.append(numbers)
+    return int(numbers.ctypes.data)
