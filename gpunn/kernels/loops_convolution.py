@@ -182,19 +182,22 @@ def correlate(
 
 @compiled
 def _has_padding(layout: Array) -> bool:
-    return layout[PADDED_H] != layout[H] or layout[PADDED_W] != layout[W]
+    different: bool = layout[PADDED_H] != layout[H] or layout[PADDED_W] != layout[W]
+    return different
 
 
 @compiled
 def _entries(layout: Array) -> int:
     """Return the entries of an image."""
-    return layout[H] * layout[W] * layout[CHANNELS]
+    entries: int = layout[H] * layout[W] * layout[CHANNELS]
+    return entries
 
 
 @compiled
 def _padded_entries(layout: Array) -> int:
     """Return the entries of an image with its padding."""
-    return layout[PADDED_H] * layout[PADDED_W] * layout[CHANNELS]
+    entries: int = layout[PADDED_H] * layout[PADDED_W] * layout[CHANNELS]
+    return entries
 
 
 @compiled

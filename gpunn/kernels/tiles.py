@@ -45,7 +45,7 @@ class _Tile:
         self._vectors = 2 if size else 1
         self._vector = ir.VectorType(self._number, self._lanes)
 
-    def generate(  # noqa: PLR0917 (as `_tile_of` has them)
+    def generate(
         self,
         table: Any,
         step: Any,
@@ -121,7 +121,7 @@ def _tile_of(size: int) -> Any:
     """Return the function of a tile with vectors of so many bytes; see `add_products`."""
 
     @intrinsic
-    def tile(  # noqa: PLR0917 (numba's calls go by position)
+    def tile(
         _: Any,
         table: Any,  # noqa: ARG001
         step: Any,  # noqa: ARG001

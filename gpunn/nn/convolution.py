@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, NoReturn
 
 from gpunn._typing import RNG, Array
@@ -15,6 +14,7 @@ from gpunn.kernels import kernels
 from gpunn.kernels.window import Window
 from gpunn.nn.activation import Activation, Identity
 from gpunn.nn.activation_names import get_activation, name_of
+from gpunn.nn.dense import as_rows
 from gpunn.nn.images import (
     LAYOUTS,
     as_given,
@@ -86,7 +86,7 @@ class Convolution(Layer):
         window, bias = self._window(x), None if self.bias is None else self.bias.value
         k = kernels(x)
         z = k.convolution(as_images(x, window), self.weight.value, window)
-        rows, saved = k.bias_activation(_as_rows(z), bias, self.activation)
+        rows, saved = k.bias_activation(as_rows(z), bias, self.activation)
         h = as_given(k.reshape(rows, z.shape), self.axes)
         if tape is not None:
             tape.push(self, x, h if saved is rows else saved)
@@ -107,7 +107,7 @@ class Convolution(Layer):
 
     def _backward_to_z(self, grad: Array, saved: Array, tape: Tape) -> Array:
         """Return G = dJ/dz, a row for each pixel; add dJ/db = G^T 1 to the bias's gradient."""
-        k, grad, saved = kernels(grad), _as_rows(grad), _as_rows(saved)
+        k, grad, saved = kernels(grad), as_rows(grad), as_rows(saved)
         if self.bias is None or not tape.wants(self.bias):
             return k.activation_backward(grad, saved, self.activation)
         into = self.bias.grad_buffer
@@ -275,10 +275,3 @@ class Conv1d(Convolution):
 
     axes = 1
     records = True
-
-
-def _as_rows(x: Array) -> Array:
-    """Return pixels (N, ..., K) as the rows of a matrix."""
-    if x.ndim == 2:
-        return x
-    return kernels(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))

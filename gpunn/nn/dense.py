@@ -111,7 +111,7 @@ class Dense(Layer):
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
         k = kernels(x)
-        rows = _as_rows(x)
+        rows = as_rows(x)
         h, saved = k.bias_activation(k.product(rows, weight), bias, self.activation)
         if tape is not None:
             tape.push(self, rows, saved)
@@ -124,7 +124,7 @@ class Dense(Layer):
         """
         x, saved = tape.pop(self)
         k, wanted, leading = kernels(grad), tape.parameters, grad.shape[:-1]
-        grad = _as_rows(grad)
+        grad = as_rows(grad)
         bias = self.bias if wanted is None or self.bias in wanted else None
         if bias is None:
             grad = k.activation_backward(grad, saved, self.activation)
@@ -177,7 +177,7 @@ class Dense(Layer):
         return f"Dense({self.in_features}, {self.out_features}{shown})"
 
 
-def _as_rows(x: Array) -> Array:
+def as_rows(x: Array) -> Array:
     """Return x (N, ..., P) as a matrix, with a row for each place of the leading axes."""
     if x.ndim == 2:
         return x
