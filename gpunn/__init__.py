@@ -34,11 +34,20 @@ from gpunn.nn.activation import (
 from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.containers import Residual, Sequential
+from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
 from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
+from gpunn.nn.pooling import (
+    AveragePool1d,
+    AveragePool2d,
+    GlobalAveragePool,
+    GlobalMaxPool,
+    MaxPool1d,
+    MaxPool2d,
+)
 from gpunn.nn.shape import Flatten
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
@@ -121,12 +130,16 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Adam",
+    "AveragePool1d",
+    "AveragePool2d",
     "Backend",
     "Batch",
     "BinaryAccuracy",
     "BinaryCrossEntropy",
     "Buffer",
     "Constant",
+    "Conv1d",
+    "Conv2d",
     "Cosine",
     "CrossEntropy",
     "Dense",
@@ -135,6 +148,8 @@ __all__ = [
     "Embedding",
     "ExponentialDecay",
     "Flatten",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
     "GradientReport",
     "History",
     "Identity",
@@ -144,6 +159,8 @@ __all__ = [
     "Loader",
     "LogSoftmax",
     "Loss",
+    "MaxPool1d",
+    "MaxPool2d",
     "MeanSquaredError",
     "Metric",
     "MultiHeadAttention",

@@ -77,8 +77,67 @@ ACTIVATIONS = [
     _activation(gn.LogSoftmax),
 ]
 
+
+def _over(
+    kind: type[gn.Layer], *arguments: Any, sample: tuple[int, ...] = (5, 4, 2), **settings: Any
+) -> LayerCase:
+    """Return a case of a layer with a window; one with weights takes two channels."""
+    keeps = settings.pop("keeps_shape", False)
+    shown = ", ".join([*map(str, arguments), *(f"{k}={v}" for k, v in settings.items())])
+
+    def make(dtype: str) -> gn.Layer:
+        more = {"rng": 1, "dtype": dtype} if kind.has_parameters else {}
+        return kind(*arguments, **settings, **more)
+
+    return LayerCase(f"{kind.__name__}({shown})", make, sample, keeps, kinds=(kind,))
+
+
+CONVOLUTIONS = [
+    _over(gn.Conv2d, 2, 3, 3),
+    _over(gn.Conv2d, 2, 2, 3, "tanh", padding="same", keeps_shape=True),
+    _over(gn.Conv2d, 2, 3, (2, 3), "silu", stride=(2, 1), padding=(2, 1), bias=False),
+    _over(gn.Conv2d, 2, 4, 2, "relu", stride=2, dilation=(2, 1), padding="same", groups=2),
+    _over(gn.Conv2d, 2, 3, 1, "sigmoid"),
+    _over(gn.Conv2d, 2, 3, 1, stride=2),
+    _over(gn.Conv1d, 2, 3, 3, "tanh", sample=(7, 2)),
+    _over(gn.Conv1d, 2, 2, 4, "gelu", padding="same", sample=(6, 2), keeps_shape=True),
+    _over(gn.Conv1d, 2, 4, 2, stride=3, dilation=2, padding=1, groups=2, sample=(7, 2)),
+]
+
+POOLS = [
+    _over(gn.MaxPool2d, 2),
+    _over(gn.MaxPool2d, 3, 1, padding="same", keeps_shape=True),
+    _over(gn.MaxPool2d, (3, 2), (1, 2), padding=1),
+    _over(gn.MaxPool1d, 2, sample=(7, 2)),
+    _over(gn.MaxPool1d, 3, 2, padding="same", sample=(7, 2)),
+    _over(gn.AveragePool2d, 2),
+    _over(gn.AveragePool2d, 3, 1, padding="same", keeps_shape=True),
+    _over(gn.AveragePool2d, (3, 2), 2, padding=1, count_include_pad=False),
+    _over(gn.AveragePool1d, 2, sample=(7, 2)),
+    _over(gn.AveragePool1d, 3, 2, padding="same", count_include_pad=False, sample=(7, 2)),
+    _over(gn.GlobalAveragePool),
+    _over(gn.GlobalAveragePool, sample=(7, 2)),
+    _over(gn.GlobalMaxPool),
+    _over(gn.GlobalMaxPool, sample=(7, 2)),
+]
+
+
+def _cnn(dtype: str) -> gn.Layer:
+    settings: Any = {"rng": 1, "dtype": dtype}
+    return gn.Sequential(
+        gn.Conv2d(1, 3, 3, "relu", padding="same", **settings),
+        gn.Residual(gn.Conv2d(3, 3, 3, padding="same", **settings)),
+        gn.MaxPool2d(2),
+        gn.Flatten(),
+        gn.Dense(12, 3, **settings),
+    )
+
+
 LAYERS = [
     *ACTIVATIONS,
+    *CONVOLUTIONS,
+    *POOLS,
+    LayerCase("Sequential(CNN)", _cnn, (4, 5, 1), keeps_shape=False, kinds=(gn.Sequential,)),
     *(
         LayerCase(
             f"Dense({activation})",

@@ -100,6 +100,52 @@ def made(
     return layers, width
 
 
+@dataclass(frozen=True)
+class OverImages:
+    """A layer with a window, on images or sequences of any size."""
+
+    kind: str
+    size: int = 2
+    stride: int = 1
+    dilation: int = 1
+    padding: Any = "same"
+    outputs: int = 1
+    groups: int = 1
+    activation: str = "relu"
+    bias: bool = True
+
+    def make(self, shape: tuple[int, ...], rng: np.random.Generator, dtype: str) -> gn.Layer:
+        """Return the layer, on samples of that shape."""
+        axes, channels = len(shape) - 1, shape[-1]
+        reach = 1 + (self.size - 1) * (self.dilation if self.kind == "conv" else 1)
+        padding = self.padding if min(shape[:-1]) >= reach else "same"
+        if self.kind == "conv":
+            groups = self.groups if channels % self.groups == 0 else 1
+            settings: Any = {"stride": self.stride, "dilation": self.dilation, "padding": padding}
+            settings |= {"groups": groups, "bias": self.bias, "rng": rng, "dtype": dtype}
+            kind: Any = gn.Conv2d if axes == 2 else gn.Conv1d
+            outputs = groups * self.outputs
+            return kind(channels, outputs, self.size, self.activation, **settings)
+        if self.kind == "max":
+            pool: Any = gn.MaxPool2d if axes == 2 else gn.MaxPool1d
+            return pool(self.size, self.stride, padding=padding)
+        average: Any = gn.AveragePool2d if axes == 2 else gn.AveragePool1d
+        return average(self.size, self.stride, padding=padding, count_include_pad=self.bias)
+
+
+IMAGES = st.builds(
+    OverImages,
+    kind=st.sampled_from(["conv", "conv", "max", "average"]),
+    size=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    padding=st.sampled_from(["same", "valid", 0]),
+    outputs=st.integers(1, 9),
+    groups=st.integers(1, 2),
+    activation=st.sampled_from(sorted(set(gn.ACTIVATIONS) - {"log_softmax"})),
+    bias=st.booleans(),
+)
+
 PLAIN = st.builds(
     Block,
     kind=st.sampled_from(["dense", "dense", "activation", "dropout", "flatten", "twice"]),
@@ -124,6 +170,8 @@ class Run:
     """A training run; all of it is made anew each time."""
 
     blocks: tuple[Block, ...] = (Block("dense", 7, "relu"),)
+    images: tuple[OverImages, ...] = ()
+    head: str = "flatten"
     sample: tuple[int, ...] = (5,)
     outputs: int = 3
     n: int = 50
@@ -215,11 +263,24 @@ class Run:
 
     def model(self) -> gn.Sequential:
         rng = np.random.default_rng(2)
-        flat: list[gn.Layer] = [gn.Flatten()] if len(self.sample) > 1 else []
-        layers, width = made(self.blocks, int(np.prod(self.sample)), rng, self.dtype)
+        flat, sample = self._over_images(rng)
+        layers, width = made(self.blocks, int(np.prod(sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
         head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
         return gn.Sequential(*flat, *layers, *([] if head is None else [head()])).to(self.backend)
+
+    def _over_images(self, rng: np.random.Generator) -> tuple[list[gn.Layer], tuple[int, ...]]:
+        """Return the layers before the first that takes rows, and the shape of their outputs."""
+        layers: list[gn.Layer] = []
+        sample = self.sample
+        if len(sample) == 1:
+            return layers, sample
+        for each in self.images:
+            layers.append(each.make(sample, rng, self.dtype))
+            sample = layers[-1].output_shape(sample)
+        heads = {"flatten": gn.Flatten, "mean": gn.GlobalAveragePool, "max": gn.GlobalMaxPool}
+        layers.append(heads[self.head if self.images else "flatten"]())
+        return layers, layers[-1].output_shape(sample)
 
     def make_loss(self) -> gn.Loss:
         settings: Any = {"reduction": self.reduction}
@@ -277,7 +338,9 @@ class Run:
 RUNS = st.builds(
     Run,
     blocks=BLOCKS,
-    sample=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 2)]),
+    images=st.lists(IMAGES, max_size=2).map(tuple),
+    head=st.sampled_from(["flatten", "mean", "max"]),
+    sample=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 2), (5, 4, 2), (7, 2)]),
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba.extending
+import numpy as np
 from llvmlite import ir
 from numba import carray, types
 
@@ -44,6 +45,12 @@ def intrinsic(function: Callable[..., Any]) -> Any:
 def array_at(place: int, shape: Any, like: Any) -> Array:
     """Return the array at an address, of a shape and of the dtype of the number `like`."""
     return carray(_pointer(place, like), shape)
+
+
+@compiled
+def integers_at(place: int, n: int) -> Array:
+    """Return the whole numbers at an address."""
+    return array_at(place, (n,), np.int64(0))
 
 
 @intrinsic

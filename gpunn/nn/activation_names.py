@@ -68,3 +68,11 @@ def get_activation(activation: Any, owner: str = "get_activation") -> Activation
             f"{listed(ACTIVATIONS, activation)}, and any object of the class Activation"
         )
     return ACTIVATIONS[activation]()
+
+
+def name_of(activation: Activation) -> str:
+    """Return the name of an activation with default settings, else the expression that makes it."""
+    for name, make in ACTIVATIONS.items():
+        if repr(make()) == repr(activation) and type(make()) is type(activation):
+            return repr(name)
+    return repr(activation)

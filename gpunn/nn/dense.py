@@ -14,7 +14,7 @@ from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.activation import Activation, Identity
-from gpunn.nn.activation_names import ACTIVATIONS, get_activation
+from gpunn.nn.activation_names import get_activation, name_of
 from gpunn.nn.init import Initializer, as_generator, draw, get_initializer
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
@@ -111,7 +111,7 @@ class Dense(Layer):
             self._refuse(x)
         bias = None if self.bias is None else self.bias.value
         k = kernels(x)
-        rows = _as_rows(x)
+        rows = as_rows(x)
         h, saved = k.bias_activation(k.product(rows, weight), bias, self.activation)
         if tape is not None:
             tape.push(self, rows, saved)
@@ -124,7 +124,7 @@ class Dense(Layer):
         """
         x, saved = tape.pop(self)
         k, wanted, leading = kernels(grad), tape.parameters, grad.shape[:-1]
-        grad = _as_rows(grad)
+        grad = as_rows(grad)
         bias = self.bias if wanted is None or self.bias in wanted else None
         if bias is None:
             grad = k.activation_backward(grad, saved, self.activation)
@@ -172,21 +172,13 @@ class Dense(Layer):
         shown = (
             ""
             if isinstance(self.activation, Identity)
-            else f", activation={_name(self.activation)}"
+            else f", activation={name_of(self.activation)}"
         )
         return f"Dense({self.in_features}, {self.out_features}{shown})"
 
 
-def _as_rows(x: Array) -> Array:
+def as_rows(x: Array) -> Array:
     """Return x (N, ..., P) as a matrix, with a row for each place of the leading axes."""
     if x.ndim == 2:
         return x
     return kernels(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-
-
-def _name(activation: Activation) -> str:
-    """Return the name of an activation with default settings, else the expression that makes it."""
-    for name, make in ACTIVATIONS.items():
-        if repr(make()) == repr(activation) and type(make()) is type(activation):
-            return repr(name)
-    return repr(activation)

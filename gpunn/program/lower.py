@@ -66,6 +66,22 @@ class Lane(NamedTuple):
 
 
 @dataclass
+class Bias:
+    """What an instruction adds to each row that it has just written, while that is in the cache.
+
+    Attributes
+    ----------
+    array : array or None
+        None, unless a later operation adds a bias.
+    then_relu : bool
+        Whether the result is max(z, 0).
+    """
+
+    array: Array | None = None
+    then_relu: bool = False
+
+
+@dataclass
 class Instruction:
     """A row of the interpreter's table, before anybody knows where its operands lie.
 
@@ -76,12 +92,15 @@ class Instruction:
     reads, writes : list of Access
     words : function
         From a thread's lane to the words of the row, by name.
+    bias : Bias, optional
+        What it can add to what it writes.
     """
 
     name: str
     reads: list[Access]
     writes: list[Access]
     words: Callable[[Lane], dict[str, Any]]
+    bias: Bias | None = None
 
 
 #: What lowers the operations of each kernel: functions from a lowering and an operation.
@@ -131,6 +150,7 @@ class Lowering:
         #: How each value lies: by rows of the batch, or in a copy for each thread.
         self.sharing: dict[Value, Any] = {recording.x: ROWS}
         self._aliases: dict[Value, Value] = {}
+        self._scratch: Value | None = None
         #: Arrays of its own that instructions have the addresses of.
         self.held: list[Array] = []
         y, weight = recording.y, recording.sample_weight
@@ -215,6 +235,27 @@ class Lowering:
         arrays = [Access(memory_of(a), ALL) for a in (weights or {}).values() if a is not None]
         reads = [self.at(value) for value in operands.values()]
         self.add(name, words, [*reads, *arrays], [self.at(result)])
+
+    def scratch(self, entries: int) -> tuple[Access, Callable[[Lane], int | Patch]]:
+        """Return memory of each thread's own, for so many entries within an instruction."""
+        if self._scratch is None:
+            self._scratch = Value((self.threads, 0), self.dtype, by_sample=False)
+        value = self._scratch
+        value.shape = self.threads, max(value.shape[1], -(-entries // 16) * 16)  # whole lines
+
+        def place(lane: Lane) -> int | Patch:
+            return moved(lane.address(value, ALL), lane.thread * value.width * self.dtype.itemsize)
+
+        return Access(value, OWN), place
+
+    def add_late(self, z: Value, bias: Array, *, relu: bool) -> bool:
+        """Let the last instruction add a bias to what it writes; return whether it can."""
+        last = self.instructions[-1]
+        if last.bias is None or last.writes[0].place is not self.root(z):
+            return False
+        last.bias.array, last.bias.then_relu = bias, relu
+        last.reads.append(Access(memory_of(bias), ALL))
+        return True
 
     # Sums over the batch, and gradients
 

@@ -60,8 +60,9 @@ def _bias_activation(low: Lowering, operation: Operation) -> None:
     if bias is not None:
         low.check(bias, low.dtype)
         done = done or (kernel == "relu" and len(operation.outputs) == 1)
-        relu = int(done and kernel == "relu")
-        low.by_rows("add_bias", {"a": z}, z, weights={"b": bias}, flag=relu)
+        relu = done and kernel == "relu"
+        if not low.add_late(z, bias, relu=relu):
+            low.by_rows("add_bias", {"a": z}, z, weights={"b": bias}, flag=int(relu))
     if not done:
         _activate(low, kernel, operation.formula, z, h)
 

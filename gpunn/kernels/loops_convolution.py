@@ -1,0 +1,248 @@
+"""The loops of convolutions that numba compiles, over images in C order.
+
+An image with its padding is copied to a thread's own memory, where it stays in the cache while each
+pixel of the output is summed up from it. Where everything lies is computed once, as tables of
+offsets in bytes: see `Layout`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.native import array_at, compiled, integers_at, itemsize
+from gpunn.kernels.tiles import TABLE, add_products
+from gpunn.kernels.window import Window
+
+#: The numbers of a layout, by position.
+H, W, CHANNELS, OUT_H, OUT_W, OUT_CHANNELS, TOP, LEFT, PADDED_H, PADDED_W, GROUPS = range(11)
+ENTRIES, TAPS, RUN, STEP, PIXELS, OUTPUTS, TAP_OFFSETS, WEIGHTS, ENTRY_OFFSETS, LINES = range(
+    11, 21
+)
+N_NUMBERS = 21
+
+
+class Layout:
+    """Where the pixels, outputs and weights of a convolution lie.
+
+    Attributes
+    ----------
+    numbers : array of int64
+        Sizes, and the addresses of the tables.
+    scratch : int
+        The bytes of a thread's own memory that the loops need.
+    """
+
+    def __init__(self, window: Window, channels: int, out_channels: int, itemsize: int) -> None:
+        (h, w), (out_h, out_w), (padded_h, padded_w) = window.image, window.output, window.padded
+        own = channels // window.groups
+        pixel, line = channels * itemsize, padded_w * channels * itemsize
+
+        def offsets(*steps: tuple[int, int]) -> Array:
+            """Return the sums of multiples of some bytes: for each (count, bytes) 0, 1, ..."""
+            total = np.zeros((), np.int64)
+            for count, size in steps:
+                total = total[..., None] + np.arange(count, dtype=np.int64) * size
+            return np.ascontiguousarray(total.ravel())
+
+        down, across = window.dilation[0] * line, window.dilation[1] * pixel
+        filter_ = (window.size[0], down), (window.size[1], across)
+        outputs = (out_h, window.stride[0] * line), (out_w, window.stride[1] * pixel)
+        # Where a row of the filter meets channels that lie one after another, it is one run.
+        in_a_row = window.groups == 1 and window.dilation[1] == 1
+        taps = offsets(filter_[0]) if in_a_row else offsets(*filter_)
+        entries = window.size[0] * window.size[1] * own
+        self.tables = {
+            PIXELS: offsets(*outputs),
+            OUTPUTS: offsets((out_h * out_w, out_channels * itemsize)),
+            TAP_OFFSETS: taps,
+            WEIGHTS: offsets((entries, out_channels * itemsize)),
+            ENTRY_OFFSETS: offsets(*filter_, (own, itemsize)),
+            LINES: offsets(outputs[0]),
+        }
+        self.numbers = np.zeros(N_NUMBERS, np.int64)
+        self.numbers[:ENTRIES] = (
+            *(h, w, channels, out_h, out_w, out_channels),
+            *(*window.before, padded_h, padded_w, window.groups),
+        )
+        self.numbers[ENTRIES:PIXELS] = entries, len(taps), entries // len(taps), outputs[1][1]
+        for place, table in self.tables.items():
+            self.numbers[place] = table.ctypes.data
+        image = padded_h * line
+        self.scratch = TABLE + 64 + image + entries * out_channels * itemsize
+
+
+@lru_cache(maxsize=256)
+def layout_of(window: Window, channels: int, out_channels: int, itemsize: int) -> Layout:
+    """Return the layout of a convolution; made once."""
+    return Layout(window, channels, out_channels, itemsize)
+
+
+@compiled
+def convolve(
+    x: int, n: int, layout: Array, weight: int, bias: int, relu: int, z: int, scratch: int, one: Any
+) -> None:
+    """Write the convolution of n images; then add the bias, and take max(z, 0) if `relu`.
+
+    All arrays are given by their addresses; without a bias it is 0, and so is `relu`.
+    """
+    size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
+    own, out = layout[CHANNELS] // groups, channels // groups
+    outputs = layout[OUT_H] * layout[OUT_W]
+    start, padded = bias, _begin(layout, scratch, one)
+    if bias == 0:
+        start = padded + _padded_entries(layout) * size
+        array_at(start, (channels,), one)[:] = 0
+    sums = layout[TAP_OFFSETS], layout[TAPS], layout[RUN], size
+    for i in range(n):
+        image = _with_padding(x + i * _entries(layout) * size, layout, padded, one)
+        for g in range(groups):
+            skipped = g * out * size
+            add_products(
+                outputs,
+                (image + g * own * size, layout[PIXELS]),
+                (z + i * outputs * channels * size + skipped, layout[OUTPUTS]),
+                sums,
+                (weight + skipped, channels * size),
+                out,
+                start + skipped,
+                relu,
+                scratch,
+                one,
+            )
+
+
+@compiled
+def convolve_back(
+    grad: int, n: int, layout: Array, weight: int, x: int, scratch: int, one: Any
+) -> None:
+    """Write dJ/dx of n images from dJ/dz: each output pixel adds to all that it was made of."""
+    size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
+    own, out = layout[CHANNELS] // groups, channels // groups
+    outputs, n_taps = layout[OUT_H] * layout[OUT_W], layout[ENTRIES] // own
+    padded = _begin(layout, scratch, one)
+    turned = padded + _padded_entries(layout) * size
+    _turn(weight, n_taps, own, groups, out, turned, one)
+    zero = scratch + TABLE  # the offset of the only tap
+    integers_at(zero, 1)[0] = 0
+    taps = integers_at(layout[ENTRY_OFFSETS], layout[ENTRIES])
+    for i in range(n):
+        target = x + i * _entries(layout) * size
+        image = padded if _has_padding(layout) else target
+        array_at(image, (_padded_entries(layout),), one)[:] = 0
+        for t in range(n_taps):
+            for g in range(groups):
+                add_products(
+                    outputs,
+                    (grad + (i * outputs * channels + g * out) * size, layout[OUTPUTS]),
+                    (image + taps[t * own] + g * own * size, layout[PIXELS]),
+                    (zero, 1, out, size),
+                    (turned + (t * groups + g) * out * own * size, own * size),
+                    own,
+                    0,
+                    0,
+                    scratch,
+                    one,
+                )
+        if image != target:
+            _without_padding(image, layout, target, one)
+
+
+@compiled
+def correlate(
+    x: int, grad: int, n: int, layout: Array, weight: int, scratch: int, one: Any
+) -> None:
+    """Write dJ/dW, the sum over n images, from dJ/dz."""
+    size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
+    own, out = layout[CHANNELS] // groups, channels // groups
+    outputs, entries = layout[OUT_H] * layout[OUT_W], layout[ENTRIES]
+    padded = _begin(layout, scratch, one)
+    array_at(weight, (entries * channels,), one)[:] = 0
+    sums = layout[LINES], layout[OUT_H], layout[OUT_W], layout[STEP]
+    for i in range(n):
+        image = _with_padding(x + i * _entries(layout) * size, layout, padded, one)
+        for g in range(groups):
+            skipped = g * out * size
+            add_products(
+                entries,
+                (image + g * own * size, layout[ENTRY_OFFSETS]),
+                (weight + skipped, layout[WEIGHTS]),
+                sums,
+                (grad + i * outputs * channels * size + skipped, channels * size),
+                out,
+                0,
+                0,
+                scratch,
+                one,
+            )
+
+
+@compiled
+def _has_padding(layout: Array) -> bool:
+    different: bool = layout[PADDED_H] != layout[H] or layout[PADDED_W] != layout[W]
+    return different
+
+
+@compiled
+def _entries(layout: Array) -> int:
+    """Return the entries of an image."""
+    entries: int = layout[H] * layout[W] * layout[CHANNELS]
+    return entries
+
+
+@compiled
+def _padded_entries(layout: Array) -> int:
+    """Return the entries of an image with its padding."""
+    entries: int = layout[PADDED_H] * layout[PADDED_W] * layout[CHANNELS]
+    return entries
+
+
+@compiled
+def _begin(layout: Array, scratch: int, one: Any) -> int:
+    """Return where an image with its padding is put, after clearing it."""
+    place = scratch + TABLE + 32
+    if _has_padding(layout):
+        array_at(place, (_padded_entries(layout),), one)[:] = 0
+    return place
+
+
+@compiled
+def _with_padding(x: int, layout: Array, place: int, one: Any) -> int:
+    """Return where an image with its padding is: a copy, if it has any."""
+    if not _has_padding(layout):
+        return x
+    width, pitch = layout[W] * layout[CHANNELS], layout[PADDED_W] * layout[CHANNELS]
+    given = array_at(x, (layout[H], width), one)
+    padded = array_at(place, (layout[PADDED_H], pitch), one)
+    top, left = layout[TOP], layout[LEFT] * layout[CHANNELS]
+    for y in range(layout[H]):
+        for i in range(width):
+            padded[top + y, left + i] = given[y, i]
+    return place
+
+
+@compiled
+def _without_padding(place: int, layout: Array, x: int, one: Any) -> None:
+    """Copy an image out of its padding."""
+    width, pitch = layout[W] * layout[CHANNELS], layout[PADDED_W] * layout[CHANNELS]
+    result = array_at(x, (layout[H], width), one)
+    padded = array_at(place, (layout[PADDED_H], pitch), one)
+    top, left = layout[TOP], layout[LEFT] * layout[CHANNELS]
+    for y in range(layout[H]):
+        for i in range(width):
+            result[y, i] = padded[top + y, left + i]
+
+
+@compiled
+def _turn(weight: int, taps: int, own: int, groups: int, out: int, place: int, one: Any) -> None:
+    """Write the transpose of each tap's matrix, group by group."""
+    given = array_at(weight, (taps, own, groups, out), one)
+    turned = array_at(place, (taps, groups, out, own), one)
+    for t in range(taps):
+        for g in range(groups):
+            for k in range(out):
+                for c in range(own):
+                    turned[t, g, k, c] = given[t, c, g, k]
