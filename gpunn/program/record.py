@@ -18,7 +18,8 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
-from gpunn.program.stand_ins import RecordingKernels, Traced, batch_input, is_batch, value_of
+from gpunn.program.recorder import Traced, is_batch, value_of
+from gpunn.program.stand_ins import RecordingKernels, batch_input
 from gpunn.program.values import BatchLike, Key, NotRecordableError, Recording, Value, refuse
 
 
