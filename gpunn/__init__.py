@@ -32,12 +32,11 @@ from gpunn.nn.activation import (
     Tanh,
 )
 from gpunn.nn.activation_names import ACTIVATIONS
-from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
-from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
+from gpunn.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from gpunn.nn.parameter import Buffer, Parameter
 from gpunn.nn.shape import Flatten
 from gpunn.nn.tape import Tape
@@ -132,13 +131,14 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
-    "Embedding",
     "ExponentialDecay",
     "Flatten",
     "GradientReport",
+    "GroupNorm",
     "History",
     "Identity",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "LoadReport",
     "Loader",
@@ -146,10 +146,9 @@ __all__ = [
     "Loss",
     "MeanSquaredError",
     "Metric",
-    "MultiHeadAttention",
     "Optimizer",
     "Parameter",
-    "Position",
+    "RMSNorm",
     "ReLU",
     "ReduceOnPlateau",
     "Residual",

@@ -24,18 +24,11 @@ class LayerCase:
     keeps_shape: bool = True
     random: bool = False  # whether training differs from inference
     kinds: tuple[type, ...] = field(default=())  # public classes that it covers
-    tokens: int = 0  # how many there are, for a layer that takes integers
-
-    def dtype(self, dtype: str) -> str:
-        """Return the dtype of the inputs of a layer of this one."""
-        return "int64" if self.tokens else dtype
 
     def x(self, n: int = 5, seed: int = 0) -> Any:
-        """Return inputs in float64, away from the kinks at zero; or integers."""
+        """Return inputs in float64, away from the kinks at zero."""
         rng = np.random.default_rng(seed)
         shape = (n, *self.sample)
-        if self.tokens:
-            return rng.integers(0, self.tokens, shape)
         return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.1, 2.0, shape)
 
 
@@ -100,37 +93,6 @@ LAYERS = [
         keeps_shape=False,
         kinds=(gn.Dense,),
     ),
-    LayerCase(
-        "Embedding",
-        lambda dtype: gn.Embedding(6, 3, rng=1, dtype=dtype),
-        (4,),
-        keeps_shape=False,
-        kinds=(gn.Embedding,),
-        tokens=6,
-    ),
-    LayerCase(
-        "Position",
-        lambda dtype: gn.Position(3, 4, rng=1, dtype=dtype),
-        (3, 4),
-        kinds=(gn.Position,),
-    ),
-    LayerCase(
-        "Position(shorter)",
-        lambda dtype: gn.Position(5, 4, rng=1, dtype=dtype),
-        (3, 4),
-        kinds=(gn.Position,),
-    ),
-    *(
-        LayerCase(
-            f"MultiHeadAttention({heads}, {settings})",
-            lambda dtype, heads=heads, settings=settings: gn.MultiHeadAttention(
-                4, heads, rng=1, dtype=dtype, **settings
-            ),
-            (3, 4),
-            kinds=(gn.MultiHeadAttention,),
-        )
-        for heads, settings in ((2, {}), (1, {"causal": True}), (4, {"bias": False}))
-    ),
     LayerCase("Flatten", lambda _: gn.Flatten(), (2, 3), keeps_shape=False, kinds=(gn.Flatten,)),
     LayerCase("Dropout", lambda _: gn.Dropout(0.4), random=True, kinds=(gn.Dropout,)),
     LayerCase("Dropout(0)", lambda _: gn.Dropout(0.0), kinds=(gn.Dropout,)),
@@ -146,6 +108,25 @@ LAYERS = [
         "Sequential(deep)", _deep, (2, 3), keeps_shape=False, random=True, kinds=(gn.Sequential,)
     ),
 ]
+
+
+def _norm(make: Callable[[str], gn.Layer], *sample: int) -> LayerCase:
+    layer = make("float32")
+    return LayerCase(f"{layer!r}, {sample}", make, sample, kinds=(type(layer),))
+
+
+NORMS = [
+    _norm(lambda dtype: gn.LayerNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.LayerNorm(5, 0.1, dtype=dtype), 2, 3, 5),
+    _norm(lambda dtype: gn.LayerNorm(1, dtype=dtype), 1),
+    _norm(lambda dtype: gn.RMSNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.RMSNorm(5, 0.1, dtype=dtype), 3, 5),
+    _norm(lambda dtype: gn.GroupNorm(2, 6, dtype=dtype), 6),
+    _norm(lambda dtype: gn.GroupNorm(3, 6, 0.1, dtype=dtype), 2, 3, 6),
+    _norm(lambda dtype: gn.GroupNorm(1, 4, dtype=dtype), 5, 4),
+    _norm(lambda dtype: gn.GroupNorm(4, 4, dtype=dtype), 5, 4),
+]
+LAYERS += NORMS
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,9 @@ class Block:
             "activation": gn.ACTIVATIONS[self.activation],
             "dropout": lambda: gn.Dropout(self.rate),
             "flatten": gn.Flatten,
+            "layer_norm": lambda: gn.LayerNorm(inputs, dtype=dtype),
+            "rms_norm": lambda: gn.RMSNorm(inputs, dtype=dtype),
+            "group_norm": lambda: gn.GroupNorm(2 - inputs % 2, inputs, dtype=dtype),
         }
         if self.kind in alone:
             return [alone[self.kind]()], inputs
@@ -100,9 +103,11 @@ def made(
     return layers, width
 
 
+NORMS = ["layer_norm", "rms_norm", "group_norm"]
+KINDS = ["dense", "dense", "activation", "dropout", "flatten", "twice", *NORMS]
 PLAIN = st.builds(
     Block,
-    kind=st.sampled_from(["dense", "dense", "activation", "dropout", "flatten", "twice"]),
+    kind=st.sampled_from(KINDS),
     width=st.integers(1, 7),
     activation=st.sampled_from(sorted(gn.ACTIVATIONS)),
     bias=st.booleans(),
@@ -125,6 +130,7 @@ class Run:
 
     blocks: tuple[Block, ...] = (Block("dense", 7, "relu"),)
     sample: tuple[int, ...] = (5,)
+    first: str = ""  # a norm of the samples as they are
     outputs: int = 3
     n: int = 50
     batch_size: int = 16
@@ -215,7 +221,8 @@ class Run:
 
     def model(self) -> gn.Sequential:
         rng = np.random.default_rng(2)
-        flat: list[gn.Layer] = [gn.Flatten()] if len(self.sample) > 1 else []
+        first = Block(self.first).make(self.sample[-1], rng, self.dtype)[0] if self.first else []
+        flat = [*first, *([gn.Flatten()] if len(self.sample) > 1 else [])]
         layers, width = made(self.blocks, int(np.prod(self.sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
         head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
@@ -275,6 +282,7 @@ RUNS = st.builds(
     Run,
     blocks=BLOCKS,
     sample=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 2)]),
+    first=st.sampled_from(["", "", *NORMS]),
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gpunn.optim.base import Optimizer
-from gpunn.program import lower_layers, lower_losses  # noqa: F401 (they make themselves known)
+from gpunn.program import (  # noqa: F401 (they make themselves known)
+    lower_layers,
+    lower_losses,
+    lower_norm,
+)
 from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering
 from gpunn.program.lower_update import Piece, lower_update

@@ -1,0 +1,64 @@
+"""Normalisation in plain NumPy, and calls of its kernels; a part of the table of kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpunn.kernels.norm import RowNorm
+
+
+def standardized(x: Any, axes: tuple[int, ...], epsilon: float, centred: bool) -> tuple[Any, ...]:
+    """Return mean, scale and x_hat."""
+    mean = x.mean(axis=axes, keepdims=True) if centred else np.zeros((1,) * x.ndim)
+    scale = 1 / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + epsilon)
+    return mean + 0 * scale, scale, (x - mean) * scale
+
+
+class PlainNorms:
+    """Each kernel of normalisation, as plain as can be, in float64."""
+
+    def row_norm(self, x: Any, gain: Any, bias: Any, norm: RowNorm) -> Any:
+        rows = x.reshape(norm.view(x.shape))
+        mean, scale, x_hat = standardized(rows, (1, 3), norm.epsilon, norm.centred)
+        y = x_hat.reshape(x.shape) * gain + (0 if bias is None else bias)
+        statistics = np.stack([mean, scale], axis=-1).reshape(norm.statistics_shape(x.shape))
+        return y, statistics
+
+    def row_norm_backward(
+        self, grad: Any, x: Any, statistics: Any, gain: Any, norm: Any, into: Any, through: bool
+    ) -> Any:
+        view = norm.view(x.shape)
+        mean, scale = statistics.reshape(view[0], 1, view[2], 1, 2).transpose(4, 0, 1, 2, 3)
+        x_hat = (x.reshape(view) - mean) * scale
+        g = (gain * grad).reshape(view)
+        less = g.mean(axis=(1, 3), keepdims=True) if norm.centred else 0.0
+        along = (g * x_hat).mean(axis=(1, 3), keepdims=True)
+        grad_x = (scale * (g - less - x_hat * along)).reshape(x.shape)
+        return (grad_x if through else None), self._sums(grad, x_hat.reshape(x.shape), into)
+
+    @staticmethod
+    def _sums(grad: Any, x_hat: Any, into: Any) -> Any:
+        channels = grad.shape[-1]
+        both = [(part.reshape(-1, channels)).sum(axis=0) for part in (grad * x_hat, grad)]
+        return both[: len(into)]
+
+
+def norm_calls(x: Any, n: int, p: int) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the arguments of several calls; `x` draws an array of a shape."""
+    groups = next(g for g in (3, 5, 2, 1) if p % g == 0)
+    rows = [
+        ((n, p), RowNorm(1, 1, centred=True, epsilon=1e-3)),
+        ((n, 3, p), RowNorm(1, 1, centred=False, epsilon=0.1)),
+        ((n, 2, 2, p), RowNorm(4, groups, centred=True, epsilon=1e-3)),
+    ]
+    forward, backward = [], []
+    for shape, norm in rows:
+        given = x(*shape)
+        forward += [(given, x(p), x(p) if norm.centred else None, norm)]
+        _, statistics = PlainNorms().row_norm(given, x(p), None, norm)
+        for into, through in (([None, None], True), ([None], True), ([], True), ([None], False)):
+            grad = 1.0 + x(*shape)  # no sum of which is small
+            backward += [(grad, given, statistics, x(p), norm, into, {"through": through})]
+    return {"row_norm": forward, "row_norm_backward": backward}
