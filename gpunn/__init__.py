@@ -32,6 +32,7 @@ from gpunn.nn.activation import (
     Tanh,
 )
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
@@ -122,6 +123,7 @@ __all__ = [
     "Adam",
     "Backend",
     "Batch",
+    "BatchNorm",
     "BinaryAccuracy",
     "BinaryCrossEntropy",
     "Buffer",

@@ -23,6 +23,7 @@ class LayerCase:
     sample: tuple[int, ...] = (4,)
     keeps_shape: bool = True
     random: bool = False  # whether training differs from inference
+    alone: bool = True  # whether it trains on a single sample
     kinds: tuple[type, ...] = field(default=())  # public classes that it covers
 
     def x(self, n: int = 5, seed: int = 0) -> Any:
@@ -112,7 +113,10 @@ LAYERS = [
 
 def _norm(make: Callable[[str], gn.Layer], *sample: int) -> LayerCase:
     layer = make("float32")
-    return LayerCase(f"{layer!r}, {sample}", make, sample, kinds=(type(layer),))
+    over_batch = isinstance(layer, gn.BatchNorm)
+    alone = not over_batch or len(sample) > 1
+    name = f"{layer!r}, {sample}"
+    return LayerCase(name, make, sample, random=over_batch, alone=alone, kinds=(type(layer),))
 
 
 NORMS = [
@@ -125,6 +129,8 @@ NORMS = [
     _norm(lambda dtype: gn.GroupNorm(3, 6, 0.1, dtype=dtype), 2, 3, 6),
     _norm(lambda dtype: gn.GroupNorm(1, 4, dtype=dtype), 5, 4),
     _norm(lambda dtype: gn.GroupNorm(4, 4, dtype=dtype), 5, 4),
+    _norm(lambda dtype: gn.BatchNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.BatchNorm(3, 0.2, 0.1, dtype=dtype), 2, 2, 3),
 ]
 LAYERS += NORMS
 

@@ -125,4 +125,5 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     }
 
 
-OWNED = {"bias_activation": [0], "accumulate": [0], "update": [1]}  # by position: may be written to
+# By position: what may be written to.
+OWNED = {"bias_activation": [0], "accumulate": [0], "track": [0], "update": [1]}

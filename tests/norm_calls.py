@@ -38,6 +38,30 @@ class PlainNorms:
         grad_x = (scale * (g - less - x_hat * along)).reshape(x.shape)
         return (grad_x if through else None), self._sums(grad, x_hat.reshape(x.shape), into)
 
+    def batch_norm(self, x: Any, gain: Any, bias: Any, epsilon: float) -> Any:
+        rows = x.reshape(-1, x.shape[-1])
+        mean, scale, x_hat = standardized(rows, (0,), epsilon, centred=True)
+        statistics = np.stack([mean[0], scale[0], rows.var(axis=0, ddof=1)])
+        return x_hat.reshape(x.shape) * gain + bias, statistics
+
+    def fixed_norm(self, x: Any, gain: Any, bias: Any, running: Any, epsilon: float) -> Any:
+        mean, scale = running[0], 1 / np.sqrt(running[1] + epsilon)
+        return (x - mean) * scale * gain + bias, np.stack([mean, scale])
+
+    def batch_norm_backward(
+        self, grad: Any, x: Any, statistics: Any, gain: Any, into: Any, fixed: bool, through: bool
+    ) -> Any:
+        mean, scale = statistics[:2]
+        x_hat, axes = (x - mean) * scale, tuple(range(x.ndim - 1))
+        g = gain * grad
+        left = g - g.mean(axis=axes) - x_hat * (g * x_hat).mean(axis=axes)
+        grad_x = scale * (g if fixed else left)
+        return (grad_x if through else None), self._sums(grad, x_hat, into)
+
+    def track(self, running: Any, statistics: Any, momentum: float) -> None:
+        for kept, batch in zip(running, (statistics[0], statistics[2]), strict=True):
+            kept[...] = (1 - momentum) * kept + momentum * batch
+
     @staticmethod
     def _sums(grad: Any, x_hat: Any, into: Any) -> Any:
         channels = grad.shape[-1]
@@ -59,6 +83,23 @@ def norm_calls(x: Any, n: int, p: int) -> dict[str, list[tuple[Any, ...]]]:
         forward += [(given, x(p), x(p) if norm.centred else None, norm)]
         _, statistics = PlainNorms().row_norm(given, x(p), None, norm)
         for into, through in (([None, None], True), ([None], True), ([], True), ([None], False)):
-            grad = 1.0 + x(*shape)  # no sum of which is small
+            grad = 1.0 + given + 0.5 * x(*shape)  # sums of which do not cancel
             backward += [(grad, given, statistics, x(p), norm, into, {"through": through})]
-    return {"row_norm": forward, "row_norm_backward": backward}
+    batches = [x(n, p), x(n, 2, 2, p)] if n > 1 else [x(2 * n, 3, p)]
+    statistics = [
+        (given, np.stack([x(p), 1 + x(p) ** 2, x(p) ** 2])) for given in (*batches, x(n, p))
+    ]
+    return {
+        "row_norm": forward,
+        "row_norm_backward": backward,
+        "batch_norm": [(given, x(p), x(p), 0.01) for given in batches if n],
+        "fixed_norm": [(x(n, 3, p), x(p), x(p), [x(p), x(p) ** 2], 0.01)],
+        "batch_norm_backward": [
+            (1.0 + x(*given.shape), given, kept, x(p), into, {"fixed": fixed, "through": through})
+            for given, kept in statistics
+            for into in ([None, None], [None], [])
+            for fixed, through in ((False, True), (True, True), (False, False))
+            if n
+        ],
+        "track": [([x(p), x(p) ** 2], statistics[0][1], 0.25)],
+    }

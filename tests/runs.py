@@ -6,7 +6,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ WAYS = (nullcontext, one_by_one)
 
 def state(trainer: gn.Trainer) -> list[Any]:
     """Return the weights, and what the optimizer keeps beside them, on the host."""
-    arrays = [p.value for p in trainer.model.parameters()]
+    model = trainer.model
+    arrays = [held.value for held in (*model.parameters(), *model.buffers())]
     return [gn.to_numpy(x) for x in [*arrays, *(x for s in trainer.optimizer._states for x in s)]]
 
 
@@ -78,6 +79,8 @@ class Block:
             "flatten": gn.Flatten,
             "layer_norm": lambda: gn.LayerNorm(inputs, dtype=dtype),
             "rms_norm": lambda: gn.RMSNorm(inputs, dtype=dtype),
+            # A large epsilon: of two samples that are nearly alike, the rest is noise.
+            "batch_norm": lambda: gn.BatchNorm(inputs, 0.3, 0.1, dtype=dtype),
             "group_norm": lambda: gn.GroupNorm(2 - inputs % 2, inputs, dtype=dtype),
         }
         if self.kind in alone:
@@ -103,7 +106,7 @@ def made(
     return layers, width
 
 
-NORMS = ["layer_norm", "rms_norm", "group_norm"]
+NORMS = ["layer_norm", "rms_norm", "group_norm", "batch_norm"]
 KINDS = ["dense", "dense", "activation", "dropout", "flatten", "twice", *NORMS]
 PLAIN = st.builds(
     Block,
@@ -278,6 +281,15 @@ class Run:
         return trainer, trainer.fit(loader, self.epochs, progress=False), loader
 
 
+def with_enough_samples(run: Run) -> Run:
+    """Return the run with no batch of one sample, if it has a norm over batches."""
+    nested = [inner for block in run.blocks for inner in (block, *block.inner)]
+    if "batch_norm" not in (run.first, *(block.kind for block in nested)):
+        return run
+    size, n = max(run.batch_size, 2), max(run.n, 2)
+    return replace(run, batch_size=size, n=n + (n % size == 1))
+
+
 RUNS = st.builds(
     Run,
     blocks=BLOCKS,
@@ -305,7 +317,7 @@ RUNS = st.builds(
     ),
     dtype=st.sampled_from(["float64", "float64", "float32"]),
     metrics=st.booleans(),
-)
+).map(with_enough_samples)
 
 
 def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:

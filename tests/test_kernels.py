@@ -72,6 +72,8 @@ def run(name: str, k: Any, arguments: list[Any]) -> list[Any]:
         result = result[1]
     if name == "accumulate":
         result = given[0]
+    if name == "track":
+        result = given[0]
     if name == "update":
         result = [given[1].slots.values, given[1].slots.states]
     return list(arrays(result))

@@ -31,10 +31,14 @@ BLOCKS = {
     "activation_backward": 4,
     "activation_backward_sums": 6,
     "adam": 3,
+    "batch_norm": 4,
+    "batch_norm_backward": 4,
+    "batch_norm_parts": 4,
     "bias_activation": 4,
     "copy_rows": 6,
     "dropout": 5,
     "finish_step": 6,
+    "fixed_norm": 4,
     "gather": 6,
     "norm_sums": 4,
     "norm_totals": 4,
@@ -46,6 +50,7 @@ BLOCKS = {
     "softmax_cross_entropy": 3,
     "squared_error": 5,
     "squared_norm": 6,
+    "track": 6,
 }
 # The kernels of each source.
 KERNELS = {

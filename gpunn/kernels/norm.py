@@ -63,7 +63,7 @@ class NormKernels:
         """
         xp = self.xp
         rows = xp.reshape(x, norm.view(x.shape))
-        mean, scale, x_hat = _standardized(xp, rows, (1, 3), norm.epsilon, centred=norm.centred)
+        mean, _, scale, x_hat = _standardized(xp, rows, (1, 3), norm.epsilon, centred=norm.centred)
         y = xp.reshape(x_hat, x.shape) * gain
         if bias is not None:
             y += bias
@@ -97,18 +97,78 @@ class NormKernels:
         result = _through(xp, g, x_hat, scale, axes, centred=norm.centred)
         return xp.reshape(result, x.shape), sums
 
+    def batch_norm(self, x: Array, gain: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
+        """Return y, normalised over all axes but the last; and the statistics of channels (3, C).
+
+        These are the mean, the scale, and the variance with divisor n - 1, of n > 1 entries.
+        """
+        xp = self.xp
+        rows = xp.reshape(x, _rows(x))
+        mean, variance, scale, x_hat = _standardized(xp, rows, 0, epsilon, centred=True)
+        n = rows.shape[0]
+        statistics = xp.concat([mean, scale, variance * (n / (n - 1))])
+        return xp.reshape(x_hat, x.shape) * gain + bias, statistics
+
+    def fixed_norm(
+        self, x: Array, gain: Array, bias: Array, running: tuple[Array, Array], epsilon: float
+    ) -> tuple[Array, Array]:
+        """Return y for the mean and variance in `running`, (C,) each; and mean and scale (2, C)."""
+        xp, (mean, variance) = self.xp, running
+        scale = 1.0 / xp.sqrt(variance + epsilon)
+        return (x - mean) * scale * gain + bias, xp.stack([mean, scale])
+
+    def batch_norm_backward(
+        self,
+        grad: Array,
+        x: Array,
+        statistics: Array,
+        gain: Array,
+        into: Sequence[Array | None],
+        *,
+        fixed: bool,
+        through: bool,
+    ) -> tuple[Array | None, list[Array]]:
+        """Return dJ/dx, None if not `through`; and dJ/d gain and dJ/d bias, written `into`.
+
+        As `row_norm_backward`, but the statistics do not depend on x if they are `fixed`.
+        """
+        xp = self.xp
+        mean, scale = statistics[0, :], statistics[1, :]
+        x_hat = (x - mean) * scale
+        sums = _gradients(xp, grad, x_hat, into)
+        if not through:
+            return None, sums
+        if fixed:
+            return grad * (gain * scale), sums
+        g, x_hat = (xp.reshape(each, _rows(x)) for each in (grad * gain, x_hat))
+        return xp.reshape(_through(xp, g, x_hat, scale, 0, centred=True), x.shape), sums
+
+    def track(self, running: tuple[Array, Array], statistics: Array, momentum: float) -> None:
+        """Move a running mean and variance towards those of a batch, in place.
+
+        r += momentum (s - r), for the first and the last row of the statistics of `batch_norm`.
+        """
+        for kept, row in zip(running, (0, 2), strict=True):
+            kept += momentum * (statistics[row, :] - kept)
+
+
+def _rows(x: Array) -> tuple[int, int]:
+    """Return the shape of x with all axes but the last as one."""
+    return math.prod(x.shape[:-1]), x.shape[-1]
+
 
 def _standardized(
     xp: Namespace, x: Array, axes: Any, epsilon: float, *, centred: bool
-) -> tuple[Array, Array, Array]:
-    """Return the mean and the scale over some axes, which are kept, and (x - mean) scale."""
+) -> tuple[Array, Array, Array, Array]:
+    """Return mean, variance and scale over some axes, which are kept, and (x - mean) scale."""
     mean = None
     if centred:
         mean = xp.mean(x, axis=axes, keepdims=True)
         mean = mean + xp.mean(x - mean, axis=axes, keepdims=True)
         x = x - mean
-    scale = 1.0 / xp.sqrt(xp.mean(x * x, axis=axes, keepdims=True) + epsilon)
-    return (xp.zeros_like(scale) if mean is None else mean), scale, x * scale
+    variance = xp.mean(x * x, axis=axes, keepdims=True)
+    scale = 1.0 / xp.sqrt(variance + epsilon)
+    return (xp.zeros_like(scale) if mean is None else mean), variance, scale, x * scale
 
 
 def _through(

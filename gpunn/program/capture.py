@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import copy_of
 from gpunn.kernels import kernels
 from gpunn.kernels.cublas import CaptureHandle, workspace_bytes
 from gpunn.kernels.cupy_launch import forget_scratch
@@ -92,10 +94,11 @@ class StepCapture:
             user.wait_event(stream.record())
 
     def _rehearse(self, n: int) -> None:
-        """Run a step whose update is of a scratch array: kernels are loaded then."""
+        """Run a step that changes scratch arrays only: kernels are loaded then."""
         keys = np.zeros(len(self._board.keys), np.uint64)
         self._board.load([0], [0.0], [0.0], keys)
-        self._step(n, _scratch(self._parts[2].blocks()))
+        with _buffers_aside(self._parts[0]):
+            self._step(n, _scratch(self._parts[2].blocks()))
 
     def _capture_in_spite_of_others(self, n: int) -> Any:
         """Return the graph; try again if it fails, unless memory runs out.
@@ -145,9 +148,23 @@ class StepCapture:
         if self._collected is not None:
             copy_rows(prediction, self._collected, board.row)
         optimizer.update_by(board.rates, scratch)
+        tape.commit()
         for parameter in model.parameters():
             parameter.grad = None
         board.finish(cost, total, squares)
+
+
+@contextmanager
+def _buffers_aside(model: Layer) -> Iterator[None]:
+    """Let a step change copies of the model's buffers."""
+    before = [(buffer, buffer.value) for buffer in model.buffers()]
+    try:
+        for buffer, value in before:
+            buffer.value = copy_of(value)
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.value = value
 
 
 def _pool_of_ones_own() -> Any:

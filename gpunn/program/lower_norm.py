@@ -26,9 +26,9 @@ def _row_norm(low: Lowering, operation: Operation) -> None:
     def words(lane: Lane) -> dict[str, Any]:
         places = {"a": x, "e": statistics, "c": y}
         fixed = {"b": address_of(gain), "d": address_of(bias), "flag": int(norm.centred)}
-        return sizes(lane) | _places(lane, places) | fixed | {"p": norm.epsilon}
+        return sizes(lane) | places_of(lane, places) | fixed | {"p": norm.epsilon}
 
-    parameters = [_memory(each) for each in (gain, bias) if each is not None]
+    parameters = [for_all(each) for each in (gain, bias) if each is not None]
     low.add("row_norm", words, [low.at(x), *parameters], [low.at(y), low.at(statistics)])
 
 
@@ -44,13 +44,13 @@ def _row_norm_backward(low: Lowering, operation: Operation) -> None:
         places = {"a": grad, "b": x, "e": statistics, "c": result}
         fixed = {"d": address_of(gain), "flag": 2 * len(sums) + norm.centred}
         own = {"limit": own_part(lane, parts)} if sums else {}
-        return sizes(lane) | _places(lane, places) | fixed | own
+        return sizes(lane) | places_of(lane, places) | fixed | own
 
     writes = [low.at(result)] if result is not None else []
     if sums:
         writes.append(Access(parts, OWN))
     reads = [low.at(value) for value in (grad, x, statistics)]
-    low.add("row_norm_backward", words, [*reads, _memory(gain)], writes)
+    low.add("row_norm_backward", words, [*reads, for_all(gain)], writes)
     for i, target in enumerate(sums):
         add_up(low, parts, i, target, channels)
 
@@ -65,7 +65,8 @@ def add_up(low: Lowering, parts: Value, i: int, sums: Any, n: int) -> None:
         skipped = start * low.dtype.itemsize
         return sizes | {"a": lane.address(parts, ALL), "c": place(lane) + skipped}
 
-    low.add("add_up", words, [Access(parts, ALL)], [target])
+    name = "add_up" if parts.dtype == low.dtype else "add_up_doubles"
+    low.add(name, words, [Access(parts, ALL)], [target])
 
 
 def own_part(lane: Lane, parts: Value) -> int:
@@ -77,17 +78,21 @@ def own_part(lane: Lane, parts: Value) -> int:
 
 def _sizes(low: Lowering, x: Value, norm: RowNorm) -> Callable[[Lane], dict[str, Any]]:
     """Return from a lane to the sizes of its rows."""
-    channels = x.shape[-1]
-    rows_per_sample = math.prod(x.shape) // (low.n * norm.positions * channels)
-    fixed = {"n": channels, "k": norm.positions, "pitch": norm.groups}
-    return lambda lane: fixed | {"m": lane.rows * rows_per_sample}
+    fixed = {"n": x.shape[-1], "k": norm.positions, "pitch": norm.groups}
+    per_sample = rows_per_sample(low, x) // norm.positions
+    return lambda lane: fixed | {"m": lane.rows * per_sample}
 
 
-def _places(lane: Lane, values: dict[str, Value | None]) -> dict[str, Any]:
+def rows_per_sample(low: Lowering, x: Value) -> int:
+    """Return how many rows of channels a sample has."""
+    return math.prod(x.shape[:-1]) // low.n
+
+
+def places_of(lane: Lane, values: dict[str, Value | None]) -> dict[str, Any]:
     """Return where a lane finds its rows of values, by word; those that are absent are left out."""
     return {word: lane.address(v, ROWS) for word, v in values.items() if v is not None}
 
 
-def _memory(array: Array) -> Access:
+def for_all(array: Array) -> Access:
     """Return the access to a parameter that every thread reads."""
     return Access(memory_of(array), ALL)

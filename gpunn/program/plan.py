@@ -6,6 +6,7 @@ from typing import Any
 
 from gpunn.optim.base import Optimizer
 from gpunn.program import (  # noqa: F401 (they make themselves known)
+    lower_batch_norm,
     lower_layers,
     lower_losses,
     lower_norm,

@@ -211,3 +211,109 @@ extern "C" __global__ void norm_totals(
   gain_sums[column.channel] = sum.a;
   if (bias_sums) bias_sums[column.channel] = sum.b;
 }
+
+// Parts of the statistics: the mean and the sum of squared distances from it, of each channel in a
+// range of rows. Distances from the first row are taken, whose size does not depend on the mean.
+extern "C" __global__ void batch_norm_parts(
+    const T* x, T* means, T* squares, long long n, long long channels) {
+  Column column(n, channels);
+  T origin = column.inside() ? x[column.channel] : T(0);
+  Moments own = {T(0), T(0), T(0)};
+  column.over([&](long long, long long i) {
+    own.n += T(1);
+    own.mean += x[i] - origin;
+  });
+  if (own.n > T(0)) own.mean /= own.n;
+  Pair apart = {T(0), T(0)};
+  column.over([&](long long, long long i) {
+    T d = x[i] - origin - own.mean;
+    apart = apart + Pair{d, d * d};
+  });
+  if (own.n > T(0)) {
+    own.squares = apart.b - apart.a * (apart.a / own.n);
+    own.mean += apart.a / own.n;
+  }
+  own = add_up_column(own);
+  if (!column.inside() || threadIdx.y) return;
+  long long place = blockIdx.y * channels + column.channel;
+  means[place] = own.mean;
+  squares[place] = own.squares;
+}
+
+// y = gain (x - mean) scale + bias, for this thread's entries.
+__device__ void scale_column(
+    Column column, const T* x, T mean, T scale, const T* gain, const T* bias, T* y) {
+  T factor = column.inside() ? scale * gain[column.channel] : T(0);
+  T offset = column.inside() ? bias[column.channel] : T(0);
+  column.over([&](long long, long long i) { y[i] = (x[i] - mean) * factor + offset; });
+}
+
+// y and the statistics, from parts of these.
+extern "C" __global__ void batch_norm(
+    const T* x, const T* gain, const T* bias, const T* means, const T* squares, T* y, T* statistics,
+    long long n, long long channels, long long parts, double epsilon) {
+  Column column(n, channels);
+  long long rows = Column::rows_of_a_range(n, parts);
+  Moments all = column.of_parts(parts, Moments{T(0), T(0), T(0)}, [&](long long part) {
+    long long i = part * channels + column.channel, left = n - part * rows;
+    return Moments{T(left < 0 ? 0 : left < rows ? left : rows), means[i], squares[i]};
+  });
+  T origin = column.inside() ? x[column.channel] : T(0);
+  T mean = origin + all.mean, scale = T(1) / sqrt(all.squares / all.n + T(epsilon));
+  if (column.writes()) {
+    statistics[column.channel] = mean;
+    statistics[channels + column.channel] = scale;
+    statistics[2 * channels + column.channel] = all.squares / (all.n - T(1));
+  }
+  scale_column(column, x, mean, scale, gain, bias, y);
+}
+
+// y by a mean and a variance that are given; and mean and scale as the first rows of statistics.
+extern "C" __global__ void fixed_norm(
+    const T* x, const T* gain, const T* bias, const T* running_mean, const T* running_variance,
+    T* y, T* statistics, long long n, long long channels, double epsilon) {
+  Column column(n, channels);
+  T mean = T(0), scale = T(0);
+  if (column.inside()) {
+    mean = running_mean[column.channel];
+    scale = T(1) / sqrt(running_variance[column.channel] + T(epsilon));
+  }
+  if (column.writes()) {
+    statistics[column.channel] = mean;
+    statistics[channels + column.channel] = scale;
+  }
+  scale_column(column, x, mean, scale, gain, bias, y);
+}
+
+// dJ/dx, and the gradients of gain and bias from their parts; each of these may be null. If the
+// statistics are `fixed`, dJ/dx does not contain them.
+extern "C" __global__ void batch_norm_backward(
+    const T* grad, const T* x, const T* statistics, const T* gain, const T* gain_parts,
+    const T* bias_parts, T* gain_sums, T* bias_sums, T* grad_x, long long n, long long channels,
+    long long parts, int fixed) {
+  Column column(n, channels);
+  Pair sum = column.of_parts(parts, Pair{T(0), T(0)}, [&](long long part) {
+    long long i = part * channels + column.channel;
+    return Pair{gain_parts[i], bias_parts[i]};
+  });
+  if (column.writes()) {
+    if (gain_sums) gain_sums[column.channel] = sum.a;
+    if (bias_sums) bias_sums[column.channel] = sum.b;
+  }
+  if (!column.inside()) return;
+  T mean = statistics[column.channel], scale = statistics[channels + column.channel];
+  T less = fixed ? T(0) : sum.b / T(n), along = fixed ? T(0) : sum.a / T(n) * scale;
+  T factor = gain[column.channel] * scale;
+  column.over([&](long long, long long i) {
+    grad_x[i] = factor * (grad[i] - less - (x[i] - mean) * along);
+  });
+}
+
+// Move running statistics towards those of a batch, by a share of the way.
+extern "C" __global__ void track(
+    T* mean, T* variance, const T* statistics, long long channels, double share) {
+  long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= channels) return;
+  mean[i] += T(share) * (statistics[i] - mean[i]);
+  variance[i] += T(share) * (statistics[2 * channels + i] - variance[i]);
+}
