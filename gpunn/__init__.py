@@ -32,10 +32,12 @@ from gpunn.nn.activation import (
     Tanh,
 )
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
+from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
 from gpunn.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from gpunn.nn.parameter import Buffer, Parameter
@@ -133,6 +135,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "ExponentialDecay",
     "Flatten",
     "GradientReport",
@@ -148,8 +151,10 @@ __all__ = [
     "Loss",
     "MeanSquaredError",
     "Metric",
+    "MultiHeadAttention",
     "Optimizer",
     "Parameter",
+    "Position",
     "RMSNorm",
     "ReLU",
     "ReduceOnPlateau",

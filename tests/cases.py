@@ -25,11 +25,18 @@ class LayerCase:
     random: bool = False  # whether training differs from inference
     alone: bool = True  # whether it trains on a single sample
     kinds: tuple[type, ...] = field(default=())  # public classes that it covers
+    tokens: int = 0  # how many there are, for a layer that takes integers
+
+    def dtype(self, dtype: str) -> str:
+        """Return the dtype of the inputs of a layer of this one."""
+        return "int64" if self.tokens else dtype
 
     def x(self, n: int = 5, seed: int = 0) -> Any:
-        """Return inputs in float64, away from the kinks at zero."""
+        """Return inputs in float64, away from the kinks at zero; or integers."""
         rng = np.random.default_rng(seed)
         shape = (n, *self.sample)
+        if self.tokens:
+            return rng.integers(0, self.tokens, shape)
         return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.1, 2.0, shape)
 
 
@@ -93,6 +100,37 @@ LAYERS = [
         (2, 4),
         keeps_shape=False,
         kinds=(gn.Dense,),
+    ),
+    LayerCase(
+        "Embedding",
+        lambda dtype: gn.Embedding(6, 3, rng=1, dtype=dtype),
+        (4,),
+        keeps_shape=False,
+        kinds=(gn.Embedding,),
+        tokens=6,
+    ),
+    LayerCase(
+        "Position",
+        lambda dtype: gn.Position(3, 4, rng=1, dtype=dtype),
+        (3, 4),
+        kinds=(gn.Position,),
+    ),
+    LayerCase(
+        "Position(shorter)",
+        lambda dtype: gn.Position(5, 4, rng=1, dtype=dtype),
+        (3, 4),
+        kinds=(gn.Position,),
+    ),
+    *(
+        LayerCase(
+            f"MultiHeadAttention({heads}, {settings})",
+            lambda dtype, heads=heads, settings=settings: gn.MultiHeadAttention(
+                4, heads, rng=1, dtype=dtype, **settings
+            ),
+            (3, 4),
+            kinds=(gn.MultiHeadAttention,),
+        )
+        for heads, settings in ((2, {}), (1, {"causal": True}), (4, {"bias": False}))
     ),
     LayerCase("Flatten", lambda _: gn.Flatten(), (2, 3), keeps_shape=False, kinds=(gn.Flatten,)),
     LayerCase("Dropout", lambda _: gn.Dropout(0.4), random=True, kinds=(gn.Dropout,)),

@@ -62,7 +62,7 @@ class TestLayers:
         layer = layer_case.make("float64").to(place.backend)
         report = gn.check_gradients(layer, place.array(layer_case.x()), max_entries=24)
         assert report.error < GRADIENT_TOLERANCE, report
-        assert report.checked >= min(24, layer_case.x().size)
+        assert layer_case.tokens or report.checked >= min(24, layer_case.x().size)
 
     def test_backward_is_the_derivative_under_residual(
         self, place: Place, layer_case: LayerCase
@@ -79,7 +79,7 @@ class TestLayers:
         self, place: Place, layer_case: LayerCase, n: int, dtype: str
     ) -> None:
         layer = layer_case.make(dtype).to(place.backend)
-        x = place.array(layer_case.x(n), dtype)
+        x = place.array(layer_case.x(n), layer_case.dtype(dtype))
         x_before = np.array(gn.to_numpy(x))
         tape = gn.Tape(rng=0)
         if n == 1 and not layer_case.alone:
@@ -95,10 +95,15 @@ class TestLayers:
         assert same(grad, grad_before)
         assert same(y, y_before)
         assert y.shape[0] == n
-        assert grad_x.shape == x.shape
-        for array in (y, grad_x, *(p.grad for p in layer.parameters())):
+        grads = [p.grad for p in layer.parameters()]
+        if layer_case.tokens:
+            assert grad_x is None
+        else:
+            assert grad_x.shape == x.shape
+            grads.append(grad_x)
+        for array in (y, *grads):
             assert gn.backend_of(array) == place.backend
-            assert array.dtype == x.dtype
+            assert gn.to_numpy(array).dtype == dtype
         for parameter in layer.parameters():
             assert parameter.grad.shape == parameter.value.shape
             assert n > 0 or not gn.to_numpy(parameter.grad).any()
@@ -125,14 +130,14 @@ class TestLayers:
         for input_grad in (True, False):
             layer = layer_case.make("float32").to(place.backend)
             tape = gn.Tape(rng=0, input_grad=input_grad)
-            y = layer(place.array(layer_case.x(), "float32"), tape)
+            y = layer(place.array(layer_case.x(), layer_case.dtype("float32")), tape)
             layer.backward(ones_like(y), tape)
             grads.append([p.grad for p in layer.parameters()])
         assert all(same(a, b) for a, b in zip(*grads, strict=True))
 
     def test_inference_stores_nothing_and_agrees(self, place: Place, layer_case: LayerCase) -> None:
         layer = layer_case.make("float32").to(place.backend)
-        x = place.array(layer_case.x(), "float32")
+        x = place.array(layer_case.x(), layer_case.dtype("float32"))
         tape = gn.Tape(training=False)
         assert same(layer(x), layer(x, tape))
         if not layer_case.random:
@@ -147,7 +152,7 @@ class TestLayers:
         for parameter in other.parameters():
             parameter.value += 1.0
         assert gn.load(tmp_path / "model.safetensors", other) == ([], [])
-        x = place.array(layer_case.x(), "float32")
+        x = place.array(layer_case.x(), layer_case.dtype("float32"))
         assert same(layer(x), other(x))
 
     def test_the_repr_makes_the_same_layer(self, layer_case: LayerCase) -> None:

@@ -36,11 +36,13 @@ class Batch(NamedTuple):
     sample_weight: Array | None = None
 
 
-def batch_dtypes(stored: Batch, dtype: str | None) -> tuple[str | None, str | None, str | None]:
+def batch_dtypes(
+    stored: Batch, dtype: str | None, *, keep_integers: bool = False
+) -> tuple[str | None, str | None, str | None]:
     """Return the dtypes of the parts of a batch; None where the stored dtype is kept.
 
     `dtype` is for features, weights and floating-point targets. Labels become int64, which every
-    device supports; booleans stay.
+    device supports; so do features that are integers and kept so. Booleans stay.
     """
     y = stored.y
     target: str | None = None
@@ -48,7 +50,7 @@ def batch_dtypes(stored: Batch, dtype: str | None) -> tuple[str | None, str | No
         target = dtype
     elif y is not None and not str(y.dtype).endswith("bool"):
         target = "int64"
-    return dtype, target, dtype
+    return "int64" if keep_integers else dtype, target, dtype
 
 
 def gather(stored: Batch, rows: slice, order: Array | None) -> Batch:

@@ -68,6 +68,9 @@ class Loader:
     dtype : {"float32", "float64", None}, default "float32"
         The dtype of features, weights and floating-point targets, converted on the device. None
         keeps the dtypes as stored.
+    keep_integers : bool, default False
+        Whether `x` holds integers that stay integers, as int64: tokens, for a model that begins
+        with `Embedding`. Otherwise they become `dtype`, as the pixels of an image do.
     transform : function, optional
         Applied to the `x` of each batch, on the device, after the conversion. It may write to its
         argument and return it.
@@ -100,7 +103,7 @@ class Loader:
     DataError
         If the data are empty, differ in length, or are not finite where that is checked.
     DTypeError
-        If an array does not hold real numbers.
+        If an array does not hold real numbers; or `x` no integers, for `keep_integers`.
     SettingError
         If `batch_size` or another setting is outside its interval.
 
@@ -139,6 +142,7 @@ class Loader:
         window: int = 16,
         drop_last: bool = False,
         dtype: str | None = "float32",
+        keep_integers: bool = False,
         transform: Callable[[Array], Array] | None = None,
         resident: bool | Literal["auto"] = "auto",
         check_finite: bool = False,
@@ -160,7 +164,10 @@ class Loader:
         #: The targets as given, so that checking them need not wait for a device.
         self.targets = self.stored.y
         self.n_samples = validation.check_lengths(self.stored._asdict())
-        self._dtypes = batch_dtypes(self.stored, dtype)
+        kept = flag("Loader", "keep_integers", keep_integers)
+        #: The least and the largest of the integers in `x`, if they are kept and in memory.
+        self.integers = validation.range_of(self.stored.x) if kept else None
+        self._dtypes = batch_dtypes(self.stored, dtype, keep_integers=kept)
         validation.check_weight(self.stored.sample_weight, dtype)
         if flag("Loader", "check_finite", check_finite):
             validation.check_finite(self.stored._asdict(), self._dtypes)

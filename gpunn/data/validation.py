@@ -145,6 +145,23 @@ def _by_rows(x: Any) -> Any:
     return x.tocsr()
 
 
+def range_of(x: Any) -> tuple[int, int] | None:
+    """Return the least and the largest of some integers; None for those in a file, which is long.
+
+    Raises
+    ------
+    DTypeError
+        If they are not integers.
+    """
+    place = backend_of(x)
+    if place is None or not facts.is_integer(place.xp, x.dtype):
+        raise DTypeError(f"Loader: x must hold integers, as keep_integers says, got {x.dtype}")
+    if isinstance(x, np.memmap) or not math.prod(x.shape):
+        return None
+    with place.scope():
+        return int(place.xp.min(x)), int(place.xp.max(x))
+
+
 def check_lengths(parts: Mapping[str, Any]) -> int:
     """Return the number of samples; check that all parts have it, and that it is not 0."""
     n = int(parts["x"].shape[0])

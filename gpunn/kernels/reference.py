@@ -13,14 +13,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace, Shape
+from gpunn.kernels.attention import AttentionKernels
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
+from gpunn.kernels.lookup import LookupKernels
 from gpunn.kernels.norm import NormKernels
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 
 
-class Kernels(NormKernels):
+class Kernels(AttentionKernels, LookupKernels, NormKernels):
     """The kernels for one library's arrays.
 
     A kernel with an argument `into` writes its result there; None makes a new array.

@@ -10,12 +10,12 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend, scope_of
 from gpunn.arrays.capacity import memory_for, shortage
 from gpunn.arrays.checks import float_dtype, sample_shape
-from gpunn.arrays.facts import is_floating, is_out_of_memory
+from gpunn.arrays.facts import is_floating, is_integer, is_out_of_memory
 from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError, SettingError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter, all_or_none
 from gpunn.nn.tape import Tape
-from gpunn.nn.tree import Node, children
+from gpunn.nn.tree import Node, children, entrance
 
 if TYPE_CHECKING:
     from gpunn.nn.memory import HasState, MemoryReport
@@ -90,13 +90,23 @@ class Layer(Node):
         """
         raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
 
-    def __call__(self, x: Array, tape: Tape | None = None) -> Array:
+    def __call__(self, x: Array, tape: Tape | None = None, **inputs: Any) -> Array:
         """Check `x`, then run `forward` on the device of `x`.
+
+        Parameters
+        ----------
+        x : array
+            The batch.
+        tape : Tape, optional
+            For a backward pass.
+        **inputs : array
+            Further inputs that the layer's `forward` takes, such as a mask.
 
         Raises
         ------
         DTypeError
-            If `x` is not an array of floating-point numbers.
+            If `x` is not an array of floating-point numbers; or not of integers, for a layer that
+            takes them.
         DeviceError
             If `x` and the layer's parameters are on different devices.
         DeviceMemoryError
@@ -107,7 +117,10 @@ class Layer(Node):
             raise DTypeError(
                 f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
             )
-        if not is_floating(place.xp, x.dtype):
+        if entrance(self).takes_integers:
+            if not is_integer(place.xp, x.dtype):
+                raise wants_integers(self, x)
+        elif not is_floating(place.xp, x.dtype):
             raise DTypeError(
                 f"{self!r}: expected floating-point x, got {x.dtype}; "
                 'convert it, e.g. x.astype("float32")'
@@ -116,7 +129,7 @@ class Layer(Node):
             self._check_place(place)
         try:
             with scope_of(x):
-                y = self.forward(x, tape)
+                y = self.forward(x, tape, **inputs)
         except TypeError:
             self._check_place(place)
             _check_signatures(self, set())
@@ -214,6 +227,7 @@ class Layer(Node):
         first = first_parameter(self)
         place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
         dtype = first.value.dtype if first is not None else place.xp.float32
+        dtype = place.xp.int64 if entrance(self).takes_integers else dtype
         with place.scope():
             x = place.xp.zeros((1, *input_shape), dtype=dtype, device=place.device)
             return tuple(self.forward(x).shape[1:])
@@ -263,6 +277,15 @@ class Layer(Node):
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""
         return f"{type(self).__name__}()"
+
+
+def wants_integers(layer: Layer, x: Any) -> DTypeError:
+    """Return the error for an input that does not hold the integers that a layer takes."""
+    came = f"x of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
+    return DTypeError(
+        f"{layer!r}: expected an array of integers, got {came}; "
+        'a Loader keeps them with keep_integers=True, x.astype("int64") makes them'
+    )
 
 
 def first_parameter(layer: Layer) -> Parameter | None:

@@ -14,7 +14,7 @@ from gpunn.arrays.checks import sample_shape, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.nn.tape import Tape
-from gpunn.nn.tree import first_features
+from gpunn.nn.tree import entrance, first_features
 
 
 class HasState(Protocol):
@@ -183,7 +183,10 @@ def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
     dtype = place.xp.float32 if first is None else first.value.dtype
     tape = Tape(rng=0)
     with place.scope():
-        x = place.xp.ones((n, *shape), dtype=dtype, device=place.device)
+        if entrance(model).takes_integers:
+            x = place.xp.zeros((n, *shape), dtype=place.xp.int64, device=place.device)
+        else:
+            x = place.xp.ones((n, *shape), dtype=dtype, device=place.device)
         _trial_copy(model).forward(x, tape)
     sizes, seen = {"input": size_of(x)}, {id(x)}
     for i, (owner, saved) in enumerate(tape.entries()):

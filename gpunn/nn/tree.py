@@ -14,9 +14,22 @@ class Node:
     #: Whether the layer holds parameters of its own.
     has_parameters: ClassVar[bool] = True
 
+    #: Whether the input holds integers, such as tokens, and not floating-point features.
+    takes_integers: bool = False
+
+    def check_integers(self, lowest: int, highest: int) -> None:
+        """Check that integers between these two are valid inputs, for a layer that takes them."""
+
     def sequence(self) -> list[Any] | None:
         """Return the layers that it applies one after another; None if it does anything else."""
         return None
+
+
+def entrance(layer: Any) -> Any:
+    """Return the layer that gets the input of a model: it says what that holds."""
+    while layers := layer.sequence():
+        layer = layers[0]
+    return layer
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:

@@ -185,7 +185,7 @@ def _convert(low: Lowering, operation: Operation) -> None:
     low.alias(result, y)
 
 
-def _sizes(kernel: str, value: Value) -> dict[str, int]:
+def _sizes(kernel: str, value: Value) -> dict[str, Any]:
     """Return the number and length of the rows, for an activation that sees a whole one."""
     if kernel not in _BY_ROW:
         return {}

@@ -17,6 +17,7 @@ from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer, as_instance
 from gpunn.nn.tape import Tape
+from gpunn.nn.tree import entrance
 
 #: Entries far smaller than the largest of their array are compared relative to this share of it:
 #: finite differences have no more digits.
@@ -93,7 +94,8 @@ def check_gradients(
         A layer, a whole model, or a loss. For a layer without `loss`, J is a sum of the outputs
         with random weights.
     x : array
-        The input of the layer, or the prediction that the loss judges.
+        The input of the layer, or the prediction that the loss judges. Integers, for a layer that
+        takes them, are not checked: they have no gradient.
     target : array, optional
         For a loss.
     loss : Loss, optional
@@ -169,7 +171,10 @@ class _Check:
         if isinstance(function, Layer):
             self.layer = copy.deepcopy(function).to(place, dtype="float64")
         self.loss = function if isinstance(function, Loss) else loss
-        self.x = place.xp.asarray(place.asarray(x, "float64"), copy=True)
+        #: Integers have no gradient.
+        self.has_grad = not (self.layer is not None and entrance(self.layer).takes_integers)
+        dtype = "float64" if self.has_grad else "int64"
+        self.x = place.xp.asarray(place.asarray(x, dtype), copy=True)
         self.seed = int(generator.integers(2**63))
         self.target = None if target is None else place.asarray(target)
         if self.target is not None and place.xp.isdtype(self.target.dtype, "real floating"):
@@ -200,19 +205,20 @@ class _Check:
         grads = {}
         if self.layer is not None:
             grad = self.layer.backward(grad, tape)
-            if grad is None:
+            if grad is None and self.has_grad:
                 raise GradientError(f"{self.layer!r}: backward returned no gradient of x")
             for name, parameter in self.layer.named_parameters().items():
                 zeros = self.place.xp.zeros_like(parameter.value)
                 grads[name] = zeros if parameter.grad is None else parameter.grad
         if len(tape):
             raise GradientError(f"backward left entries on the tape: {tape!r}")
-        return {"x": grad, **grads}
+        return {"x": grad, **grads} if self.has_grad else grads
 
     def values(self) -> dict[str, Array]:
         """Return the arrays by name, to be changed in place."""
         held = {} if self.layer is None else self.layer.named_parameters()
-        return {"x": self.x, **{name: parameter.value for name, parameter in held.items()}}
+        values = {name: parameter.value for name, parameter in held.items()}
+        return {"x": self.x, **values} if self.has_grad else values
 
     def report(self, step: float, max_entries: int) -> GradientReport:
         """Compare all arrays."""

@@ -22,6 +22,7 @@ from gpunn.errors import (
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer, first_parameter
+from gpunn.nn.tree import entrance
 from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import observe
 from gpunn.program import Program
@@ -340,6 +341,7 @@ class Trainer:
             shuffle=False,
             backend=self.model.backend,
             dtype=dtype,
+            keep_integers=entrance(self.model).takes_integers,
             rng=self._rng,  # nothing is drawn, and a generator of its own would take time to make
             **settings,
         )
@@ -364,6 +366,8 @@ class Trainer:
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             first = loader.first_row()
         output = self.model(first.x)
+        if loader.integers is not None:
+            entrance(self.model).check_integers(*loader.integers)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
         with scope_of(output):
             for metric in self.metrics:
