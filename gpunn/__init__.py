@@ -33,12 +33,14 @@ from gpunn.nn.activation import (
 )
 from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.attention import MultiHeadAttention
+from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
 from gpunn.nn.embedding import Embedding, Position
 from gpunn.nn.layer import Layer
+from gpunn.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from gpunn.nn.parameter import Buffer, Parameter
 from gpunn.nn.pooling import (
     AveragePool1d,
@@ -134,6 +136,7 @@ __all__ = [
     "AveragePool2d",
     "Backend",
     "Batch",
+    "BatchNorm",
     "BinaryAccuracy",
     "BinaryCrossEntropy",
     "Buffer",
@@ -151,9 +154,11 @@ __all__ = [
     "GlobalAveragePool",
     "GlobalMaxPool",
     "GradientReport",
+    "GroupNorm",
     "History",
     "Identity",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "LoadReport",
     "Loader",
@@ -167,6 +172,7 @@ __all__ = [
     "Optimizer",
     "Parameter",
     "Position",
+    "RMSNorm",
     "ReLU",
     "ReduceOnPlateau",
     "Residual",

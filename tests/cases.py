@@ -23,6 +23,7 @@ class LayerCase:
     sample: tuple[int, ...] = (4,)
     keeps_shape: bool = True
     random: bool = False  # whether training differs from inference
+    alone: bool = True  # whether it trains on a single sample
     kinds: tuple[type, ...] = field(default=())  # public classes that it covers
     tokens: int = 0  # how many there are, for a layer that takes integers
 
@@ -205,6 +206,30 @@ LAYERS = [
         "Sequential(deep)", _deep, (2, 3), keeps_shape=False, random=True, kinds=(gn.Sequential,)
     ),
 ]
+
+
+def _norm(make: Callable[[str], gn.Layer], *sample: int) -> LayerCase:
+    layer = make("float32")
+    over_batch = isinstance(layer, gn.BatchNorm)
+    alone = not over_batch or len(sample) > 1
+    name = f"{layer!r}, {sample}"
+    return LayerCase(name, make, sample, random=over_batch, alone=alone, kinds=(type(layer),))
+
+
+NORMS = [
+    _norm(lambda dtype: gn.LayerNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.LayerNorm(5, 0.1, dtype=dtype), 2, 3, 5),
+    _norm(lambda dtype: gn.LayerNorm(1, dtype=dtype), 1),
+    _norm(lambda dtype: gn.RMSNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.RMSNorm(5, 0.1, dtype=dtype), 3, 5),
+    _norm(lambda dtype: gn.GroupNorm(2, 6, dtype=dtype), 6),
+    _norm(lambda dtype: gn.GroupNorm(3, 6, 0.1, dtype=dtype), 2, 3, 6),
+    _norm(lambda dtype: gn.GroupNorm(1, 4, dtype=dtype), 5, 4),
+    _norm(lambda dtype: gn.GroupNorm(4, 4, dtype=dtype), 5, 4),
+    _norm(lambda dtype: gn.BatchNorm(4, dtype=dtype), 4),
+    _norm(lambda dtype: gn.BatchNorm(3, 0.2, 0.1, dtype=dtype), 2, 2, 3),
+]
+LAYERS += NORMS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.kernels.update import Slots, Update
+from tests.norm_calls import norm_calls
 
 NOTHING = gn.Parameter(np.zeros(1))  # for optimizers, of which only the rule is used
 
@@ -77,7 +78,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         *((gn.MeanSquaredError(), x(), x(), scale) for scale in scales),
     ]
     masses = [(rng.uniform(0, 1, n), None), (None, rng.uniform(0, 1, n)), (x(n) ** 2, x(n) ** 2)]
-    return {
+    return norm_calls(x, n, p) | {
         "loss": [(*some, {"summed": summed}) for some in losses for summed in (False, True)],
         "add": [(x(), x()), (x(n), x(n))],
         "multiply": [(x(), x())],
@@ -124,4 +125,5 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     }
 
 
-OWNED = {"bias_activation": [0], "accumulate": [0], "update": [1]}  # by position: may be written to
+# By position: what may be written to.
+OWNED = {"bias_activation": [0], "accumulate": [0], "track": [0], "update": [1]}

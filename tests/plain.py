@@ -11,9 +11,10 @@ import scipy.special
 import gpunn as gn
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
+from tests.norm_calls import PlainNorms
 
 
-class Plain:
+class Plain(PlainNorms):
     """Each kernel, as plain as can be, in float64."""
 
     def product(self, x: Any, y: Any) -> Any:

@@ -6,7 +6,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ WAYS = (nullcontext, one_by_one)
 
 def state(trainer: gn.Trainer) -> list[Any]:
     """Return the weights, and what the optimizer keeps beside them, on the host."""
-    arrays = [p.value for p in trainer.model.parameters()]
+    model = trainer.model
+    arrays = [held.value for held in (*model.parameters(), *model.buffers())]
     return [gn.to_numpy(x) for x in [*arrays, *(x for s in trainer.optimizer._states for x in s)]]
 
 
@@ -76,6 +77,11 @@ class Block:
             "activation": gn.ACTIVATIONS[self.activation],
             "dropout": lambda: gn.Dropout(self.rate),
             "flatten": gn.Flatten,
+            "layer_norm": lambda: gn.LayerNorm(inputs, dtype=dtype),
+            "rms_norm": lambda: gn.RMSNorm(inputs, dtype=dtype),
+            # A large epsilon: of two samples that are nearly alike, the rest is noise.
+            "batch_norm": lambda: gn.BatchNorm(inputs, 0.3, 0.1, dtype=dtype),
+            "group_norm": lambda: gn.GroupNorm(2 - inputs % 2, inputs, dtype=dtype),
         }
         if self.kind in alone:
             return [alone[self.kind]()], inputs
@@ -146,9 +152,11 @@ IMAGES = st.builds(
     bias=st.booleans(),
 )
 
+NORMS = ["layer_norm", "rms_norm", "group_norm", "batch_norm"]
+KINDS = ["dense", "dense", "activation", "dropout", "flatten", "twice", *NORMS]
 PLAIN = st.builds(
     Block,
-    kind=st.sampled_from(["dense", "dense", "activation", "dropout", "flatten", "twice"]),
+    kind=st.sampled_from(KINDS),
     width=st.integers(1, 7),
     activation=st.sampled_from(sorted(gn.ACTIVATIONS)),
     bias=st.booleans(),
@@ -173,6 +181,7 @@ class Run:
     images: tuple[OverImages, ...] = ()
     head: str = "flatten"
     sample: tuple[int, ...] = (5,)
+    first: str = ""  # a norm of the samples as they are
     outputs: int = 3
     n: int = 50
     batch_size: int = 16
@@ -263,7 +272,9 @@ class Run:
 
     def model(self) -> gn.Sequential:
         rng = np.random.default_rng(2)
+        first = Block(self.first).make(self.sample[-1], rng, self.dtype)[0] if self.first else []
         flat, sample = self._over_images(rng)
+        flat = [*first, *flat]
         layers, width = made(self.blocks, int(np.prod(sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
         head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
@@ -335,12 +346,22 @@ class Run:
             return trainer, error.history, loader  # type: ignore[attr-defined]
 
 
+def with_enough_samples(run: Run) -> Run:
+    """Return the run with no batch of one sample, if it has a norm over batches."""
+    nested = [inner for block in run.blocks for inner in (block, *block.inner)]
+    if "batch_norm" not in (run.first, *(block.kind for block in nested)):
+        return run
+    size, n = max(run.batch_size, 2), max(run.n, 2)
+    return replace(run, batch_size=size, n=n + (n % size == 1))
+
+
 RUNS = st.builds(
     Run,
     blocks=BLOCKS,
     images=st.lists(IMAGES, max_size=2).map(tuple),
     head=st.sampled_from(["flatten", "mean", "max"]),
     sample=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 2), (5, 4, 2), (7, 2)]),
+    first=st.sampled_from(["", "", *NORMS]),
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),
@@ -363,7 +384,7 @@ RUNS = st.builds(
     ),
     dtype=st.sampled_from(["float64", "float64", "float32"]),
     metrics=st.booleans(),
-)
+).map(with_enough_samples)
 
 
 def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:

@@ -18,12 +18,13 @@ from gpunn.kernels.convolution import ConvolutionKernels
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
 from gpunn.kernels.lookup import LookupKernels
+from gpunn.kernels.norm import NormKernels
 from gpunn.kernels.pooling import PoolingKernels
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 
 
-class Kernels(AttentionKernels, ConvolutionKernels, LookupKernels, PoolingKernels):
+class Kernels(AttentionKernels, ConvolutionKernels, LookupKernels, NormKernels, PoolingKernels):
     """The kernels for one library's arrays.
 
     A kernel with an argument `into` writes its result there; None makes a new array.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from inspect import isfunction
+from inspect import getmembers, isfunction
 from typing import Any
 
 from gpunn._typing import Array
@@ -37,6 +37,6 @@ def _arrays(arguments: Iterable[Any]) -> Iterator[Array]:
             yield argument
 
 
-for _name, _method in vars(Kernels).items():
-    if isfunction(_method) and not _name.startswith("_"):
+for _name, _method in getmembers(Kernels, isfunction):
+    if not _name.startswith("_"):
         setattr(RocmKernels, _name, _on_its_device(_method))

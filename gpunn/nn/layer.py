@@ -268,7 +268,7 @@ class Layer(Node):
         -------
         MemoryReport
             Parameters, gradients, the optimizer's state, and the tape by layer, measured on
-            batches of one and two samples. `str` makes a table of it.
+            batches of two and three samples. `str` makes a table of it.
         """
         from gpunn.nn.memory import account  # noqa: PLC0415 (few programs need it)
 

@@ -87,9 +87,9 @@ def account(
     if optimizer is not None and not _has_state(optimizer):
         raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
     shape = _sample_shape(model, input_shape)
-    one, two = (_tape_bytes(model, shape, n) for n in (1, 2))
+    two, three = (_tape_bytes(model, shape, n) for n in (2, 3))  # BatchNorm refuses one sample
     # A layer saves a + b n bytes for n samples; two small passes give a and b.
-    tape = {name: one[name] + (two[name] - one[name]) * (batch_size - 1) for name in one}
+    tape = {name: two[name] + (three[name] - two[name]) * (batch_size - 2) for name in two}
     parameters = sum(size_of(p.value) for p in model.parameters())
     return MemoryReport(
         batch_size=batch_size,

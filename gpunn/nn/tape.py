@@ -41,7 +41,7 @@ class Tape:
         None stands for all.
     """
 
-    __slots__ = ("_entries", "_rng", "input_grad", "parameters", "training")
+    __slots__ = ("_entries", "_rng", "_staged", "input_grad", "parameters", "training")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Tape:
         self.parameters = parameters
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []
+        self._staged: list[tuple[Any, tuple[Any, ...]]] = []
 
     def push(self, owner: Any, *saved: Any) -> None:
         """Save what `owner` needs for its backward pass."""
@@ -88,6 +89,24 @@ class Tape:
                 "since layers go backward in the reverse order of forward"
             )
         return saved
+
+    def stage(self, owner: Any, *values: Any) -> None:
+        """Keep what `owner` will change its state by, such as the mean of a batch, until `commit`.
+
+        A forward pass changes no layer: what looks at memory or gradients, and a step that fails,
+        leave the running statistics of a model as they were.
+        """
+        self._staged.append((owner, values))
+
+    def commit(self) -> None:
+        """Call each owner's `commit` with what it staged, in that order, once.
+
+        `train_step` and `Trainer` do so after the update of the parameters. In a loop by hand,
+        do it after ``optimizer.step()``.
+        """
+        while self._staged:
+            owner, values = self._staged.pop(0)
+            owner.commit(*values)
 
     @property
     def wants_grad(self) -> bool:

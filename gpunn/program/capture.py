@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import copy_of
 from gpunn.kernels import kernels
 from gpunn.kernels.cublas_handle import CaptureHandle, one_capture_at_a_time, workspace_bytes
 from gpunn.kernels.cupy_launch import forget_scratch
@@ -115,7 +117,8 @@ class StepCapture:
         self._board.load([0], [0.0], [0.0], keys)
         noted = NotedFactors()
         self._products.round_by(noted)
-        self._step(n, _scratch(self._parts[2].blocks()))
+        with _buffers_aside(self._parts[0]):
+            self._step(n, _scratch(self._parts[2].blocks()))
         if self._copies is None:
             self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
         sizes = [tuple(factor.size for factor in pair) for pair in factors]
@@ -186,10 +189,24 @@ class StepCapture:
         optimizer.update_by(board.rates, scratch, copies)
         if copies is not None and not copies.are_written:
             copies.refresh()
+        tape.commit()
         for parameter in model.parameters():
             parameter.grad = None
         board.finish(cost, total, squares)
         return total is not None
+
+
+@contextmanager
+def _buffers_aside(model: Layer) -> Iterator[None]:
+    """Let a step change copies of the model's buffers."""
+    before = [(buffer, buffer.value) for buffer in model.buffers()]
+    try:
+        for buffer, value in before:
+            buffer.value = copy_of(value)
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.value = value
 
 
 def _pool_of_ones_own() -> Any:

@@ -6,9 +6,11 @@ from typing import Any
 
 from gpunn.optim.base import Optimizer
 from gpunn.program import (  # noqa: F401 (they make themselves known)
+    lower_batch_norm,
     lower_convolution,
     lower_layers,
     lower_losses,
+    lower_norm,
 )
 from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering

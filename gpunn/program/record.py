@@ -86,6 +86,7 @@ def record_step(
         x, y, weight = _inputs(recorder, batch)
         prediction, cost = backpropagate(model, loss, tape, x, y, weight)
         grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
+        tape.commit()
     recording = _recording_of(recorder, x, y, weight, prediction, cost)
     recording.n_keys, recording.grads = tape.n_keys, grads
     return recording

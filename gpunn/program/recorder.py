@@ -159,5 +159,5 @@ def value_of(x: Any) -> Any:
 
 
 def is_batch(x: Any) -> bool:
-    """Return whether this stands for an array whose first axis is the batch."""
+    """Return whether this stands for an array of samples; see `Value`."""
     return isinstance(x, Traced) and x.value.by_sample and not x.transposed

@@ -66,7 +66,8 @@ class Table:
                 if not isinstance(value, Value) or (self._in_order and value in self._parts):
                     continue
                 spans.setdefault(value, [i, i])[1] = i
-                if threads > 1 and (access.sharing is ALL or not value.by_sample):
+                own = value.by_sample or low.sharing.get(value) is OWN
+                if threads > 1 and (access.sharing is ALL or not own):
                     shared[value] = None
         lanes = [value for value in spans if value not in shared]
         sizes = [self._row_size(value) * self._rows_in_lane(value) for value in lanes]

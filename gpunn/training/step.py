@@ -166,6 +166,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
             model.backward(loss.backward(tape), tape)
         updating = True
         optimizer.step()
+        tape.commit()
     except BaseException as error:
         optimizer.clear()
         if not is_out_of_memory(error):

@@ -44,6 +44,7 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
     "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
+    "norm": [{"REAL": real} for real in REAL.values()],
     "step": [{"REAL": real} for real in REAL.values()],
     "optimizer": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],
 }

@@ -42,3 +42,21 @@ def over_columns(n: int, p: int) -> Launch | None:
     if n > (1024 if blocks >= 64 else 256):
         return None
     return (blocks, 1), (lanes, THREADS // lanes)
+
+
+def over_parts(n: int, width: int) -> Launch:
+    """Return a launch for `n` parts of `width` entries, each of which some threads share."""
+    lanes = min(THREADS, max(1, 1 << (-(-width // PACK) - 1).bit_length()))
+    rows = max(1, 128 // lanes)
+    return (-(-n // rows), 1), (lanes, rows)
+
+
+def over_tiles(n: int, p: int, rows: int, most: int) -> Launch:
+    """Return a launch for tiles of up to 32 columns and a range of rows of an (n, p) matrix.
+
+    A thread takes some `rows`, or more where there would be more than `most` blocks.
+    """
+    lanes = min(32, 1 << (p - 1).bit_length())
+    tiles = -(-p // lanes)
+    ranges = min(-(-n // (THREADS // lanes * rows)), max(1, most // tiles))
+    return (tiles, ranges), (lanes, THREADS // lanes)

@@ -1,0 +1,218 @@
+"""The loops of normalisation that numba compiles, over arrays in C order; see `kernels.norm`.
+
+Means are added up in double precision: a float32 mean of 10,000 would else be off by far more than
+its own rounding.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.native import compiled
+
+#: The mean of so many rows is near enough to that of all to be subtracted from them.
+_SAMPLE = 64
+
+
+@compiled
+def row_norm(
+    x: Array,
+    gain: Array,
+    bias: Array,
+    y: Array,
+    statistics: Array,
+    groups: int,
+    centred: bool,
+    epsilon: float,
+) -> None:
+    """Normalise x (R, S, C) into y, each row and group of channels on its own.
+
+    `statistics` (R, groups, 2) gets the mean and the scale; an empty bias is 0.
+    """
+    of = x.dtype.type
+    width = x.shape[2] // groups
+    count = x.shape[1] * width
+    for r in range(x.shape[0]):
+        for g in range(groups):
+            first, last = g * width, (g + 1) * width
+            total = 0.0
+            if centred:
+                for s in range(x.shape[1]):
+                    for j in range(first, last):
+                        total += np.float64(x[r, s, j])
+            mean = of(total / count)
+            squares = of(0)
+            for s in range(x.shape[1]):
+                for j in range(first, last):
+                    apart = x[r, s, j] - mean
+                    squares += apart * apart
+            scale = of(1.0 / np.sqrt(np.float64(squares) / count + epsilon))
+            statistics[r, g, 0], statistics[r, g, 1] = mean, scale
+            for s in range(x.shape[1]):
+                for j in range(first, last):
+                    y[r, s, j] = (x[r, s, j] - mean) * scale * gain[j]
+                if bias.size:
+                    for j in range(first, last):
+                        y[r, s, j] += bias[j]
+
+
+@compiled
+def row_norm_backward(
+    grad: Array,
+    x: Array,
+    statistics: Array,
+    gain: Array,
+    result: Array,
+    groups: int,
+    centred: bool,
+) -> None:
+    """Write dJ/dx of `row_norm`."""
+    of = grad.dtype.type
+    width = x.shape[2] // groups
+    count = of(x.shape[1] * width)
+    for r in range(x.shape[0]):
+        for g in range(groups):
+            first, last = g * width, (g + 1) * width
+            mean, scale = statistics[r, g, 0], statistics[r, g, 1]
+            total, along = of(0), of(0)
+            for s in range(x.shape[1]):
+                for j in range(first, last):
+                    h = grad[r, s, j] * gain[j]
+                    total += h
+                    along += h * (x[r, s, j] - mean)
+            less = total / count if centred else of(0)
+            share = along * scale * scale / count
+            for s in range(x.shape[1]):
+                for j in range(first, last):
+                    h = grad[r, s, j] * gain[j]
+                    result[r, s, j] = scale * (h - less - share * (x[r, s, j] - mean))
+
+
+@compiled
+def add_row_norm_sums(grad: Array, x: Array, statistics: Array, groups: int, sums: Array) -> None:
+    """Add the gradients of gain and bias (2, C), or of the gain alone (1, C): sums over rows."""
+    width = x.shape[2] // groups
+    for r in range(x.shape[0]):
+        for g in range(groups):
+            mean, scale = statistics[r, g, 0], statistics[r, g, 1]
+            for s in range(x.shape[1]):
+                for j in range(g * width, (g + 1) * width):
+                    sums[0, j] += grad[r, s, j] * ((x[r, s, j] - mean) * scale)
+                if sums.shape[0] > 1:
+                    for j in range(g * width, (g + 1) * width):
+                        sums[1, j] += grad[r, s, j]
+
+
+@partial(compiled, fastmath={"contract"})  # sums of differences, not differences of sums
+def batch_moments(x: Array, shift: Array, moments: Array) -> None:
+    """Write the mean and the sum of squared distances from it of each column of x (m, C).
+
+    `moments` (2, C) are of double precision; `shift` (C,) is room for the means of the first rows.
+    """
+    moments[:] = 0.0
+    m = x.shape[0]
+    if m == 0:
+        return
+    first = min(m, _SAMPLE)
+    for i in range(first):
+        for j in range(x.shape[1]):
+            moments[0, j] += np.float64(x[i, j])
+    for j in range(x.shape[1]):
+        shift[j] = x.dtype.type(moments[0, j] / first)
+        moments[0, j] = 0.0
+    whole = m - m % 4
+    for i in range(0, whole, 4):
+        for j in range(x.shape[1]):
+            a, b = x[i, j] - shift[j], x[i + 1, j] - shift[j]
+            c, d = x[i + 2, j] - shift[j], x[i + 3, j] - shift[j]
+            moments[0, j] += np.float64((a + b) + (c + d))
+            moments[1, j] += np.float64((a * a + b * b) + (c * c + d * d))
+    for i in range(whole, m):
+        for j in range(x.shape[1]):
+            a = x[i, j] - shift[j]
+            moments[0, j] += np.float64(a)
+            moments[1, j] += np.float64(a * a)
+    for j in range(x.shape[1]):
+        moments[1, j] -= moments[0, j] * (moments[0, j] / m)
+        moments[0, j] = np.float64(shift[j]) + moments[0, j] / m
+
+
+@compiled
+def batch_statistics(
+    moments: Array, samples: int, per_sample: int, statistics: Array, epsilon: float
+) -> None:
+    """Write mean, scale and unbiased variance (3, C) of a batch from the moments of its parts.
+
+    The parts (T, >= 2, C) are those of T threads, which share the samples out among them; they are
+    put together, first to last, as by Chan, Golub and LeVeque.
+    """
+    of, parts = statistics.dtype.type, moments.shape[0]
+    for j in range(statistics.shape[1]):
+        n, mean, squares = 0.0, 0.0, 0.0
+        for t in range(parts):
+            rows = (samples * (t + 1) // parts - samples * t // parts) * per_sample
+            if rows > 0:
+                total = n + rows
+                apart, share = moments[t, 0, j] - mean, rows / total
+                squares += moments[t, 1, j] + apart * apart * n * share
+                mean += apart * share
+                n = total
+        statistics[0, j] = of(mean)
+        statistics[1, j] = of(1.0 / np.sqrt(squares / n + epsilon))
+        statistics[2, j] = of(squares / (n - 1.0))
+
+
+@compiled
+def fixed_statistics(mean: Array, variance: Array, statistics: Array, epsilon: float) -> None:
+    """Write mean and scale into the first two of the statistics."""
+    for j in range(mean.size):
+        statistics[0, j] = mean[j]
+        scale = 1.0 / np.sqrt(np.float64(variance[j]) + epsilon)
+        statistics[1, j] = statistics.dtype.type(scale)
+
+
+@compiled
+def scale_columns(x: Array, statistics: Array, gain: Array, bias: Array, y: Array) -> None:
+    """Write y = gain (x - mean) scale + bias; the first two statistics are mean and scale."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = (x[i, j] - statistics[0, j]) * (statistics[1, j] * gain[j]) + bias[j]
+
+
+@partial(compiled, fastmath={"contract"})
+def batch_norm_sums(grad: Array, x: Array, statistics: Array, sums: Array) -> None:
+    """Write the sums of grad x_hat and of grad (2, C), of double precision."""
+    sums[:] = 0.0
+    m = x.shape[0]
+    whole = m - m % 4
+    for i in range(0, whole, 4):
+        for j in range(x.shape[1]):
+            mean = statistics[0, j]
+            a, b, c, d = grad[i, j], grad[i + 1, j], grad[i + 2, j], grad[i + 3, j]
+            left = a * (x[i, j] - mean) + b * (x[i + 1, j] - mean)
+            right = c * (x[i + 2, j] - mean) + d * (x[i + 3, j] - mean)
+            sums[0, j] += np.float64(left + right)
+            sums[1, j] += np.float64((a + b) + (c + d))
+    for i in range(whole, m):
+        for j in range(x.shape[1]):
+            sums[0, j] += np.float64(grad[i, j] * (x[i, j] - statistics[0, j]))
+            sums[1, j] += np.float64(grad[i, j])
+    for j in range(x.shape[1]):
+        sums[0, j] *= np.float64(statistics[1, j])
+
+
+@compiled
+def batch_norm_backward(
+    grad: Array, x: Array, statistics: Array, gain: Array, means: Array, result: Array
+) -> None:
+    """Write dJ/dx = gain scale (grad - b - (x - mean) a).
+
+    `means` (2, C) are a, scale times the mean of grad x_hat, and b, the mean of grad.
+    """
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            left = grad[i, j] - means[1, j] - (x[i, j] - statistics[0, j]) * means[0, j]
+            result[i, j] = left * (gain[j] * statistics[1, j])
