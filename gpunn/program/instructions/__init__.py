@@ -1,7 +1,23 @@
 """The instructions of the CPU's interpreter: one compiled function for each, found by name."""
 
 # Each file makes its instructions known when it is imported.
-from gpunn.program.instructions import convolution, data, layers, losses, updates
+from gpunn.program.instructions import (
+    convolution,
+    data,
+    layers,
+    losses,
+    sequences,
+    updates,
+)
 from gpunn.program.instructions.words import address_of, names
 
-__all__ = ["address_of", "convolution", "data", "layers", "losses", "names", "updates"]
+__all__ = [
+    "address_of",
+    "convolution",
+    "data",
+    "layers",
+    "losses",
+    "names",
+    "sequences",
+    "updates",
+]
