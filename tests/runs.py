@@ -85,6 +85,10 @@ class Block:
             layer = dense(inputs)
             return [layer, gn.Tanh(), layer], inputs
         layers, width = made(self.inner, inputs, rng, dtype)
+        if self.kind in ("concatenate", "add"):
+            other = gn.Dense(inputs, width, "tanh", rng=rng, dtype=dtype)
+            both = gn.Parallel(gn.Sequential(*layers), other, join=self.kind)
+            return [both], 2 * width if self.kind == "concatenate" else width
         if self.kind == "residual":
             if width != inputs or len(layers) != 1:
                 layers.append(gn.Dense(width, inputs, rng=rng, dtype=dtype))
@@ -158,7 +162,7 @@ PLAIN = st.builds(
 )
 NESTED = st.builds(
     Block,
-    kind=st.sampled_from(["residual", "sequential"]),
+    kind=st.sampled_from(["residual", "sequential", "concatenate", "add"]),
     inner=st.lists(PLAIN, max_size=3).map(tuple),
 )
 BLOCKS = st.lists(st.one_of(PLAIN, PLAIN, NESTED), max_size=4).map(tuple)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import cupy
@@ -9,10 +11,11 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.kernels.attention import AttentionKernels
+from gpunn.kernels.columns import ColumnKernels
 from gpunn.kernels.cublas_handle import loaded_library
 from gpunn.kernels.cublas_batched import batched_product
 from gpunn.kernels.cuda.grids import THREADS, Launch, over_rows
-from gpunn.kernels.cupy_device import on_device_of_first, served
+from gpunn.kernels.cupy_device import on_device_of_first, on_device_of_items, served
 from gpunn.kernels.cupy_launch import cuda_kernel
 from gpunn.kernels.lookup import LookupKernels
 
@@ -21,7 +24,7 @@ from gpunn.kernels.lookup import LookupKernels
 _MOST_ROWS, _MANY_BLOCKS = 64, 512
 
 
-class CupySequences(AttentionKernels, LookupKernels):
+class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
     """The kernels of sequences with a CUDA source; other arguments go to the reference."""
 
     @on_device_of_first
@@ -99,6 +102,18 @@ class CupySequences(AttentionKernels, LookupKernels):
         kernel = cuda_kernel("lookup", "embedding_backward", grad.dtype)
         kernel(*launch, *pointers, indices.size, rows, width, of_block)
         return sums
+
+    @on_device_of_items
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Return the arrays joined, in a launch for each.
+
+        CuPy's own function uploads their addresses, which a step that is captured cannot do.
+        """
+        stops = list(accumulate(x.shape[-1] for x in arrays))
+        result = cupy.ndarray((*arrays[0].shape[:-1], stops[-1]), arrays[0].dtype)
+        for x, stop in zip(arrays, stops, strict=True):
+            result[..., stop - x.shape[-1] : stop] = x
+        return result
 
     @on_device_of_first
     def positions_backward(self, grad: Array, table: Array, into: Array | None = None) -> Array:

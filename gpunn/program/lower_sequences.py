@@ -1,4 +1,4 @@
-"""The instructions of attention, and of tokens and their positions."""
+"""The instructions of attention, of tokens and their positions, and of columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gpunn.program.instructions.sequences import QUERIES
-from gpunn.program.lower import Lane, Lowering, lowers
+from gpunn.program.lower import Lane, Lowering, lowers, moved
 from gpunn.program.phases import ALL, OWN, ROWS, Access
 from gpunn.program.values import NotRecordableError, Operation, Value
 
@@ -73,6 +73,40 @@ def _positions_backward(low: Lowering, operation: Operation) -> None:
 
     low.add("column_sums", words, [low.at(grad)], [parts])
     low.add_up(parts, sums, grad.width)
+
+
+@lowers("concatenate")
+def _concatenate(low: Lowering, operation: Operation) -> None:
+    (result,) = operation.outputs
+    start = 0
+    for x in operation.inputs:
+        _copy_columns(low, x, 0, result, start, x.shape[-1])
+        start += x.shape[-1]
+
+
+@lowers("columns")
+def _columns(low: Lowering, operation: Operation) -> None:
+    (x,), (result,) = operation.inputs, operation.outputs
+    _copy_columns(low, x, operation.settings["start"], result, 0, result.shape[-1])
+
+
+def _copy_columns(  # noqa: PLR0917 (two places and a width)
+    low: Lowering, x: Value, start: int, result: Value, to: int, width: int
+) -> None:
+    """Append what copies some columns of x to a place in each row of the result."""
+    size, per_sample = low.dtype.itemsize, math.prod(x.shape[:-1]) // low.n
+
+    def words(lane: Lane) -> dict[str, Any]:
+        return {
+            "m": lane.rows * per_sample,
+            "n": x.shape[-1],
+            "k": width,
+            "pitch": result.shape[-1],
+            "a": moved(lane.address(x, ROWS), start * size),
+            "c": moved(lane.address(result, ROWS), to * size),
+        }
+
+    low.add("copy_columns", words, [low.at(x)], [low.at(result)])
 
 
 @lowers("attention")

@@ -1,7 +1,8 @@
-"""Kernels of attention, and of tokens and their positions, written down."""
+"""Kernels of attention, of tokens and positions, and of columns, written down."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpunn._typing import Array
@@ -40,6 +41,19 @@ class RecordingSequences(Recorder):
         return self._add(
             "positions_backward", (grad,), table.shape, grad.dtype, into=into, by_sample=False
         )
+
+    def concatenate(self, arrays: Sequence[Any]) -> Any:
+        """Record arrays side by side."""
+        _check(None, *arrays)
+        first = arrays[0]
+        shape = (*first.shape[:-1], sum(x.shape[-1] for x in arrays))
+        return self._add("concatenate", tuple(arrays), shape, first.dtype)
+
+    def columns(self, x: Any, start: int, stop: int) -> Any:
+        """Record a part of the last axis."""
+        _check(None, x)
+        shape = (*x.shape[:-1], stop - start)
+        return self._add("columns", (x,), shape, x.dtype, settings={"start": start})
 
     def attention(
         self,

@@ -1,4 +1,4 @@
-"""Instructions of attention, and of tokens and their positions."""
+"""Instructions of attention, of tokens and their positions, and of columns."""
 
 from __future__ import annotations
 
@@ -55,6 +55,17 @@ def add_positions(op: int, ctx: int, one: Any) -> None:
     for i in range(w[M]):
         for j in range(w[N]):
             result[i, j] = x[i, j] + table[j]
+
+
+@by_name
+def copy_columns(op: int, ctx: int, one: Any) -> None:
+    """C = the first k entries of each of m rows of a; rows of a are n long, those of c `pitch`."""
+    w = words_of(op)
+    for i in range(w[M]):
+        given = array_at(w[A] + i * w[N] * itemsize(one), (w[K],), one)
+        copied = array_at(w[C] + i * w[PITCH] * itemsize(one), (w[K],), one)
+        for j in range(w[K]):
+            copied[j] = given[j]
 
 
 @compiled
