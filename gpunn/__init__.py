@@ -34,7 +34,7 @@ from gpunn.nn.activation import (
 from gpunn.nn.activation_names import ACTIVATIONS
 from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.batch_norm import BatchNorm
-from gpunn.nn.containers import Residual, Sequential
+from gpunn.nn.containers import Parallel, Residual, Sequential
 from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.dense import Dense
 from gpunn.nn.dropout import Dropout
@@ -170,6 +170,7 @@ __all__ = [
     "Metric",
     "MultiHeadAttention",
     "Optimizer",
+    "Parallel",
     "Parameter",
     "Position",
     "RMSNorm",

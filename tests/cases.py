@@ -200,6 +200,29 @@ LAYERS = [
         kinds=(gn.Residual,),
     ),
     LayerCase("Residual(ReLU)", lambda _: gn.Residual(gn.ReLU()), kinds=(gn.Residual,)),
+    *(
+        LayerCase(
+            f"Parallel({join})",
+            lambda dtype, join=join: gn.Parallel(
+                gn.Dense(4, 3, "tanh", rng=1, dtype=dtype),
+                gn.Sequential(gn.Dense(4, 3, rng=2, dtype=dtype), gn.Dropout(0.3)),
+                join=join,
+            ),
+            keeps_shape=False,
+            random=True,
+            kinds=(gn.Parallel,),
+        )
+        for join in ("concatenate", "add")
+    ),
+    LayerCase(
+        "Parallel(tokens)",
+        lambda dtype: gn.Parallel(
+            gn.Embedding(6, 3, rng=1, dtype=dtype), gn.Embedding(6, 2, rng=2, dtype=dtype)
+        ),
+        keeps_shape=False,
+        kinds=(gn.Parallel,),
+        tokens=6,
+    ),
     LayerCase("Sequential()", lambda _: gn.Sequential(), kinds=(gn.Sequential,)),
     LayerCase("Sequential(shared)", _shared, kinds=(gn.Sequential,)),
     LayerCase(

@@ -45,6 +45,8 @@ def state(trainer: gn.Trainer) -> list[Any]:
 
 # Networks
 
+TOKENS = 4  # for models that take tokens
+
 
 class MeanSoftsign(gn.Metric):
     """A smooth metric: where samples tie, numbers of hits depend on rounding."""
@@ -89,6 +91,10 @@ class Block:
             layer = dense(inputs)
             return [layer, gn.Tanh(), layer], inputs
         layers, width = made(self.inner, inputs, rng, dtype)
+        if self.kind in ("concatenate", "add"):
+            other = gn.Dense(inputs, width, "tanh", rng=rng, dtype=dtype)
+            both = gn.Parallel(gn.Sequential(*layers), other, join=self.kind)
+            return [both], 2 * width if self.kind == "concatenate" else width
         if self.kind == "residual":
             if width != inputs or len(layers) != 1:
                 layers.append(gn.Dense(width, inputs, rng=rng, dtype=dtype))
@@ -164,7 +170,7 @@ PLAIN = st.builds(
 )
 NESTED = st.builds(
     Block,
-    kind=st.sampled_from(["residual", "sequential"]),
+    kind=st.sampled_from(["residual", "sequential", "concatenate", "add"]),
     inner=st.lists(PLAIN, max_size=3).map(tuple),
 )
 BLOCKS = st.lists(st.one_of(PLAIN, PLAIN, NESTED), max_size=4).map(tuple)
@@ -204,6 +210,8 @@ class Run:
     metrics: bool = False
     epochs: int = 2
     backend: str = "numpy"
+    #: What comes first: nothing, or attention, of vectors or of tokens.
+    sequence: str = ""
 
     @property
     def width(self) -> int:
@@ -214,7 +222,12 @@ class Run:
         rng = np.random.default_rng(0)
         shape = (self.n, *self.sample)
         x: Any = rng.standard_normal(shape)
-        if "uint8" in self.data:
+        if self.sequence == "tokens":
+            x = rng.integers(0, TOKENS, shape)
+            x = x.astype(
+                {"streamed uint8": "uint8", "other float": "int32"}.get(self.data, "int64")
+            )
+        elif "uint8" in self.data:
             x = rng.integers(0, 4, shape, dtype=np.uint8)
         elif self.data == "other float":
             x = x.astype("float32" if self.dtype == "float64" else "float64")
@@ -265,6 +278,7 @@ class Run:
             window=2,
             drop_last=self.drop_last,
             dtype=self.dtype,
+            keep_integers=self.sequence == "tokens",
             resident=not streamed,
             backend=self.backend,
             rng=1,
@@ -272,8 +286,10 @@ class Run:
 
     def model(self) -> gn.Sequential:
         rng = np.random.default_rng(2)
-        first = Block(self.first).make(self.sample[-1], rng, self.dtype)[0] if self.first else []
-        flat, sample = self._over_images(rng)
+        normed = self.first and not self.is_sequence
+        first = Block(self.first).make(self.sample[-1], rng, self.dtype)[0] if normed else []
+        before = self._over_sequences if self.is_sequence else self._over_images
+        flat, sample = before(rng)
         flat = [*first, *flat]
         layers, width = made(self.blocks, int(np.prod(sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
@@ -291,6 +307,27 @@ class Run:
             sample = layers[-1].output_shape(sample)
         heads = {"flatten": gn.Flatten, "mean": gn.GlobalAveragePool, "max": gn.GlobalMaxPool}
         layers.append(heads[self.head if self.images else "flatten"]())
+        return layers, layers[-1].output_shape(sample)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether samples are sequences, of tokens or of vectors."""
+        return self.sequence == "tokens" or (self.sequence == "vectors" and len(self.sample) == 2)
+
+    def _over_sequences(self, rng: np.random.Generator) -> tuple[list[gn.Layer], tuple[int, ...]]:
+        """Return the layers before the first that takes rows, and the shape of their outputs."""
+        given: Any = {"rng": rng, "dtype": self.dtype}
+        layers: list[gn.Layer] = []
+        sample = self.sample
+        if self.sequence == "tokens":
+            layers.append(gn.Embedding(TOKENS, 4, **given))
+            sample = (*sample, 4)
+        if len(sample) == 2:
+            t, c = sample
+            attention = gn.MultiHeadAttention(c, c, causal=self.n % 2 == 0, **given)
+            inner = gn.Sequential(attention, gn.Dense(c, c, "tanh", **given))
+            layers += [gn.Position(t, c, **given), gn.Residual(inner)]
+        layers.append(gn.Flatten())
         return layers, layers[-1].output_shape(sample)
 
     def make_loss(self) -> gn.Loss:
@@ -384,6 +421,7 @@ RUNS = st.builds(
     ),
     dtype=st.sampled_from(["float64", "float64", "float32"]),
     metrics=st.booleans(),
+    sequence=st.sampled_from(["", "", "", "vectors", "tokens"]),
 ).map(with_enough_samples)
 
 

@@ -66,13 +66,13 @@ class TestOperations:
     def test_layers(self, other: Place, case: LayerCase, dtype: str) -> None:
         def run(place: Place) -> dict[str, Any]:
             layer, tape = case.make(dtype).to(place.backend), gn.Tape(rng=0)
-            y = layer(place.array(case.x(33), dtype), tape)
+            y = layer(place.array(case.x(33), case.dtype(dtype)), tape)
             # No two entries alike, and no sum of them so small that rounding is all there is.
             grad = 0.5 + np.cos(np.arange(y.size)).reshape(tuple(y.shape))
             with place.backend.scope():  # a call of the layer enters it, backward alone does not
                 grad_x = layer.backward(place.array(grad, dtype), tape)
             grads = {name: p.grad for name, p in layer.named_parameters().items()}
-            return {"y": y, "x": grad_x, **grads}
+            return {"y": y, **({} if grad_x is None else {"x": grad_x}), **grads}
 
         assert_near(run(other), run(HOST), dtype, 0 if case.name in EXACT else ULPS)
 
@@ -199,7 +199,10 @@ class TestTheHostWaitsForNothing:
     @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
     def test_in_layers(self, case: LayerCase) -> None:
         place = get_place("cupy")
-        layer, x = case.make("float32").to(place.backend), place.array(case.x(), "float32")
+        layer, x = (
+            case.make("float32").to(place.backend),
+            place.array(case.x(), case.dtype("float32")),
+        )
 
         def step() -> None:
             tape = gn.Tape(rng=0)

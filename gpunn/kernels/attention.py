@@ -56,8 +56,15 @@ class AttentionKernels:
         weights = _softmax(self.xp, scores, _allowed(self.xp, scores, mask, causal=causal))
         return _merge(self.xp, [weights @ v]), (weights if keep else None)
 
-    def attention_backward(self, grad: Array, qkv: Array, weights: Array) -> Array:
-        r"""Return dJ/d qkv from `grad` = dJ/d context (N, T, C).
+    def attention_backward(
+        self,
+        grad: Array,
+        qkv: Array,
+        weights: Array,
+        *,
+        causal: bool = False,  # noqa: ARG002 (saves a kernel what is 0)
+    ) -> Array:
+        r"""Return dJ/d qkv from `grad` = dJ/d context (N, T, C); P is 0 where it was not allowed.
 
         With :math:`S = Q K^T / \sqrt d` and G the gradient of a head's P V,
 

@@ -28,8 +28,8 @@ from gpunn.kernels.cublas_handle import current_handle, failure, loaded_library
 _get_device = runtime.getDevice  # looked up once: attributes cost as much as the call
 
 _MAX_SIDE = 2**31 - 1  # the library counts in 32 bits
-_DEFAULT_ALGORITHM = -1
-_BFLOAT16 = 14  # as the library numbers it
+DEFAULT_ALGORITHM = -1
+BFLOAT16 = 14  # as the library numbers it
 
 
 class _Kind(NamedTuple):
@@ -50,10 +50,10 @@ def _kind(operand: int, result: int, compute: int, scalar: type[Any]) -> _Kind:
 _FLOAT32, _FLOAT64 = np.dtype("float32"), np.dtype("float64")
 #: By the dtype of the operands, that of the result, and the precision of the factors. Those for
 #: bfloat16 are rounded before.
-_KINDS: dict[tuple[Any, Any, Precision], _Kind] = {
+KINDS: dict[tuple[Any, Any, Precision], _Kind] = {
     (_FLOAT32, _FLOAT32, "float32"): _kind(0, 0, 68, c_float),  # COMPUTE_32F
     (_FLOAT32, _FLOAT32, "tf32"): _kind(0, 0, 77, c_float),  # COMPUTE_32F_FAST_TF32
-    (_FLOAT32, _FLOAT32, "bfloat16"): _kind(_BFLOAT16, 0, 68, c_float),
+    (_FLOAT32, _FLOAT32, "bfloat16"): _kind(BFLOAT16, 0, 68, c_float),
     **{(_FLOAT64, _FLOAT64, any_): _kind(1, 1, 70, c_double) for any_ in PRECISIONS},  # COMPUTE_64F
 }
 
@@ -165,7 +165,7 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
     precision: Precision,
 ) -> _Plan | None:
     """Return the plan of a product with a result in `dtype`; None if it is not served here."""
-    kind = _KINDS.get((x_dtype, dtype, precision))
+    kind = KINDS.get((x_dtype, dtype, precision))
     if kind is None or x_dtype != y_dtype or len(y_shape) != 2 or loaded_library() is None:
         return None
     matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
@@ -183,8 +183,8 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
         head=(right[0], left[0], q, n, p, kind.one),
         left=(kind.operand, right[1]),
         right=(kind.operand, left[1], kind.zero),
-        tail=(kind.result, q, kind.compute, _DEFAULT_ALGORITHM),
-        rounded=kind.operand == _BFLOAT16,
+        tail=(kind.result, q, kind.compute, DEFAULT_ALGORITHM),
+        rounded=kind.operand == BFLOAT16,
     )
 
 

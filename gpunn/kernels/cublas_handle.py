@@ -99,6 +99,7 @@ class Handle:
     def __init__(self) -> None:
         self._library = loaded_library()
         self.gemm = self._library.cublasGemmEx
+        self.gemm_batched = self._library.cublasGemmStridedBatchedEx
         self.round: Rounder = round_factors
         self.pointer = c_void_p()
         self.stream: Any = None

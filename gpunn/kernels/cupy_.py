@@ -37,13 +37,14 @@ from gpunn.kernels.cupy_launch import (
     launch_update,
 )
 from gpunn.kernels.cupy_norm import CupyNorms
+from gpunn.kernels.cupy_sequences import CupySequences
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
 from gpunn.kernels.reference import Kernels
 from gpunn.kernels.update import Update
 
 
-class CupyKernels(CupyNorms, Kernels):
+class CupyKernels(CupyNorms, CupySequences, Kernels):
     """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     def __init__(self, xp: Namespace) -> None:

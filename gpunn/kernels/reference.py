@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace, Shape
 from gpunn.kernels.attention import AttentionKernels
+from gpunn.kernels.columns import ColumnKernels
 from gpunn.kernels.convolution import ConvolutionKernels
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
@@ -24,7 +25,9 @@ from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 
 
-class Kernels(AttentionKernels, ConvolutionKernels, LookupKernels, NormKernels, PoolingKernels):
+class Kernels(
+    AttentionKernels, ColumnKernels, ConvolutionKernels, LookupKernels, NormKernels, PoolingKernels
+):
     """The kernels for one library's arrays.
 
     A kernel with an argument `into` writes its result there; None makes a new array.

@@ -140,7 +140,7 @@ class MultiHeadAttention(Layer):
         qkv, weights = tape.pop(self)
         if not tape.wants_grad:
             return None
-        grad_qkv = kernels(grad).attention_backward(grad_context, qkv, weights)
+        grad_qkv = kernels(grad).attention_backward(grad_context, qkv, weights, causal=self.causal)
         return self.projection.backward(grad_qkv, tape)
 
     def _check_mask(self, mask: Array, x: Array) -> None:

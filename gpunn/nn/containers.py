@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
+from itertools import accumulate, repeat
 from typing import overload
 
 from gpunn._typing import Array
+from gpunn.arrays.checks import one_of
 from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.layer import Layer, as_instance
 from gpunn.nn.tape import Tape
+from gpunn.nn.tree import entrance
 
 
 class Sequential(Layer):
@@ -99,10 +103,7 @@ class Residual(Layer):
     records = True
 
     def __init__(self, layer: Layer) -> None:
-        if isinstance(layer, type) and issubclass(layer, Layer):
-            raise SettingError(f"Residual: expected a layer, got {as_instance(layer)}")
-        if not isinstance(layer, Layer):
-            raise SettingError(f"Residual: expected a layer, got {type(layer).__name__}")
+        _check_layer("Residual", layer)
         self.layer = layer
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
@@ -123,3 +124,91 @@ class Residual(Layer):
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""
         return f"Residual({self.layer!r})"
+
+
+class Parallel(Layer):
+    r"""Layers side by side on one input: their outputs joined, or added up.
+
+    :math:`y = (f_1(x), \dots, f_n(x))` along the last axis, or
+    :math:`y = f_1(x) + \dots + f_n(x)`. Each layer gets the gradient of its own output, and dJ/dx
+    is the sum of what their backward passes return.
+
+    Parameters
+    ----------
+    *layers : Layer
+        f_1 to f_n, at least one.
+    join : {"concatenate", "add"}, default "concatenate"
+        To add, all outputs must have one shape; else one shape but for the last axis.
+
+    Notes
+    -----
+    *Saves*: the widths of the outputs, but no array.
+    """
+
+    records = True
+
+    def __init__(self, *layers: Layer, join: str = "concatenate") -> None:
+        if not layers:
+            raise SettingError("Parallel: expected at least one layer")
+        for layer in layers:
+            _check_layer("Parallel", layer)
+        self.layers = list(layers)
+        self.join = one_of("Parallel", "join", join, ("concatenate", "add"))
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return the layers' outputs, joined or added up."""
+        outputs = [layer.forward(x, tape) for layer in self.layers]
+        if tape is not None:
+            tape.push(self, [y.shape[-1] for y in outputs])
+        self._check(outputs)
+        k = kernels(x)
+        return k.concatenate(outputs) if self.join == "concatenate" else reduce(k.add, outputs)
+
+    def backward(self, grad: Array, tape: Tape) -> Array | None:
+        """Return the sum of the layers' input gradients."""
+        (widths,) = tape.pop(self)
+        k, total = kernels(grad), None
+        stops = accumulate(widths) if self.join == "concatenate" else repeat(0)
+        parts = list(zip(self.layers, widths, stops, strict=False))
+        for layer, width, stop in reversed(parts):
+            own = k.columns(grad, stop - width, stop) if stop else grad
+            through = layer.backward(own, tape)
+            if through is None:
+                if not tape.wants_grad:  # no layer before it needs a gradient, either
+                    return None
+            else:
+                total = through if total is None else k.add(total, through)
+        return total
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the layers take integers."""
+        return bool(entrance(self.layers[0]).takes_integers)
+
+    def check_integers(self, lowest: int, highest: int) -> None:
+        """Check that integers between these two are valid inputs of all layers."""
+        for layer in self.layers:
+            entrance(layer).check_integers(lowest, highest)
+
+    def _check(self, outputs: list[Array]) -> None:
+        joined = self.join == "concatenate"
+        shapes = [tuple(y.shape[:-1] if joined else y.shape) for y in outputs]
+        if len(set(shapes)) > 1:
+            wanted = "one shape but for the last axis" if joined else "one shape"
+            found = ", ".join(str(tuple(y.shape)) for y in outputs)
+            raise ShapeError(f"{self!r}: the layers' outputs must have {wanted}, got {found}")
+
+    def __repr__(self) -> str:
+        """Return the expression that makes this layer."""
+        shown = [repr(layer) for layer in self.layers]
+        if self.join != "concatenate":
+            shown.append(f"join={self.join!r}")
+        return f"Parallel({', '.join(shown)})"
+
+
+def _check_layer(owner: str, layer: object) -> None:
+    """Check that something is a layer, and not a class of layers."""
+    if isinstance(layer, type) and issubclass(layer, Layer):
+        raise SettingError(f"{owner}: expected a layer, got {as_instance(layer)}")
+    if not isinstance(layer, Layer):
+        raise SettingError(f"{owner}: expected a layer, got {type(layer).__name__}")

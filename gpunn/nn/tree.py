@@ -14,8 +14,13 @@ class Node:
     #: Whether the layer holds parameters of its own.
     has_parameters: ClassVar[bool] = True
 
-    #: Whether the input holds integers, such as tokens, and not floating-point features.
-    takes_integers: bool = False
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the input holds integers, such as tokens, and not floating-point features.
+
+        A class that takes them says ``takes_integers = True`` in its body.
+        """
+        return False
 
     def check_integers(self, lowest: int, highest: int) -> None:
         """Check that integers between these two are valid inputs, for a layer that takes them."""

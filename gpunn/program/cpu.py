@@ -219,7 +219,8 @@ class CpuSteps(RecordedSteps):
 
     def _data(self, batch: Batch) -> dict[str, Array]:
         """Return the data as the instructions read them."""
-        wanted = {"x": self._dtype, "y": self._plan(self._batch_size).y_dtype}
+        plan = self._plan(self._batch_size)
+        wanted = {"x": plan.x_dtype, "y": plan.y_dtype}
         wanted["weight"] = self._dtype
         parts = {"x": batch.x, "y": batch.y, "weight": batch.sample_weight}
         return {

@@ -143,7 +143,10 @@ class Lowering:
         assert recording.x is not None  # noqa: S101
         self.recording = recording
         self.threads = threads
-        self.dtype = recording.x.dtype
+        assert recording.prediction is not None  # noqa: S101
+        self.dtype = recording.prediction.dtype
+        #: What features must be brought to: integers to int64.
+        self.x_dtype = np.dtype(np.int64) if recording.x.dtype.kind in "iu" else self.dtype
         self.n: int = recording.x.shape[0]
         self.instructions: list[Instruction] = []
         self.work = self.largest_product = 0

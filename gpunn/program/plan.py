@@ -11,6 +11,7 @@ from gpunn.program import (  # noqa: F401 (they make themselves known)
     lower_layers,
     lower_losses,
     lower_norm,
+    lower_sequences,
 )
 from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering
@@ -54,7 +55,7 @@ class Plan:
         self.n_instructions = len(lowering.instructions)
         #: Whether the mean divides by a sum of weights.
         self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)
-        self.y_dtype = lowering.y_dtype
+        self.x_dtype, self.y_dtype = lowering.x_dtype, lowering.y_dtype
 
     def table(self, threads: int, *, in_order: bool) -> Table:
         """Return the instructions for so many threads."""

@@ -128,7 +128,7 @@ def product(
         b = matrix(room + 64, n)
     work = m * n * k
     if b.transposed or work <= _SMALL or work * size >= _LARGE:
-        _add_product(shape, a, b, type(one)(0), c, room)
+        add_product(shape, a, b, type(one)(0), c, room)
         return
     terms, columns = min(k, _TERMS), min(n, _COLUMNS)
     rows = max(_ROWS, _SMALL // (terms * columns) // _ROWS * _ROWS)
@@ -140,7 +140,7 @@ def product(
                 own_a = _part(a, skipped * size)
                 own_b = _part(b, (p * b.stride + j) * size)
                 own_c = _part(c, (i * c.stride + j) * size)
-                _add_product(block, own_a, own_b, one if p else type(one)(0), own_c, room)
+                add_product(block, own_a, own_b, one if p else type(one)(0), own_c, room)
 
 
 @compiled
@@ -197,7 +197,7 @@ def _turn(x: Matrix, rows: int, columns: int, place: int, one: Any) -> None:
 
 
 @compiled
-def _add_product(
+def add_product(
     shape: tuple[int, int, int], a: Matrix, b: Matrix, kept: Any, c: Matrix, room: int
 ) -> None:
     """Write the product plus `kept` times c over c, by one call of BLAS."""

@@ -9,7 +9,8 @@ from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels.declared import may_record
 from gpunn.losses.base import Loss
-from gpunn.nn.layer import Layer
+from gpunn.nn.layer import Layer, first_parameter
+from gpunn.nn.tree import entrance
 from gpunn.optim.base import Optimizer
 from gpunn.program.fingerprint import Fingerprint
 from gpunn.program.results import StepResults
@@ -68,6 +69,9 @@ class RecordedSteps:
         self._penalized, self._outputs = penalized, outputs
         self._kind = kind_of(feed.batch)
         self._dtype = feed.batch.x.dtype
+        if entrance(model).takes_integers:
+            first = first_parameter(model)
+            self._dtype = None if first is None else first.value.dtype
         if self._dtype not in ("float32", "float64"):
             raise NotRecordableError(f"the features are {self._dtype}, not float32 or float64")
         parts = [part for part in (model, loss) if part is not None]

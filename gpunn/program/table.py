@@ -102,11 +102,15 @@ class Table:
 
     def _row_size(self, value: Value) -> int:
         """Return the bytes of a sample, or of a row of what has none."""
-        dtype = value.dtype
-        if value is self._lowering.recording.y:
-            dtype = self._lowering.y_dtype
+        dtype = self._dtype(value)
         size = math.prod(value.shape)
         return (size // self._lowering.n if value.by_sample else value.width) * int(dtype.itemsize)
+
+    def _dtype(self, value: Value) -> Any:
+        """Return the dtype that a value has for the instructions."""
+        low = self._lowering
+        given = {low.recording.x: low.x_dtype, low.recording.y: low.y_dtype}
+        return given.get(value, value.dtype)
 
     def _address(self, value: Value, sharing: Any, thread: int, first: int) -> int | Patch:
         """Return where a thread finds its rows of a value, or all of it."""
@@ -130,8 +134,7 @@ class Table:
         for value, part in self._parts.items():
             if value not in used:
                 continue
-            labels = part == "y" and low.y_dtype == np.int64
-            name = "gather_labels" if labels else "gather"
+            name = "gather_labels" if self._dtype(value) == np.int64 else "gather"
             words = partial(self._gathering, value, CONTEXT.index(part))
             found.append(Instruction(name, [], [low.at(value)], words))
         return found

@@ -40,9 +40,11 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
         for real in REAL.values()
         for name, _ in FORMULAS.values()
     ],
+    "attention": [{"REAL": real} for real in REAL.values()],
     "bfloat16": [{}],
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
+    "lookup": [{"REAL": real} for real in REAL.values()],
     "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
     "norm": [{"REAL": real} for real in REAL.values()],
     "step": [{"REAL": real} for real in REAL.values()],

@@ -1,7 +1,25 @@
 """The instructions of the CPU's interpreter: one compiled function for each, found by name."""
 
 # Each file makes its instructions known when it is imported.
-from gpunn.program.instructions import convolution, data, layers, losses, norms, updates
+from gpunn.program.instructions import (
+    convolution,
+    data,
+    layers,
+    losses,
+    norms,
+    sequences,
+    updates,
+)
 from gpunn.program.instructions.words import address_of, names
 
-__all__ = ["address_of", "convolution", "data", "layers", "losses", "names", "norms", "updates"]
+__all__ = [
+    "address_of",
+    "convolution",
+    "data",
+    "layers",
+    "losses",
+    "names",
+    "norms",
+    "sequences",
+    "updates",
+]
