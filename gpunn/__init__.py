@@ -15,6 +15,7 @@ from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
 from gpunn.losses.logistic import logistic_regression
+from gpunn.losses.robust import Huber, MeanAbsoluteError
 from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
@@ -137,6 +138,7 @@ __all__ = [
     "Flatten",
     "GradientReport",
     "History",
+    "Huber",
     "Identity",
     "Layer",
     "LeakyReLU",
@@ -144,6 +146,7 @@ __all__ = [
     "Loader",
     "LogSoftmax",
     "Loss",
+    "MeanAbsoluteError",
     "MeanSquaredError",
     "Metric",
     "MultiHeadAttention",

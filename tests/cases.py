@@ -198,6 +198,9 @@ def _cross_entropies(kind: type[gn.Loss], probabilities: bool) -> list[LossCase]
 
 LOSSES = [
     LossCase("MeanSquaredError", gn.MeanSquaredError, 3, "real"),
+    LossCase("MeanAbsoluteError", gn.MeanAbsoluteError, 3, "real"),
+    LossCase("Huber", gn.Huber, 3, "real"),
+    LossCase("Huber(0.3)", lambda **others: gn.Huber(0.3, **others), 1, "real"),
     LossCase("MeanSquaredError(one)", gn.MeanSquaredError, 1, "binary labels"),
     *_cross_entropies(gn.SoftmaxCrossEntropy, probabilities=False),
     *_cross_entropies(gn.CrossEntropy, probabilities=True),

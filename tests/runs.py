@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,13 @@ BLOCKS = st.lists(st.one_of(PLAIN, PLAIN, NESTED), max_size=4).map(tuple)
 
 # Runs
 
+#: Losses of outputs that are numbers.
+REGRESSION: dict[str, Callable[..., gn.Loss]] = {
+    "squared": gn.MeanSquaredError,
+    "absolute": gn.MeanAbsoluteError,
+    "huber": partial(gn.Huber, 0.7),
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -186,7 +194,7 @@ class Run:
                 chosen = np.eye(self.width, dtype="int64")[labels]
                 return chosen if self.targets == "one-hot" else chosen.astype(bool)
             return rng.dirichlet(np.ones(self.width), self.n)
-        if self.loss == "squared" and self.targets != "one-hot":
+        if self.loss in REGRESSION and self.targets != "one-hot":
             y: Any = rng.standard_normal(shape)
         elif self.targets == "soft":
             y = rng.uniform(0, 1, shape)
@@ -232,8 +240,8 @@ class Run:
                 given = {0: 2.5}
             settings |= {"class_weight": given, "label_smoothing": self.label_smoothing}
             return kind(**settings)
-        if self.loss == "squared":
-            return gn.MeanSquaredError(**settings)
+        if self.loss in REGRESSION:
+            return REGRESSION[self.loss](**settings)
         return gn.BinaryCrossEntropy(from_logits=self.loss == "binary", **settings)
 
     def make_optimizer(self, model: gn.Layer) -> gn.Optimizer:
@@ -260,9 +268,8 @@ class Run:
         model = self.model()
         metrics: Any = ()
         if self.metrics:
-            metrics = {
-                "squared": ("mae", "r2") if self.n > 1 else ("mae",),
-            }.get(self.loss, (MeanSoftsign(),))
+            of_numbers = ("mae", "r2") if self.n > 1 else ("mae",)
+            metrics = of_numbers if self.loss in REGRESSION else (MeanSoftsign(),)
         loss = self.make_loss()
         return gn.Trainer(model, loss, self.make_optimizer(model), metrics=metrics, rng=3)
 
@@ -278,7 +285,7 @@ RUNS = st.builds(
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),
-    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", "squared"]),
+    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", *REGRESSION]),
     targets=st.sampled_from(["labels", "small labels", "one-hot", "flags", "soft"]),
     class_weight=st.sampled_from([None, "tuple", "dict"]),
     label_smoothing=st.sampled_from([0.0, 0.1]),

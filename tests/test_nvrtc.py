@@ -27,6 +27,7 @@ VERBOSE = "--ptxas-options=-v"  # the assembler reports the usage of each kernel
 # all the threads that Turing holds and half of what most others hold, which hides the latency of
 # memory where each thread loads 16 bytes at a time. In float64 two kernels have room for three.
 BLOCKS = {
+    "absolute_error": 4,
     "activation": 4,
     "activation_backward": 4,
     "activation_backward_sums": 6,
@@ -36,6 +37,7 @@ BLOCKS = {
     "dropout": 5,
     "finish_step": 6,
     "gather": 6,
+    "huber": 4,
     "round_factors": 6,
     "sgd": 4,
     "sigmoid_binary_cross_entropy": 4,

@@ -7,9 +7,9 @@ reference. Nothing here waits for the device or reads a value back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import cupy
 import numpy as np
@@ -27,61 +27,20 @@ from gpunn.kernels.cupy_launch import (
     cuda_kernel,
     have_rows,
     launch_gather,
-    launch_loss,
     launch_update,
+)
+from gpunn.kernels.cupy_losses import CupyLossKernels
+from gpunn.kernels.cupy_served import (
+    on_device_of_first,
+    on_device_of_items,
+    served,
 )
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
-from gpunn.kernels.reference import Kernels
 from gpunn.kernels.update import Update
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-_get_device = cupy.cuda.runtime.getDevice  # looked up once, since every kernel asks
-
-
-def _on_device_of_first(method: _Method) -> _Method:
-    """Make a kernel run on the device of its first argument, an array.
-
-    A launch on another device would read memory that it cannot reach. CUDA then refuses all further
-    work of the process on that device.
-    """
-
-    @wraps(method)
-    def on_its_device(self: Any, x: Any, *rest: Any, **settings: Any) -> Any:
-        if x.data.device_id == _get_device():
-            return method(self, x, *rest, **settings)
-        with x.device:
-            return method(self, x, *rest, **settings)
-
-    return cast("_Method", on_its_device)
-
-
-def _on_device_of_items(method: _Method) -> _Method:
-    """Make a kernel run on the device of the arrays in its first argument, a list."""
-
-    @wraps(method)
-    def on_its_device(self: Any, arrays: Any, *rest: Any, **settings: Any) -> Any:
-        with arrays[0].device:
-            return method(self, arrays, *rest, **settings)
-
-    return cast("_Method", on_its_device)
-
-
-def _on_device_of_second(method: _Method) -> _Method:
-    """Make a kernel run on the device of its second argument, an array."""
-
-    @wraps(method)
-    def on_its_device(self: Any, formula: Any, x: Any, *rest: Any, **settings: Any) -> Any:
-        if x.data.device_id == _get_device():
-            return method(self, formula, x, *rest, **settings)
-        with x.device:
-            return method(self, formula, x, *rest, **settings)
-
-    return cast("_Method", on_its_device)
-
-
-class CupyKernels(Kernels):
+class CupyKernels(CupyLossKernels):
     """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     def __init__(self, xp: Namespace) -> None:
@@ -94,7 +53,7 @@ class CupyKernels(Kernels):
         """Return x @ y, by cuBLAS on the device of x."""
         return product(x, y, into)
 
-    @_on_device_of_first
+    @on_device_of_first
     def activation(self, x: Array, formula: ActivationFormula) -> Array:
         """Return f(x), in one launch."""
         known = _served_formula(formula, x)
@@ -107,7 +66,7 @@ class CupyKernels(Kernels):
         kernel(*over_entries(x.size), x.data.ptr, h.data.ptr, x.size, a)
         return h
 
-    @_on_device_of_first
+    @on_device_of_first
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
@@ -126,7 +85,7 @@ class CupyKernels(Kernels):
         kernel(*over_rows(n, -(-p // PACK)), z.data.ptr, biases, h.data.ptr, n, p, a)
         return h, (h if formula.saves_output else z)
 
-    @_on_device_of_first
+    @on_device_of_first
     def activation_backward(self, grad: Array, saved: Array, formula: ActivationFormula) -> Array:
         """Return dJ/dx for h = f(x), in one launch; the identity needs none."""
         known = _served_formula(formula, grad, saved)
@@ -142,7 +101,7 @@ class CupyKernels(Kernels):
         kernel(*over_entries(grad.size), *pointers, grad.size, a)
         return result
 
-    @_on_device_of_first
+    @on_device_of_first
     def bias_activation_backward(
         self, grad: Array, saved: Array, formula: ActivationFormula, into: Array | None = None
     ) -> tuple[Array, Array]:
@@ -163,7 +122,7 @@ class CupyKernels(Kernels):
         kernel(*launch, *pointers, n, p, a)
         return result, sums
 
-    @_on_device_of_first
+    @on_device_of_first
     def column_sums(self, x: Array, into: Array | None = None) -> Array:
         """Return the column sums as the product of a row of ones and x: one call of cuBLAS.
 
@@ -173,7 +132,7 @@ class CupyKernels(Kernels):
             return super().column_sums(x, into)
         return product(self._row_of_ones(x), x, into, "float32")
 
-    @_on_device_of_first
+    @on_device_of_first
     def dropout(self, x: Array, key: Any, rate: float) -> tuple[Array, Array]:
         """Return x times its mask, and the mask, in one launch."""
         if x.dtype not in REAL or x.size == 0:
@@ -187,50 +146,9 @@ class CupyKernels(Kernels):
         kernel(*over_entries(x.size), *pointers, x.size, *keys, threshold, kept)
         return y, mask
 
-    # Losses
-
-    @_on_device_of_second
-    def fused_softmax_cross_entropy(
-        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not _served(logits, *_arrays(scale)):
-            return NotImplemented
-        if formula.takes(target):
-            labels = target if target.dtype == np.int64 else target.astype(np.int64)
-            return launch_loss("softmax_cross_entropy", logits, labels, scale, summed, LABELS="1")
-        soft = formula.soft(logits, target)
-        if not _served(logits, soft):
-            return NotImplemented
-        return launch_loss("softmax_cross_entropy", logits, soft, scale, summed)
-
-    @_on_device_of_second
-    def fused_binary_cross_entropy(
-        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not (formula.from_logits and _served(logits, target, *_arrays(scale))):
-            return NotImplemented
-        return launch_loss("sigmoid_binary_cross_entropy", logits, target, scale, summed)
-
-    @_on_device_of_second
-    def fused_squared_error(
-        self,
-        formula: Any,  # noqa: ARG002 (as for all losses)
-        prediction: Array,
-        target: Array,
-        scale: Any,
-        *,
-        summed: bool,
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not _served(prediction, target, *_arrays(scale)):
-            return NotImplemented
-        return launch_loss("squared_error", prediction, target, scale, summed)
-
     # Optimizers
 
-    @_on_device_of_items
+    @on_device_of_items
     def copy_to_blocks(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
         """Copy arrays into one block, each aligned as if CuPy had allocated it."""
         return copy_to_one_block(arrays, cupy.zeros, 512)
@@ -247,7 +165,7 @@ class CupyKernels(Kernels):
 
     # Data
 
-    @_on_device_of_items
+    @on_device_of_items
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of all arrays at `indices`, in one launch."""
         if not have_rows(arrays) or indices.size == 0:
@@ -269,26 +187,10 @@ class CupyKernels(Kernels):
         return ones
 
 
-def _arrays(scale: Any) -> tuple[Array, ...]:
-    """Return a scale that is an array as a tuple of one, and () for a number."""
-    return (scale,) if hasattr(scale, "shape") else ()
-
-
-def _served(*arrays: Array) -> bool:
-    """Return whether the kernels serve these arrays: not empty, all float32 or all float64."""
-    dtype = arrays[0].dtype
-    if dtype not in REAL or not arrays[0].size:
-        return False
-    for x in arrays:  # noqa: SIM110 (a generator costs more)
-        if x.dtype != dtype:
-            return False
-    return True
-
-
 def _served_formula(formula: ActivationFormula, *arrays: Array) -> tuple[str, float] | None:
     """Return the name and parameter of a formula in activation.cu; None if it cannot be used."""
     kernel = kernel_of(formula)
-    if kernel not in FORMULAS or not _served(*arrays):
+    if kernel not in FORMULAS or not served(*arrays):
         return None
     name, parameter = FORMULAS[kernel]
     return name, 0.0 if parameter is None else float(getattr(formula, parameter))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.kernels.loops_losses import BY_OUTPUT, parameter_of
 from gpunn.losses.class_weight import table_of
 from gpunn.program.lower import Lane, Lowering, address_of, kernel_in, lowers, memory_of
 from gpunn.program.phases import ALL, OWN, ROWS, Access
@@ -31,6 +32,8 @@ def _loss(low: Lowering, operation: Operation) -> None:
                 target = _soft(low, loss, target, prediction)
             soft = kernel == "softmax_cross_entropy"
             name = "loss_softmax_soft" if soft else "loss_cross_entropy"
+    elif kernel in BY_OUTPUT:
+        name, settings["r"] = f"loss_{kernel}", parameter_of(loss)
     else:
         from_logits = "loss_binary" if loss.from_logits else "loss_binary_probabilities"
         names = {"binary_cross_entropy": from_logits, "squared_error": "loss_squared"}

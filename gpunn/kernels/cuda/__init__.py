@@ -33,6 +33,14 @@ FORMULAS: dict[str, tuple[str, str | None]] = {
     "softplus": ("softplus", None),
 }
 
+#: The losses that are a launch of the kernel of their name in loss.cu, by the kernel that their
+#: class names: the settings that it takes.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "squared_error": (),
+    "absolute_error": (),
+    "huber": ("delta",),
+}
+
 #: For each source, all the macros that are asked for: what a test compiles is what users do.
 VARIANTS: dict[str, list[dict[str, str]]] = {
     "activation": [

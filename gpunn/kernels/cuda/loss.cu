@@ -135,8 +135,8 @@ __device__ T binary_cross_entropy_gradient(T z, T y) {
   T e = exp(-fabs(z));
   return (z < T(0) ? e : T(1)) / (T(1) + e) - y;
 }
-__device__ T squared_error_of(T x, T y) { return T(0.5) * (x - y) * (x - y); }
-__device__ T squared_error_gradient(T x, T y) { return x - y; }
+__device__ T limited(T x, T least, T most) { return x < least ? least : x > most ? most : x; }
+__device__ T sign(T x) { return x > T(0) ? T(1) : x < T(0) ? T(-1) : x; }  // NaN stays NaN
 
 template <typename Loss, typename Gradient>
 __device__ void by_output(
@@ -167,5 +167,24 @@ extern "C" __global__ void squared_error(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
   by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
-            squared_error_of, squared_error_gradient);
+            [](T x, T y) { return T(0.5) * (x - y) * (x - y); }, [](T x, T y) { return x - y; });
+}
+
+extern "C" __global__ void absolute_error(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [](T x, T y) { return fabs(x - y); }, [](T x, T y) { return sign(x - y); });
+}
+
+extern "C" __global__ void huber(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double delta) {
+  auto clipped = [=](T x, T y) { return limited(x - y, T(-delta), T(delta)); };
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [=](T x, T y) {
+              T c = clipped(x, y);
+              return c * (x - y - T(0.5) * c);
+            },
+            clipped);
 }

@@ -1,18 +1,19 @@
 """Instructions of losses.
 
 `a` is the prediction, `b` the target, `c` the gradient; `d` the scales of the rows, or 0 where all
-have the scale `p`.
+have the scale `p`; `r` is the parameter of the loss.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.kernels import loops
+from gpunn.kernels import loops, loops_losses
 from gpunn.kernels.native import array_at, compiled, itemsize
 from gpunn.program.instructions.words import (
     COSTS,
@@ -28,10 +29,12 @@ from gpunn.program.instructions.words import (
     N,
     P,
     Q,
+    R,
     by_name,
     context_of,
     doubles,
     entries,
+    instruction,
     integers,
     numbers_of,
     rows_of,
@@ -230,3 +233,21 @@ def mean_scale(op: int, ctx: int, one: Any) -> None:
     total = total if total != 0.0 else 1.0  # no weight at all: 0 / 1, not 0 / 0
     for i in range(w[M]):
         scale[i] = (weights[i] if weights.size else one) / total
+
+
+def _by_output(kind: int) -> Callable[..., None]:
+    def loss(op: int, ctx: int, one: Any) -> None:
+        w, f = words_of(op), numbers_of(op)
+        prediction, target = (
+            rows_of(w[A], w[M], w[N], one),
+            rows_of(w[B], w[M], w[N], one),
+        )
+        grad, weights = rows_of(w[C], w[M], w[N], one), entries(w[D], w[M], one)
+        arrays = prediction, target, weights
+        _put_cost(ctx, loops_losses.by_output(kind, f[R], *arrays, _scale_of(w, f), grad))
+
+    return loss
+
+
+for _name, (_kind, _) in loops_losses.BY_OUTPUT.items():
+    instruction(f"loss_{_name}", _by_output(_kind))
