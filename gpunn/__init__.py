@@ -13,8 +13,12 @@ from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cosine import CosineDistance
 from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
+from gpunn.losses.divergence import KLDivergence
+from gpunn.losses.hinge import Hinge
 from gpunn.losses.logistic import logistic_regression
+from gpunn.losses.poisson import Poisson
 from gpunn.losses.robust import Huber, MeanAbsoluteError
 from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
@@ -129,6 +133,7 @@ __all__ = [
     "Buffer",
     "Constant",
     "Cosine",
+    "CosineDistance",
     "CrossEntropy",
     "Dense",
     "Dropout",
@@ -137,9 +142,11 @@ __all__ = [
     "ExponentialDecay",
     "Flatten",
     "GradientReport",
+    "Hinge",
     "History",
     "Huber",
     "Identity",
+    "KLDivergence",
     "Layer",
     "LeakyReLU",
     "LoadReport",
@@ -152,6 +159,7 @@ __all__ = [
     "MultiHeadAttention",
     "Optimizer",
     "Parameter",
+    "Poisson",
     "Position",
     "ReLU",
     "ReduceOnPlateau",

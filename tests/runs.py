@@ -124,7 +124,18 @@ REGRESSION: dict[str, Callable[..., gn.Loss]] = {
     "squared": gn.MeanSquaredError,
     "absolute": gn.MeanAbsoluteError,
     "huber": partial(gn.Huber, 0.7),
+    "cosine": gn.CosineDistance,
 }
+
+#: Losses of distributions, of counts, and of yes and no.
+OTHERS: dict[str, Callable[..., gn.Loss]] = {
+    "divergence": gn.KLDivergence,
+    "logarithms": partial(gn.KLDivergence, from_logits=False),
+    "poisson": gn.Poisson,
+    "hinge": gn.Hinge,
+    "squared hinge": partial(gn.Hinge, squared=True),
+}
+PLAIN_LOSSES = REGRESSION | OTHERS
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,8 @@ class Run:
 
     def _targets(self, rng: np.random.Generator) -> Any:
         shape = (self.n, self.width)
+        if self.loss in ("divergence", "logarithms"):
+            return rng.dirichlet(np.ones(self.width), self.n)
         if self.loss in ("softmax", "cross_entropy"):
             labels = rng.integers(0, self.width, self.n)
             if self.targets == "labels":
@@ -196,7 +209,7 @@ class Run:
             return rng.dirichlet(np.ones(self.width), self.n)
         if self.loss in REGRESSION and self.targets != "one-hot":
             y: Any = rng.standard_normal(shape)
-        elif self.targets == "soft":
+        elif self.targets == "soft" and "hinge" not in self.loss:
             y = rng.uniform(0, 1, shape)
         else:
             y = rng.integers(0, 2, shape)
@@ -226,7 +239,12 @@ class Run:
         flat: list[gn.Layer] = [gn.Flatten()] if len(self.sample) > 1 else []
         layers, width = made(self.blocks, int(np.prod(self.sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
-        head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
+        heads: dict[str, Callable[[], gn.Layer]] = {
+            "cross_entropy": gn.Softmax,
+            "probabilities": gn.Sigmoid,
+            "logarithms": gn.LogSoftmax,
+        }
+        head = heads.get(self.loss)
         return gn.Sequential(*flat, *layers, *([] if head is None else [head()])).to(self.backend)
 
     def make_loss(self) -> gn.Loss:
@@ -240,8 +258,8 @@ class Run:
                 given = {0: 2.5}
             settings |= {"class_weight": given, "label_smoothing": self.label_smoothing}
             return kind(**settings)
-        if self.loss in REGRESSION:
-            return REGRESSION[self.loss](**settings)
+        if self.loss in PLAIN_LOSSES:
+            return PLAIN_LOSSES[self.loss](**settings)
         return gn.BinaryCrossEntropy(from_logits=self.loss == "binary", **settings)
 
     def make_optimizer(self, model: gn.Layer) -> gn.Optimizer:
@@ -285,7 +303,7 @@ RUNS = st.builds(
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),
-    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", *REGRESSION]),
+    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", *PLAIN_LOSSES]),
     targets=st.sampled_from(["labels", "small labels", "one-hot", "flags", "soft"]),
     class_weight=st.sampled_from([None, "tuple", "dict"]),
     label_smoothing=st.sampled_from([0.0, 0.1]),

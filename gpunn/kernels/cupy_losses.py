@@ -45,6 +45,18 @@ class CupyLossKernels(Kernels):
         return launch_loss("sigmoid_binary_cross_entropy", logits, target, scale, summed)
 
     @on_device_of_second
+    def fused_kl_divergence(
+        self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
+        """Return the losses and their gradient in one launch."""
+        if not served(prediction, target, *as_arrays(scale)):
+            return NotImplemented
+        arguments = prediction, target, scale, summed
+        if formula.from_logits:
+            return launch_loss("softmax_cross_entropy", *arguments, DIVERGENCE="1")
+        return launch_loss("divergence_of_logarithms", *arguments)
+
+    @on_device_of_second
     def _launch_loss(
         self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
     ) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gpunn._typing import Array
 from gpunn.kernels.native import compiled
 
 #: Codes of the losses.
-ABSOLUTE_ERROR, HUBER = range(2)
+ABSOLUTE_ERROR, HUBER, POISSON, HINGE = range(4)
 
 #: By the kernel that their class names: the code, and the setting that is their parameter, if any.
 BY_OUTPUT: dict[str, tuple[int, str | None]] = {
     "absolute_error": (ABSOLUTE_ERROR, None),
     "huber": (HUBER, "delta"),
+    "poisson": (POISSON, None),
+    "hinge": (HINGE, "squared"),
 }
 
 
@@ -50,18 +54,38 @@ def by_output(
 @compiled
 def _loss(kind: int, p: Any, x: Any, y: Any) -> Any:
     """Return the loss of one output. If `kind` is constant, the compiler drops the branches."""
+    of = type(x)
     if kind == ABSOLUTE_ERROR:
         return abs(x - y)
+    if kind == POISSON:
+        return np.exp(x) - y * x
+    if kind == HINGE:
+        margin = _margin(_sign(y - of(0.5)), x)
+        return margin * margin if p != of(0) else margin
     clipped = _limited(x - y, p)
-    return clipped * (x - y - type(x)(0.5) * clipped)
+    return clipped * (x - y - of(0.5) * clipped)
 
 
 @compiled
 def _slope(kind: int, p: Any, x: Any, y: Any) -> Any:
     """Return the derivative of that loss by x."""
+    of = type(x)
     if kind == ABSOLUTE_ERROR:
         return _sign(x - y)
+    if kind == POISSON:
+        return np.exp(x) - y
+    if kind == HINGE:
+        sign = _sign(y - of(0.5))
+        margin = _margin(sign, x)
+        return -sign * (of(2) * margin if p != of(0) else _sign(margin))
     return _limited(x - y, p)
+
+
+@compiled
+def _margin(sign: Any, x: Any) -> Any:
+    """Return how far an answer is from being right by 1, at least 0; NaN stays NaN."""
+    margin = type(x)(1) - sign * x
+    return type(x)(0) if margin < type(x)(0) else margin
 
 
 @compiled
@@ -75,3 +99,50 @@ def _sign(x: Any) -> Any:
 def _limited(x: Any, p: Any) -> Any:
     """Return x limited to [-p, p]; NaN stays NaN."""
     return p if x > p else (max(x, -p))
+
+
+@compiled
+def cosine_distance(
+    epsilon: Any, prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
+) -> float:
+    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    of = grad.dtype.type
+    epsilon, scale, cost = of(epsilon), of(scale), 0.0
+    for i in range(prediction.shape[0]):
+        own = scale * weights[i] if weights.size else scale
+        squares, others, dot = of(0), of(0), of(0)
+        for j in range(prediction.shape[1]):
+            squares += prediction[i, j] * prediction[i, j]
+            others += target[i, j] * target[i, j]
+            dot += prediction[i, j] * target[i, j]
+        length, other = np.sqrt(squares), np.sqrt(others)
+        norm = epsilon if length < epsilon else length
+        other = epsilon if other < epsilon else other
+        cosine = dot / norm / other
+        turning = cosine / norm if length > epsilon else of(0)
+        cost += own * (of(1) - cosine)
+        for j in range(prediction.shape[1]):
+            grad[i, j] = own * ((turning * prediction[i, j] - target[i, j] / other) / norm)
+    return cost
+
+
+@compiled
+def divergence_of_logarithms(
+    prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
+) -> float:
+    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    of = grad.dtype.type
+    scale, cost = of(scale), 0.0
+    for i in range(prediction.shape[0]):
+        own = scale * weights[i] if weights.size else scale
+        for j in range(prediction.shape[1]):
+            y = target[i, j]
+            cost += own * (times_log(y) - y * prediction[i, j])
+            grad[i, j] = -own * y
+    return cost
+
+
+@compiled
+def times_log(y: Any) -> Any:
+    """Return y log y; 0 for 0. NaN stays NaN."""
+    return type(y)(0) if y <= type(y)(0) else y * np.log(y)

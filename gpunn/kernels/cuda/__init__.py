@@ -39,6 +39,9 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "squared_error": (),
     "absolute_error": (),
     "huber": ("delta",),
+    "poisson": (),
+    "hinge": ("squared",),
+    "cosine_distance": ("epsilon",),
 }
 
 #: For each source, all the macros that are asked for: what a test compiles is what users do.
@@ -51,7 +54,11 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     "bfloat16": [{}],
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
-    "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
+    "loss": [
+        {"REAL": real} | target
+        for real in REAL.values()
+        for target in ({}, {"LABELS": "1"}, {"DIVERGENCE": "1"})
+    ],
     "step": [{"REAL": real} for real in REAL.values()],
     "optimizer": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],
 }
