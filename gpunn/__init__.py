@@ -13,8 +13,13 @@ from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cosine import CosineDistance
 from gpunn.losses.cross_entropy import CrossEntropy, SoftmaxCrossEntropy
+from gpunn.losses.divergence import KLDivergence
+from gpunn.losses.hinge import Hinge
 from gpunn.losses.logistic import logistic_regression
+from gpunn.losses.poisson import Poisson
+from gpunn.losses.robust import Huber, MeanAbsoluteError
 from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
@@ -144,6 +149,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Cosine",
+    "CosineDistance",
     "CrossEntropy",
     "Dense",
     "Dropout",
@@ -155,8 +161,11 @@ __all__ = [
     "GlobalMaxPool",
     "GradientReport",
     "GroupNorm",
+    "Hinge",
     "History",
+    "Huber",
     "Identity",
+    "KLDivergence",
     "Layer",
     "LayerNorm",
     "LeakyReLU",
@@ -166,12 +175,14 @@ __all__ = [
     "Loss",
     "MaxPool1d",
     "MaxPool2d",
+    "MeanAbsoluteError",
     "MeanSquaredError",
     "Metric",
     "MultiHeadAttention",
     "Optimizer",
     "Parallel",
     "Parameter",
+    "Poisson",
     "Position",
     "RMSNorm",
     "ReLU",

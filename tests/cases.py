@@ -262,7 +262,7 @@ class LossCase:
     name: str
     make: Callable[..., gn.Loss]  # from keywords such as reduction
     outputs: int
-    target: str  # "real", "labels", "soft", "binary", "binary labels"
+    target: str  # one of `_TARGETS`
     probabilities: bool = False
 
     def data(self, n: int = 6, seed: int = 0) -> tuple[Any, Any]:
@@ -271,15 +271,19 @@ class LossCase:
         prediction = rng.standard_normal((n, self.outputs))
         if self.probabilities:
             prediction = 0.05 + 0.9 / (1.0 + np.exp(-prediction))
-        if self.target == "real":
-            return prediction, rng.standard_normal((n, self.outputs))
-        if self.target == "labels":
-            return prediction, rng.integers(0, self.outputs, n)
-        if self.target == "soft":
-            return prediction, rng.dirichlet(np.ones(self.outputs), n)
-        if self.target == "binary":
-            return prediction, rng.uniform(0.0, 1.0, (n, self.outputs))
-        return prediction, rng.integers(0, 2, n)
+        return prediction, _TARGETS[self.target](rng, n, self.outputs)
+
+
+#: Targets by their kind: from a generator, the number of samples, and that of outputs.
+_TARGETS: dict[str, Callable[..., Any]] = {
+    "real": lambda rng, n, p: rng.standard_normal((n, p)),
+    "labels": lambda rng, n, p: rng.integers(0, p, n),
+    "soft": lambda rng, n, p: rng.dirichlet(np.ones(p), n),
+    "binary": lambda rng, n, p: rng.uniform(0.0, 1.0, (n, p)),
+    "binary labels": lambda rng, n, p: rng.integers(0, 2, n),
+    "counts": lambda rng, n, p: rng.poisson(1.0, (n, p)),
+    "signs": lambda rng, n, p: rng.choice([-1.0, 1.0], (n, p)),
+}
 
 
 def _cross_entropies(kind: type[gn.Loss], probabilities: bool) -> list[LossCase]:
@@ -305,6 +309,29 @@ def _cross_entropies(kind: type[gn.Loss], probabilities: bool) -> list[LossCase]
 
 LOSSES = [
     LossCase("MeanSquaredError", gn.MeanSquaredError, 3, "real"),
+    LossCase("MeanAbsoluteError", gn.MeanAbsoluteError, 3, "real"),
+    LossCase("Huber", gn.Huber, 3, "real"),
+    LossCase("Huber(0.3)", lambda **others: gn.Huber(0.3, **others), 1, "real"),
+    LossCase("Poisson", gn.Poisson, 3, "counts"),
+    LossCase("Poisson(one)", gn.Poisson, 1, "binary labels"),
+    *(
+        LossCase(
+            f"Hinge(squared={squared}, {target})",
+            lambda squared=squared, **settings: gn.Hinge(squared=squared, **settings),
+            outputs,
+            target,
+        )
+        for squared in (False, True)
+        for target, outputs in (("signs", 3), ("binary labels", 1))
+    ),
+    LossCase("CosineDistance", gn.CosineDistance, 3, "real"),
+    LossCase("KLDivergence", gn.KLDivergence, 4, "soft"),
+    LossCase(
+        "KLDivergence(logarithms)",
+        lambda **settings: gn.KLDivergence(from_logits=False, **settings),
+        4,
+        "soft",
+    ),
     LossCase("MeanSquaredError(one)", gn.MeanSquaredError, 1, "binary labels"),
     *_cross_entropies(gn.SoftmaxCrossEntropy, probabilities=False),
     *_cross_entropies(gn.CrossEntropy, probabilities=True),

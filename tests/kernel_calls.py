@@ -38,6 +38,8 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     wrong = np.where(np.arange(n) % 3 == 1, rng.choice([-1, p, 10**6], n), labels)
     scales = [0.25, np.asarray(0.5), rng.uniform(0, 1, n)]
     soft = rng.uniform(0, 1, (n, p))
+    counts, signs = rng.poisson(1.0, (n, p)).astype(float), rng.choice([-1.0, 1.0], (n, p))
+    shares = np.where(soft > 0.2, soft, 0.0)  # 0 log 0 is 0
     parameters = [(n, p), (p,), (2, n, 3), *[(p,)] * (50 if n == 1 else 0)]
 
     def drawn() -> list[Any]:
@@ -75,7 +77,22 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         *((softmax, x(), soft, scale) for scale in scales),
         *((weighted, x(), some, scale) for scale in scales for some in (labels, wrong, soft)),
         *((gn.BinaryCrossEntropy(), 30 * x(), soft, scale) for scale in scales),
-        *((gn.MeanSquaredError(), x(), x(), scale) for scale in scales),
+        *(
+            (loss, *data, scale)
+            for loss, *data in (
+                (gn.MeanSquaredError(), x(), x()),
+                (gn.MeanAbsoluteError(), x(), x()),
+                (gn.Huber(0.5), x(), x()),
+                (gn.Poisson(), x(), counts),
+                (gn.Hinge(), 2 * x(), signs),
+                (gn.Hinge(squared=True), 2 * x(), 0.5 * (signs + 1)),
+                (gn.CosineDistance(), x(), x()),
+                (gn.CosineDistance(epsilon=0.5), 0.3 * x(), x()),
+                (gn.KLDivergence(), 10 * x(), shares),
+                (gn.KLDivergence(from_logits=False), -(x() ** 2), shares),
+            )
+            for scale in scales
+        ),
     ]
     masses = [(rng.uniform(0, 1, n), None), (None, rng.uniform(0, 1, n)), (x(n) ** 2, x(n) ** 2)]
     return norm_calls(x, n, p) | {

@@ -6,12 +6,12 @@ from typing import Any
 
 import array_api_compat.numpy as xp64
 import numpy as np
-import scipy.special
 
 import gpunn as gn
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 from tests.norm_calls import PlainNorms
+from tests.plain_losses import one_hot, plain_loss
 
 
 class Plain(PlainNorms):
@@ -56,11 +56,7 @@ class Plain(PlainNorms):
         return x * mask, mask
 
     def one_hot(self, labels: Any, like: Any) -> Any:
-        rows = np.full(like.shape, np.nan)
-        for row, label in zip(rows, labels.tolist(), strict=True):
-            if 0 <= label < len(row):
-                row[:] = np.arange(len(row)) == label
-        return rows
+        return one_hot(labels, like)
 
     def add(self, x: Any, y: Any) -> Any:
         return x + y
@@ -90,41 +86,7 @@ class Plain(PlainNorms):
         return (1.0 if weight is None else weight) / (self.total_mass(weight, mass) or 1.0)
 
     def loss(self, formula: Any, prediction: Any, target: Any, scale: Any, summed: bool) -> Any:
-        if type(formula) is gn.SoftmaxCrossEntropy:
-            if target.ndim == 1:
-                target = self.one_hot(target, prediction)
-            e, c = formula.label_smoothing, formula.class_weight
-            target = ((1 - e) * target + e / target.shape[1]) * np.float64(1 if c is None else c)
-            return self._softmax_cross_entropy_soft(prediction, target, scale, summed)
-        plain = {
-            gn.BinaryCrossEntropy: self._sigmoid_binary_cross_entropy,
-            gn.MeanSquaredError: self._squared_error,
-        }[type(formula)]
-        return plain(prediction, target, scale, summed)
-
-    def _softmax_cross_entropy_soft(
-        self, logits: Any, targets: Any, scale: Any, summed: bool = False
-    ) -> Any:
-        losses = -(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1)
-        mass = targets.sum(axis=1, keepdims=True)
-        grad = scipy.special.softmax(logits, axis=1) * mass - targets
-        return self._scaled(losses, grad, scale, summed)
-
-    def _sigmoid_binary_cross_entropy(
-        self, logits: Any, target: Any, scale: Any, summed: bool = False
-    ) -> Any:
-        losses = target * np.logaddexp(0, -logits) + (1 - target) * np.logaddexp(0, logits)
-        grad = scipy.special.expit(logits) - target
-        return self._scaled(losses.sum(axis=1), grad, scale, summed)
-
-    def _squared_error(self, prediction: Any, target: Any, scale: Any, summed: bool = False) -> Any:
-        error = prediction - target
-        return self._scaled((error**2).sum(axis=1) / 2, error, scale, summed)
-
-    @staticmethod
-    def _scaled(losses: Any, grad: Any, scale: Any, summed: bool) -> Any:
-        losses = scale * losses
-        return losses.sum() if summed else losses, np.reshape(scale, (-1, 1)) * grad
+        return plain_loss(formula, prediction, target, scale, summed)
 
     def sum_of_squares(self, arrays: Any) -> Any:
         return sum((x**2).sum() for x in arrays)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,24 @@ BLOCKS = st.lists(st.one_of(PLAIN, PLAIN, NESTED), max_size=4).map(tuple)
 
 # Runs
 
+#: Losses of outputs that are numbers.
+REGRESSION: dict[str, Callable[..., gn.Loss]] = {
+    "squared": gn.MeanSquaredError,
+    "absolute": gn.MeanAbsoluteError,
+    "huber": partial(gn.Huber, 0.7),
+    "cosine": gn.CosineDistance,
+}
+
+#: Losses of distributions, of counts, and of yes and no.
+OTHERS: dict[str, Callable[..., gn.Loss]] = {
+    "divergence": gn.KLDivergence,
+    "logarithms": partial(gn.KLDivergence, from_logits=False),
+    "poisson": gn.Poisson,
+    "hinge": gn.Hinge,
+    "squared hinge": partial(gn.Hinge, squared=True),
+}
+PLAIN_LOSSES = REGRESSION | OTHERS
+
 
 @dataclass(frozen=True)
 class Run:
@@ -246,6 +265,8 @@ class Run:
 
     def _targets(self, rng: np.random.Generator) -> Any:
         shape = (self.n, self.width)
+        if self.loss in ("divergence", "logarithms"):
+            return rng.dirichlet(np.ones(self.width), self.n)
         if self.loss in ("softmax", "cross_entropy"):
             labels = rng.integers(0, self.width, self.n)
             if self.targets == "labels":
@@ -256,9 +277,9 @@ class Run:
                 chosen = np.eye(self.width, dtype="int64")[labels]
                 return chosen if self.targets == "one-hot" else chosen.astype(bool)
             return rng.dirichlet(np.ones(self.width), self.n)
-        if self.loss == "squared" and self.targets != "one-hot":
+        if self.loss in REGRESSION and self.targets != "one-hot":
             y: Any = rng.standard_normal(shape)
-        elif self.targets == "soft":
+        elif self.targets == "soft" and "hinge" not in self.loss:
             y = rng.uniform(0, 1, shape)
         else:
             y = rng.integers(0, 2, shape)
@@ -293,7 +314,12 @@ class Run:
         flat = [*first, *flat]
         layers, width = made(self.blocks, int(np.prod(sample)), rng, self.dtype)
         layers.append(gn.Dense(width, self.width, rng=rng, dtype=self.dtype))
-        head = {"cross_entropy": gn.Softmax, "probabilities": gn.Sigmoid}.get(self.loss)
+        heads: dict[str, Callable[[], gn.Layer]] = {
+            "cross_entropy": gn.Softmax,
+            "probabilities": gn.Sigmoid,
+            "logarithms": gn.LogSoftmax,
+        }
+        head = heads.get(self.loss)
         return gn.Sequential(*flat, *layers, *([] if head is None else [head()])).to(self.backend)
 
     def _over_images(self, rng: np.random.Generator) -> tuple[list[gn.Layer], tuple[int, ...]]:
@@ -341,8 +367,8 @@ class Run:
                 given = {0: 2.5}
             settings |= {"class_weight": given, "label_smoothing": self.label_smoothing}
             return kind(**settings)
-        if self.loss == "squared":
-            return gn.MeanSquaredError(**settings)
+        if self.loss in PLAIN_LOSSES:
+            return PLAIN_LOSSES[self.loss](**settings)
         return gn.BinaryCrossEntropy(from_logits=self.loss == "binary", **settings)
 
     def make_optimizer(self, model: gn.Layer) -> gn.Optimizer:
@@ -369,9 +395,8 @@ class Run:
         model = self.model()
         metrics: Any = ()
         if self.metrics:
-            metrics = {
-                "squared": ("mae", "r2") if self.n > 1 else ("mae",),
-            }.get(self.loss, (MeanSoftsign(),))
+            of_numbers = ("mae", "r2") if self.n > 1 else ("mae",)
+            metrics = of_numbers if self.loss in REGRESSION else (MeanSoftsign(),)
         loss = self.make_loss()
         return gn.Trainer(model, loss, self.make_optimizer(model), metrics=metrics, rng=3)
 
@@ -402,7 +427,7 @@ RUNS = st.builds(
     outputs=st.integers(1, 4),
     n=st.integers(1, 60),
     batch_size=st.integers(1, 30),
-    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", "squared"]),
+    loss=st.sampled_from(["softmax", "cross_entropy", "binary", "probabilities", *PLAIN_LOSSES]),
     targets=st.sampled_from(["labels", "small labels", "one-hot", "flags", "soft"]),
     class_weight=st.sampled_from([None, "tuple", "dict"]),
     label_smoothing=st.sampled_from([0.0, 0.1]),

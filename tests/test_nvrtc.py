@@ -27,6 +27,7 @@ VERBOSE = "--ptxas-options=-v"  # the assembler reports the usage of each kernel
 # all the threads that Turing holds and half of what most others hold, which hides the latency of
 # memory where each thread loads 16 bytes at a time. In float64 two kernels have room for three.
 BLOCKS = {
+    "absolute_error": 4,
     "activation": 4,
     "activation_backward": 4,
     "activation_backward_sums": 6,
@@ -36,12 +37,17 @@ BLOCKS = {
     "batch_norm_parts": 4,
     "bias_activation": 4,
     "copy_rows": 6,
+    "cosine_distance": 3,
+    "divergence_of_logarithms": 4,
     "dropout": 5,
     "finish_step": 6,
     "fixed_norm": 4,
     "gather": 6,
     "norm_sums": 4,
     "norm_totals": 4,
+    "hinge": 4,
+    "huber": 4,
+    "poisson": 4,
     "round_factors": 6,
     "row_norm": 4,
     "row_norm_backward": 4,

@@ -25,7 +25,6 @@ from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
 from gpunn.kernels.cupy_device import (
     on_device_of_first,
     on_device_of_items,
-    on_device_of_second,
     served,
 )
 from gpunn.kernels.cupy_launch import (
@@ -33,18 +32,17 @@ from gpunn.kernels.cupy_launch import (
     cuda_kernel,
     have_rows,
     launch_gather,
-    launch_loss,
     launch_update,
 )
+from gpunn.kernels.cupy_losses import CupyLossKernels
 from gpunn.kernels.cupy_norm import CupyNorms
 from gpunn.kernels.cupy_sequences import CupySequences
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
-from gpunn.kernels.reference import Kernels
 from gpunn.kernels.update import Update
 
 
-class CupyKernels(CupyNorms, CupySequences, Kernels):
+class CupyKernels(CupyNorms, CupySequences, CupyLossKernels):
     """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     def __init__(self, xp: Namespace) -> None:
@@ -150,47 +148,6 @@ class CupyKernels(CupyNorms, CupySequences, Kernels):
         kernel(*over_entries(x.size), *pointers, x.size, *keys, threshold, kept)
         return y, mask
 
-    # Losses
-
-    @on_device_of_second
-    def fused_softmax_cross_entropy(
-        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not served(logits, *_arrays(scale)):
-            return NotImplemented
-        if formula.takes(target):
-            labels = target if target.dtype == np.int64 else target.astype(np.int64)
-            return launch_loss("softmax_cross_entropy", logits, labels, scale, summed, LABELS="1")
-        soft = formula.soft(logits, target)
-        if not served(logits, soft):
-            return NotImplemented
-        return launch_loss("softmax_cross_entropy", logits, soft, scale, summed)
-
-    @on_device_of_second
-    def fused_binary_cross_entropy(
-        self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not (formula.from_logits and served(logits, target, *_arrays(scale))):
-            return NotImplemented
-        return launch_loss("sigmoid_binary_cross_entropy", logits, target, scale, summed)
-
-    @on_device_of_second
-    def fused_squared_error(
-        self,
-        formula: Any,  # noqa: ARG002 (as for all losses)
-        prediction: Array,
-        target: Array,
-        scale: Any,
-        *,
-        summed: bool,
-    ) -> Any:
-        """Return the losses and their gradient in one launch."""
-        if not served(prediction, target, *_arrays(scale)):
-            return NotImplemented
-        return launch_loss("squared_error", prediction, target, scale, summed)
-
     # Optimizers
 
     @on_device_of_items
@@ -230,11 +187,6 @@ class CupyKernels(CupyNorms, CupySequences, Kernels):
                 self._ones.setdefault(whole, keep(Backend("cupy", index), make))
             ones = self._ones.setdefault(key, self._ones[whole][:n])
         return ones
-
-
-def _arrays(scale: Any) -> tuple[Array, ...]:
-    """Return a scale that is an array as a tuple of one, and () for a number."""
-    return (scale,) if hasattr(scale, "shape") else ()
 
 
 def _served_formula(formula: ActivationFormula, *arrays: Array) -> tuple[str, float] | None:

@@ -57,6 +57,11 @@ def on_device_of_second(method: _Method) -> _Method:
     return cast("_Method", on_its_device)
 
 
+def as_arrays(scale: Any) -> tuple[Array, ...]:
+    """Return a scale that is an array as a tuple of one, and () for a number."""
+    return (scale,) if hasattr(scale, "shape") else ()
+
+
 def served(*arrays: Array) -> bool:
     """Return whether the kernels serve these arrays: not empty, all float32 or all float64."""
     dtype = arrays[0].dtype

@@ -265,6 +265,7 @@ def launch_loss(
     target: Array,
     scale: Any,
     summed: bool,  # noqa: FBT001 (passed on)
+    *settings: float,
     **macros: str,
 ) -> tuple[Array, Array]:
     """Return the losses, or their sum if `summed`, and its gradient, by one kernel of loss.cu.
@@ -300,6 +301,7 @@ def launch_loss(
         grad.data.ptr,
         n,
         k,
+        *settings,
         shared_bytes=lanes * rows * dtype.itemsize,
     )
     return result, grad

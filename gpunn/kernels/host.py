@@ -8,6 +8,9 @@ import numpy as np
 
 from gpunn._typing import Array
 
+#: How far the sum of a distribution may be from 1: in float16 a class is off by 5e-4 of itself.
+ROUNDING = 1e-3
+
 
 def is_on_host(x: Array) -> bool:
     """Return whether an array is in host memory: a NumPy array or scalar."""
@@ -27,3 +30,16 @@ def lies_within(x: Array, lowest: float, highest: float) -> bool:
     if not lowest <= float(np.minimum.reduce(x, None)):
         return False
     return highest == math.inf or float(np.maximum.reduce(x, None)) <= highest
+
+
+def are_signs(x: Array) -> bool:
+    """Return whether all entries are 0 or 1, or all are -1 or 1."""
+    ones = abs(x) == 1
+    return bool(ones.all() or ((ones & (x > 0)) | (x == 0)).all())
+
+
+def are_distributions(x: Array) -> bool:
+    """Return whether no entry is negative and each row adds up to 1, to rounding."""
+    if not lies_within(x, 0.0, math.inf):
+        return False
+    return bool((abs(x.sum(axis=1, dtype=np.float64) - 1.0) <= ROUNDING).all())

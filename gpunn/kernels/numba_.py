@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gpunn._typing import Array
+from gpunn._typing import Array, Namespace
 from gpunn.kernels import loops
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
+from gpunn.kernels.loops_losses import BY_OUTPUT, by_output, parameter_of
 from gpunn.kernels.numpy_ import NumpyKernels
 from gpunn.kernels.update import Update
 
@@ -43,6 +44,10 @@ class NumbaKernels(NumpyKernels):
     """The kernels for which compiling pays; the others are NumPy's."""
 
     compiled = True
+
+    def __init__(self, xp: Namespace) -> None:
+        super().__init__(xp)
+        self._fused |= dict.fromkeys(BY_OUTPUT, self._loss_by_output)
 
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
@@ -125,6 +130,18 @@ class NumbaKernels(NumpyKernels):
             return super().fused_squared_error(formula, prediction, target, scale, summed=summed)
         grad = np.empty_like(prediction)
         cost = loops.squared_error(prediction.ravel(), target.ravel(), scale, grad.ravel())
+        return prediction.dtype.type(cost), grad
+
+    def _loss_by_output(
+        self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
+    ) -> Any:
+        """Return the cost and its gradient, of a loss that is a sum over the outputs."""
+        if not (summed and type(scale) is float and _readable(prediction, target)):
+            return NotImplemented
+        kind, _ = BY_OUTPUT[formula.kernel]
+        grad, no_weights = np.empty_like(prediction), prediction[:0, 0]
+        arrays = prediction, target, no_weights
+        cost = by_output(kind, parameter_of(formula), *arrays, scale, grad)
         return prediction.dtype.type(cost), grad
 
     def fused_sgd(self, rule: Any, update: Update) -> Any:

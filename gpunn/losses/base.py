@@ -42,6 +42,8 @@ class Loss:
     #: Whether it does all its work in kernels, so that steps can be recorded. Not inherited.
     records: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
+    #: Settings beside the reduction, with their defaults: what `repr` leaves out.
+    defaults: ClassVar[dict[str, Any]] = {}
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
     reduction: Reduction = checked(one_of, ("mean", "sum", "none"))
@@ -272,8 +274,10 @@ class Loss:
 
     def __repr__(self) -> str:
         """Return the expression that makes this loss."""
-        shown = "" if self.reduction == "mean" else f"reduction={self.reduction!r}"
-        return f"{type(self).__name__}({shown})"
+        settings = {name: getattr(self, name) for name in (*self.defaults, "reduction")}
+        usual = {**self.defaults, "reduction": "mean"}
+        given = [f"{name}={x!r}" for name, x in settings.items() if x != usual[name]]
+        return f"{type(self).__name__}({', '.join(given)})"
 
 
 def _owner(kind: type, name: str) -> Any:

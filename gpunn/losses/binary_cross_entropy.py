@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn._typing import Array, Shape
 from gpunn.arrays.checks import flag
@@ -43,6 +43,7 @@ class BinaryCrossEntropy(Loss):
     """
 
     kernel = "binary_cross_entropy"
+    defaults: ClassVar = {"from_logits": True}
 
     from_logits: bool = checked(flag)
 
@@ -78,9 +79,3 @@ class BinaryCrossEntropy(Loss):
     def probabilities(self, prediction: Array) -> Array:
         """Return h."""
         return Sigmoid()(prediction) if self.from_logits else prediction
-
-    def __repr__(self) -> str:
-        """Return the expression that makes this loss."""
-        given = [] if self.from_logits else ["from_logits=False"]
-        given += [] if self.reduction == "mean" else [f"reduction={self.reduction!r}"]
-        return f"BinaryCrossEntropy({', '.join(given)})"

@@ -54,6 +54,7 @@ class CrossEntropy(Loss):
     """
 
     kernel: ClassVar[str | None] = "cross_entropy"
+    defaults: ClassVar = {"class_weight": None, "label_smoothing": 0.0}
 
     class_weight: ClassWeight | None = checked(as_class_weight)
     label_smoothing: float = checked(number, "[0, 1]")
@@ -151,16 +152,6 @@ class CrossEntropy(Loss):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy or a pickle: without the cached class weights."""
         return vars(self) | {"_weights_there": {}}
-
-    def __repr__(self) -> str:
-        """Return the expression that makes this loss."""
-        given = {
-            "reduction": None if self.reduction == "mean" else self.reduction,
-            "class_weight": self.class_weight,
-            "label_smoothing": self.label_smoothing or None,
-        }
-        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
-        return f"{type(self).__name__}({shown})"
 
 
 class SoftmaxCrossEntropy(CrossEntropy):

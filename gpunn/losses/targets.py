@@ -7,6 +7,7 @@ from typing import Any
 from gpunn.arrays.backend import backend_of
 from gpunn.arrays.facts import is_integer, is_kind
 from gpunn.errors import DTypeError, LabelError
+from gpunn.kernels.host import ROUNDING
 
 
 def check_labels(speaker: str, labels: Any, classes: int) -> None:
@@ -44,4 +45,38 @@ def check_interval(speaker: str, target: Any, lowest: float, highest: float) -> 
         raise LabelError(
             f"{speaker}: targets must be in [{lowest:g}, {highest:g}], "
             f"got values from {least:g} to {most:g}"
+        )
+
+
+def check_signs(speaker: str, target: Any) -> None:
+    """Check that all values of `target`, an array of any library, are 0 and 1, or -1 and 1."""
+    place = backend_of(target)
+    if place is None or 0 in target.shape or is_kind(place.xp, target.dtype, "bool"):
+        return
+    xp = place.xp
+    with place.scope():
+        ones = xp.abs(target) == 1
+        if bool(xp.all(ones)) or bool(xp.all((ones & (target > 0)) | (target == 0))):
+            return
+        least, most = float(xp.min(target)), float(xp.max(target))
+    raise LabelError(
+        f"{speaker}: targets must be 0 and 1, or -1 and 1; got other values, from {least:g} to "
+        f"{most:g}"
+    )
+
+
+def check_distributions(speaker: str, target: Any) -> None:
+    """Check that each row of `target`, an array of any library, is a distribution."""
+    check_interval(speaker, target, 0.0, 1.0 + ROUNDING)
+    place = backend_of(target)
+    if place is None or 0 in target.shape:
+        return
+    xp = place.xp
+    with place.scope():
+        sums = xp.sum(xp.astype(target, xp.float64), axis=1)
+        least, most = float(xp.min(sums)), float(xp.max(sums))
+    if not (least >= 1.0 - ROUNDING and most <= 1.0 + ROUNDING):
+        raise LabelError(
+            f"{speaker}: each row of the target must add up to 1, got sums from {least:g} to "
+            f"{most:g}; divide each row by its sum, or use SoftmaxCrossEntropy(), which takes any"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.kernels.loops_losses import BY_OUTPUT, parameter_of
 from gpunn.losses.class_weight import table_of
 from gpunn.program.lower import Lane, Lowering, address_of, kernel_in, lowers, memory_of
 from gpunn.program.phases import ALL, OWN, ROWS, Access
@@ -19,30 +20,46 @@ def _loss(low: Lowering, operation: Operation) -> None:
     loss, kernel = operation.formula, kernel_in(operation)
     if not operation.settings["summed"]:
         raise NotRecordableError("the loss is not reduced to one number")
-    operands = {"a": prediction}
-    settings: dict[str, Any] = {}
     if kernel in ("softmax_cross_entropy", "cross_entropy"):
-        plain = loss.class_weight is None and not loss.label_smoothing
-        labels = len(target.shape) == 1
-        if labels and plain and kernel == "softmax_cross_entropy":
-            name = "loss_softmax_labels"
-        else:
-            if labels or not plain:
-                target = _soft(low, loss, target, prediction)
-            soft = kernel == "softmax_cross_entropy"
-            name = "loss_softmax_soft" if soft else "loss_cross_entropy"
+        name, target = _cross_entropy(low, loss, kernel, target, prediction)
+        settings: dict[str, Any] = {}
     else:
-        from_logits = "loss_binary" if loss.from_logits else "loss_binary_probabilities"
-        names = {"binary_cross_entropy": from_logits, "squared_error": "loss_squared"}
-        name = names.get(kernel, "")
-    if not name:
-        raise NotRecordableError(f"there is no instruction for the loss `{kernel}`")
+        name, settings = _instruction_of(loss, kernel)
+    operands = {"a": prediction, "b": target}
     if isinstance(scale, Value):
         operands["d"] = scale
     else:
         settings["p"] = float(scale)
     settings["q"] = float(np.finfo(low.dtype).eps)
-    low.by_rows(name, operands | {"b": target}, grad, **settings)
+    low.by_rows(name, operands, grad, **settings)
+
+
+def _instruction_of(loss: Any, kernel: str) -> tuple[str, dict[str, Any]]:
+    """Return the instruction of a loss that takes its target as it is, and its words."""
+    if kernel in BY_OUTPUT:
+        return f"loss_{kernel}", {"r": parameter_of(loss)}
+    if kernel == "squared_error":
+        return "loss_squared", {}
+    if kernel == "binary_cross_entropy":
+        return "loss_binary" if loss.from_logits else "loss_binary_probabilities", {}
+    if kernel == "cosine_distance":
+        return "loss_cosine", {"r": loss.epsilon}
+    if kernel == "kl_divergence":
+        return ("loss_softmax_soft", {"flag": 1}) if loss.from_logits else ("loss_logarithms", {})
+    raise NotRecordableError(f"there is no instruction for the loss `{kernel}`")
+
+
+def _cross_entropy(
+    low: Lowering, loss: Any, kernel: str, target: Value, prediction: Value
+) -> tuple[str, Value]:
+    """Return the instruction of a cross-entropy, and the target that it takes."""
+    plain = loss.class_weight is None and not loss.label_smoothing
+    labels, of_logits = len(target.shape) == 1, kernel == "softmax_cross_entropy"
+    if labels and plain and of_logits:
+        return "loss_softmax_labels", target
+    if labels or not plain:
+        target = _soft(low, loss, target, prediction)
+    return "loss_softmax_soft" if of_logits else "loss_cross_entropy", target
 
 
 def _soft(low: Lowering, loss: Any, target: Value, prediction: Value) -> Value:

@@ -33,6 +33,17 @@ FORMULAS: dict[str, tuple[str, str | None]] = {
     "softplus": ("softplus", None),
 }
 
+#: The losses that are a launch of the kernel of their name in loss.cu, by the kernel that their
+#: class names: the settings that it takes.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "squared_error": (),
+    "absolute_error": (),
+    "huber": ("delta",),
+    "poisson": (),
+    "hinge": ("squared",),
+    "cosine_distance": ("epsilon",),
+}
+
 #: For each source, all the macros that are asked for: what a test compiles is what users do.
 VARIANTS: dict[str, list[dict[str, str]]] = {
     "activation": [
@@ -45,7 +56,11 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
     "lookup": [{"REAL": real} for real in REAL.values()],
-    "loss": [{"REAL": real} | labels for real in REAL.values() for labels in ({}, {"LABELS": "1"})],
+    "loss": [
+        {"REAL": real} | target
+        for real in REAL.values()
+        for target in ({}, {"LABELS": "1"}, {"DIVERGENCE": "1"})
+    ],
     "norm": [{"REAL": real} for real in REAL.values()],
     "step": [{"REAL": real} for real in REAL.values()],
     "optimizer": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],

@@ -75,7 +75,11 @@ typedef long long Target;
 typedef T Target;
 #endif
 
+// y log y; 0 for 0.
+__device__ T times_log(T y) { return y > T(0) || y != y ? y * log(y) : T(0); }
+
 // loss = scale * (sum_k t_k log sum_j e^z_j - sum_k t_k z_k); grad = scale * (softmax(z) sum t - t).
+// With DIVERGENCE, the loss is less by the entropy of t.
 extern "C" __global__ void softmax_cross_entropy(
     const T* logits, const Target* targets, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long k) {
@@ -104,6 +108,9 @@ extern "C" __global__ void softmax_cross_entropy(
     total += exp(z[j] - largest);
     mass += t[j];
     dot += t[j] * (z[j] - largest);
+#ifdef DIVERGENCE
+    dot -= times_log(t[j]);
+#endif
   }
   mass = over_row(mass, add);
   dot = over_row(dot, add);
@@ -135,8 +142,8 @@ __device__ T binary_cross_entropy_gradient(T z, T y) {
   T e = exp(-fabs(z));
   return (z < T(0) ? e : T(1)) / (T(1) + e) - y;
 }
-__device__ T squared_error_of(T x, T y) { return T(0.5) * (x - y) * (x - y); }
-__device__ T squared_error_gradient(T x, T y) { return x - y; }
+__device__ T limited(T x, T least, T most) { return x < least ? least : x > most ? most : x; }
+__device__ T sign(T x) { return x > T(0) ? T(1) : x < T(0) ? T(-1) : x; }  // NaN stays NaN
 
 template <typename Loss, typename Gradient>
 __device__ void by_output(
@@ -167,5 +174,85 @@ extern "C" __global__ void squared_error(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
   by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
-            squared_error_of, squared_error_gradient);
+            [](T x, T y) { return T(0.5) * (x - y) * (x - y); }, [](T x, T y) { return x - y; });
+}
+
+extern "C" __global__ void absolute_error(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [](T x, T y) { return fabs(x - y); }, [](T x, T y) { return sign(x - y); });
+}
+
+extern "C" __global__ void huber(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double delta) {
+  T d = T(delta);
+  auto clipped = [=](T x, T y) { return limited(x - y, -d, d); };
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [=](T x, T y) {
+              T c = clipped(x, y);
+              return c * (x - y - T(0.5) * c);
+            },
+            clipped);
+}
+
+extern "C" __global__ void poisson(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [](T x, T y) { return exp(x) - y * x; }, [](T x, T y) { return exp(x) - y; });
+}
+
+// Targets are 0 and 1, or -1 and 1.
+extern "C" __global__ void hinge(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double squared) {
+  bool square = squared != 0.0;
+  auto margin = [](T x, T y) {
+    T m = T(1) - sign(y - T(0.5)) * x;
+    return m < T(0) ? T(0) : m;
+  };
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [=](T x, T y) {
+              T m = margin(x, y);
+              return square ? m * m : m;
+            },
+            [=](T x, T y) {
+              T m = margin(x, y);
+              return -sign(y - T(0.5)) * (square ? T(2) * m : sign(m));
+            });
+}
+
+// The divergence of the logarithms of probabilities from the targets.
+extern "C" __global__ void divergence_of_logarithms(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+  by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
+            [](T x, T y) { return times_log(y) - y * x; }, [](T x, T y) { return -y; });
+}
+
+// loss = scale * (1 - x . y / |x| |y|), of lengths that are at least epsilon.
+extern "C" __global__ void cosine_distance(
+    const T* prediction, const T* target, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double epsilon) {
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  bool inside = row < n;
+  const T *x = prediction + (inside ? row : 0) * p, *y = target + (inside ? row : 0) * p;
+  T squares = T(0), others = T(0), dot = T(0);
+  for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x) {
+    squares += x[j] * x[j];
+    others += y[j] * y[j];
+    dot += x[j] * y[j];
+  }
+  squares = over_row(squares, add);
+  others = over_row(others, add);
+  dot = over_row(dot, add);
+  T least = T(epsilon), length = sqrt(squares), other = larger(sqrt(others), least);
+  T norm = larger(length, least), cosine = dot / norm / other;
+  T turning = length > least ? cosine / norm : T(0);
+  T weight = inside ? scale_of(scale, stride, constant, row) : T(0);
+  for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x)
+    grad[row * p + j] = weight * ((turning * x[j] - y[j] / other) / norm);
+  write_losses(inside ? weight * (T(1) - cosine) : T(0), losses, cost, arrived, row, n);
 }

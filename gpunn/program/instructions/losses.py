@@ -1,21 +1,23 @@
 """Instructions of losses.
 
 `a` is the prediction, `b` the target, `c` the gradient; `d` the scales of the rows, or 0 where all
-have the scale `p`.
+have the scale `p`; `r` is the parameter of the loss.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.kernels import loops
+from gpunn.kernels import loops, loops_losses
 from gpunn.kernels.native import array_at, compiled, itemsize
 from gpunn.program.instructions.words import (
     COSTS,
+    FLAG,
     STEP,
     THREAD,
     THREADS,
@@ -28,10 +30,12 @@ from gpunn.program.instructions.words import (
     N,
     P,
     Q,
+    R,
     by_name,
     context_of,
     doubles,
     entries,
+    instruction,
     integers,
     numbers_of,
     rows_of,
@@ -65,7 +69,10 @@ def loss_softmax_labels(op: int, ctx: int, one: Any) -> None:
 
 @by_name
 def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
-    """Softmax cross-entropy of targets that are a share of each class, and need not sum to 1."""
+    """Softmax cross-entropy of targets that are a share of each class, and need not sum to 1.
+
+    Less the entropy of the targets, if `flag`: the divergence of the softmax from them.
+    """
     w, f = words_of(op), numbers_of(op)
     shape, of = (w[M], w[N]), type(one)
     logits, target = array_at(w[A], shape, one), array_at(w[B], shape, one)
@@ -78,6 +85,8 @@ def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
         for j in range(w[N]):
             mass += target[i, j]
             product += target[i, j] * grad[i, j]
+            if w[FLAG]:
+                product -= loops_losses.times_log(target[i, j])
         for j in range(w[N]):
             grad[i, j] = np.exp(grad[i, j])
             total += grad[i, j]
@@ -230,3 +239,43 @@ def mean_scale(op: int, ctx: int, one: Any) -> None:
     total = total if total != 0.0 else 1.0  # no weight at all: 0 / 1, not 0 / 0
     for i in range(w[M]):
         scale[i] = (weights[i] if weights.size else one) / total
+
+
+@compiled
+def _operands_of(op: int, one: Any) -> tuple[Array, Array, Array, float, Array]:
+    """Return the prediction, the target, the rows' scales, the common one, and the gradient."""
+    w, f = words_of(op), numbers_of(op)
+    prediction, target = rows_of(w[A], w[M], w[N], one), rows_of(w[B], w[M], w[N], one)
+    weights, grad = entries(w[D], w[M], one), rows_of(w[C], w[M], w[N], one)
+    return prediction, target, weights, _scale_of(w, f), grad
+
+
+@by_name
+def loss_cosine(op: int, ctx: int, one: Any) -> None:
+    """One minus the cosine of the angle between prediction and target."""
+    prediction, target, weights, scale, grad = _operands_of(op, one)
+    epsilon = numbers_of(op)[R]
+    cost = loops_losses.cosine_distance(epsilon, prediction, target, weights, scale, grad)
+    _put_cost(ctx, cost)
+
+
+@by_name
+def loss_logarithms(op: int, ctx: int, one: Any) -> None:
+    """The divergence of logarithms of probabilities from the targets."""
+    prediction, target, weights, scale, grad = _operands_of(op, one)
+    cost = loops_losses.divergence_of_logarithms(prediction, target, weights, scale, grad)
+    _put_cost(ctx, cost)
+
+
+def _by_output(kind: int) -> Callable[..., None]:
+    def loss(op: int, ctx: int, one: Any) -> None:
+        prediction, target, weights, scale, grad = _operands_of(op, one)
+        p = numbers_of(op)[R]
+        cost = loops_losses.by_output(kind, p, prediction, target, weights, scale, grad)
+        _put_cost(ctx, cost)
+
+    return loss
+
+
+for _name, (_kind, _) in loops_losses.BY_OUTPUT.items():
+    instruction(f"loss_{_name}", _by_output(_kind))

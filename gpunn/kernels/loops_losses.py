@@ -1,0 +1,148 @@
+"""The losses that are a sum over a sample's outputs, in loops that numba compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.native import compiled
+
+#: Codes of the losses.
+ABSOLUTE_ERROR, HUBER, POISSON, HINGE = range(4)
+
+#: By the kernel that their class names: the code, and the setting that is their parameter, if any.
+BY_OUTPUT: dict[str, tuple[int, str | None]] = {
+    "absolute_error": (ABSOLUTE_ERROR, None),
+    "huber": (HUBER, "delta"),
+    "poisson": (POISSON, None),
+    "hinge": (HINGE, "squared"),
+}
+
+
+def parameter_of(formula: Any) -> float:
+    """Return the parameter of one of these losses; 0 if it has none."""
+    _, name = BY_OUTPUT[formula.kernel]
+    return 0.0 if name is None else float(getattr(formula, name))
+
+
+@compiled
+def by_output(
+    kind: int,
+    p: Any,
+    prediction: Array,
+    target: Array,
+    weights: Array,
+    scale: Any,
+    grad: Array,
+) -> float:
+    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    of = grad.dtype.type
+    p, scale, cost = of(p), of(scale), 0.0
+    for i in range(prediction.shape[0]):
+        own = scale * weights[i] if weights.size else scale
+        total = of(0)
+        for j in range(prediction.shape[1]):
+            x, y = prediction[i, j], target[i, j]
+            total += _loss(kind, p, x, y)
+            grad[i, j] = own * _slope(kind, p, x, y)
+        cost += own * total
+    return cost
+
+
+@compiled
+def _loss(kind: int, p: Any, x: Any, y: Any) -> Any:
+    """Return the loss of one output. If `kind` is constant, the compiler drops the branches."""
+    of = type(x)
+    if kind == ABSOLUTE_ERROR:
+        return abs(x - y)
+    if kind == POISSON:
+        return np.exp(x) - y * x
+    if kind == HINGE:
+        margin = _margin(_sign(y - of(0.5)), x)
+        return margin * margin if p != of(0) else margin
+    clipped = _limited(x - y, p)
+    return clipped * (x - y - of(0.5) * clipped)
+
+
+@compiled
+def _slope(kind: int, p: Any, x: Any, y: Any) -> Any:
+    """Return the derivative of that loss by x."""
+    of = type(x)
+    if kind == ABSOLUTE_ERROR:
+        return _sign(x - y)
+    if kind == POISSON:
+        return np.exp(x) - y
+    if kind == HINGE:
+        sign = _sign(y - of(0.5))
+        margin = _margin(sign, x)
+        return -sign * (of(2) * margin if p != of(0) else _sign(margin))
+    return _limited(x - y, p)
+
+
+@compiled
+def _margin(sign: Any, x: Any) -> Any:
+    """Return how far an answer is from being right by 1, at least 0; NaN stays NaN."""
+    margin = type(x)(1) - sign * x
+    return type(x)(0) if margin < type(x)(0) else margin
+
+
+@compiled
+def _sign(x: Any) -> Any:
+    """Return -1, 0 or 1; NaN stays NaN."""
+    of = type(x)
+    return of(1) if x > of(0) else (of(-1) if x < of(0) else x)
+
+
+@compiled
+def _limited(x: Any, p: Any) -> Any:
+    """Return x limited to [-p, p]; NaN stays NaN."""
+    return p if x > p else (max(x, -p))
+
+
+@compiled
+def cosine_distance(
+    epsilon: Any, prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
+) -> float:
+    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    of = grad.dtype.type
+    epsilon, scale, cost = of(epsilon), of(scale), 0.0
+    for i in range(prediction.shape[0]):
+        own = scale * weights[i] if weights.size else scale
+        squares, others, dot = of(0), of(0), of(0)
+        for j in range(prediction.shape[1]):
+            squares += prediction[i, j] * prediction[i, j]
+            others += target[i, j] * target[i, j]
+            dot += prediction[i, j] * target[i, j]
+        length, other = np.sqrt(squares), np.sqrt(others)
+        norm = epsilon if length < epsilon else length
+        other = epsilon if other < epsilon else other
+        cosine = dot / norm / other
+        turning = cosine / norm if length > epsilon else of(0)
+        cost += own * (of(1) - cosine)
+        for j in range(prediction.shape[1]):
+            grad[i, j] = own * ((turning * prediction[i, j] - target[i, j] / other) / norm)
+    return cost
+
+
+@compiled
+def divergence_of_logarithms(
+    prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
+) -> float:
+    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    of = grad.dtype.type
+    scale, cost = of(scale), 0.0
+    for i in range(prediction.shape[0]):
+        own = scale * weights[i] if weights.size else scale
+        for j in range(prediction.shape[1]):
+            y = target[i, j]
+            cost += own * (times_log(y) - y * prediction[i, j])
+            grad[i, j] = -own * y
+    return cost
+
+
+@compiled
+def times_log(y: Any) -> Any:
+    """Return y log y; 0 for 0. NaN stays NaN."""
+    return type(y)(0) if y <= type(y)(0) else y * np.log(y)

@@ -1,0 +1,57 @@
+"""The loss of counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpunn._typing import Array, Shape
+from gpunn.kernels import kernels
+from gpunn.kernels.formulas import per_row
+from gpunn.kernels.host import lies_within
+from gpunn.losses.base import Loss
+from gpunn.losses.targets import check_interval
+
+
+class Poisson(Loss):
+    r"""Negative log-likelihood of counts, :math:`L = \sum_p e^{z_p} - y_p z_p`.
+
+    The counts y are taken to be Poisson's, with mean :math:`e^z`: the network puts out the
+    logarithm z of the mean, and ends without an activation.
+    :math:`\partial L/\partial z = e^z - y`.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum", "none"}, default "mean"
+        See `Loss`.
+
+    Notes
+    -----
+    *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1; values of at least 0, of any
+    dtype, and not only whole numbers.
+
+    The likelihood's constant :math:`\log y!` is left out, so L may be negative. The formula is
+    that of PyTorch's ``PoissonNLLLoss``, which averages over the outputs where this sums. Keras's
+    ``Poisson`` takes the mean itself, not its logarithm. Half the deviance of scikit-learn's
+    ``PoissonRegressor`` is this plus :math:`y \log y - y`.
+
+    Above z = 88.7 in float32 (709.7 in float64) the mean is infinite, and so is L.
+    """
+
+    kernel = "poisson"
+
+    def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
+        """Return scale * sum (e^z - y z), and scale * (e^z - y)."""
+        xp = kernels(prediction).xp
+        mean = xp.exp(prediction)
+        losses = xp.sum(mean - target * prediction, axis=1)
+        return scale * losses, per_row(scale) * (mean - target)
+
+    def check_target(self, target: Any, output_shape: Shape) -> None:
+        """Check the shape, and that no value is negative."""
+        super().check_target(target, output_shape)
+        check_interval(repr(self), target, 0.0, math.inf)
+
+    def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
+        """Return whether a target is negative."""
+        return not lies_within(target, 0.0, math.inf)
