@@ -48,7 +48,7 @@ from gpunn.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
-from gpunn.nn.shape import Flatten
+from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
 from gpunn.optim.adam import Adam
@@ -169,6 +169,7 @@ __all__ = [
     "Position",
     "ReLU",
     "ReduceOnPlateau",
+    "Reshape",
     "Residual",
     "Schedule",
     "Sequential",

@@ -236,7 +236,7 @@ def _sides(name: str, n_inputs: int, shape: Any) -> Shape | None:
     if shape is None:
         side = math.isqrt(n_inputs)
         return (side, side) if side * side == n_inputs else None
-    sides = sample_shape("plot_weights", shape)
+    sides = sample_shape("plot_weights", shape, "shape")
     if len(sides) != 2 or math.prod(sides) != n_inputs:
         raise SettingError(
             f"plot_weights: {name} has {n_inputs} inputs, so shape must be two numbers whose "
