@@ -79,6 +79,8 @@ class Block:
         }
         if self.kind in alone:
             return [alone[self.kind]()], inputs
+        if self.kind == "reshape":
+            return [gn.Reshape((1, inputs)), gn.Flatten()], inputs
         if self.kind == "twice":
             layer = dense(inputs)
             return [layer, gn.Tanh(), layer], inputs
@@ -148,7 +150,9 @@ IMAGES = st.builds(
 
 PLAIN = st.builds(
     Block,
-    kind=st.sampled_from(["dense", "dense", "activation", "dropout", "flatten", "twice"]),
+    kind=st.sampled_from(
+        ["dense", "dense", "activation", "dropout", "flatten", "reshape", "twice"]
+    ),
     width=st.integers(1, 7),
     activation=st.sampled_from(sorted(gn.ACTIVATIONS)),
     bias=st.booleans(),
