@@ -125,7 +125,7 @@ def sample_shape(owner: str, shape: Any, name: str = "input_shape") -> tuple[int
     for length in lengths:
         if not is_whole(length) or length < 0:
             raise SettingError(
-                f"{owner}: {name} must be whole numbers of at least 0, got {shape!r}"
+                f"{owner}: {name} must be a shape, whole numbers of at least 0, got {shape!r}"
             )
     return tuple(int(length) for length in lengths)
 

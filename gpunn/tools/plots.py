@@ -196,8 +196,8 @@ def plot_weights(
     SettingError
         If there are no weights, or they do not have that shape.
     """
-    name, weight = _weight(layer)
     limit = whole_number("plot_weights", "limit", limit)
+    name, weight = _weight(layer)
     images = list(_images(name, weight, shape))[:limit]
     (panel,) = _panels("plot_weights", axes, 1)
     highest = max(float(np.abs(image).max(initial=0.0)) for image in images) or 1.0
