@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpunn import errors
 from gpunn.arrays.backend import Backend, backend_of, get_backend, use
 from gpunn.arrays.exchange import to_numpy
+from gpunn.data.augment import Augment
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.losses.base import Loss
@@ -132,6 +133,7 @@ __all__ = [
     "Adam",
     "AveragePool1d",
     "AveragePool2d",
+    "Augment",
     "Backend",
     "Batch",
     "BinaryAccuracy",
