@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gpunn import errors
 from gpunn.arrays.backend import Backend, backend_of, get_backend, use
 from gpunn.arrays.exchange import to_numpy
+from gpunn.data.augment import Augment
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.losses.base import Loss
@@ -55,7 +56,7 @@ from gpunn.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
-from gpunn.nn.shape import Flatten
+from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
 from gpunn.optim.adam import Adam
@@ -137,6 +138,7 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Adam",
+    "Augment",
     "AveragePool1d",
     "AveragePool2d",
     "Backend",
@@ -187,6 +189,7 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "ReduceOnPlateau",
+    "Reshape",
     "Residual",
     "Schedule",
     "Sequential",

@@ -192,6 +192,9 @@ LAYERS = [
         for heads, settings in ((2, {}), (1, {"causal": True}), (4, {"bias": False}))
     ),
     LayerCase("Flatten", lambda _: gn.Flatten(), (2, 3), keeps_shape=False, kinds=(gn.Flatten,)),
+    LayerCase(
+        "Reshape", lambda _: gn.Reshape((3, 2, 1)), (6,), keeps_shape=False, kinds=(gn.Reshape,)
+    ),
     LayerCase("Dropout", lambda _: gn.Dropout(0.4), random=True, kinds=(gn.Dropout,)),
     LayerCase("Dropout(0)", lambda _: gn.Dropout(0.0), kinds=(gn.Dropout,)),
     LayerCase(

@@ -88,6 +88,8 @@ class Block:
         }
         if self.kind in alone:
             return [alone[self.kind]()], inputs
+        if self.kind == "reshape":
+            return [gn.Reshape((1, inputs)), gn.Flatten()], inputs
         if self.kind == "twice":
             layer = dense(inputs)
             return [layer, gn.Tanh(), layer], inputs
@@ -160,7 +162,7 @@ IMAGES = st.builds(
 )
 
 NORMS = ["layer_norm", "rms_norm", "group_norm", "batch_norm"]
-KINDS = ["dense", "dense", "activation", "dropout", "flatten", "twice", *NORMS]
+KINDS = ["dense", "dense", "activation", "dropout", "flatten", "reshape", "twice", *NORMS]
 PLAIN = st.builds(
     Block,
     kind=st.sampled_from(KINDS),

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
+from gpunn.estimators import (
+    LogisticRegression,
+    MLPClassifier,
+    MLPRegressor,
+    NetworkClassifier,
+    NetworkRegressor,
+)
 
-KINDS = (MLPClassifier, MLPRegressor, LogisticRegression)
+KINDS = (MLPClassifier, MLPRegressor, LogisticRegression, NetworkClassifier, NetworkRegressor)
 
 # They train for a few epochs.
 pytestmark = [

@@ -384,21 +384,3 @@ class TestTape:
             tape = gn.Tape(rng=0, input_grad=input_grad)
             y = gn.Sequential(*layers)(x, tape)
             assert (first.backward(y, tape) is not None) == wanted
-
-
-def test_the_summary() -> None:
-    inner = gn.Sequential(gn.Dense(5, 5, "tanh"), gn.Dropout(0.3))
-    model = gn.Sequential(
-        gn.Flatten(), gn.Dense(6, 5, "relu"), gn.Residual(inner), gn.Dense(5, 1000)
-    )
-    assert model.summary((2, 3)).splitlines() == [
-        "layer                             output     parameters  shapes",
-        "-" * 75,
-        "Flatten()                         (N, 6)              0",
-        "Dense(6, 5, activation='relu')    (N, 5)             35  (6, 5), (5,)",
-        "Residual                          (N, 5)              0",
-        "  Dense(5, 5, activation='tanh')  (N, 5)             30  (5, 5), (5,)",
-        "  Dropout(0.3)                    (N, 5)              0",
-        "Dense(5, 1000)                    (N, 1000)       6,000  (5, 1000), (1000,)",
-        "6,065 parameters, 24,260 bytes",
-    ]

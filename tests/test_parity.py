@@ -24,7 +24,16 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 # How far two backends may be apart, in units in the last place of an array's largest entry.
 #
 # Nothing: these move numbers, or multiply each by one number.
-EXACT = {"Identity", "ReLU", "Flatten", "Dropout", "Dropout(0)", "Residual(ReLU)", "Sequential()"}
+EXACT = {
+    "Identity",
+    "ReLU",
+    "Flatten",
+    "Reshape",
+    "Dropout",
+    "Dropout(0)",
+    "Residual(ReLU)",
+    "Sequential()",
+}
 # A few operations on each entry, or sums and products over the few features of a case: exp, log and
 # tanh are right to 2 units in CUDA and to 1 in NumPy, and sums may be taken in any order.
 ULPS = 16

@@ -119,13 +119,13 @@ def float_dtype(owner: str, dtype: Any, *, otherwise: str = "") -> str:
     raise SettingError(f"{owner}: dtype must be {otherwise}'float32' or 'float64', got {dtype!r}")
 
 
-def sample_shape(owner: str, input_shape: Any) -> tuple[int, ...]:
+def sample_shape(owner: str, shape: Any, name: str = "input_shape") -> tuple[int, ...]:
     """Check the shape of one sample; return it as a tuple. A number n stands for (n,)."""
-    lengths = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
+    lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
     for length in lengths:
         if not is_whole(length) or length < 0:
             raise SettingError(
-                f"{owner}: input_shape must be whole numbers of at least 0, got {input_shape!r}"
+                f"{owner}: {name} must be a shape, whole numbers of at least 0, got {shape!r}"
             )
     return tuple(int(length) for length in lengths)
 

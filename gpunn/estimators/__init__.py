@@ -14,6 +14,14 @@ except ImportError as error:
 
 from gpunn.estimators.classifier import MLPClassifier
 from gpunn.estimators.logistic import LogisticRegression
+from gpunn.estimators.network_classifier import NetworkClassifier
+from gpunn.estimators.network_regressor import NetworkRegressor
 from gpunn.estimators.regressor import MLPRegressor
 
-__all__ = ["LogisticRegression", "MLPClassifier", "MLPRegressor"]
+__all__ = [
+    "LogisticRegression",
+    "MLPClassifier",
+    "MLPRegressor",
+    "NetworkClassifier",
+    "NetworkRegressor",
+]

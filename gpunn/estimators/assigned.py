@@ -15,8 +15,10 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.portable import Portable
+from gpunn.estimators.base import Sizes
 from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.labels import Labels, converted
+from gpunn.estimators.layered import LayeredNetwork
 from gpunn.estimators.origin import HOST, Origin
 from gpunn.estimators.settings import check_solver, place_of
 from gpunn.estimators.weights import fitting, numbers, write
@@ -24,7 +26,7 @@ from gpunn.estimators.weights import fitting, numbers, write
 _PARTS = ("coef_", "intercept_", "classes_")
 
 
-class AssignedLinear(Classifying):
+class AssignedLinear(Classifying, LayeredNetwork):
     """A classifier with one layer, made by `fit` or once all three parts are assigned."""
 
     @property
@@ -127,7 +129,7 @@ class AssignedLinear(Classifying):
         dtype = "float32" if dtype_name(coef) == "float32" else "float64"
         self._labels, self._origin, self.n_features_in_ = labels, origin, int(coef.shape[1])
         rng = self._random_state = check_random_state(self.random_state)
-        self._begin((self.n_features_in_, k), rng, dtype, place)
+        self._begin(Sizes((self.n_features_in_,), k), rng, dtype, place)
         self.coef_ = coef
         self.intercept_ = intercept
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from gpunn._typing import Shape
 from gpunn.arrays.backend import Backend, backend_of, scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
@@ -17,27 +19,34 @@ from gpunn.arrays.streams import finish, follow_default_stream
 from gpunn.data.loader import Loader
 from gpunn.estimators.changes import check_place, check_unchanged
 from gpunn.estimators.epochs import Epochs, Order
-from gpunn.estimators.fitted import ROWS, of_features
-from gpunn.estimators.hooks import DECORATORS, Hooks
+from gpunn.estimators.fitted import ROWS
+from gpunn.estimators.hooks import DECORATORS, Hooks, with_callbacks
 from gpunn.estimators.labels import readable
 from gpunn.estimators.loop import TrainingLoop
 from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
-from gpunn.estimators.samples import Samples, split
+from gpunn.estimators.samples import Samples, given_validation, split
 from gpunn.estimators.settings import as_metrics, check_solver, place_of
 from gpunn.estimators.solvers import make_optimizer, up_to_date
 from gpunn.losses.base import Loss
-from gpunn.nn.containers import Sequential
+from gpunn.nn.layer import Layer
 from gpunn.program import Program
 from gpunn.training.stopping import BestWeights
 from gpunn.training.trainer import Trainer
+
+
+class Sizes(NamedTuple):
+    """What a network is made for: the shape of a sample, and the number of outputs."""
+
+    inputs: Shape
+    outputs: int
 
 
 class NetworkEstimator(TrainingLoop):
     """An estimator around a network.
 
     A subclass has scikit-learn's settings as attributes, and defines the targets, the loss, the
-    score, the network and the penalty.
+    score and the network.
     """
 
     #: The solvers that the setting `learning_rate` applies to; scikit-learn's networks exempt Adam.
@@ -67,16 +76,54 @@ class NetworkEstimator(TrainingLoop):
         raise NotImplementedError
 
     def _make_network(
-        self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
-    ) -> Sequential:
-        """Return a network with `sizes` inputs and outputs."""
+        self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend
+    ) -> Layer:
+        """Return a network for samples of a shape, with so many outputs."""
         raise NotImplementedError
 
-    def _decay(self, total: float) -> Callable[[float], float]:
-        """Return a function from a batch's weight sum to its decay; `total` is the whole sum."""
-        raise NotImplementedError
+    def _decay(self, total: float) -> Callable[[float], float]:  # noqa: ARG002
+        """Return a function from a batch's weight sum to its decay; `total` is the whole sum.
+
+        scikit-learn divides the penalty by the size of the batch, whatever the batch.
+        """
+        return lambda mass: self.alpha / mass if mass > 0 else 0.0
 
     # Training
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Any:
+        """Train on all of the data.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            NumPy, lists, pandas or sparse SciPy formats (batches are made dense); with
+            ``sklearn.set_config(array_api_dispatch=True)`` also CuPy and other arrays. float32
+            stays float32.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            The labels, of which a sample may have several as zeros and ones; or the numbers.
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative.
+        X_val, y_val, sample_weight_val : array-like, optional
+            Validation data. With `early_stopping`, they replace the held-out share of the training
+            data.
+
+        Returns
+        -------
+        self : estimator
+        """
+        validation = given_validation(type(self).__name__, X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, validation=validation)
 
     def _fit(
         self,
@@ -145,7 +192,7 @@ class NetworkEstimator(TrainingLoop):
         if fresh:
             place = place_of(name, self.backend, self.device, self._origin.backend)
             dtype = dtype_name(train.x)
-            self._begin((train.x.shape[1], n_outputs), rng, dtype, place)
+            self._begin(Sizes(tuple(train.x.shape[1:]), n_outputs), rng, dtype, place)
         else:
             self._progress.begin(early_stopping=self.early_stopping)
             if incremental:
@@ -164,19 +211,18 @@ class NetworkEstimator(TrainingLoop):
             train, held_out = split(train, self.validation_fraction, rng, stratify=binary)
         return self._epochs(train, rng, total), self._loader(held_out)
 
-    def _begin(
-        self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
-    ) -> None:
-        """Make a network with `sizes` inputs and outputs, its loss and its optimizer."""
+    def _begin(self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend) -> None:
+        """Make a network, its loss and its optimizer."""
         self._made = {
             **dict(self._structure()),
             "backend": self.backend,
             "device": self.device,
             "solver": self.solver,
         }
+        self._n_outputs = sizes.outputs
         self._loss = self._make_loss()
         self._network = self._make_network(sizes, rng, dtype, place)
-        self._dropout_rng = _generator(rng) if self._is_random() else None
+        self._dropout_rng = generator(rng) if self._is_random() else None
         self._program = Program()
         self._progress = Progress(self.early_stopping)
         self._optimizer = make_optimizer(self)
@@ -186,9 +232,11 @@ class NetworkEstimator(TrainingLoop):
         X, y, sample_weight = given
         y, weight = readable(y), None
         with scope_of(X):  # scikit-learn moves CuPy arrays to the current device
-            X, y = validate_data(self, X, y, reset=reset, **of_features(X), **self._checks())
+            X, y = validate_data(self, X, y, reset=reset, **self._x_checks(X), **self._checks())
             if sample_weight is not None:
                 weight = to_numpy(_check_sample_weight(sample_weight, X, ensure_non_negative=True))
+        if not reset:
+            self._check_sample_shape(tuple(X.shape[1:]))
         return Samples(X, y, weight)
 
     def _encoded(self, samples: Samples) -> Samples:
@@ -270,6 +318,6 @@ def _metadata(sample_weight: Any) -> dict[str, Any]:
     return {} if sample_weight is None else {"sample_weight": sample_weight}
 
 
-def _generator(rng: np.random.RandomState) -> np.random.Generator:
+def generator(rng: np.random.RandomState) -> np.random.Generator:
     """Return a generator seeded by a draw from `rng`."""
     return np.random.default_rng(rng.randint(2**31 - 1))

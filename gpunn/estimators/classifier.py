@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from sklearn.base import _fit_context
 from sklearn.utils.validation import check_is_fitted
 
 from gpunn.arrays.backend import Backend
 from gpunn.estimators.classifying import Classifying
-from gpunn.estimators.hooks import with_callbacks
 from gpunn.estimators.perceptron import Perceptron, Solver
-from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import (
     CLASSES,
     NETWORK,
@@ -222,67 +219,6 @@ class MLPClassifier(Classifying, Perceptron):
         self.backend = backend
         self.device = device
 
-    @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-    ) -> MLPClassifier:
-        """Train on all of the data.
-
-        Parameters
-        ----------
-        X : array-like or sparse matrix of shape (n_samples, n_features)
-            NumPy, lists, pandas or sparse SciPy formats (batches are made dense); with
-            ``sklearn.set_config(array_api_dispatch=True)`` also CuPy and other arrays. float32
-            stays float32.
-        y : array-like of shape (n_samples,), or (n_samples, n_labels) of zeros and ones
-            The labels.
-        sample_weight : array-like of shape (n_samples,), optional
-            Not negative.
-        X_val, y_val, sample_weight_val : array-like, optional
-            Validation data. With `early_stopping`, they replace the held-out share of the training
-            data.
-
-        Returns
-        -------
-        self : MLPClassifier
-        """
-        validation = given_validation(type(self).__name__, X_val, y_val, sample_weight_val)
-        return self._fit(X, y, sample_weight, validation=validation)
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
-    ) -> MLPClassifier:
-        """Go over some data once, and keep what was learned before.
-
-        A call is no epoch of `fit`: it lowers no learning rate but "invscaling"'s, and uses up no
-        patience. It costs the same however many there were.
-
-        Parameters
-        ----------
-        X, y, sample_weight
-            As for `fit`.
-        classes : array-like of shape (n_classes,), optional
-            All labels that may ever come; needed in the first call, unless y has several columns,
-            whose indices they are then.
-
-        Returns
-        -------
-        self : MLPClassifier
-        """
-        return self._partial_fit(X, y, sample_weight, classes)
-
-    def _given_loss(self) -> Loss | None:
-        return self.loss if isinstance(self.loss, Loss) else None
-
     @property
     def out_activation_(self) -> str:
         """What makes probabilities of outputs: "logistic", "softmax", or "identity" for neither."""
@@ -290,9 +226,3 @@ class MLPClassifier(Classifying, Perceptron):
         if isinstance(self._loss, CrossEntropy):
             return "softmax"
         return "logistic" if isinstance(self._loss, BinaryCrossEntropy) else "identity"
-
-    def __sklearn_tags__(self) -> Any:
-        """Return the capabilities that scikit-learn checks."""
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags

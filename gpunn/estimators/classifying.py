@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import is_multilabel
 from sklearn.utils.validation import check_is_fitted
@@ -42,7 +42,8 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _given_loss(self) -> Loss | None:
         """Return the loss that the user chose, or None for the one that fits the labels."""
-        return None
+        loss = getattr(self, "loss", None)
+        return loss if isinstance(loss, Loss) else None
 
     @property
     def classes_(self) -> Any:
@@ -74,8 +75,25 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     # Training
 
-    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> Any:
-        """Train for one epoch on some data; the first call lists all labels in `classes`."""
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
+        """Go over some data once, and keep what was learned before.
+
+        A call is no epoch of `fit`: it lowers no learning rate but "invscaling"'s, and uses up no
+        patience. It costs the same however many there were.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        classes : array-like of shape (n_classes,), optional
+            All labels that may ever come; needed in the first call, unless y has several columns,
+            whose indices they are then.
+
+        Returns
+        -------
+        self : estimator
+        """
         if needs_all_labels(self.class_weight):
             raise ValueError(
                 "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
@@ -274,6 +292,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
     def __sklearn_tags__(self) -> Any:
         """Return the capabilities that scikit-learn checks."""
         tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self._checks()["multi_output"]
         tags.input_tags.sparse = True
         tags.array_api_support = True
         return tags

@@ -12,15 +12,14 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from gpunn._typing import Array
+from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.streams import follow_default_stream
-from gpunn.estimators.network import dense_layers
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
-from gpunn.estimators.weights import Weights, handed_out
-from gpunn.nn.containers import Sequential
+from gpunn.estimators.weights import handed_out
+from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
 from gpunn.training.inference import forward_fitting
@@ -33,7 +32,8 @@ class FittedNetwork(BaseEstimator):
     """An estimator that holds a network once it is fitted."""
 
     _made: dict[str, Any]
-    _network: Sequential
+    _n_outputs: int
+    _network: Layer
     _optimizer: Optimizer
     _origin: Origin
     _progress: Progress
@@ -50,8 +50,17 @@ class FittedNetwork(BaseEstimator):
                 f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
             )
         with scope_of(X):
-            X = validate_data(self, X, reset=False, **of_features(X))
+            X = validate_data(self, X, reset=False, **self._x_checks(X))
+        self._check_sample_shape(tuple(X.shape[1:]))
         return self._forward(X), origin
+
+    def _x_checks(self, X: Any) -> dict[str, Any]:
+        """Return settings of scikit-learn's check of X: float32 stays, others become float64."""
+        xp = np if Origin.of(X) == HOST else namespace_of(X)
+        return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}
+
+    def _check_sample_shape(self, shape: Shape) -> None:
+        """Check the shape of a sample, beyond its number of features, against that in `fit`."""
 
     def _forward(self, X: Any) -> Array:
         """Return the outputs for validated features, in blocks of rows that fit into memory."""
@@ -60,7 +69,7 @@ class FittedNetwork(BaseEstimator):
         assert place is not None  # noqa: S101
 
         def take(start: int, stop: int) -> Array:
-            rows = X if (start, stop) == (0, X.shape[0]) else X[start:stop, :]
+            rows = X if (start, stop) == (0, X.shape[0]) else X[start:stop, ...]
             rows = rows.toarray() if hasattr(rows, "toarray") else rows
             return place.asarray(rows, self._dtype)
 
@@ -97,41 +106,10 @@ class FittedNetwork(BaseEstimator):
     # Results of training
 
     @property
-    def coefs_(self) -> list[Any]:
-        """The weights of each layer, (inputs, outputs), in the library of X.
-
-        Assigning an entry, or the whole list, writes to the network. So does writing into an array
-        in place, if X is in the library and on the device of the network. Otherwise the arrays are
-        copies: read-only on NumPy, while writes to copies in other libraries have no effect.
-        """
-        return self._weights("coefs_", [layer.weight for layer in self._layers()])
-
-    @coefs_.setter
-    def coefs_(self, values: Any) -> None:
-        self._weights("coefs_", [layer.weight for layer in self._layers()]).replace(values)
-
-    @property
-    def intercepts_(self) -> list[Any]:
-        """The biases of each layer, (outputs,), in the library of X; see `coefs_`."""
-        return self._weights("intercepts_", [layer.bias for layer in self._layers() if layer.bias])
-
-    @intercepts_.setter
-    def intercepts_(self, values: Any) -> None:
-        biases = [layer.bias for layer in self._layers() if layer.bias]
-        self._weights("intercepts_", biases).replace(values)
-
-    def _weights(self, name: str, parameters: list[Any]) -> Weights:
-        return Weights(f"{type(self).__name__}: {name}", parameters, self._given)
-
-    @property
-    def n_layers_(self) -> int:
-        """The number of layers, including the input layer."""
-        return len(self._layers()) + 1
-
-    @property
     def n_outputs_(self) -> int:
         """The number of outputs."""
-        return self._layers()[-1].out_features
+        check_is_fitted(self)
+        return self._n_outputs
 
     @property
     def n_iter_(self) -> int:
@@ -183,15 +161,5 @@ class FittedNetwork(BaseEstimator):
         check_is_fitted(self)
         return self._progress
 
-    def _layers(self) -> list[Any]:
-        check_is_fitted(self)
-        return dense_layers(self._network)
-
     def _given(self, x: Array) -> Any:
         return handed_out(self._origin, x)
-
-
-def of_features(X: Any) -> dict[str, Any]:
-    """Return settings of scikit-learn's check of X: float32 stays, others become float64."""
-    xp = np if Origin.of(X) == HOST else namespace_of(X)
-    return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}

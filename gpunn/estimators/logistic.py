@@ -7,15 +7,13 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
 from gpunn.arrays.backend import Backend
 from gpunn.estimators.assigned import AssignedLinear
-from gpunn.estimators.hooks import with_callbacks
+from gpunn.estimators.base import Sizes
 from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
-from gpunn.estimators.samples import given_validation
 from gpunn.estimators.settings import CLASSES, TRAINING
 from gpunn.nn.containers import Sequential
 from gpunn.training.metrics import Metric
@@ -38,6 +36,9 @@ class LogisticRegression(AssignedLinear):
     better choice where they can be had; this one is for data that come in parts, and for a GPU.
     Its settings are those of the networks: there is no `penalty`, `l1_ratio` or `n_jobs`,
     `max_iter` counts epochs, and `tol` is how much of the cost an epoch must take off.
+
+    In `partial_fit` the penalty is divided by the data of the call: where all data come in k parts,
+    k times `C` gives the cost that `fit` has over all of them.
 
     Parameters
     ----------
@@ -142,54 +143,6 @@ class LogisticRegression(AssignedLinear):
         self.backend = backend
         self.device = device
 
-    @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        *,
-        X_val: Any = None,
-        y_val: Any = None,
-        sample_weight_val: Any = None,
-    ) -> LogisticRegression:
-        """Train on all of the data.
-
-        Parameters
-        ----------
-        X, y, sample_weight, X_val, y_val, sample_weight_val
-            As for `MLPClassifier.fit`; y is one label a sample.
-
-        Returns
-        -------
-        self : LogisticRegression
-        """
-        validation = given_validation(type(self).__name__, X_val, y_val, sample_weight_val)
-        return self._fit(X, y, sample_weight, validation=validation)
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
-    ) -> LogisticRegression:
-        """Go over some data once, and keep what was learned before.
-
-        The penalty is divided by the data of this call: where all data come in k parts, k times
-        `C` gives the cost that `fit` has over all of them.
-
-        Parameters
-        ----------
-        X, y, sample_weight
-            As for `fit`.
-        classes : array-like of shape (n_classes,), optional
-            All labels that may ever come; needed in the first call.
-
-        Returns
-        -------
-        self : LogisticRegression
-        """
-        return self._partial_fit(X, y, sample_weight, classes)
-
     def decision_function(self, X: Any) -> Any:
         """Return the logits.
 
@@ -212,13 +165,14 @@ class LogisticRegression(AssignedLinear):
 
     def _make_network(
         self,
-        sizes: tuple[int, int],
+        sizes: Sizes,
         rng: np.random.RandomState,  # noqa: ARG002 (a convex cost needs no luck)
         dtype: str,
         place: Backend,
     ) -> Sequential:
-        bias = np.zeros(sizes[1]) if self.fit_intercept else None
-        return Sequential(dense(np.zeros(sizes), bias, None, dtype, place))
+        bias = np.zeros(sizes.outputs) if self.fit_intercept else None
+        weight = np.zeros((*sizes.inputs, sizes.outputs))
+        return Sequential(dense(weight, bias, None, dtype, place))
 
     _SCHEDULED = ("sgd", "adam")
     _AUTO = 32

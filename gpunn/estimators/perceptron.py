@@ -10,7 +10,8 @@ import numpy as np
 
 from gpunn.arrays.backend import Backend
 from gpunn.arrays.checks import is_whole
-from gpunn.estimators.base import NetworkEstimator
+from gpunn.estimators.base import Sizes
+from gpunn.estimators.layered import LayeredNetwork
 from gpunn.estimators.network import build
 from gpunn.estimators.settings import (
     in_order,
@@ -25,7 +26,7 @@ from gpunn.optim.base import Optimizer
 Solver: TypeAlias = str | Callable[..., Optimizer]
 
 
-class Perceptron(NetworkEstimator):
+class Perceptron(LayeredNetwork):
     """A network of hidden layers, with scikit-learn's penalty."""
 
     def _hidden_sizes(self) -> list[int]:
@@ -40,10 +41,10 @@ class Perceptron(NetworkEstimator):
         return [int(size) for size in sizes]
 
     def _make_network(
-        self, sizes: tuple[int, int], rng: np.random.RandomState, dtype: str, place: Backend
+        self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend
     ) -> Sequential:
         made = dict(self._structure())
-        every = [sizes[0], *made["hidden_layer_sizes"], sizes[1]]
+        every = [*sizes.inputs, *made["hidden_layer_sizes"], sizes.outputs]
         activations, dropouts = made["activation"], made["dropout"]
         return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
 
@@ -58,7 +59,3 @@ class Perceptron(NetworkEstimator):
 
     def _is_random(self) -> bool:
         return any(isinstance(layer, Dropout) for layer in self._network.layers)
-
-    def _decay(self, total: float) -> Callable[[float], float]:  # noqa: ARG002
-        # scikit-learn divides the penalty by the size of the batch, whatever the batch.
-        return lambda mass: self.alpha / mass if mass > 0 else 0.0

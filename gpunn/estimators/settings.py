@@ -53,11 +53,14 @@ TRAINING: dict[str, Any] = {
     "device": [Interval(Integral, 0, None, closed="left"), None],
 }
 
+#: The setting of scikit-learn's penalty.
+PENALTY: dict[str, Any] = {"alpha": [_NOT_NEGATIVE]}
+
 #: Further settings of the perceptrons.
 NETWORK: dict[str, Any] = {
+    **PENALTY,
     "hidden_layer_sizes": ["array-like", _COUNT],
     "activation": [StrOptions(NAMES), Activation, list, tuple],
-    "alpha": [_NOT_NEGATIVE],
     "dropout": [_FRACTION, list, tuple],
 }
 

@@ -96,6 +96,7 @@ class MultiHeadAttention(Layer):
         self.features = whole_number(name, "features", features)
         self.heads = whole_number(name, "heads", heads)
         self.causal = flag(name, "causal", causal)
+        bias = flag(name, "bias", bias)
         if self.features % self.heads:
             raise SettingError(f"{name}: heads must divide features, got {heads} and {features}")
         rng = as_generator(rng, name)

@@ -19,6 +19,7 @@ from gpunn.nn.tree import Node, children, entrance
 
 if TYPE_CHECKING:
     from gpunn.nn.memory import HasState, MemoryReport
+    from gpunn.nn.summary import Summary
 
 _Kind = TypeVar("_Kind", bound=Held)
 _Self = TypeVar("_Self", bound="Layer")
@@ -232,14 +233,31 @@ class Layer(Node):
             x = place.xp.zeros((1, *input_shape), dtype=dtype, device=place.device)
             return tuple(self.forward(x).shape[1:])
 
-    def summary(self, input_shape: Shape | int | None = None) -> str:
-        """Return a table of the layers, their output shapes and parameter counts.
+    def summary(self, input_shape: Shape | int | None = None) -> Summary:
+        """Return a table of the layers: what they return, hold, compute and save.
 
         Parameters
         ----------
         input_shape : int or tuple of int, optional
             The shape of one sample. By default it is taken from the first layer with
             `in_features`.
+
+        Returns
+        -------
+        Summary
+            A string, which notebooks show as a table. Its columns are the layer, the shape of its
+            output, its parameters, its floating-point operations, the bytes that it saves on the
+            tape, and the shapes of its parameters. What is counted is a layer's own, not that of
+            the layers within it.
+
+        Notes
+        -----
+        Operations are those of a forward pass over one sample, and of its matrix products alone: 2
+        for each multiplication with its sum. They are counted while copies of the layers compute
+        with arrays that count. A question mark stands for a layer that does not work with such
+        arrays: one that turns them into NumPy's, say.
+
+        The bytes are what a sample adds to the tape in passes over one sample and over two.
         """
         from gpunn.nn.summary import summarize  # noqa: PLC0415 (few programs need it)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpunn._typing import Array, Shape
-from gpunn.arrays.backend import backend_of, get_backend
+from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.capacity import state_of
 from gpunn.arrays.checks import sample_shape, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.nn.tape import Tape
-from gpunn.nn.tree import entrance, first_features
+from gpunn.nn.tree import first_features
+from gpunn.nn.trial import entry_sizes, trial_batch, trial_copies
 
 
 class HasState(Protocol):
@@ -174,35 +174,16 @@ def _has_state(optimizer: Any) -> bool:
 def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
     """Return the bytes that each layer saves on the tape for n samples.
 
-    The pass runs on a copy of the layers, so that it changes no state, such as a count of calls or
-    a running mean. Only the parameters are shared.
+    The pass runs on a copy of the layers, or on the model itself if it has none.
     """
-    first = next(iter(model.parameters()), None)
-    place = get_backend("numpy") if first is None else backend_of(first.value)
-    assert place is not None  # noqa: S101
-    dtype = place.xp.float32 if first is None else first.value.dtype
-    tape = Tape(rng=0)
-    with place.scope():
-        if entrance(model).takes_integers:
-            x = place.xp.zeros((n, *shape), dtype=place.xp.int64, device=place.device)
-        else:
-            x = place.xp.ones((n, *shape), dtype=dtype, device=place.device)
-        _trial_copy(model).forward(x, tape)
-    sizes, seen = {"input": size_of(x)}, {id(x)}
-    for i, (owner, saved) in enumerate(tape.entries()):
-        new = [item for item in saved if _is_array(item) and id(item) not in seen]
-        seen.update(id(item) for item in new)
-        sizes[f"{i} {owner!r}"] = sum(size_of(item) for item in new)
+    tape, x = Tape(rng=0), trial_batch(model, shape, n)
+    copies = trial_copies(model)
+    with scope_of(x):
+        (model if copies is None else copies[id(model)]).forward(x, tape)
+    sizes = {"input": size_of(x)}
+    for i, (owner, size) in enumerate(zip(tape.owners(), entry_sizes(tape, x), strict=True)):
+        sizes[f"{i} {owner!r}"] = size
     return sizes
-
-
-def _trial_copy(model: Any) -> Any:
-    """Return a copy of a model that shares its parameters; the model itself if it has no copy."""
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception:  # noqa: BLE001 (a user's layer may hold a lock, a file or anything else)
-        return model
 
 
 def _sample_shape(model: Any, input_shape: Shape | int | None) -> Shape:
@@ -212,7 +193,3 @@ def _sample_shape(model: Any, input_shape: Shape | int | None) -> Shape:
     if shape is None:
         raise ShapeError(f"memory: the input of {model!r} is not known; give input_shape")
     return shape
-
-
-def _is_array(item: Any) -> bool:
-    return hasattr(item, "shape") and hasattr(item, "dtype")

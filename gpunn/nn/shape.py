@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from gpunn._typing import Array
+from gpunn._typing import Array, Shape
+from gpunn.arrays.checks import sample_shape
+from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.layer import Layer
 from gpunn.nn.tape import Tape
@@ -34,3 +36,46 @@ class Flatten(Layer):
         """Return grad in the shape of x."""
         (shape,) = tape.pop(self)
         return kernels(grad).reshape(grad, shape)
+
+
+class Reshape(Layer):
+    """Give each sample another shape: (N, ...) becomes (N, *shape), with the same entries in order.
+
+    It makes images of rows, such as those of a table: ``Reshape((8, 8, 1))``. The gradient gets the
+    shape of the input again.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        The shape of one sample.
+
+    Notes
+    -----
+    *Saves*: the input's shape, but no array.
+    """
+
+    has_parameters: ClassVar[bool] = False
+    records = True
+
+    def __init__(self, shape: Shape | int) -> None:
+        self.shape = sample_shape("Reshape", shape, "shape")
+
+    def forward(self, x: Array, tape: Tape | None = None) -> Array:
+        """Return x as (N, *shape)."""
+        if math.prod(x.shape[1:]) != math.prod(self.shape):
+            raise ShapeError(
+                f"{self!r}: expected samples of {math.prod(self.shape)} numbers, got x of shape "
+                f"{tuple(x.shape)}"
+            )
+        if tape is not None:
+            tape.push(self, x.shape)
+        return kernels(x).reshape(x, (x.shape[0], *self.shape))
+
+    def backward(self, grad: Array, tape: Tape) -> Array:
+        """Return grad in the shape of x."""
+        (shape,) = tape.pop(self)
+        return kernels(grad).reshape(grad, shape)
+
+    def __repr__(self) -> str:
+        """Return the expression that makes this layer."""
+        return f"Reshape({self.shape})"

@@ -4,16 +4,85 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gpunn._typing import Shape
 from gpunn.arrays.checks import sample_shape
 from gpunn.arrays.facts import size_of
+from gpunn.nn.notebook import html_table
+from gpunn.nn.parameter import Parameter
 from gpunn.nn.tree import Node, children, first_features
+from gpunn.nn.trial import Call, Trial, count_operations, empty_copies, try_out
+
+_COLUMNS = ("layer", "output", "parameters", "FLOPs", "tape bytes", "shapes")
 
 
-def summarize(model: Any, input_shape: Shape | int | None = None) -> str:
-    """Return the layers of a model, their output shapes and their parameters, as a table.
+class Summary(str):
+    """A table of layers: a string that notebooks show as a table.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Its columns.
+    rows : list of list of str
+        Its cells.
+    notes : list of str
+        The totals.
+    """
+
+    names: tuple[str, ...]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def __new__(cls, names: tuple[str, ...], rows: list[list[str]], notes: list[str]) -> Summary:
+        """Lay out the table: all columns at the right but the first two and the last."""
+        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+        sides = [">" if 1 < i < len(names) - 1 else "<" for i in range(len(names))]
+        lines = [
+            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(*line, strict=True))
+            for line in ((row, sides, widths) for row in (names, *rows))
+        ]
+        lines = [line.rstrip() for line in lines]
+        lines.insert(1, "-" * max(map(len, lines)))
+        made = super().__new__(cls, "\n".join([*lines, *notes]))
+        made.names, made.rows, made.notes = names, rows, notes
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Return what a copy is made of."""
+        return self.names, self.rows, self.notes
+
+    def __repr__(self) -> str:
+        """Return the table."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        return html_table("; ".join(self.notes), self.names, self.rows)
+
+
+@dataclass
+class _Row:
+    """A layer, and what is its own rather than that of layers within it."""
+
+    label: str
+    parameters: list[Parameter]
+    output: Shape | None = None
+    operations: int | None = None  # for one sample, as are the bytes
+    tape: int | None = None
+
+    def cells(self) -> list[str]:
+        """Return the cells of the table; a question mark stands for what is not known."""
+        output = "?" if self.output is None else str(("N", *self.output)).replace("'", "")
+        numbers = ("?" if n is None else f"{n:,}" for n in (self.operations, self.tape))
+        shapes = [tuple(parameter.value.shape) for parameter in self.parameters]
+        total = sum(math.prod(shape) for shape in shapes)
+        return [self.label, output, f"{total:,}", *numbers, ", ".join(map(str, shapes))]
+
+
+def summarize(model: Any, input_shape: Shape | int | None = None) -> Summary:
+    """Return the layers of a model, what they hold and what they compute, as a table.
 
     Parameters
     ----------
@@ -23,41 +92,101 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> str:
         The shape of one sample. By default it is taken from the first layer with `in_features`,
         if there is one.
     """
-    shape = None if input_shape is None else sample_shape("summary", input_shape)
-    rows = [("layer", "output", "parameters", "shapes")]
-    rows += _rows(model, shape if shape is not None else first_features(model), "")
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    total = sum(math.prod(p.value.shape) for p in model.parameters())
-    size = sum(size_of(p.value) for p in model.parameters())
-    buffers = sum(math.prod(b.value.shape) for b in model.buffers())
-    lines.append(
-        f"{total:,} parameters, {size:,} bytes" + (f"; {buffers:,} in buffers" if buffers else "")
-    )
-    return "\n".join(lines)
+    given = None if input_shape is None else sample_shape("summary", input_shape)
+    shape = first_features(model) if given is None else given
+    one, two = (None if shape is None else try_out(model, shape, n) for n in (1, 2))
+    if one is None or two is None or one.call.layers() != two.call.layers():
+        rows, saved = list(_without_shapes(model, "")), None
+    else:
+        rows = list(_Measured(model, one, two).rows(one.call, two.call, ""))
+        saved = two.input_bytes - one.input_bytes
+    shown = {id(parameter) for row in rows for parameter in row.parameters}
+    unused = [parameter for parameter in model.parameters() if id(parameter) not in shown]
+    if unused:
+        rows.append(_Row("(of no layer that was called)", unused, None, 0, 0))
+    return Summary(_COLUMNS, [row.cells() for row in rows], _notes(model, rows, saved))
 
 
-def _rows(layer: Any, shape: Shape | None, indent: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the rows of the table for a layer whose input samples have that shape."""
+class _Measured:
+    """The rows of a model, from its passes over one sample and over two.
+
+    What grows from one sample to two is a sample's.
+    """
+
+    def __init__(self, model: Any, one: Trial, two: Trial) -> None:
+        self._one, self._two = one, two
+        self._empty = empty_copies(model)
+        self._seen: set[int] = set()  # a parameter is of the first layer that has it
+
+    def rows(self, one: Call, two: Call, indent: str) -> Iterator[_Row]:
+        """Yield the row of a call, and those of the calls within it."""
+        inner = list(zip(one.within, two.within, strict=True))
+        if one.layer.sequence() is not None:
+            for pair in inner:
+                yield from self.rows(*pair, indent)
+            return
+        yield _Row(
+            indent + (type(one.layer).__name__ if inner else repr(one.layer)),
+            self._parameters(one),
+            one.output,
+            self._operations(one, two),
+            two.saved(self._two.sizes) - one.saved(self._one.sizes),
+        )
+        for pair in inner:
+            yield from self.rows(*pair, indent + "  ")
+
+    def _parameters(self, call: Call) -> list[Parameter]:
+        """Return the parameters of the layer itself, which no earlier row has."""
+        inner = {id(p) for within in call.within for p in within.layer.parameters()}
+        own = [p for p in call.layer.parameters() if id(p) not in inner | self._seen]
+        self._seen.update(map(id, own))
+        return own
+
+    def _operations(self, one: Call, two: Call) -> int | None:
+        """Return the operations of the layer itself, without those of the layers within."""
+        whole = self._total(one, two)
+        parts = [self._total(*pair) for pair in zip(one.within, two.within, strict=True)]
+        if whole is None or None in parts:
+            return None
+        return whole - sum(part for part in parts if part is not None)
+
+    def _total(self, one: Call, two: Call) -> int | None:
+        counts = [count_operations(call, self._empty) for call in (one, two)]
+        return None if counts[0] is None or counts[1] is None else counts[1] - counts[0]
+
+
+def _without_shapes(layer: Any, indent: str) -> Iterator[_Row]:
+    """Yield the rows of a layer whose input is not known."""
     sequence = layer.sequence()
     if sequence is not None:
         for inner in sequence:
-            yield from _rows(inner, shape, indent)
-            shape = None if shape is None else inner.output_shape(shape)
+            yield from _without_shapes(inner, indent)
         return
     within = [item for _, item in children(layer) if isinstance(item, Node) and item.has_parameters]
-    name = type(layer).__name__ if within else repr(layer)
-    output = "" if shape is None else str(("N", *layer.output_shape(shape))).replace("'", "")
-    own = [] if within else [p.value for p in layer.parameters()]
-    yield (
-        indent + name,
-        output,
-        f"{sum(math.prod(x.shape) for x in own):,}",
-        ", ".join(str(tuple(x.shape)) for x in own),
+    yield _Row(
+        indent + (type(layer).__name__ if within else repr(layer)),
+        [] if within else layer.parameters(),
     )
     for inner in within:
-        yield from _rows(inner, shape, indent + "  ")
+        yield from _without_shapes(inner, indent + "  ")
+
+
+def _notes(model: Any, rows: list[_Row], input_bytes: int | None) -> list[str]:
+    """Return the totals: of the model, and of a sample."""
+    total = sum(math.prod(p.value.shape) for p in model.parameters())
+    size = sum(size_of(p.value) for p in model.parameters())
+    buffers = sum(math.prod(b.value.shape) for b in model.buffers())
+    kept = f"{total:,} parameters, {size:,} bytes" + (
+        f"; {buffers:,} in buffers" if buffers else ""
+    )
+    if input_bytes is None:
+        return [kept]
+    known = sum(row.operations or 0 for row in rows)
+    least = "at least " if any(row.operations is None for row in rows) else ""
+    tape = input_bytes + sum(row.tape or 0 for row in rows)
+    work = f"{least}{known:,} floating-point operations, 2 for each multiply-add of a product"
+    return [
+        kept,
+        f"a sample forward: {work}",
+        f"a sample on the tape: {tape:,} bytes, with the {input_bytes:,} of the input",
+    ]

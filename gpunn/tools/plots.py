@@ -196,8 +196,8 @@ def plot_weights(
     SettingError
         If there are no weights, or they do not have that shape.
     """
-    name, weight = _weight(layer)
     limit = whole_number("plot_weights", "limit", limit)
+    name, weight = _weight(layer)
     images = list(_images(name, weight, shape))[:limit]
     (panel,) = _panels("plot_weights", axes, 1)
     highest = max(float(np.abs(image).max(initial=0.0)) for image in images) or 1.0
@@ -236,7 +236,7 @@ def _sides(name: str, n_inputs: int, shape: Any) -> Shape | None:
     if shape is None:
         side = math.isqrt(n_inputs)
         return (side, side) if side * side == n_inputs else None
-    sides = sample_shape("plot_weights", shape)
+    sides = sample_shape("plot_weights", shape, "shape")
     if len(sides) != 2 or math.prod(sides) != n_inputs:
         raise SettingError(
             f"plot_weights: {name} has {n_inputs} inputs, so shape must be two numbers whose "

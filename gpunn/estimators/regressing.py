@@ -1,0 +1,109 @@
+"""What the regressors share: numbers as targets, and their score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
+from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.validation import column_or_1d
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.estimators.base import NetworkEstimator
+from gpunn.estimators.origin import namespace_of
+from gpunn.losses.base import Loss
+from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
+from gpunn.losses.cross_entropy import CrossEntropy
+from gpunn.losses.squared_error import MeanSquaredError
+
+
+class Regressing(RegressorMixin, NetworkEstimator):
+    """A network whose outputs are numbers."""
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Go over some data once, and keep what was learned before; see `MLPClassifier`.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        self : estimator
+        """
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Any:
+        """Return the network's answer for each sample.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        y : array of shape (n_samples,), or (n_samples, n_outputs) of several
+            In the library and on the device of X.
+        """
+        outputs, origin = self._outputs(X, "predict")
+        return origin.give(outputs[:, 0] if self.n_outputs_ == 1 else outputs)
+
+    def _learn_targets(
+        self,
+        y: Any,
+        classes: Any,  # noqa: ARG002
+        *,
+        fresh: bool,
+        incremental: bool,  # noqa: ARG002
+    ) -> int:
+        n_outputs = 1 if y.ndim == 1 else int(y.shape[1])
+        if not fresh and n_outputs != self.n_outputs_:
+            raise ValueError(
+                f"y has {n_outputs} outputs a sample, and the network was trained with "
+                f"{self.n_outputs_}"
+            )
+        return n_outputs
+
+    def _targets(self, y: Any, dtype: str) -> Any:
+        y = y.toarray() if hasattr(y, "toarray") else y
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        xp = namespace_of(y)
+        with scope_of(y):
+            y = xp.astype(y, getattr(xp, dtype))
+        return xp.reshape(y, (-1, 1)) if y.ndim == 1 else y
+
+    def _make_loss(self) -> Loss:
+        if isinstance(self.loss, (CrossEntropy, BinaryCrossEntropy)):
+            raise InvalidParameterError(
+                f"{type(self).__name__}: {self.loss!r} is a loss of classes; use a classifier"
+            )
+        return self.loss if isinstance(self.loss, Loss) else MeanSquaredError()
+
+    def _loss_scale(self) -> float:
+        return 1.0 / self.n_outputs_ if isinstance(self._loss, MeanSquaredError) else 1.0
+
+    def _checks(self) -> dict[str, Any]:
+        return super()._checks() | {"y_numeric": True}
+
+    def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
+        answers = to_numpy(outputs)
+        if not np.isfinite(answers).all():
+            return math.nan
+        weight = None if weight is None else to_numpy(weight)
+        return float(r2_score(target, answers, sample_weight=weight))
+
+    def __sklearn_tags__(self) -> Any:
+        """Return the capabilities that scikit-learn checks."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        tags.target_tags.multi_output = True
+        return tags
