@@ -23,6 +23,8 @@ ENTRIES, TAPS, RUN, STEP, PIXELS, OUTPUTS, TAP_OFFSETS, WEIGHTS, ENTRY_OFFSETS, 
     11, 21
 )
 N_NUMBERS = 21
+#: The bytes of a thread's own memory before an image with its padding: a tile's table, an offset.
+_IMAGE = TABLE + 32
 
 
 class Layout:
@@ -72,7 +74,7 @@ class Layout:
         for place, table in self.tables.items():
             self.numbers[place] = table.ctypes.data
         image = padded_h * line
-        self.scratch = TABLE + 64 + image + entries * out_channels * itemsize
+        self.scratch = _IMAGE + image + entries * out_channels * itemsize
 
 
 @lru_cache(maxsize=256)
@@ -92,13 +94,13 @@ def convolve(
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
     own, out = layout[CHANNELS] // groups, channels // groups
     outputs = layout[OUT_H] * layout[OUT_W]
-    start, padded = bias, _begin(layout, scratch, one)
+    start, place = bias, begin(layout, scratch, type(one)(0))
     if bias == 0:
-        start = padded + _padded_entries(layout) * size
+        start = place + _padded_entries(layout) * size
         array_at(start, (channels,), one)[:] = 0
     sums = layout[TAP_OFFSETS], layout[TAPS], layout[RUN], size
     for i in range(n):
-        image = _with_padding(x + i * _entries(layout) * size, layout, padded, one)
+        image = with_padding(x, i, layout, place, one)
         for g in range(groups):
             skipped = g * out * size
             add_products(
@@ -123,16 +125,13 @@ def convolve_back(
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
     own, out = layout[CHANNELS] // groups, channels // groups
     outputs, n_taps = layout[OUT_H] * layout[OUT_W], layout[ENTRIES] // own
-    padded = _begin(layout, scratch, one)
-    turned = padded + _padded_entries(layout) * size
+    turned = scratch + _IMAGE + _padded_entries(layout) * size
     _turn(weight, n_taps, own, groups, out, turned, one)
     zero = scratch + TABLE  # the offset of the only tap
     integers_at(zero, 1)[0] = 0
     taps = integers_at(layout[ENTRY_OFFSETS], layout[ENTRIES])
     for i in range(n):
-        target = x + i * _entries(layout) * size
-        image = padded if _has_padding(layout) else target
-        array_at(image, (_padded_entries(layout),), one)[:] = 0
+        image = begin_back(x, i, layout, scratch, one)
         for t in range(n_taps):
             for g in range(groups):
                 add_products(
@@ -147,8 +146,7 @@ def convolve_back(
                     scratch,
                     one,
                 )
-        if image != target:
-            _without_padding(image, layout, target, one)
+        without_padding(image, layout, x, i, one)
 
 
 @compiled
@@ -159,11 +157,11 @@ def correlate(
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
     own, out = layout[CHANNELS] // groups, channels // groups
     outputs, entries = layout[OUT_H] * layout[OUT_W], layout[ENTRIES]
-    padded = _begin(layout, scratch, one)
+    place = begin(layout, scratch, type(one)(0))
     array_at(weight, (entries * channels,), one)[:] = 0
     sums = layout[LINES], layout[OUT_H], layout[OUT_W], layout[STEP]
     for i in range(n):
-        image = _with_padding(x + i * _entries(layout) * size, layout, padded, one)
+        image = with_padding(x, i, layout, place, one)
         for g in range(groups):
             skipped = g * out * size
             add_products(
@@ -201,17 +199,18 @@ def _padded_entries(layout: Array) -> int:
 
 
 @compiled
-def _begin(layout: Array, scratch: int, one: Any) -> int:
-    """Return where an image with its padding is put, after clearing it."""
-    place = scratch + TABLE + 32
+def begin(layout: Array, scratch: int, border: Any) -> int:
+    """Return where images with their padding are put, after filling it with a number."""
+    place = scratch + _IMAGE
     if _has_padding(layout):
-        array_at(place, (_padded_entries(layout),), one)[:] = 0
+        array_at(place, (_padded_entries(layout),), border)[:] = border
     return place
 
 
 @compiled
-def _with_padding(x: int, layout: Array, place: int, one: Any) -> int:
-    """Return where an image with its padding is: a copy, if it has any."""
+def with_padding(x: int, i: int, layout: Array, place: int, one: Any) -> int:
+    """Return where the i-th image with its padding is: a copy, if it has any."""
+    x += i * _entries(layout) * itemsize(one)
     if not _has_padding(layout):
         return x
     width, pitch = layout[W] * layout[CHANNELS], layout[PADDED_W] * layout[CHANNELS]
@@ -219,21 +218,33 @@ def _with_padding(x: int, layout: Array, place: int, one: Any) -> int:
     padded = array_at(place, (layout[PADDED_H], pitch), one)
     top, left = layout[TOP], layout[LEFT] * layout[CHANNELS]
     for y in range(layout[H]):
-        for i in range(width):
-            padded[top + y, left + i] = given[y, i]
+        for j in range(width):
+            padded[top + y, left + j] = given[y, j]
     return place
 
 
 @compiled
-def _without_padding(place: int, layout: Array, x: int, one: Any) -> None:
-    """Copy an image out of its padding."""
+def begin_back(x: int, i: int, layout: Array, scratch: int, one: Any) -> int:
+    """Return where the i-th image's gradient with its padding is summed up, from zeros."""
+    place: int = x + i * _entries(layout) * itemsize(one)
+    if _has_padding(layout):
+        place = scratch + _IMAGE
+    array_at(place, (_padded_entries(layout),), one)[:] = 0
+    return place
+
+
+@compiled
+def without_padding(place: int, layout: Array, x: int, i: int, one: Any) -> None:
+    """Copy the i-th image out of its padding, unless it has none."""
+    if not _has_padding(layout):
+        return
     width, pitch = layout[W] * layout[CHANNELS], layout[PADDED_W] * layout[CHANNELS]
-    result = array_at(x, (layout[H], width), one)
+    result = array_at(x + i * _entries(layout) * itemsize(one), (layout[H], width), one)
     padded = array_at(place, (layout[PADDED_H], pitch), one)
     top, left = layout[TOP], layout[LEFT] * layout[CHANNELS]
     for y in range(layout[H]):
-        for i in range(width):
-            result[y, i] = padded[top + y, left + i]
+        for j in range(width):
+            result[y, j] = padded[top + y, left + j]
 
 
 @compiled

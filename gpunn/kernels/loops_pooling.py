@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numba.core import cgutils
 
 from gpunn._typing import Array
-from gpunn.kernels.native import compiled
+from gpunn.kernels.loops_convolution import (
+    CHANNELS,
+    ENTRIES,
+    ENTRY_OFFSETS,
+    OUT_H,
+    OUT_W,
+    PIXELS,
+    begin,
+    begin_back,
+    with_padding,
+    without_padding,
+)
+from gpunn.kernels.native import compiled, integers_at, itemsize
+from gpunn.kernels.vectors import NARROW, WIDE, Vectors, generated
 from gpunn.kernels.window import Window
 
 
@@ -17,43 +32,111 @@ def numbers_of(window: Window) -> Array:
     return np.array([*parts, window.before], np.int64).ravel()
 
 
-@compiled
-def max_pool(x: Array, window: Array, y: Array, where: Array) -> None:
-    """Write the largest entry of each window, and its number there; NaN is larger than all.
+def _largest(vectors: Vectors, x: Any, offsets: Any, taps: Any, y: Any, where: Any) -> None:
+    """Write the largest of the vectors at x + offset to y, and their numbers."""
+    builder, numbers = vectors.builder, vectors.others
+    first = vectors.load(builder.add(x, vectors.word(offsets)))
+    best = cgutils.alloca_once_value(builder, first)
+    number = cgutils.alloca_once_value(builder, numbers(None))
+    with cgutils.for_range(builder, taps) as tap:
+        here = vectors.load(builder.add(x, vectors.word(offsets, tap.index)))
+        known = builder.load(best)
+        larger = builder.fcmp_unordered(">", here, known)  # also if one is NaN
+        larger = builder.and_(larger, builder.fcmp_ordered("ord", known, known))
+        builder.store(builder.select(larger, here, known), best)
+        own = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
+        builder.store(builder.select(larger, own, builder.load(number)), number)
+    vectors.store(builder.load(best), y)
+    builder.store(builder.load(number), _numbers_at(vectors, where), align=1)
 
-    `window` is what `numbers_of` returns.
+
+def _give(vectors: Vectors, grad: Any, where: Any, offsets: Any, taps: Any, x: Any) -> None:
+    """Add a gradient to the vectors at x + offset that have its numbers."""
+    builder, numbers = vectors.builder, vectors.others
+    given, zero = vectors.load(grad), vectors.vector(None)
+    number = builder.load(_numbers_at(vectors, where), align=1)
+    with cgutils.for_range(builder, taps) as tap:
+        place = builder.add(x, vectors.word(offsets, tap.index))
+        own = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
+        share = builder.select(builder.icmp_signed("==", number, own), given, zero)
+        vectors.store(builder.fadd(vectors.load(place), share), place)
+
+
+def _numbers_at(vectors: Vectors, place: Any) -> Any:
+    return vectors.builder.inttoptr(place, vectors.others.as_pointer())
+
+
+_largest_wide, _largest_narrow, _largest_single = (
+    generated(_largest, size, 5) for size in (WIDE, NARROW, 0)
+)
+_give_wide, _give_narrow, _give_single = (generated(_give, size, 5) for size in (WIDE, NARROW, 0))
+
+
+@compiled
+def max_pool(
+    x: int, n: int, layout: Array, y: int, where: int, scratch: int, one: Any, index: Any
+) -> None:
+    """Write the largest entry of each window of n images, and its number there; NaN counts as most.
+
+    Arrays are given by their addresses. `layout` is that of a convolution in which each channel is
+    a group, and `index` a number of the dtype of `where`.
     """
-    h, w, out_h, out_w, size_h, size_w, down, across, _, _, top, left = window
-    least = x.dtype.type(-math.inf)
-    for n in range(x.shape[0]):
-        for v in range(out_h):
-            for u in range(out_w):
-                y[n, v, u] = least
-                where[n, v, u] = 0
-                for i in range(max(0, top - v * down), min(size_h, h + top - v * down)):
-                    for j in range(max(0, left - u * across), min(size_w, w + left - u * across)):
-                        number = i * size_w + j
-                        for c in range(x.shape[3]):
-                            here = x[n, v * down + i - top, u * across + j - left, c]
-                            best = y[n, v, u, c]
-                            if not here <= best and best == best:  # noqa: PLR0124 (NaN alone differs)
-                                y[n, v, u, c] = here
-                                where[n, v, u, c] = number
+    channels, outputs = layout[CHANNELS], layout[OUT_H] * layout[OUT_W]
+    size, index_size = itemsize(one), itemsize(index)
+    place = begin(layout, scratch, type(one)(-math.inf))
+    pixels = integers_at(layout[PIXELS], outputs)
+    taps, offsets = layout[ENTRIES], layout[ENTRY_OFFSETS]
+    for i in range(n):
+        image = with_padding(x, i, layout, place, one)
+        for q in range(outputs):
+            c, first = 0, (i * outputs + q) * channels
+            while c < channels:
+                lanes = _lanes(channels - c, size)
+                source, target = image + pixels[q] + c * size, y + (first + c) * size
+                given = (source, offsets, taps, target, where + (first + c) * index_size)
+                if lanes * size == WIDE:
+                    _largest_wide(given, one, index)
+                elif lanes > 1:
+                    _largest_narrow(given, one, index)
+                else:
+                    _largest_single(given, one, index)
+                c += lanes
 
 
 @compiled
-def max_pool_backward(grad: Array, where: Array, window: Array, x: Array) -> None:
+def max_pool_backward(
+    grad: int, where: int, n: int, layout: Array, x: int, scratch: int, one: Any, index: Any
+) -> None:
     """Write dJ/dx: each entry of `grad` goes to the pixel that was the largest."""
-    h, w, out_h, out_w, _, size_w, down, across, _, _, top, left = window
-    x[:] = 0
-    for n in range(grad.shape[0]):
-        for v in range(out_h):
-            for u in range(out_w):
-                for c in range(grad.shape[3]):
-                    i, j = divmod(int(where[n, v, u, c]), size_w)
-                    row, column = v * down + i - top, u * across + j - left
-                    if 0 <= row < h and 0 <= column < w:
-                        x[n, row, column, c] += grad[n, v, u, c]
+    channels, outputs = layout[CHANNELS], layout[OUT_H] * layout[OUT_W]
+    size, index_size = itemsize(one), itemsize(index)
+    pixels = integers_at(layout[PIXELS], outputs)
+    taps, offsets = layout[ENTRIES], layout[ENTRY_OFFSETS]
+    for i in range(n):
+        image = begin_back(x, i, layout, scratch, one)
+        for q in range(outputs):
+            c, first = 0, (i * outputs + q) * channels
+            while c < channels:
+                lanes = _lanes(channels - c, size)
+                place, target = grad + (first + c) * size, image + pixels[q] + c * size
+                given = (place, where + (first + c) * index_size, offsets, taps, target)
+                if lanes * size == WIDE:
+                    _give_wide(given, one, index)
+                elif lanes > 1:
+                    _give_narrow(given, one, index)
+                else:
+                    _give_single(given, one, index)
+                c += lanes
+        without_padding(image, layout, x, i, one)
+
+
+@compiled
+def _lanes(channels: int, size: int) -> int:
+    """Return how many channels to take at once, of so many."""
+    for wide in (WIDE, NARROW):
+        if channels * size >= wide:
+            return wide // size
+    return 1
 
 
 @compiled

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
-from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
-from gpunn.kernels.native import compiled, integers_at, intrinsic, itemsize
+from gpunn.kernels.native import compiled, integers_at, itemsize
+from gpunn.kernels.vectors import INTEGER, NARROW, WIDE, Vectors, generated
 
 #: The rows of a tile, each of two vectors. Twelve registers of sums, one for a row's factor and two
 #: for the columns' fit into the sixteen that most processors have.
@@ -23,127 +21,70 @@ ROWS = 6
 TABLE = 16 * ROWS
 
 
-def _register_size() -> int:
-    """Return the bytes of a processor's widest registers."""
-    features = llvmlite.binding.get_host_cpu_features()
-    widest = (size for name, size in (("avx512f", 64), ("avx", 32)) if features.get(name))
-    return next(widest, 16)
+def _tile(
+    vectors: Vectors,
+    table: Any,
+    offsets: Any,
+    taps: Any,
+    run: Any,
+    step: Any,
+    b: Any,
+    pitch: Any,
+    start: Any,
+    relu: Any,
+) -> None:
+    """Generate the instructions of a tile; see `add_products`."""
+    builder = vectors.builder
+    every = [(r, skipped) for r in range(ROWS) for skipped in _skipped(vectors)]
+    rows = [vectors.word(table, r) for r in range(ROWS)]
+    targets = [vectors.word(table, ROWS + r) for r in range(ROWS)]
+    sums = {place: cgutils.alloca_once(builder, vectors.vector) for place in every}
+    with builder.if_else(cgutils.is_null(builder, start)) as (adds, begins):
+        with adds:
+            for r, skipped in every:
+                builder.store(vectors.load(targets[r], skipped=skipped), sums[r, skipped])
+        with begins:
+            for r, skipped in every:
+                builder.store(vectors.load(start, skipped=skipped), sums[r, skipped])
+    factors, place = cgutils.alloca_once_value(builder, b), cgutils.alloca_once(builder, INTEGER)
+    with cgutils.for_range(builder, taps) as tap:
+        builder.store(vectors.word(offsets, tap.index), place)
+        with cgutils.for_range(builder, run):
+            moved = builder.load(place), builder.load(factors)
+            _add_row(vectors, rows, *moved, sums)
+            builder.store(builder.add(moved[0], step), place)
+            builder.store(builder.add(moved[1], pitch), factors)
+    with builder.if_then(cgutils.is_not_null(builder, relu)):
+        zero = vectors.vector(None)
+        for held in sums.values():
+            total = builder.load(held)
+            negative = builder.fcmp_ordered("<", total, zero)  # NaN is not
+            builder.store(builder.select(negative, zero, total), held)
+    for r, skipped in every:
+        vectors.store(builder.load(sums[r, skipped]), targets[r], skipped=skipped)
 
 
-_WIDE = _register_size()
+def _add_row(vectors: Vectors, rows: list[Any], place: Any, b: Any, sums: dict[Any, Any]) -> None:
+    """Add the products of each row's number at `place` and the row of numbers at b."""
+    builder = vectors.builder
+    factors = {skipped: vectors.load(b, skipped=skipped) for skipped in _skipped(vectors)}
+    for r, row in enumerate(rows):
+        number = vectors.repeated(builder.add(row, place))
+        for skipped, factor in factors.items():
+            # "contract" lets both become one instruction, where the processor has it.
+            product = builder.fmul(number, factor, flags=("contract",))
+            total = builder.fadd(builder.load(sums[r, skipped]), product, flags=("contract",))
+            builder.store(total, sums[r, skipped])
 
 
-class _Tile:
-    """Generates a tile's instructions, with vectors of `size` bytes, or single numbers for 0."""
-
-    def __init__(self, target: Any, builder: Any, kind: Any, size: int) -> None:
-        self._builder = builder
-        self._number = target.get_value_type(kind)
-        self._align = kind.bitwidth // 8
-        self._size = size or self._align
-        self._lanes = self._size // self._align
-        self._vectors = 2 if size else 1
-        self._vector = ir.VectorType(self._number, self._lanes)
-
-    def generate(
-        self,
-        table: Any,
-        step: Any,
-        offsets: Any,
-        taps: Any,
-        run: Any,
-        b: Any,
-        pitch: Any,
-        start: Any,
-        relu: Any,
-    ) -> None:
-        """Generate all instructions."""
-        builder, every = self._builder, [(r, v) for r in range(ROWS) for v in range(self._vectors)]
-        rows = [self._word(table, r) for r in range(ROWS)]
-        targets = [self._word(table, ROWS + r) for r in range(ROWS)]
-        sums = {place: cgutils.alloca_once(builder, self._vector) for place in every}
-        with builder.if_else(cgutils.is_null(builder, start)) as (adds, begins):
-            with adds:
-                for r, v in every:
-                    builder.store(self._load(targets[r], v), sums[r, v])
-            with begins:
-                for r, v in every:
-                    builder.store(self._load(start, v), sums[r, v])
-        factors = cgutils.alloca_once_value(builder, b)
-        with cgutils.for_range(builder, taps) as tap:
-            place = cgutils.alloca_once_value(builder, self._word(offsets, tap.index))
-            builder.store(self._word(offsets, tap.index), place)
-            with cgutils.for_range(builder, run):
-                self._add_products(rows, builder.load(place), builder.load(factors), sums)
-                for moved, by in ((place, step), (factors, pitch)):
-                    builder.store(builder.add(builder.load(moved), by), moved)
-        with builder.if_then(cgutils.is_not_null(builder, relu)):
-            zero = self._vector(None)
-            for held in sums.values():
-                total = builder.load(held)
-                negative = builder.fcmp_ordered("<", total, zero)  # NaN is not
-                builder.store(builder.select(negative, zero, total), held)
-        for r, v in every:
-            builder.store(builder.load(sums[r, v]), self._at(targets[r], v), align=self._align)
-
-    def _add_products(self, rows: list[Any], place: Any, b: Any, sums: dict[Any, Any]) -> None:
-        builder = self._builder
-        factors = [self._load(b, v) for v in range(self._vectors)]
-        for r, row in enumerate(rows):
-            pointer = builder.inttoptr(builder.add(row, place), self._number.as_pointer())
-            number = builder.load(pointer, align=self._align)
-            first = builder.insert_element(self._vector(ir.Undefined), number, ir.IntType(32)(0))
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), self._lanes), None)
-            repeated = builder.shuffle_vector(first, first, mask)
-            for v, factor in enumerate(factors):
-                # "contract" lets both become one instruction, where the processor has it.
-                product = builder.fmul(repeated, factor, flags=("contract",))
-                total = builder.fadd(builder.load(sums[r, v]), product, flags=("contract",))
-                builder.store(total, sums[r, v])
-
-    def _word(self, place: Any, i: Any) -> Any:
-        """Return the i-th whole number at an address."""
-        integer = ir.IntType(64)
-        pointer = self._builder.inttoptr(place, integer.as_pointer())
-        index = integer(i) if isinstance(i, int) else i
-        return self._builder.load(self._builder.gep(pointer, [index]))
-
-    def _at(self, place: Any, v: int) -> Any:
-        """Return a pointer to the v-th vector at an address."""
-        moved = self._builder.add(place, ir.IntType(64)(v * self._size))
-        return self._builder.inttoptr(moved, self._vector.as_pointer())
-
-    def _load(self, place: Any, v: int) -> Any:
-        return self._builder.load(self._at(place, v), align=self._align)
+def _skipped(vectors: Vectors) -> tuple[int, ...]:
+    """Return the bytes before each vector of a row of the tile: two, or a single number."""
+    return (0,) if vectors.is_single else (0, vectors.size)
 
 
-def _tile_of(size: int) -> Any:
-    """Return the function of a tile with vectors of so many bytes; see `add_products`."""
-
-    @intrinsic
-    def tile(
-        _: Any,
-        table: Any,  # noqa: ARG001
-        step: Any,  # noqa: ARG001
-        offsets: Any,  # noqa: ARG001
-        taps: Any,  # noqa: ARG001
-        run: Any,  # noqa: ARG001
-        b: Any,  # noqa: ARG001
-        pitch: Any,  # noqa: ARG001
-        start: Any,  # noqa: ARG001
-        relu: Any,  # noqa: ARG001
-        one: Any,
-    ) -> Any:
-        def generate(target: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            _Tile(target, builder, one, size).generate(*arguments[:-1])
-            return target.get_dummy_value()
-
-        return types.void(*[types.int64] * 9, one), generate
-
-    return tile
-
-
-_wide, _half, _quarter, _single = (_tile_of(size) for size in (_WIDE, _WIDE // 2, 16, 0))
+_wide, _half, _quarter, _single = (
+    generated(_tile, size, 9) for size in (WIDE, WIDE // 2, NARROW, 0)
+)
 
 
 @compiled
@@ -189,7 +130,7 @@ def add_products(
     while done < columns:
         bytes_left, skipped = (columns - done) * size, done * size
         width = size
-        for wide in (2 * _WIDE, _WIDE, 32):
+        for wide in (2 * WIDE, WIDE, 2 * NARROW):
             if bytes_left >= wide:
                 width = wide
                 break
@@ -199,13 +140,13 @@ def add_products(
                 i = min(first + r, n - 1)  # rows beyond the last are computed like that one
                 places[r] = rows[0] + from_offsets[i]
                 places[ROWS + r] = targets[0] + to_offsets[i] + skipped
-            given = table, sums[3], sums[0], sums[1], sums[2], factors[0] + skipped, factors[1]
-            if width == 2 * _WIDE:
-                _wide(*given, begin, relu, one)
-            elif width == _WIDE:
-                _half(*given, begin, relu, one)
-            elif width == 32:
-                _quarter(*given, begin, relu, one)
+            given = (table, *sums, factors[0] + skipped, factors[1], begin, relu)
+            if width == 2 * WIDE:
+                _wide(given, one, one)
+            elif width == WIDE:
+                _half(given, one, one)
+            elif width == 2 * NARROW:
+                _quarter(given, one, one)
             else:
-                _single(*given, begin, relu, one)
+                _single(given, one, one)
         done += width // size

@@ -62,8 +62,13 @@ def _use_scratch(low: Lowering) -> None:
 def _settings(low: Lowering, operation: Operation, x: Value, z: Value) -> dict[str, Any]:
     """Return the words of a convolution with images x on one side and z on the other."""
     window: Window = operation.settings["window"]
-    layout = layout_of(window, x.shape[3], z.shape[3], low.dtype.itemsize)
     low.count(math.prod(z.shape) * math.prod(window.size) * x.shape[3] // window.groups)
+    return _layout(low, window, x.shape[3], z.shape[3])
+
+
+def _layout(low: Lowering, window: Window, channels: int, outputs: int) -> dict[str, Any]:
+    """Return the words for where pixels, outputs and weights lie, and the thread's own memory."""
+    layout = layout_of(window, channels, outputs, low.dtype.itemsize)
     low.held += [layout.numbers, *layout.tables.values()]
     _, scratch = low.scratch(-(-layout.scratch // low.dtype.itemsize))
     return {"limit": int(layout.numbers.ctypes.data), "d": scratch}
@@ -72,17 +77,25 @@ def _settings(low: Lowering, operation: Operation, x: Value, z: Value) -> dict[s
 @lowers("max_pool")
 def _max_pool(low: Lowering, operation: Operation) -> None:
     (x,), (y, where) = operation.inputs, operation.outputs
-    wide = int(where.dtype.itemsize > 1)
-    low.by_rows("max_pool", {"a": x, "d": where}, y, limit=_numbers(low, operation, x), flag=wide)
+    low.by_rows("max_pool", {"a": x, "e": where}, y, **_pool_settings(low, operation, x, where))
     low.instructions[-1].writes.append(low.at(where))
+    _use_scratch(low)
 
 
 @lowers("max_pool_backward")
 def _max_pool_backward(low: Lowering, operation: Operation) -> None:
     (grad, where), (x,) = operation.inputs, operation.outputs
-    numbers = _numbers(low, operation, x)
+    settings = _pool_settings(low, operation, x, where)
+    low.by_rows("max_pool_backward", {"a": grad, "b": where}, x, **settings)
+    _use_scratch(low)
+
+
+def _pool_settings(low: Lowering, operation: Operation, x: Value, where: Value) -> dict[str, Any]:
+    """Return the words of a pool of images x, with numbers of the largest entries."""
+    channels = x.shape[3]
+    window = operation.settings["window"]._replace(groups=channels)
     wide = int(where.dtype.itemsize > 1)
-    low.by_rows("max_pool_backward", {"a": grad, "b": where}, x, limit=numbers, flag=wide)
+    return _layout(low, window, channels, channels) | {"flag": wide}
 
 
 @lowers("average_pool")

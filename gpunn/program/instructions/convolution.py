@@ -42,50 +42,34 @@ def convolution_weight_grad(op: int, ctx: int, one: Any) -> None:
     loops_convolution.correlate(w[A], w[B], w[M], layout, w[C], w[D], one)
 
 
-@compiled
-def images_at(place: int, n: int, numbers: Array, one: Any) -> Array:
-    """Return n images on the input's side of a window, from its numbers and the channels."""
-    return array_at(place, (n, numbers[0], numbers[1], numbers[12]), one)
-
-
-@compiled
-def outputs_at(place: int, n: int, numbers: Array, one: Any) -> Array:
-    """Return n images on the output's side of a window."""
-    return array_at(place, (n, numbers[2], numbers[3], numbers[12]), one)
-
-
 @by_name
 def max_pool(op: int, ctx: int, one: Any) -> None:
-    """C = the largest entries of a, d = their numbers: bytes, or 32-bit integers if `flag`.
-
-    `limit` is the address of the numbers of a window, and of the channels, here and below.
-    """
+    """C = the largest entries of a, e = their numbers: bytes, or 32-bit integers if `flag`."""
     w = words_of(op)
-    numbers = integers_at(w[LIMIT], 13)
-    x, y = images_at(w[A], w[M], numbers, one), outputs_at(w[C], w[M], numbers, one)
+    layout = integers_at(w[LIMIT], loops_convolution.N_NUMBERS)
     if w[FLAG] != 0:
-        loops_pooling.max_pool(x, numbers[:12], y, outputs_at(w[D], w[M], numbers, np.int32(0)))
+        loops_pooling.max_pool(w[A], w[M], layout, w[C], w[E], w[D], one, np.int32(0))
     else:
-        loops_pooling.max_pool(x, numbers[:12], y, outputs_at(w[D], w[M], numbers, np.uint8(0)))
+        loops_pooling.max_pool(w[A], w[M], layout, w[C], w[E], w[D], one, np.uint8(0))
 
 
 @by_name
 def max_pool_backward(op: int, ctx: int, one: Any) -> None:
-    """C = dJ/dx, from a = dJ/dy and the numbers b of the largest entries."""
+    """C = dJ/dx, from a = dJ/dy and the numbers b of the largest entries, such as in `max_pool`."""
     w = words_of(op)
-    numbers = integers_at(w[LIMIT], 13)
-    grad, x = outputs_at(w[A], w[M], numbers, one), images_at(w[C], w[M], numbers, one)
+    layout = integers_at(w[LIMIT], loops_convolution.N_NUMBERS)
     if w[FLAG] != 0:
-        where = outputs_at(w[B], w[M], numbers, np.int32(0))
-        loops_pooling.max_pool_backward(grad, where, numbers[:12], x)
+        loops_pooling.max_pool_backward(w[A], w[B], w[M], layout, w[C], w[D], one, np.int32(0))
     else:
-        bytes_ = outputs_at(w[B], w[M], numbers, np.uint8(0))
-        loops_pooling.max_pool_backward(grad, bytes_, numbers[:12], x)
+        loops_pooling.max_pool_backward(w[A], w[B], w[M], layout, w[C], w[D], one, np.uint8(0))
 
 
 @by_name
 def average_pool(op: int, ctx: int, one: Any) -> None:
-    """C = the means of a; `flag` says whether padding counts."""
+    """C = the means of a; `flag` says whether padding counts.
+
+    `limit` is the address of the numbers of a window, and of the channels, here and below.
+    """
     w = words_of(op)
     numbers = integers_at(w[LIMIT], 13)
     x, y = images_at(w[A], w[M], numbers, one), outputs_at(w[C], w[M], numbers, one)
@@ -99,3 +83,15 @@ def average_pool_backward(op: int, ctx: int, one: Any) -> None:
     numbers = integers_at(w[LIMIT], 13)
     grad, x = outputs_at(w[A], w[M], numbers, one), images_at(w[C], w[M], numbers, one)
     loops_pooling.average_pool_backward(grad, numbers[:12], w[FLAG] != 0, x)
+
+
+@compiled
+def images_at(place: int, n: int, numbers: Array, one: Any) -> Array:
+    """Return n images on the input's side of a window, from its numbers and the channels."""
+    return array_at(place, (n, numbers[0], numbers[1], numbers[12]), one)
+
+
+@compiled
+def outputs_at(place: int, n: int, numbers: Array, one: Any) -> Array:
+    """Return n images on the output's side of a window."""
+    return array_at(place, (n, numbers[2], numbers[3], numbers[12]), one)
