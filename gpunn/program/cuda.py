@@ -14,6 +14,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend, held_choice, product_precision
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import copy_of
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
@@ -169,13 +170,12 @@ class CudaSteps(RecordedSteps):
         source = self._source
         assert isinstance(source, FedBatches)  # noqa: S101
         targets: list[Array] = []
-        with closing(loader.batches(order, stop)) as batches:
+        with closing(source.batches(loader, order, stop)) as batches:
 
             def feed() -> None:
                 batch = next(batches)
-                source.put(batch)
                 if self._outputs:
-                    targets.append(batch.y)
+                    targets.append(copy_of(batch.y))  # the next ones take its place
 
             for turns, steps in self._stretches(stop):
                 with self._lock:
