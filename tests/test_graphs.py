@@ -7,6 +7,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from weakref import ref
@@ -73,6 +74,12 @@ def test_whatever_is_trained(run: Run) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
 def test_a_longer_run(optimizer: str, data: str) -> None:
     assert_same(*both(replace(RUN, optimizer=optimizer, data=data, epochs=20)))
+
+
+@pytest.mark.parametrize("data", ["resident", "streamed", "other float"])
+def test_metrics_of_targets(data: str) -> None:
+    """Each batch's targets are kept until the epoch ends."""
+    assert_same(*both(replace(RUN, loss="squared", data=data, epochs=3)))
 
 
 @pytest.mark.parametrize("name", ["Fortran's order", "every second", "backwards", "one for all"])
@@ -359,6 +366,22 @@ class TestLaunches:
         assert more.pop("d2h_bytes") > 0
         for key in ("kernel_launches", "memsets", "syncs", "device_allocs", "h2d_copies"):
             assert more[key] == 0, key
+
+    def test_a_streamed_batch_arrives_where_the_graph_reads_it(self) -> None:
+        """Each of its parts is copied on the device once: x and y."""
+        cudasim = pytest.importorskip("cudasim", reason="counted by an emulator of CUDA")
+        run = replace(RUN, data="streamed")
+        copies = []
+        for n in (40, 80):
+            trainer, loader = run.trainer(), replace(run, n=n).loader()
+            trainer.fit(loader, 2, progress=False)
+            source = trainer._program._steps._source
+            order, stop = np.arange(n), n
+            with cudasim.count() as counted, closing(source.batches(loader, order, stop)) as found:
+                assert all(batch.x.data.ptr == source._place.x.data.ptr for batch in found)
+            copies.append(counted["d2d_copies"] + counted["kernel_launches"])
+            assert trainer.why_not_recorded == ""
+        assert copies[1] - copies[0] == 2 * 10
 
 
 @pytest.mark.parametrize("switched_off", [False, True])

@@ -237,9 +237,15 @@ class Loader:
         )
         return self.stored if here else None
 
-    def batches(self, order: Any, stop: int) -> Generator[Batch, None, None]:
-        """Yield the batches of the first `stop` rows in an order; None is the stored order."""
-        return self._batches(order, stop)
+    def batches(
+        self, order: Any, stop: int, into: Batch | None = None
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of the first `stop` rows in an order; None is the stored order.
+
+        Those that arrive from the host one by one are put `into` the first rows of these arrays, if
+        they are given, and are views of them.
+        """
+        return self._batches(order, stop, into)
 
     def groups(self, order: Any, stop: int) -> Generator[Batch, None, None]:
         """Yield the first `stop` rows in an order, several whole batches at a time."""
@@ -266,7 +272,9 @@ class Loader:
         """Take rows where the data are stored, send them as they are, convert them there."""
         return send(take(self.stored, rows, order), self.backend, self._dtypes)
 
-    def _batches(self, order: Any, stop: int) -> Generator[Batch, None, None]:
+    def _batches(
+        self, order: Any, stop: int, into: Batch | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield batches of the first `stop` rows in an order; None is the stored order."""
         stop = min(stop, self.n_samples)
         starts = range(0, stop, self.batch_size)
@@ -278,7 +286,7 @@ class Loader:
         )
         on_the_way = on_host and self.backend.package == "cupy" and not self.resident
         staged = on_the_way and len(rows) > 1  # one batch alone cannot be fetched ahead
-        batches = (self._staged if staged else self._fetched)(rows, order)
+        batches = self._staged(rows, order, into) if staged else self._fetched(rows, order)
         if order is None and not guarded and (self.transform is not None or not is_lent()):
             batches = copies(batches)
         if self.transform is not None:
@@ -320,17 +328,18 @@ class Loader:
                     None if weight is None else weight[own],
                 )
 
-    def _staged(self, rows: list[slice], order: Any) -> Generator[Batch, None, None]:
+    def _staged(
+        self, rows: list[slice], order: Any, into: Batch | None
+    ) -> Generator[Batch, None, None]:
         """Gather and upload each batch while the one before it is computed on."""
-        from gpunn.data.staging import convert, stage  # noqa: PLC0415 (imports CuPy)
+        from gpunn.data.staging import convert, put, stage  # noqa: PLC0415 (imports CuPy)
 
         held = {name: part for name, part in self.stored._asdict().items() if part is not None}
         kept = zip(self.stored, self._dtypes, strict=True)
         dtypes = [dtype for part, dtype in kept if part is not None]
         chosen = rows if order is None else [order[some] for some in rows]
-        with closing(
-            stage(list(held.values()), chosen, self.batch_size, convert(dtypes))
-        ) as batches:
+        read = convert(dtypes) if into is None else put([p for p in into if p is not None])
+        with closing(stage(list(held.values()), chosen, self.batch_size, read)) as batches:
             for arrays in batches:
                 yield Batch(**dict(zip(held, arrays, strict=True)))
 

@@ -10,7 +10,7 @@ The slots form a ring; each has two events:
   upload into that buffer.
 
 Only that thread waits on the host. What arrives is converted on the device into memory of its own,
-so a batch that the caller keeps is never overwritten.
+so a batch that the caller keeps is never overwritten; or to where the caller wants it.
 """
 
 from __future__ import annotations
@@ -126,6 +126,18 @@ def convert(dtypes: Sequence[str | None]) -> Callable[[list[Array]], list[Array]
         return [part.astype(dtype or part.dtype, copy=True) for part, dtype in pairs]
 
     return converted
+
+
+def put(places: Sequence[Array]) -> Callable[[list[Array]], list[Array]]:
+    """Return a function that copies arrays to the first rows of these, and returns those rows."""
+
+    def placed(arrived: list[Array]) -> list[Array]:
+        rows = [place[: part.shape[0]] for place, part in zip(places, arrived, strict=True)]
+        for own, part in zip(rows, arrived, strict=True):
+            own[...] = part
+        return rows
+
+    return placed
 
 
 def stage(

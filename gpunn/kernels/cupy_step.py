@@ -74,7 +74,7 @@ class StepBoard:
         words = np.concatenate((np.zeros(1, np.int64), words[: self._present.size], words))
         self._block[: words.size].set(words)
 
-    def finish(self, cost: Array, total: Array | None, squares: Array | None) -> None:
+    def finish(self, cost: Array | None, total: Array | None, squares: Array | None) -> None:
         """Write down a step's results, count the step, and load the numbers of the next one.
 
         Parameters

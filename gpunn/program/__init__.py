@@ -43,11 +43,14 @@ class Program:
         return self._steps is not None
 
     def release(self) -> bool:
-        """Drop the recording if it keeps memory of a device; return whether it did."""
+        """Drop the recording if it keeps memory of a device; return whether it did.
+
+        If it has to be asked for twice, it has to be so again.
+        """
         steps = self._steps
         if steps is None or not steps.keeps_device_memory:
             return False
-        self._steps = None
+        self._steps = self._last_asked = None
         return True
 
     def explain(self) -> str:
@@ -117,15 +120,17 @@ class Program:
             return None
         if self._unsteady == asked[:2] or self._pauses(asked):
             return None
-        if not runner.pays_at_once(feed):
+        why_later = runner.why_later(models[2], feed)
+        if why_later:
             last, self._last_asked = self._last_asked, (asked, marks_of(feed.batch))
             again = last is not None and last[0] == asked
             if not again or (feed.stored and not are_of(last[1], feed.batch)):
-                return self._refuse("a first epoch of few steps; a second one is captured")
+                return self._refuse(why_later)
         try:
             steps = runner(*parts, **settings)
         except FailedError as error:
-            self._take_a_break(asked, str(error))
+            what = "a pass" if models[2] is None else "training"
+            self._take_a_break(asked, f"{what} runs step by step: {error}")
             return self._refuse(str(error))
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
@@ -145,7 +150,7 @@ class Program:
         self._pause = asked, self._pause[1] - 1, self._pause[2]
         return True
 
-    def _take_a_break(self, asked: Any, reason: str) -> None:
+    def _take_a_break(self, asked: Any, message: str) -> None:
         """Try again after some epochs, and after twice as many the next time; say so once."""
         again = self._pause is not None and self._pause[0] == asked
         epochs = 2 * self._pause[2] if self._pause is not None and again else _PAUSE
@@ -153,7 +158,7 @@ class Program:
         if not again:
             import logging  # noqa: PLC0415 (slow to import)
 
-            logging.getLogger("gpunn").warning("training runs step by step: %s", reason)
+            logging.getLogger("gpunn").warning(message)
 
     def _refuse(self, reason: str) -> None:
         self._steps, self.why_not = None, reason

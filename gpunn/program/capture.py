@@ -1,4 +1,4 @@
-"""Training steps under stream capture: what the readable step launches becomes a CUDA graph."""
+"""Steps under stream capture: what the readable step launches becomes a CUDA graph."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CapturedStep(NamedTuple):
 
 
 class StepCapture:
-    """Captures the steps of a training run, on batches of one size or another.
+    """Captures the steps of a training run, or of a pass, on batches of one size or another.
 
     The graphs' memory comes from a pool of their own, so that nobody else writes there between two
     launches.
@@ -53,7 +53,8 @@ class StepCapture:
     Parameters
     ----------
     model, loss, optimizer
-        What to train, and how.
+        What to train, and how. Without an optimizer the loss is computed, and without a loss, too,
+        a prediction.
     source : StoredRows or FedBatches
         Where the step finds its batch.
     board : StepBoard
@@ -66,7 +67,7 @@ class StepCapture:
 
     def __init__(
         self,
-        parts: tuple[Layer, Loss, Optimizer],
+        parts: tuple[Layer, Loss | None, Optimizer | None],
         source: StoredRows | FedBatches,
         board: StepBoard,
         collected: Array | None,
@@ -109,7 +110,7 @@ class StepCapture:
             user.wait_event(stream.record())
 
     def _rehearse(self, n: int, factors: list[tuple[Factor, Factor]]) -> list[tuple[Any, Any]]:
-        """Run a step whose update is of a scratch array: it loads kernels, and fills the pool.
+        """Run a step that updates scratch arrays: it loads kernels, and fills the pool.
 
         Return what is known of the contents of the factors that are rounded.
         """
@@ -118,7 +119,7 @@ class StepCapture:
         noted = NotedFactors()
         self._products.round_by(noted)
         with _buffers_aside(self._parts[0]):
-            self._step(n, _scratch(self._parts[2].blocks()))
+            self._step(n)
         if self._copies is None:
             self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
         sizes = [tuple(factor.size for factor in pair) for pair in factors]
@@ -129,9 +130,9 @@ class StepCapture:
     def _weights(self) -> list[Array]:
         """Return what the products may read and only the update writes: blocks, and the frozen."""
         model, _, optimizer = self._parts
-        trained = set(optimizer.parameters)
-        frozen = [p.value for p in model.parameters() if p not in trained]
-        return [*optimizer.blocks().values, *frozen]
+        trained = set() if optimizer is None else set(optimizer.parameters)
+        blocks = [] if optimizer is None else optimizer.blocks().values
+        return [*blocks, *(p.value for p in model.parameters() if p not in trained)]
 
     def _capture_in_spite_of_others(self, n: int, contents: list[tuple[Any, Any]]) -> Any:
         """Return the graph; try again if it fails, unless memory runs out.
@@ -156,7 +157,7 @@ class StepCapture:
         try:
             # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
             stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
-            has_totals = self._step(n, copies=copies)
+            has_totals = self._step(n, copies)
         except BaseException:
             with suppress(Exception):
                 stream.end_capture()
@@ -169,31 +170,41 @@ class StepCapture:
             vars(self).pop("_products", None)
             self._pool.free_all_blocks()
 
-    def _step(
-        self, n: int, scratch: Slots | None = None, copies: WeightCopies | None = None
-    ) -> bool:
-        """Launch all that a step does, in the current stream.
+    def _step(self, n: int, copies: WeightCopies | None = None) -> bool:
+        """Launch all that a step does, in the current stream; without `copies`, for rehearsal.
 
         Return whether its mean divides by a sum of weights.
         """
         (model, loss, optimizer), board = self._parts, self._board
         x, y, weight = self._source.batch(n, board.row)
-        squares = optimizer.sum_of_squares() if self._penalized else None
-        tape = KeyTape(iter(board.keys), optimizer.parameters)
-        prediction, cost = backpropagate(model, loss, tape, x, y, weight)
-        total = loss.total_weight(prediction, y, weight)
+        squares = cost = total = None
+        if optimizer is None or loss is None:
+            prediction = model.forward(x)
+            if loss is not None:
+                cost = loss.forward(prediction, y, None, weight)
+        else:
+            squares = optimizer.sum_of_squares() if self._penalized else None
+            tape = KeyTape(iter(board.keys), optimizer.parameters)
+            prediction, cost = backpropagate(model, loss, tape, x, y, weight)
+            self._update(optimizer, copies)
+            tape.commit()
+        if loss is not None:
+            total = loss.total_weight(prediction, y, weight)
         if total is not None:  # whole numbers as targets make it float64, whatever the model is
             total = kernels(total).convert(total, np.float64)
         if self._collected is not None:
             copy_rows(prediction, self._collected, board.row)
-        optimizer.update_by(board.rates, scratch, copies)
-        if copies is not None and not copies.are_written:
-            copies.refresh()
-        tape.commit()
-        for parameter in model.parameters():
-            parameter.grad = None
         board.finish(cost, total, squares)
         return total is not None
+
+    def _update(self, optimizer: Optimizer, copies: WeightCopies | None) -> None:
+        """Update the parameters, and the copies of weights; scratch arrays in a rehearsal."""
+        scratch = _scratch(optimizer.blocks()) if copies is None else None
+        optimizer.update_by(self._board.rates, scratch, copies)
+        if copies is not None and not copies.are_written:
+            copies.refresh()
+        for parameter in self._parts[0].parameters():
+            parameter.grad = None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend, held_choice, product_precision
 from gpunn.arrays.facts import is_out_of_memory
+from gpunn.arrays.memory import copy_of
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
@@ -22,7 +23,7 @@ from gpunn.kernels.cupy_step import StepBoard
 from gpunn.kernels.declared import kernel_of
 from gpunn.nn.init import as_generator
 from gpunn.program.capture import StepCapture
-from gpunn.program.record import record_step
+from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
 from gpunn.program.sources import FedBatches, StoredRows
 from gpunn.program.steps import RecordedSteps
@@ -74,18 +75,25 @@ class CudaSteps(RecordedSteps):
         return super().serves(*parts, **settings)
 
     @staticmethod
-    def pays_at_once(feed: Feed) -> bool:
-        """Return whether capturing pays within an epoch; else a second one should be asked for."""
-        return feed.n_samples >= _MIN_STEPS * feed.batch_size
+    def why_later(optimizer: Any, feed: Feed) -> str:
+        """Return why to capture only what is asked for a second time; empty to do so at once.
+
+        A first pass without training gains nothing: capturing takes as long as some of its batches.
+        """
+        if optimizer is None:
+            return "a first pass over these data; a second one is captured"
+        if feed.n_samples < _MIN_STEPS * feed.batch_size:
+            return "a first epoch of few steps; a second one is captured"
+        return ""
 
     def explain(self) -> str:
         """Return what a step is made of."""
-        return f"one launch of a CUDA graph a step, with products in {self._precision}"
+        what = "batch" if self._optimizer is None else "step"
+        return f"one launch of a CUDA graph a {what}, with products in {self._precision}"
 
     def prepare(self) -> None:
         """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
-        assert self._optimizer is not None  # noqa: S101 (only training is captured)
-        if kernel_of(self._optimizer) is None:
+        if self._optimizer is not None and kernel_of(self._optimizer) is None:
             kind = type(self._optimizer).__name__
             raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
         _, size, n_samples, _ = self._feed
@@ -159,7 +167,7 @@ class CudaSteps(RecordedSteps):
                 self._follow_last()
                 rows = source.set_order(order[turns])
                 self._make_steps(turns, decays[steps], rng)
-                targets = kernels(rows).gather([batch.y], rows)[0] if self._outputs else None
+                targets = kernels(rows).gather([batch.y], rows)[0] if self._wants_targets else None
                 results = self._results(turns, targets)
             yield results
 
@@ -169,13 +177,12 @@ class CudaSteps(RecordedSteps):
         source = self._source
         assert isinstance(source, FedBatches)  # noqa: S101
         targets: list[Array] = []
-        with closing(loader.batches(order, stop)) as batches:
+        with closing(source.batches(loader, order, stop)) as batches:
 
             def feed() -> None:
                 batch = next(batches)
-                source.put(batch)
-                if self._outputs:
-                    targets.append(batch.y)
+                if self._wants_targets:
+                    targets.append(copy_of(batch.y))  # the next ones take its place
 
             for turns, steps in self._stretches(stop):
                 with self._lock:
@@ -184,6 +191,11 @@ class CudaSteps(RecordedSteps):
                     results = self._results(turns, _joined(targets))
                 targets.clear()
                 yield results
+
+    @property
+    def _wants_targets(self) -> bool:
+        """Whether outputs are compared with something."""
+        return self._outputs and self._loss is not None
 
     def _stretches(self, stop: int) -> Iterator[tuple[slice, slice]]:
         """Yield the turns, and the steps, that are made between two looks at their results."""
@@ -205,14 +217,15 @@ class CudaSteps(RecordedSteps):
     ) -> None:
         """Launch a step for each batch of some turns; `feed` puts each batch where it is read."""
         optimizer, board, size = self._optimizer, self._board, self._batch_size
-        assert optimizer is not None  # noqa: S101
         stop = turns.stop - turns.start
         starts = range(0, stop, size)
         keys = None
         if board.keys:
             shape = len(starts), len(board.keys)
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
-        board.load(starts, optimizer.step_sizes(len(starts)), decays, keys)
+        nothing = [0.0] * len(starts)
+        rates = nothing if optimizer is None else optimizer.step_sizes(len(starts))
+        board.load(starts, rates, decays or nothing, keys)
         self._capture.refresh_copies()
         launches = [self._graphs[min(size, stop - start)].launch for start in starts]
         before, made = self._steps_so_far(), 0
@@ -246,9 +259,9 @@ class CudaSteps(RecordedSteps):
 
     def _recorded(self, n: int) -> Recording:
         """Return a recording of a step on n samples: only kernels can be captured and replayed."""
-        assert self._loss is not None  # noqa: S101
-        assert self._optimizer is not None  # noqa: S101
         like, place = BatchLike.of(n, self._kind), get_backend("cupy")
+        if self._optimizer is None or self._loss is None:
+            return record_forward(self._model, self._loss, like, place)
         parameters = self._optimizer.parameters
         recording = record_step(self._model, self._loss, parameters, like, place)
         if not recording.grads:

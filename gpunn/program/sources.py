@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import cupy
@@ -9,6 +11,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
 from gpunn.kernels.cell import Cell
 from gpunn.kernels.cupy_launch import have_rows
 from gpunn.kernels.cupy_step import gather_rows
@@ -72,11 +75,14 @@ class FedBatches:
     def release(self) -> None:
         """Do nothing: the sample is not kept."""
 
-    def put(self, batch: Batch) -> None:
-        """Put a batch where the step finds it."""
-        for place, part in zip(self._place, batch, strict=True):
-            if part is not None:
-                place[: part.shape[0]] = part
+    def batches(self, loader: Loader, order: Array, stop: int) -> Generator[Batch, None, None]:
+        """Put one batch of a loader after another where the step finds it; yield each."""
+        with closing(loader.batches(order, stop, self._place)) as batches:
+            for batch in batches:
+                for place, part in zip(self._place, batch, strict=True):
+                    if part is not None and part.data.ptr != place.data.ptr:
+                        place[: part.shape[0]] = part
+                yield batch
 
     def batch(self, n: int, first: Cell) -> Batch:  # noqa: ARG002 (as for stored rows)
         """Return n samples of what was put."""

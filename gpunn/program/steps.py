@@ -133,9 +133,9 @@ class RecordedSteps:
         raise NotImplementedError
 
     @staticmethod
-    def pays_at_once(feed: Feed) -> bool:  # noqa: ARG004
-        """Return whether recording pays within an epoch; else a second one should be asked for."""
-        return True
+    def why_later(optimizer: Optimizer | None, feed: Feed) -> str:  # noqa: ARG004
+        """Return why to record only what is asked for a second time; empty to do so at once."""
+        return ""
 
     def _steps_so_far(self) -> int:
         return 0 if self._optimizer is None else self._optimizer.steps

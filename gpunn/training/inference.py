@@ -168,12 +168,11 @@ def _recorded_pass(
 
     None if the pass is not recorded. Without a loss, the model only predicts.
     """
-    if loader.backend.package != "numpy":  # a GPU's graphs are for training
-        return None
     if loader.n_samples < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
         return None
     work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
-    if not program.is_recorded and work < _MIN_RECORDED_WORK:
+    compiled = loader.backend.package == "numpy"  # that takes longer than to capture a step
+    if compiled and not program.is_recorded and work < _MIN_RECORDED_WORK:
         return None
     feed = feed_of(loader, loader.n_samples)
     steps = program.prepare(model, loss, None, feed, outputs=outputs)

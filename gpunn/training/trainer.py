@@ -305,11 +305,13 @@ class Trainer:
         return self._with_room_for(work)
 
     def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
-        """Do some work, if need be without the memory that captured training steps keep."""
+        """Do some work, if need be without the memory that captured steps keep."""
         try:
             return work()
         except DeviceMemoryError:
-            if not self._program.release():
+            programs = self._program, self._evaluation, self._prediction
+            released = [program.release() for program in programs]
+            if not any(released):
                 raise
         return work()
 

@@ -15,7 +15,7 @@ extern "C" __global__ void finish_step(
   double half = 0.5 * ((const double*)now)[2];
   __syncthreads();
   if (threadIdx.x == 0) {
-    costs[t] = *cost;
+    if (cost) costs[t] = *cost;
     if (total) totals[t] = *total;
     if (squares) penalties[t] = half == 0.0 ? T(0) : T(half) * *squares;
     *step = t + 1;
