@@ -80,6 +80,7 @@ class Block:
             "activation": gn.ACTIVATIONS[self.activation],
             "dropout": lambda: gn.Dropout(self.rate),
             "flatten": gn.Flatten,
+            "reshape": lambda: gn.Sequential(gn.Reshape((1, inputs)), gn.Flatten()),
             "layer_norm": lambda: gn.LayerNorm(inputs, dtype=dtype),
             "rms_norm": lambda: gn.RMSNorm(inputs, dtype=dtype),
             # A large epsilon: of two samples that are nearly alike, the rest is noise.
@@ -88,8 +89,6 @@ class Block:
         }
         if self.kind in alone:
             return [alone[self.kind]()], inputs
-        if self.kind == "reshape":
-            return [gn.Reshape((1, inputs)), gn.Flatten()], inputs
         if self.kind == "twice":
             layer = dense(inputs)
             return [layer, gn.Tanh(), layer], inputs
