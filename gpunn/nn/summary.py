@@ -94,12 +94,13 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> Summary:
     """
     given = None if input_shape is None else sample_shape("summary", input_shape)
     shape = first_features(model) if given is None else given
-    one, two = (None if shape is None else try_out(model, shape, n) for n in (1, 2))
-    if one is None or two is None or one.call.layers() != two.call.layers():
+    # BatchNorm refuses one sample.
+    two, three = (None if shape is None else try_out(model, shape, n) for n in (2, 3))
+    if two is None or three is None or two.call.layers() != three.call.layers():
         rows, saved = list(_without_shapes(model, "")), None
     else:
-        rows = list(_Measured(model, one, two).rows(one.call, two.call, ""))
-        saved = two.input_bytes - one.input_bytes
+        rows = list(_Measured(model, two, three).rows(two.call, three.call, ""))
+        saved = three.input_bytes - two.input_bytes
     shown = {id(parameter) for row in rows for parameter in row.parameters}
     unused = [parameter for parameter in model.parameters() if id(parameter) not in shown]
     if unused:
@@ -108,29 +109,29 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> Summary:
 
 
 class _Measured:
-    """The rows of a model, from its passes over one sample and over two.
+    """The rows of a model, from its passes over two samples and over three.
 
-    What grows from one sample to two is a sample's.
+    What the third adds is a sample's.
     """
 
-    def __init__(self, model: Any, one: Trial, two: Trial) -> None:
-        self._one, self._two = one, two
+    def __init__(self, model: Any, two: Trial, three: Trial) -> None:
+        self._two, self._three = two, three
         self._empty = empty_copies(model)
         self._seen: set[int] = set()  # a parameter is of the first layer that has it
 
-    def rows(self, one: Call, two: Call, indent: str) -> Iterator[_Row]:
+    def rows(self, two: Call, three: Call, indent: str) -> Iterator[_Row]:
         """Yield the row of a call, and those of the calls within it."""
-        inner = list(zip(one.within, two.within, strict=True))
-        if one.layer.sequence() is not None:
+        inner = list(zip(two.within, three.within, strict=True))
+        if two.layer.sequence() is not None:
             for pair in inner:
                 yield from self.rows(*pair, indent)
             return
         yield _Row(
-            indent + (type(one.layer).__name__ if inner else repr(one.layer)),
-            self._parameters(one),
-            one.output,
-            self._operations(one, two),
-            two.saved(self._two.sizes) - one.saved(self._one.sizes),
+            indent + (type(two.layer).__name__ if inner else repr(two.layer)),
+            self._parameters(two),
+            two.output,
+            self._operations(two, three),
+            three.saved(self._three.sizes) - two.saved(self._two.sizes),
         )
         for pair in inner:
             yield from self.rows(*pair, indent + "  ")
@@ -142,16 +143,16 @@ class _Measured:
         self._seen.update(map(id, own))
         return own
 
-    def _operations(self, one: Call, two: Call) -> int | None:
+    def _operations(self, two: Call, three: Call) -> int | None:
         """Return the operations of the layer itself, without those of the layers within."""
-        whole = self._total(one, two)
-        parts = [self._total(*pair) for pair in zip(one.within, two.within, strict=True)]
+        whole = self._total(two, three)
+        parts = [self._total(*pair) for pair in zip(two.within, three.within, strict=True)]
         if whole is None or None in parts:
             return None
         return whole - sum(part for part in parts if part is not None)
 
-    def _total(self, one: Call, two: Call) -> int | None:
-        counts = [count_operations(call, self._empty) for call in (one, two)]
+    def _total(self, two: Call, three: Call) -> int | None:
+        counts = [count_operations(call, self._empty) for call in (two, three)]
         return None if counts[0] is None or counts[1] is None else counts[1] - counts[0]
 
 
