@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 from gpunn.optim import adam, base  # noqa: E402
-from gpunn.program import cpu, crew, steps  # noqa: E402
+from gpunn.program import cpu, crew, frame, steps  # noqa: E402
 from gpunn.program.cpu import CpuSteps  # noqa: E402
 from tests.runs import (  # noqa: E402
     CLOSE,
@@ -86,11 +86,11 @@ def interrupt_at_call(n: int) -> Iterator[list[str]]:
     Python looks for interrupts where a function begins and where a call returns.
     """
     seen: list[str] = []
-    files = {module.__file__ for module in (cpu, crew, steps, base, adam)}
+    files = {module.__file__ for module in (cpu, crew, frame, steps, base, adam)}
 
-    def look(frame: Any, event: str, _: Any) -> None:
-        if event in ("call", "c_return") and frame.f_code.co_filename in files:
-            seen.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+    def look(where: Any, event: str, _: Any) -> None:
+        if event in ("call", "c_return") and where.f_code.co_filename in files:
+            seen.append(f"{where.f_code.co_name}:{where.f_lineno}")
             if len(seen) == n:
                 sys.setprofile(None)
                 raise KeyboardInterrupt

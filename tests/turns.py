@@ -53,7 +53,7 @@ class Turns:
         self, _: Any, threads: int, meeting: Any, *arguments: Any, held: Any = None
     ) -> None:  # as `crew.run`
         contexts, segments, n_segments, _, one = arguments
-        blocks = [table._block for table in held[2]]
+        blocks = [table._block for table in held[1].tables]
         self.calls.append(threads)
         at_work = {i: self._thread(i, contexts, segments, n_segments, one) for i in range(threads)}
         while at_work:

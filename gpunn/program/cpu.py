@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -18,8 +19,8 @@ from gpunn.data.loader import Loader
 from gpunn.kernels.blas import OneThread, is_small, one_thread
 from gpunn.nn.init import as_generator
 from gpunn.program import crew
-from gpunn.program.instructions.words import CONTEXT
-from gpunn.program.interpreter import CONTEXT_SIZE, run_program
+from gpunn.program.frame import Frame
+from gpunn.program.interpreter import SEGMENT_SIZE, run_program
 from gpunn.program.plan import Plan
 from gpunn.program.products import ROOM
 from gpunn.program.record import record_forward, record_step
@@ -36,6 +37,8 @@ _MOST_THREADS = 8
 _WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
 #: And so many numbers of the network's outputs, if they are wanted.
 _ENTRIES_AT_ONCE = 1 << 20
+#: What calls of up to so many steps need is kept for the next call.
+_MOST_STEPS_KEPT = 1 << 12
 
 
 #: All that there are, for a process that is forked while another thread holds a lock.
@@ -51,28 +54,50 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock_all)
 
 
+class _Work(NamedTuple):
+    """What the threads of a call run.
+
+    Attributes
+    ----------
+    asked : tuple
+        For what: the number of rows and threads, and whether rows come as they stand.
+    segments : array
+        See `gpunn.program.interpreter.run_program`.
+    place, n_segments : int
+        Where these begin, and how many each thread has.
+    tables : list of Table
+        The instructions, which the segments have the addresses of.
+    """
+
+    asked: tuple[int, int, bool]
+    segments: Array
+    place: int
+    n_segments: int
+    tables: list[Table]
+
+
 class CpuSteps(RecordedSteps):
     """Makes the steps of an epoch, or the predictions for a data set; see `RecordedSteps`."""
 
     def __init__(self, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
+        self._one = self._dtype.type(1)
         self._most_threads = self._threads_worth()
         self._threads_used = 1
         self._lock = Lock()
         _alive.add(self)
-        self._contexts = np.zeros((_MOST_THREADS, CONTEXT_SIZE // 8), np.int64)
-        self._workspace = np.zeros((self._most_threads, ROOM // 8), np.int64)
+        self._workspaces = np.zeros((self._most_threads, ROOM // 8), np.int64)
+        self._last_frame: Frame | None = None
 
     def prepare(self) -> None:
         """Record a step on a whole batch."""
         self._plans: dict[int, Plan] = {}
-        #: What `_segments` returned last, and for what: epochs are alike.
-        self._last_cut: tuple[Any, Array, list[Table]] | None = None
-        self._plan(self._batch_size)
+        self._last_work: _Work | None = None
+        self._whole = self._plan(self._batch_size)
 
     def explain(self) -> str:
         """Return what a step is made of."""
-        n = self._plan(self._batch_size).n_instructions
+        n = self._whole.n_instructions
         threads = "1 thread" if self._threads_used == 1 else f"{self._threads_used} threads"
         return f"{n} compiled instructions on {threads}"
 
@@ -106,23 +131,22 @@ class CpuSteps(RecordedSteps):
     ) -> Iterator[StepResults]:
         """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
         assert kind_of(batch) == self._kind  # noqa: S101 (else memory would be read as what it is not)
-        rows = None if order is None else np.ascontiguousarray(order, np.int64)
-        data = self._data(batch)
+        arrays: dict[str, Array | None] = self._data(batch)
+        arrays["order"] = None if order is None else np.ascontiguousarray(order, np.int64)
         at_once = self._rows_at_once(outputs=outputs)
         for start in range(0, stop, at_once):
             turns = slice(start, min(start + at_once, stop))
             first, last = start // self._batch_size, -(-turns.stop // self._batch_size)
-            with self._lock:  # buffers and contexts are those of one call
+            with self._lock:  # buffers and frames are those of one call
                 results = self._run_turns(
-                    turns, rows, data, decays[first:last], outputs=outputs, rng=rng
+                    turns, arrays, decays[first:last], outputs=outputs, rng=rng
                 )
             yield results
 
     def _run_turns(
         self,
         turns: slice,
-        rows: Array | None,
-        data: dict[str, Array],
+        arrays: dict[str, Array | None],
         decays: Sequence[float],
         *,
         outputs: bool,
@@ -131,77 +155,63 @@ class CpuSteps(RecordedSteps):
         """Make the steps of some turns."""
         alone = one_thread()
         assert alone is not None  # noqa: S101 (`why_not_here` has seen it)
-        plan = self._plan(self._batch_size)
+        plan, optimizer = self._whole, self._optimizer
         size = turns.stop - turns.start
         n = -(-size // self._batch_size)
+        result = np.empty((size, *plan.output_shape), self._dtype) if outputs else None
+        keys = None
+        if plan.n_keys:
+            keys = as_generator(rng).integers(2**64, size=n * plan.n_keys, dtype=np.uint64)
         threads = self._threads(alone)
         with alone.hold():
             if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
                 threads = 1
-            costs, penalties = np.zeros((n, threads)), np.zeros((n, threads))
-            totals = np.zeros(n) if plan.has_totals else None
-            made, meeting = np.zeros(1, np.int64), np.zeros(2, np.int64)
-            result, keys = None, None
-            if outputs:
-                assert plan.recording.prediction is not None  # noqa: S101
-                shape = (size, *plan.recording.prediction.shape[1:])
-                result = np.empty(shape, self._dtype)
-            if plan.recording.n_keys:
-                keys = as_generator(rng).integers(
-                    2**64, size=n * plan.recording.n_keys, dtype=np.uint64
-                )
-            arrays = {"decays": _as_column(decays), "order": rows, "made": made}
-            arrays |= {"costs": costs, "penalties": penalties, "totals": totals}
-            arrays |= {"outputs": result, "keys": keys, **data}
-            if self._optimizer is not None:
-                arrays["rates"] = _as_column(self._optimizer.step_sizes(n))
+            frame = self._frame(n, threads)
+            rates = None if optimizer is None else optimizer.step_sizes(n)
+            frame.begin(turns.start, rates, decays, arrays | {"outputs": result, "keys": keys})
+            work = self._work(size, threads, in_order=arrays["order"] is None)
+            arguments = (frame.place, work.place, work.n_segments, frame.meeting_place, self._one)
+            held = (frame, work, arrays, result, keys, self._workspaces)
             self._threads_used = threads
-            self._fill(threads, turns.start, arrays)
-            segments, tables = self._segments(size, threads, in_order=rows is None)
-            arguments = (
-                self._contexts.ctypes.data,
-                segments.ctypes.data,
-                segments.shape[1],
-                meeting.ctypes.data,
-                self._dtype.type(1),
-            )
-            held = (arrays, segments, tables, self._contexts, self._workspace, meeting)
             before = self._steps_so_far()
             try:
-                crew.run(run_program, threads, meeting, *arguments, held=held)
+                crew.run(run_program, threads, frame.meeting, *arguments, held=held)
             finally:  # after an interrupt, too, and after one that comes right here
                 try:
-                    self._count(before, int(made[0]))
+                    self._count(before, int(frame.made[0]))
                 except BaseException:
-                    self._count(before, int(made[0]))
+                    self._count(before, int(frame.made[0]))
                     raise
-        return StepResults(turns, costs.sum(axis=1), penalties.sum(axis=1), totals, result)
+        sums = frame.read()
+        totals = sums.totals if plan.has_totals else None
+        return StepResults(turns, sums.costs, sums.penalties, totals, result)
 
-    def _fill(self, threads: int, start: int, arrays: dict[str, Array | None]) -> None:
-        """Write the threads' contexts."""
-        addresses = {name: 0 if x is None else x.ctypes.data for name, x in arrays.items()}
-        addresses |= {"start": start, "turn": start, "threads": threads}
-        row = [addresses.get(name, 0) for name in CONTEXT]
-        for thread in range(threads):
-            self._contexts[thread, : len(row)] = row
-            self._contexts[thread, CONTEXT.index("thread")] = thread
-            workspace = self._workspace[thread].ctypes.data
-            self._contexts[thread, CONTEXT.index("workspace")] = workspace
+    def _frame(self, steps: int, threads: int) -> Frame:
+        """Return the frame of a call: that of the last one, if it is like it.
 
-    def _segments(self, size: int, threads: int, *, in_order: bool) -> tuple[Array, list[Table]]:
-        """Return what to run, for each thread: whole batches, and then one that is not."""
-        key = size, threads, in_order
-        if self._last_cut is not None and self._last_cut[0] == key:
-            return self._last_cut[1:]
-        whole, rest = divmod(size, self._batch_size)
-        parts = [(self._batch_size, whole)] * bool(whole) + [(rest, 1)] * bool(rest)
-        tables = [self._plan(n).table(threads, in_order=in_order) for n, _ in parts]
-        segments = np.zeros((threads, len(parts), 8), np.int64)
-        for i, ((n, steps), table) in enumerate(zip(parts, tables, strict=True)):
-            for thread in range(threads):
-                segments[thread, i, :6] = (*table.segments[thread], n, steps)
-        self._last_cut = key, segments, tables
-        return segments, tables
+        After an interrupt it is a new one, since a thread may still be at work in the other.
+        """
+        frame = self._last_frame
+        alike = frame is not None and (frame.steps, frame.threads) == (steps, threads)
+        if frame is None or not alike or frame.meeting[1]:
+            frame = Frame(steps, threads, self._workspaces)
+            self._last_frame = frame if steps <= _MOST_STEPS_KEPT else None
+        return frame
+
+    def _work(self, size: int, threads: int, *, in_order: bool) -> _Work:
+        """Return what the threads run: whole batches, and then one that is not."""
+        work, asked = self._last_work, (size, threads, in_order)
+        if work is None or work.asked != asked:
+            whole, rest = divmod(size, self._batch_size)
+            parts = [(self._batch_size, whole)] * bool(whole) + [(rest, 1)] * bool(rest)
+            tables = [self._plan(n).table(threads, in_order=in_order) for n, _ in parts]
+            segments = np.zeros((threads, len(parts), SEGMENT_SIZE // 8), np.int64)
+            for i, ((n, steps), table) in enumerate(zip(parts, tables, strict=True)):
+                for thread in range(threads):
+                    segments[thread, i, :6] = (*table.segments[thread], n, steps)
+            work = _Work(asked, segments, int(segments.ctypes.data), len(parts), tables)
+            self._last_work = work
+        return work
 
     def _plan(self, n: int) -> Plan:
         """Return the plan for batches of n samples, recorded when it is first asked for."""
@@ -217,25 +227,20 @@ class CpuSteps(RecordedSteps):
             self._plans[n] = Plan(recording, self._optimizer, penalized=self._penalized)
         return self._plans[n]
 
-    def _data(self, batch: Batch) -> dict[str, Array]:
+    def _data(self, batch: Batch) -> dict[str, Array | None]:
         """Return the data as the instructions read them."""
-        plan = self._plan(self._batch_size)
-        wanted = {"x": plan.x_dtype, "y": plan.y_dtype}
-        wanted["weight"] = self._dtype
-        parts = {"x": batch.x, "y": batch.y, "weight": batch.sample_weight}
         return {
-            name: np.require(part, wanted[name], ["C_CONTIGUOUS", "ALIGNED"])
-            for name, part in parts.items()
-            if part is not None and wanted[name] is not None
+            "x": _as_read(batch.x, self._whole.x_dtype),
+            "y": _as_read(batch.y, self._whole.y_dtype),
+            "weight": _as_read(batch.sample_weight, self._dtype),
         }
 
     def _rows_at_once(self, *, outputs: bool) -> int:
         """Return how many rows a call takes: whole batches."""
-        size, plan = self._batch_size, self._plan(self._batch_size)
+        size, plan = self._batch_size, self._whole
         rows = min(size * _WORK_AT_ONCE // max(1, plan.work), _ROWS_AT_ONCE)
         if outputs:
-            assert plan.recording.prediction is not None  # noqa: S101
-            rows = min(rows, _ENTRIES_AT_ONCE // max(1, plan.recording.prediction.width))
+            rows = min(rows, _ENTRIES_AT_ONCE // max(1, math.prod(plan.output_shape)))
         return size * max(1, rows // size)
 
     def _threads(self, alone: OneThread) -> int:
@@ -247,17 +252,19 @@ class CpuSteps(RecordedSteps):
 
     def _threads_worth(self) -> int:
         """Return how many threads pay for such steps."""
-        n, plan = self._batch_size, self._plan(self._batch_size)
+        n, plan = self._batch_size, self._whole
         if is_small(plan.largest_product):
             return 1
         return max(1, min(plan.work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
 
 
-def _as_column(numbers: Sequence[float]) -> Array:
-    """Return numbers as an array, many equal ones in much less time than NumPy takes."""
-    if numbers and numbers.count(numbers[0]) == len(numbers):
-        return np.full(len(numbers), numbers[0], np.float64)
-    return np.array(numbers, np.float64)
+def _as_read(part: Any, dtype: Any) -> Array | None:
+    """Return a part of the data as the instructions read it; None if they do not."""
+    if part is None or dtype is None:
+        return None
+    if part.dtype == dtype and part.flags.c_contiguous and part.flags.aligned:
+        return part  # the usual case, and `require` is slow
+    return np.require(part, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def why_not_here() -> str | None:

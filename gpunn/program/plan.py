@@ -56,6 +56,10 @@ class Plan:
         #: Whether the mean divides by a sum of weights.
         self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)
         self.x_dtype, self.y_dtype = lowering.x_dtype, lowering.y_dtype
+        #: How many random masks a step draws, and the shape of an output.
+        self.n_keys = recording.n_keys
+        assert recording.prediction is not None  # noqa: S101
+        self.output_shape = recording.prediction.shape[1:]
 
     def table(self, threads: int, *, in_order: bool) -> Table:
         """Return the instructions for so many threads."""

@@ -1,0 +1,114 @@
+"""What the interpreter reads and writes in a call, beside the data and the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.program.instructions.words import CONTEXT
+from gpunn.program.interpreter import CONTEXT_SIZE
+
+_SLOT = {word: i for i, word in enumerate(CONTEXT)}
+
+
+class Sums(NamedTuple):
+    """The numbers of each step of a call, in arrays (S,)."""
+
+    costs: Array
+    penalties: Array
+    totals: Array
+
+
+class Frame:
+    """The numbers of each step of a call, and the threads' contexts, which hold their addresses.
+
+    Most calls are like the one before, which takes the same frame then.
+
+    Parameters
+    ----------
+    steps, threads : int
+        Of the call.
+    workspaces : array
+        A row for each thread.
+
+    Attributes
+    ----------
+    place, meeting_place : int
+        The addresses of the contexts and of `meeting`.
+    made : array of int64 (1,)
+        How many steps the last call has made.
+    meeting : array of int64 (2,)
+        By which the threads meet; see `gpunn.program.crew.run`.
+    """
+
+    def __init__(self, steps: int, threads: int, workspaces: Array) -> None:
+        self.steps, self.threads = steps, threads
+        self._results = np.zeros(steps * (2 * threads + 1))
+        parts = 2 * steps * threads
+        self._by_thread = self._results[:parts].reshape(2, steps, threads)
+        self._totals = self._results[parts:]
+        self._given = np.zeros((2, steps))
+        self._counts = np.zeros(3, np.int64)
+        self.made, self.meeting = self._counts[:1], self._counts[1:]
+        self._contexts = np.zeros((threads, CONTEXT_SIZE // 8), np.int64)
+        self.place, self.meeting_place = _address(self._contexts), _address(self.meeting)
+        costs, penalties = self._by_thread
+        rates, decays = self._given
+        self._write({"rates": rates, "decays": decays, "made": self.made})
+        self._write({"costs": costs, "penalties": penalties, "totals": self._totals})
+        self._contexts[:, _SLOT["threads"]] = threads
+        self._contexts[:, _SLOT["thread"]] = range(threads)
+        self._contexts[:, _SLOT["workspace"]] = [_address(row) for row in workspaces[:threads]]
+
+    def begin(
+        self,
+        start: int,
+        rates: Sequence[float] | None,
+        decays: Sequence[float],
+        arrays: Mapping[str, Array | None],
+    ) -> None:
+        """Get ready for a call.
+
+        Parameters
+        ----------
+        start : int
+            The first turn.
+        rates : sequence of float or None
+            The factor of each step; None where nothing is trained.
+        decays : sequence of float
+            The weight decay of each step.
+        arrays : mapping from str to array or None
+            What else the contexts have the addresses of, by word.
+        """
+        self._results.fill(0.0)
+        self._counts.fill(0)
+        if rates is not None:
+            _copy(rates, self._given[0])
+            _copy(decays, self._given[1])
+        self._contexts[:, _SLOT["start"]] = self._contexts[:, _SLOT["turn"]] = start
+        self._write(arrays)
+
+    def read(self) -> Sums:
+        """Return the results of the last call."""
+        costs, penalties = self._by_thread.sum(axis=2)
+        return Sums(costs, penalties, self._totals.copy())
+
+    def _write(self, arrays: Mapping[str, Array | None]) -> None:
+        """Write addresses into all contexts; 0 for no array."""
+        for word, array in arrays.items():
+            self._contexts[:, _SLOT[word]] = 0 if array is None else _address(array)
+
+
+def _address(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+def _copy(numbers: Sequence[float], into: Array) -> None:
+    """Copy numbers into an array, many equal ones in much less time than NumPy takes."""
+    if numbers.count(numbers[0]) == len(numbers) == len(into):
+        into.fill(numbers[0])
+    else:
+        into[:] = numbers
