@@ -21,6 +21,7 @@ from gpunn.losses.hinge import Hinge
 from gpunn.losses.logistic import logistic_regression
 from gpunn.losses.poisson import Poisson
 from gpunn.losses.robust import Huber, MeanAbsoluteError
+from gpunn.losses.sequence import SequenceCrossEntropy
 from gpunn.losses.squared_error import MeanSquaredError
 from gpunn.nn import init
 from gpunn.nn.activation import (
@@ -72,7 +73,16 @@ from gpunn.optim.schedules import (
 )
 from gpunn.optim.sgd import SGD
 from gpunn.training.history import History
-from gpunn.training.metrics import MAE, R2, Accuracy, BinaryAccuracy, Metric, TopK
+from gpunn.training.metrics import (
+    MAE,
+    R2,
+    Accuracy,
+    BinaryAccuracy,
+    Metric,
+    Perplexity,
+    SequenceAccuracy,
+    TopK,
+)
 from gpunn.training.step import train_step
 from gpunn.training.stopping import EarlyStopping
 from gpunn.training.trainer import Trainer
@@ -184,6 +194,7 @@ __all__ = [
     "Optimizer",
     "Parallel",
     "Parameter",
+    "Perplexity",
     "Poisson",
     "Position",
     "RMSNorm",
@@ -192,6 +203,8 @@ __all__ = [
     "Reshape",
     "Residual",
     "Schedule",
+    "SequenceAccuracy",
+    "SequenceCrossEntropy",
     "Sequential",
     "SiLU",
     "Sigmoid",

@@ -264,17 +264,18 @@ class LossCase:
 
     name: str
     make: Callable[..., gn.Loss]  # from keywords such as reduction
-    outputs: int
+    outputs: int | tuple[int, int]  # or positions and classes
     target: str  # one of `_TARGETS`
     probabilities: bool = False
 
     def data(self, n: int = 6, seed: int = 0) -> tuple[Any, Any]:
         """Return a prediction in float64 and a target."""
         rng = np.random.default_rng(seed)
-        prediction = rng.standard_normal((n, self.outputs))
+        outputs = self.outputs if isinstance(self.outputs, tuple) else (self.outputs,)
+        prediction = rng.standard_normal((n, *outputs))
         if self.probabilities:
             prediction = 0.05 + 0.9 / (1.0 + np.exp(-prediction))
-        return prediction, _TARGETS[self.target](rng, n, self.outputs)
+        return prediction, _TARGETS[self.target](rng, n, *outputs)
 
 
 #: Targets by their kind: from a generator, the number of samples, and that of outputs.
@@ -284,6 +285,7 @@ _TARGETS: dict[str, Callable[..., Any]] = {
     "soft": lambda rng, n, p: rng.dirichlet(np.ones(p), n),
     "binary": lambda rng, n, p: rng.uniform(0.0, 1.0, (n, p)),
     "binary labels": lambda rng, n, p: rng.integers(0, 2, n),
+    "positions": lambda rng, n, t, k: rng.choice([-100, *range(k)], (n, t)),
     "counts": lambda rng, n, p: rng.poisson(1.0, (n, p)),
     "signs": lambda rng, n, p: rng.choice([-1.0, 1.0], (n, p)),
 }
@@ -334,6 +336,17 @@ LOSSES = [
         lambda **settings: gn.KLDivergence(from_logits=False, **settings),
         4,
         "soft",
+    ),
+    *(
+        LossCase(
+            f"SequenceCrossEntropy({smoothing})",
+            lambda smoothing=smoothing, **settings: gn.SequenceCrossEntropy(
+                label_smoothing=smoothing, **settings
+            ),
+            (3, 4),
+            "positions",
+        )
+        for smoothing in (0.0, 0.1)
     ),
     LossCase("MeanSquaredError(one)", gn.MeanSquaredError, 1, "binary labels"),
     *_cross_entropies(gn.SoftmaxCrossEntropy, probabilities=False),

@@ -37,6 +37,9 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     labels = rng.integers(0, p, n)
     wrong = np.where(np.arange(n) % 3 == 1, rng.choice([-1, p, 10**6], n), labels)
     scales = [0.25, np.asarray(0.5), rng.uniform(0, 1, n)]
+    positions, wrong_positions = (
+        np.where(rng.uniform(0, 1, (n, 3)) < 0.3, -100, some[:, None]) for some in (labels, wrong)
+    )
     soft = rng.uniform(0, 1, (n, p))
     counts, signs = rng.poisson(1.0, (n, p)).astype(float), rng.choice([-1.0, 1.0], (n, p))
     shares = np.where(soft > 0.2, soft, 0.0)  # 0 log 0 is 0
@@ -93,6 +96,11 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
             )
             for scale in scales
         ),
+        *(
+            (gn.SequenceCrossEntropy(label_smoothing=e), 10 * x(n, 3, p), some, scale)
+            for scale in scales
+            for e, some in ((0.0, positions), (0.1, positions), (0.0, wrong_positions))
+        ),
     ]
     masses = [(rng.uniform(0, 1, n), None), (None, rng.uniform(0, 1, n)), (x(n) ** 2, x(n) ** 2)]
     return norm_calls(x, n, p) | {
@@ -102,6 +110,9 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         "accumulate": [(x(), x()), (x(p), x(p))],
         "reshape": [(x(), (n, 1, p)), (x(n), (n, 1))],
         "class_mass": [(some, np.array(classes)) for some in (labels, wrong, soft)],
+        "count_labels": [
+            (some, ignored, x(n)) for some in (positions, labels[:, None]) for ignored in (-100, 0)
+        ],
         "mean_scale": [*masses, (np.zeros(n), None)],
         "total_mass": masses,
         "product": [(x(), x(p, 4)), (x(p, n), x())],

@@ -76,6 +76,10 @@ class Plain(PlainNorms):
         last = len(class_weight) - 1
         return np.array([class_weight[min(max(label, 0), last)] for label in target.tolist()])
 
+    def count_labels(self, labels: Any, ignored: int, like: Any) -> Any:
+        counts = [sum(label != ignored for label in row) for row in labels.tolist()]
+        return np.array(counts, like.dtype).reshape(len(labels))
+
     def total_mass(self, weight: Any, mass: Any) -> Any:
         return sum(
             (1 if weight is None else weight[i]) * (1 if mass is None else mass[i])

@@ -28,6 +28,15 @@ def _softmax_cross_entropy(loss: Any, z: Any, y: Any) -> Any:
     return losses, scipy.special.softmax(z, axis=1) * y.sum(axis=1, keepdims=True) - y
 
 
+def _sequence_cross_entropy(loss: Any, z: Any, y: Any) -> Any:
+    rows, labels, e = z.reshape(-1, z.shape[2]), y.reshape(-1), loss.label_smoothing
+    target = (1 - e) * one_hot(labels, rows) + e / z.shape[2]
+    counts = labels != loss.ignore_label
+    losses = np.where(counts, -(target * scipy.special.log_softmax(rows, axis=1)).sum(axis=1), 0.0)
+    grad = np.where(counts[:, None], scipy.special.softmax(rows, axis=1) - target, 0.0)
+    return losses.reshape(y.shape).sum(axis=1), grad.reshape(z.shape)
+
+
 def _binary_cross_entropy(_: Any, z: Any, y: Any) -> Any:
     losses = y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)
     return losses.sum(axis=1), scipy.special.expit(z) - y
@@ -77,6 +86,7 @@ def _divergence(loss: Any, x: Any, y: Any) -> Any:
 
 _BY_CLASS: dict[type[gn.Loss], Callable[[Any, Any, Any], Any]] = {
     gn.SoftmaxCrossEntropy: _softmax_cross_entropy,
+    gn.SequenceCrossEntropy: _sequence_cross_entropy,
     gn.BinaryCrossEntropy: _binary_cross_entropy,
     gn.MeanSquaredError: _squared_error,
     gn.MeanAbsoluteError: _absolute_error,

@@ -53,6 +53,7 @@ BLOCKS = {
     "row_norm_backward": 4,
     "sgd": 4,
     "sigmoid_binary_cross_entropy": 4,
+    "sequence_cross_entropy": 3,
     "softmax_cross_entropy": 3,
     "squared_error": 5,
     "squared_norm": 6,

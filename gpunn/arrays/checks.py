@@ -65,6 +65,19 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise
     raise SettingError(f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {value!r}")
 
 
+def integer(owner: str, name: str, value: Any) -> int:
+    """Check that a setting is a whole number, of any sign; return it as an int.
+
+    Raises
+    ------
+    SettingError
+        If it is anything else.
+    """
+    if is_whole(value):
+        return int(value)
+    raise SettingError(f"{owner}: {name} must be a whole number, got {value!r}")
+
+
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number, Python's or NumPy's; a `bool` is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -57,6 +57,22 @@ class CupyLossKernels(Kernels):
         return launch_loss("divergence_of_logarithms", *arguments)
 
     @on_device_of_second
+    def fused_sequence_cross_entropy(
+        self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
+    ) -> Any:
+        """Return the losses and their gradient in one launch; each sequence's loss in two."""
+        if not served(logits, *as_arrays(scale)):
+            return NotImplemented
+        n, positions, classes = logits.shape
+        rows, labels = logits.reshape(-1, classes), labels.astype(np.int64, copy=False)
+        settings = positions, formula.ignore_label, formula.label_smoothing
+        arguments = rows, labels, scale, summed, *settings
+        losses, grad = launch_loss("sequence_cross_entropy", *arguments)
+        if not summed:
+            losses = losses.reshape(n, positions).sum(axis=1)
+        return losses, grad.reshape(logits.shape)
+
+    @on_device_of_second
     def _launch_loss(
         self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
     ) -> Any:

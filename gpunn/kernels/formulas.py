@@ -43,6 +43,9 @@ class UpdateRule(Protocol):
         """Update a value and its states in place; `grad` may be overwritten."""
 
 
-def per_row(scale: Any) -> Any:
-    """Return a loss's scale shaped to multiply rows: (N,) as a column (N, 1), a number as it is."""
-    return scale[:, None] if getattr(scale, "ndim", 0) else scale
+def per_row(scale: Any, ndim: int = 2) -> Any:
+    """Return a loss's scale shaped to multiply predictions of `ndim` axes.
+
+    (N,) becomes (N, 1) or (N, 1, 1); a number, or an array of no axis, stays as it is.
+    """
+    return scale[(slice(None), *[None] * (ndim - 1))] if getattr(scale, "ndim", 0) else scale

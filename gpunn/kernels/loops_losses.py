@@ -1,12 +1,14 @@
-"""The losses that are a sum over a sample's outputs, in loops that numba compiles."""
+"""Losses in loops that numba compiles; those of `BY_OUTPUT` are sums over a sample's outputs."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
+from gpunn.kernels import loops
 from gpunn.kernels.native import compiled
 
 #: Codes of the losses.
@@ -146,3 +148,48 @@ def divergence_of_logarithms(
 def times_log(y: Any) -> Any:
     """Return y log y; 0 for 0. NaN stays NaN."""
     return type(y)(0) if y <= type(y)(0) else y * np.log(y)
+
+
+@compiled
+def sequence_cross_entropy(
+    logits: Array,
+    labels: Array,
+    ignored: int,
+    smoothing: Any,
+    weights: Array,
+    scale: Any,
+    grad: Array,
+) -> float:
+    """Write the gradient, and return the cost, of N sequences of T rows of logits (N T, K).
+
+    `labels` has N T entries; sequences count by their weights (N,), if there are any.
+    """
+    of = grad.dtype.type
+    rows, classes = grad.shape
+    positions = max(1, rows // max(1, weights.size))  # of one weight
+    low = of(smoothing / classes)
+    high, scale, cost = of(1.0 - smoothing), of(scale), 0.0
+    loops.subtract_largest(logits, grad)
+    for i in range(rows):
+        if labels[i] != ignored:
+            own = scale * weights[i // positions] if weights.size else scale
+            valid = 0 <= labels[i] < classes
+            cost -= own * high * (grad[i, labels[i]] if valid else of(math.nan))
+            if low != of(0):
+                total = of(0)
+                for j in range(classes):
+                    total += grad[i, j]
+                cost -= own * low * total
+    loops.exponentiate(grad.reshape(grad.size))
+    for i in range(rows):
+        own = scale * weights[i // positions] if weights.size else scale
+        own = own if labels[i] != ignored else own * of(0)  # a weight that is NaN stays so
+        total = of(0)
+        for j in range(classes):
+            total += grad[i, j]
+        cost += own * np.log(total)
+        valid = 0 <= labels[i] < classes
+        factor = own / total if valid or labels[i] == ignored else of(math.nan)
+        for j in range(classes):
+            grad[i, j] = factor * grad[i, j] - own * (high + low if j == labels[i] else low)
+    return cost

@@ -17,7 +17,12 @@ from gpunn._typing import Array, Namespace
 from gpunn.kernels import loops
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
-from gpunn.kernels.loops_losses import BY_OUTPUT, by_output, parameter_of
+from gpunn.kernels.loops_losses import (
+    BY_OUTPUT,
+    by_output,
+    parameter_of,
+    sequence_cross_entropy,
+)
 from gpunn.kernels.numpy_ import NumpyKernels
 from gpunn.kernels.update import Update
 
@@ -143,6 +148,23 @@ class NumbaKernels(NumpyKernels):
         arrays = prediction, target, no_weights
         cost = by_output(kind, parameter_of(formula), *arrays, scale, grad)
         return prediction.dtype.type(cost), grad
+
+    def fused_sequence_cross_entropy(
+        self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
+    ) -> Any:
+        """Return the cost and its gradient."""
+        if not (summed and _readable(logits, logits) and logits.size):
+            return NotImplemented
+        weights = scale if getattr(scale, "ndim", 0) else logits[:0, 0, 0]
+        if not _readable(weights, logits):
+            return NotImplemented
+        grad = np.empty_like(logits)
+        rows = logits.reshape(-1, logits.shape[2]), np.ascontiguousarray(labels, np.int64).ravel()
+        settings = formula.ignore_label, formula.label_smoothing
+        factor = 1.0 if weights.size else float(scale)
+        out = grad.reshape(rows[0].shape)
+        cost = sequence_cross_entropy(*rows, *settings, weights, factor, out)
+        return logits.dtype.type(cost), grad
 
     def fused_sgd(self, rule: Any, update: Update) -> Any:
         """Update each value and its velocity in one pass; `clip_norm` takes another.

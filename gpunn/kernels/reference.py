@@ -181,12 +181,19 @@ class Kernels(
         labels = self.clip(labels, 0, class_weight.shape[0] - 1)
         return xp.take(class_weight, labels, axis=0)
 
+    def count_labels(self, labels: Array, ignored: int, like: Array) -> Array:
+        """Return how many labels (N, T) of each row are not `ignored` (N,); dtype of `like`."""
+        xp = self.xp
+        labels = xp.astype(labels, xp.int64, copy=False)
+        return xp.sum(xp.astype(labels != ignored, like.dtype), axis=1)
+
     def mean_scale(self, weight: Array | None, mass: Array | None) -> Array:
         """Return the scale of each loss in a weighted mean: w_i / sum_i w_i m_i.
 
-        `weight` w holds sample weights (N,), `mass` m class weights (N,); None stands for ones, but
-        one of them is given. The result is 0-d without sample weights. A divisor of 0 is replaced
-        by 1: all weights are 0 then, and so is the mean.
+        `weight` w holds sample weights (N,), `mass` m what each counts for otherwise (N,): the
+        weight of its class, or its number of labels. None stands for ones, but one of them is
+        given. The result is 0-d without sample weights. A divisor of 0 is replaced by 1: all
+        weights are 0 then, and so is the mean.
         """
         total = self.total_mass(weight, mass)
         total = total + self.xp.astype(total == 0, total.dtype)

@@ -16,6 +16,7 @@ from gpunn.arrays.settings import checked
 from gpunn.errors import DeviceError, DTypeError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
+from gpunn.kernels.formulas import per_row
 from gpunn.kernels.host import has_nan, is_on_host
 from gpunn.nn.tape import Tape
 
@@ -42,6 +43,8 @@ class Loss:
     #: Whether it does all its work in kernels, so that steps can be recorded. Not inherited.
     records: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
+    #: The axes of a sample's prediction: its outputs, or positions and outputs.
+    sample_ndim: ClassVar[int] = 1
     #: Settings beside the reduction, with their defaults: what `repr` leaves out.
     defaults: ClassVar[dict[str, Any]] = {}
     #: Whether `forward` applies the last activation itself.
@@ -112,7 +115,10 @@ class Loss:
         return kernels(prediction).convert(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:  # noqa: ARG002
-        """Return each sample's class weight, by which the mean divides (N,); None for ones."""
+        """Return what each sample counts for in the mean's divisor (N,); None for ones.
+
+        Such as the weight of its class, or the number of its positions.
+        """
         return None
 
     def forward(
@@ -131,7 +137,7 @@ class Loss:
         """
         if type(prediction) is not type(target):
             _same_library(self, prediction, target)
-        if prediction.ndim != 2:
+        if prediction.ndim != 1 + self.sample_ndim:
             self._check_outputs(tuple(prediction.shape[1:]))
         target = self.match(prediction, target)
         if sample_weight is not None:
@@ -157,7 +163,7 @@ class Loss:
         (saved,) = tape.pop(self)
         if grad is None:
             return saved
-        return saved * (grad[:, None] if grad.ndim else grad)
+        return saved * per_row(grad, saved.ndim)
 
     def __call__(
         self,
@@ -251,11 +257,12 @@ class Loss:
         return kernels(prediction).total_mass(weight, mass)
 
     def _check_outputs(self, output_shape: Shape) -> None:
-        if len(output_shape) != 1:
+        if len(output_shape) != self.sample_ndim:
             shape = str(("N", *output_shape)).replace("'", "")
+            wanted = "(N, outputs)" if self.sample_ndim == 1 else "(N, positions, classes)"
+            advice = "; flatten it first, or add an axis" if self.sample_ndim == 1 else ""
             raise ShapeError(
-                f"{self!r}: expected a prediction of shape (N, outputs), got {shape}; "
-                "flatten it first, or add an axis"
+                f"{self!r}: expected a prediction of shape {wanted}, got {shape}{advice}"
             )
 
     def _check_weight(self, prediction: Array, weight: Array) -> None:

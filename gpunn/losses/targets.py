@@ -10,19 +10,24 @@ from gpunn.errors import DTypeError, LabelError
 from gpunn.kernels.host import ROUNDING
 
 
-def check_labels(speaker: str, labels: Any, classes: int) -> None:
-    """Check that `labels`, an array of any library, are integers in [0, classes)."""
+def check_labels(speaker: str, labels: Any, classes: int, ignored: int | None = None) -> None:
+    """Check that `labels`, an array of any library, are integers in [0, classes), or `ignored`."""
     place = backend_of(labels)
     if place is None or not is_integer(place.xp, labels.dtype):
         raise not_integers(speaker, labels)
-    if labels.shape[0] == 0:
+    if 0 in labels.shape:
         return
+    xp = place.xp
     with place.scope():
-        lowest, highest = int(place.xp.min(labels)), int(place.xp.max(labels))
+        if ignored is not None:
+            labels = xp.astype(labels, xp.int64)
+            labels = xp.where(labels == ignored, 0, labels)
+        lowest, highest = int(xp.min(labels)), int(xp.max(labels))
     if lowest < 0 or highest >= classes:
         raise LabelError(
             f"{speaker}: the model puts out {classes} classes, so labels must be in "
-            f"0..{classes - 1}; got labels from {lowest} to {highest}"
+            f"0..{classes - 1}{'' if ignored is None else f', or {ignored} to be ignored'}; "
+            f"got labels from {lowest} to {highest}"
         )
 
 

@@ -23,6 +23,10 @@ def _loss(low: Lowering, operation: Operation) -> None:
     if kernel in ("softmax_cross_entropy", "cross_entropy"):
         name, target = _cross_entropy(low, loss, kernel, target, prediction)
         settings: dict[str, Any] = {}
+    elif kernel == "sequence_cross_entropy":
+        name = "loss_sequence"
+        sizes = {"k": prediction.shape[1], "columns": prediction.shape[2]}
+        settings = sizes | {"limit": loss.ignore_label, "r": loss.label_smoothing}
     else:
         name, settings = _instruction_of(loss, kernel)
     operands = {"a": prediction, "b": target}
@@ -89,6 +93,13 @@ def _class_mass(low: Lowering, operation: Operation) -> None:
         low.by_rows(
             "mass_of_targets", {"a": target}, mass, weights={"d": classes}, columns=classes.size
         )
+
+
+@lowers("count_labels")
+def _count_labels(low: Lowering, operation: Operation) -> None:
+    (labels,), (mass,) = operation.inputs, operation.outputs
+    ignored = operation.settings["ignored"]
+    low.by_rows("count_labels", {"a": labels}, mass, columns=labels.width, limit=ignored)
 
 
 @lowers("mean_scale")

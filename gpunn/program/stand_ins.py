@@ -126,6 +126,12 @@ class RecordingKernels(RecordingConvolutions, RecordingNorms, RecordingSequences
         shape = target.shape[:1]
         return self._add("class_mass", (target, class_weight), shape, class_weight.dtype)
 
+    def count_labels(self, labels: Any, ignored: int, like: Any) -> Any:
+        """Record the number of labels of each sample that are not `ignored`."""
+        mass = Value(labels.shape[:1], like.dtype, by_sample=True)
+        self._append("count_labels", (labels,), (mass,), settings={"ignored": ignored})
+        return Traced(mass, self)
+
     def mean_scale(self, weight: Any, mass: Any) -> Any:
         """Record what multiplies each loss in a weighted mean."""
         like = mass if weight is None else weight

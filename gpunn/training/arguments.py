@@ -8,10 +8,17 @@ from typing import Any
 from gpunn.arrays.checks import one_of
 from gpunn.errors import SettingError
 from gpunn.losses.base import Loss
+from gpunn.losses.sequence import SequenceCrossEntropy
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.optim.base import Optimizer
-from gpunn.training.metrics import BinaryAccuracy, Metric, get_metric
+from gpunn.training.metrics import (
+    BinaryAccuracy,
+    Metric,
+    Perplexity,
+    SequenceAccuracy,
+    get_metric,
+)
 from gpunn.training.stopping import EarlyStopping
 
 #: Names of a history's own columns and of further keys of `History.to_dict`.
@@ -45,7 +52,8 @@ def kind_of(value: Any) -> str:
 def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
     """Return metrics as objects; check that the names of their columns are unique.
 
-    "binary_accuracy" gets the threshold that fits the loss.
+    Names stand for metrics that fit the loss: "binary_accuracy" gets its threshold, "accuracy"
+    and "perplexity" ignore the positions that it ignores.
     """
     if isinstance(metrics, str):
         metrics = [metrics]
@@ -53,12 +61,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
         raise SettingError(
             f"Trainer: metrics must be a list, such as ['accuracy'], got {metrics!r}"
         )
-    resolved = [
-        BinaryAccuracy(0.0 if loss.from_logits else 0.5)
-        if isinstance(metric, str) and metric == "binary_accuracy"
-        else get_metric(metric)
-        for metric in metrics
-    ]
+    resolved = [_for_loss(metric, loss) or get_metric(metric) for metric in metrics]
     taken = set(_COLUMNS)
     for metric in resolved:
         one_of(repr(metric), "higher_is_better", metric.higher_is_better, (None, True, False))
@@ -74,6 +77,18 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
                 )
             taken.add(column)
     return resolved
+
+
+def _for_loss(metric: Any, loss: Loss) -> Metric | None:
+    """Return the metric of that name that fits the loss; None if the name is all there is to it."""
+    if not isinstance(metric, str):
+        return None
+    if metric == "binary_accuracy":
+        return BinaryAccuracy(0.0 if loss.from_logits else 0.5)
+    if isinstance(loss, SequenceCrossEntropy) and metric in ("accuracy", "perplexity"):
+        kind = SequenceAccuracy if metric == "accuracy" else Perplexity
+        return kind(loss.ignore_label)
+    return None
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:

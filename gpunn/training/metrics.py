@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of
-from gpunn.arrays.checks import listed, number, whole_number
+from gpunn.arrays.checks import integer, listed, number, whole_number
 from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
 from gpunn.kernels import kernels
 
@@ -72,6 +72,104 @@ class Accuracy(Metric):
         xp = kernels(prediction).xp
         hits = xp.argmax(prediction, axis=1) == _labels(xp, prediction, target)
         return (_mean(xp, hits, prediction),)
+
+
+class _OfPositions(Metric):
+    """A mean over the labels of sequences that count.
+
+    Parameters
+    ----------
+    ignore_label : int, default -100
+        The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
+        the metric's name takes its loss's.
+    """
+
+    def __init__(self, ignore_label: int = -100) -> None:
+        self.ignore_label = integer(type(self).__name__, "ignore_label", ignore_label)
+
+    def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
+        """Return the sum in this batch, and the number of labels that count."""
+        _check_target(prediction, target)
+        if tuple(target.shape) != tuple(prediction.shape[:-1]):
+            raise ShapeError(
+                f"{self!r}: expected labels of shape {tuple(prediction.shape[:-1])}, "
+                f"got {tuple(target.shape)}"
+            )
+        k = kernels(prediction)
+        xp = k.xp
+        rows = xp.reshape(prediction, (-1, prediction.shape[-1]))
+        labels = xp.reshape(xp.astype(target, xp.int64, copy=False), (-1,))
+        counts = labels != self.ignore_label
+        each = self._each(k, rows, xp.where(counts, labels, 0))
+        counted = xp.astype(counts, prediction.dtype)
+        return xp.sum(xp.where(counts, each, 0.0)), xp.sum(counted)
+
+    def _each(self, k: Any, rows: Array, labels: Array) -> Array:
+        """Return the number of each row of outputs (M, K) for its label (M,)."""
+        raise NotImplementedError
+
+    def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:  # noqa: ARG002
+        """Return the mean over all labels that count; NaN if none does."""
+        total, counted = (math.fsum(column) for column in zip(*statistics, strict=True))
+        return total / counted if counted else math.nan
+
+    def __repr__(self) -> str:
+        """Return the metric as it would be written."""
+        given = "" if self.ignore_label == -100 else str(self.ignore_label)
+        return f"{type(self).__name__}({given})"
+
+
+class SequenceAccuracy(_OfPositions):
+    """The share of positions whose largest output is the true label.
+
+    Outputs are (N, T, K), targets labels (N, T). A trainer whose loss is `SequenceCrossEntropy`
+    takes ``"accuracy"`` for this.
+
+    Parameters
+    ----------
+    ignore_label : int, default -100
+        The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
+        the metric's name takes its loss's.
+    """
+
+    higher_is_better: ClassVar[bool | None] = True
+
+    @property
+    def name(self) -> str:
+        """The name in the history."""
+        return "accuracy"
+
+    def _each(self, k: Any, rows: Array, labels: Array) -> Array:
+        return k.xp.astype(k.xp.argmax(rows, axis=1) == labels, rows.dtype)
+
+
+class Perplexity(_OfPositions):
+    r"""The perplexity of labels, :math:`\exp(-\frac1M \sum \log \mathrm{softmax}(z)_y)`.
+
+    The number of labels among which a model that guesses would be as unsure. Outputs are logits
+    (N, T, K) or (N, K), targets labels (N, T) or (N,); M of these count. For
+    `SequenceCrossEntropy` without smoothing, it is exp(loss).
+
+    Parameters
+    ----------
+    ignore_label : int, default -100
+        The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
+        the metric's name takes its loss's.
+    """
+
+    higher_is_better: ClassVar[bool | None] = False
+
+    def _each(self, k: Any, rows: Array, labels: Array) -> Array:
+        xp = k.xp
+        shifted = rows - xp.max(rows, axis=1, keepdims=True)
+        y = k.one_hot(labels, rows)
+        own = xp.sum(y * xp.where(y == 0, 0.0, shifted), axis=1)
+        return xp.log(xp.sum(xp.exp(shifted), axis=1)) - own
+
+    def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
+        """Return exp of the mean; infinite where that is too large for a number."""
+        mean = super().combine(statistics, counts)
+        return math.exp(mean) if not mean > 709.0 else math.inf
 
 
 class TopK(Metric):
@@ -207,6 +305,7 @@ class R2(Metric):
 
 METRICS: dict[str, type[Metric]] = {
     "accuracy": Accuracy,
+    "perplexity": Perplexity,
     "top_k": TopK,
     "binary_accuracy": BinaryAccuracy,
     "r2": R2,

@@ -171,7 +171,7 @@ class Readings:
         if total == 0 and self.counts:
             raise DataError(
                 f"{self.loss!r}: the weights of all samples of an epoch add up to 0, so they "
-                "have no mean loss; look at sample_weight and class_weight"
+                "have no mean loss; look at sample_weight, class_weight and labels to ignore"
             )
         return _sum(map(operator.mul, self._costs.read(), weights)) / (total or 1.0)
 

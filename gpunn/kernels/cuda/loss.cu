@@ -78,6 +78,13 @@ typedef T Target;
 // y log y; 0 for 0.
 __device__ T times_log(T y) { return y > T(0) || y != y ? y * log(y) : T(0); }
 
+// The largest of a row's logits, of which this lane begins with the first-th.
+__device__ T largest_of(const T* z, long long first, long long k) {
+  T largest = z[0];
+  for (long long j = first; j < k; j += blockDim.x) largest = larger(largest, z[j]);
+  return over_row(largest, larger);
+}
+
 // loss = scale * (sum_k t_k log sum_j e^z_j - sum_k t_k z_k); grad = scale * (softmax(z) sum t - t).
 // With DIVERGENCE, the loss is less by the entropy of t.
 extern "C" __global__ void softmax_cross_entropy(
@@ -88,10 +95,7 @@ extern "C" __global__ void softmax_cross_entropy(
   const T* z = logits + (inside ? row : 0) * k;
   long long first = inside ? threadIdx.x : k;
 
-  T largest = z[0];
-  for (long long j = first; j < k; j += blockDim.x) largest = larger(largest, z[j]);
-  largest = over_row(largest, larger);
-
+  T largest = largest_of(z, first, k);
   T total = T(0), mass = T(0), dot = T(0);
 #ifdef LABELS
   long long label = inside ? targets[row] : 0;
@@ -131,6 +135,39 @@ extern "C" __global__ void softmax_cross_entropy(
     }
   }
   write_losses(weight * (mass * log(total) - dot), losses, cost, arrived, row, n);
+}
+
+// The same for labels of rows (n, k), `positions` of which have one scale; those that are `ignored`
+// do not count. The target is 1 - smoothing at the label, plus smoothing / k everywhere.
+extern "C" __global__ void sequence_cross_entropy(
+    const T* logits, const long long* labels, const T* scale, long long stride, double constant,
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long k,
+    long long positions, long long ignored, double smoothing) {
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  bool inside = row < n;
+  const T* z = logits + (inside ? row : 0) * k;
+  long long first = inside ? threadIdx.x : k, label = inside ? labels[row] : ignored;
+  bool valid = label >= 0 && label < k, counts = label != ignored;
+  T low = T(smoothing) / T(k), high = T(1) - T(smoothing), total = T(0), dot = T(0);
+
+  T largest = largest_of(z, first, k);
+  for (long long j = first; j < k; j += blockDim.x) {
+    total += exp(z[j] - largest);
+    if (j == label) dot += high * (z[j] - largest);
+    if (low > T(0)) dot += low * (z[j] - largest);
+  }
+  total = over_row(total, add);
+  dot = over_row(dot, add);
+
+  T weight = inside ? scale_of(scale, stride, constant, row / positions) : T(0);
+  if (!counts) weight *= T(0);  // one that is NaN stays so
+  if (counts && !valid) weight = T(nan(""));
+  T* g = grad + (inside ? row : 0) * k;
+  for (long long j = first; j < k; j += blockDim.x) {
+    T target = j == label ? high + low : low;
+    g[j] = counts ? weight * (exp(z[j] - largest) / total - target) : weight;
+  }
+  write_losses(counts ? weight * (log(total) - dot) : weight, losses, cost, arrived, row, n);
 }
 
 // Losses that are a sum over a sample's outputs (n, p), each of its own prediction and target.

@@ -18,6 +18,7 @@ from gpunn.kernels.native import array_at, compiled, itemsize
 from gpunn.program.instructions.words import (
     COSTS,
     FLAG,
+    LIMIT,
     STEP,
     THREAD,
     THREADS,
@@ -26,6 +27,7 @@ from gpunn.program.instructions.words import (
     B,
     C,
     D,
+    K,
     M,
     N,
     P,
@@ -265,6 +267,30 @@ def loss_logarithms(op: int, ctx: int, one: Any) -> None:
     prediction, target, weights, scale, grad = _operands_of(op, one)
     cost = loops_losses.divergence_of_logarithms(prediction, target, weights, scale, grad)
     _put_cost(ctx, cost)
+
+
+@by_name
+def loss_sequence(op: int, ctx: int, one: Any) -> None:
+    """Softmax cross-entropy at each of k positions; `limit` is a label that does not count."""
+    w, f = words_of(op), numbers_of(op)
+    rows = w[M] * w[K]
+    logits, grad = rows_of(w[A], rows, w[N], one), rows_of(w[C], rows, w[N], one)
+    labels, weights = integers(w[B], rows), entries(w[D], w[M], one)
+    cost = loops_losses.sequence_cross_entropy(
+        logits, labels, w[LIMIT], f[R], weights, _scale_of(w, f), grad
+    )
+    _put_cost(ctx, cost)
+
+
+@by_name
+def count_labels(op: int, ctx: int, one: Any) -> None:
+    """C = how many of the labels a are not `limit`."""
+    w = words_of(op)
+    labels, mass = integers(w[A], w[M] * w[N]), array_at(w[C], (w[M],), one)
+    for i in range(w[M]):
+        mass[i] = 0
+        for j in range(w[N]):
+            mass[i] += one if labels[i * w[N] + j] != w[LIMIT] else type(one)(0)
 
 
 def _by_output(kind: int) -> Callable[..., None]:
