@@ -7,7 +7,7 @@ from typing import Any
 
 from gpunn.program.instructions.sequences import QUERIES
 from gpunn.program.lower import Lane, Lowering, lowers, moved
-from gpunn.program.phases import ALL, OWN, ROWS, Access
+from gpunn.program.phases import ALL, ROWS
 from gpunn.program.values import NotRecordableError, Operation, Value
 
 
@@ -137,13 +137,7 @@ def _attend(
     """Append an instruction of attention, and count so many products of a head's width."""
     settings = operation.settings
     _, t, width = (operands.get("b") or operands["a"]).shape
-    room = Value((low.threads, min(t, QUERIES) * t), low.dtype, by_sample=False)
-
-    def scratch(lane: Lane) -> int:
-        address = lane.address(room, ALL)
-        assert isinstance(address, int)  # noqa: S101
-        return address + lane.thread * room.width * low.dtype.itemsize
-
+    room, place = low.scratch(min(t, QUERIES) * t)
     low.by_rows(
         name,
         operands,
@@ -152,8 +146,8 @@ def _attend(
         k=settings["heads"],
         pitch=width // 3,
         flag=int(settings["causal"]),
-        e=scratch,
+        e=place,
     )
-    low.instructions[-1].writes.append(Access(room, OWN))
+    low.instructions[-1].writes.append(room)
     for _ in range(products):
         low.count(low.n * t * t * width // 3)
