@@ -31,17 +31,23 @@ BLOCKS = {
     "activation_backward": 4,
     "activation_backward_sums": 6,
     "adam": 3,
+    "average_pool": 4,
+    "average_pool_backward": 4,
     "bias_activation": 4,
     "copy_rows": 6,
     "dropout": 5,
     "finish_step": 6,
+    "fold": 4,
     "gather": 6,
+    "max_pool": 3,
+    "max_pool_backward": 4,
     "round_factors": 6,
     "sgd": 4,
     "sigmoid_binary_cross_entropy": 4,
     "softmax_cross_entropy": 3,
     "squared_error": 5,
     "squared_norm": 6,
+    "unroll": 4,
 }
 # The kernels of each source.
 KERNELS = {

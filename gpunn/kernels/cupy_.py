@@ -22,6 +22,7 @@ from gpunn.kernels.cell import Cell
 from gpunn.kernels.cublas import product
 from gpunn.kernels.cuda import FORMULAS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
+from gpunn.kernels.cupy_convolution import CupyConvolutions
 from gpunn.kernels.cupy_launch import (
     activation_kernel,
     cuda_kernel,
@@ -81,7 +82,7 @@ def _on_device_of_second(method: _Method) -> _Method:
     return cast("_Method", on_its_device)
 
 
-class CupyKernels(Kernels):
+class CupyKernels(CupyConvolutions, Kernels):
     """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     def __init__(self, xp: Namespace) -> None:
