@@ -35,6 +35,8 @@ BLOCKS = {
     "batch_norm": 4,
     "batch_norm_backward": 4,
     "batch_norm_parts": 4,
+    "average_pool": 4,
+    "average_pool_backward": 4,
     "bias_activation": 4,
     "copy_rows": 6,
     "cosine_distance": 3,
@@ -51,6 +53,9 @@ BLOCKS = {
     "huber": 4,
     "poisson": 4,
     "merge_heads": 6,
+    "fold": 4,
+    "max_pool": 3,
+    "max_pool_backward": 4,
     "round_factors": 6,
     "row_norm": 4,
     "row_norm_backward": 4,
@@ -64,6 +69,7 @@ BLOCKS = {
     "squared_error": 5,
     "squared_norm": 6,
     "track": 6,
+    "unroll": 4,
 }
 # The kernels of each source.
 KERNELS = {

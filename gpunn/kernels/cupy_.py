@@ -22,6 +22,7 @@ from gpunn.kernels.cell import Cell
 from gpunn.kernels.cublas import product
 from gpunn.kernels.cuda import FORMULAS, REAL
 from gpunn.kernels.cuda.grids import PACK, over_columns, over_entries, over_rows
+from gpunn.kernels.cupy_convolution import CupyConvolutions
 from gpunn.kernels.cupy_device import (
     on_device_of_first,
     on_device_of_items,
@@ -42,7 +43,7 @@ from gpunn.kernels.formulas import ActivationFormula
 from gpunn.kernels.update import Update
 
 
-class CupyKernels(CupyNorms, CupySequences, CupyLossKernels):
+class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
     """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     def __init__(self, xp: Namespace) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 #: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
+#: What numbers of a window's entries are stored in.
+INDICES = {"uint8": "unsigned char", "int32": "int"}
 #: What rows are copied in, by the number of bytes.
 UNITS = {16: "int4", 8: "long long", 4: "int", 1: "char"}
 #: Arrays of the optimizer; their pointers must fit in 4 KB of kernel parameters.
@@ -53,6 +55,9 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     ],
     "attention": [{"REAL": real} for real in REAL.values()],
     "bfloat16": [{}],
+    "convolution": [
+        {"REAL": real, "INDEX": index} for real in REAL.values() for index in INDICES.values()
+    ],
     "data": [{"UNIT": unit, "MOST": str(MOST_PARTS)} for unit in UNITS.values()],
     "dropout": [{"REAL": real} for real in REAL.values()],
     "lookup": [{"REAL": real} for real in REAL.values()],

@@ -1,0 +1,207 @@
+"""Kernels of convolutions and pooling for CuPy; the source is `gpunn/kernels/cuda/convolution.cu`.
+
+A convolution unrolls images into a workspace, a row of all that the filter meets for each pixel of
+the output, and is then a product, by cuBLAS. The workspace has a bounded size: larger batches go
+through it some images at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import cupy
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.kernels.convolution import ConvolutionKernels, groups_of
+from gpunn.kernels.cublas import product
+from gpunn.kernels.cuda import INDICES
+from gpunn.kernels.cuda.grids import over_rows
+from gpunn.kernels.cupy_device import on_device_of_first, served
+from gpunn.kernels.cupy_launch import Struct, Table, cuda_kernel
+from gpunn.kernels.pooling import PoolingKernels, index_dtype
+from gpunn.kernels.window import Window
+
+#: The most bytes of a workspace, unless the unrolled pixels of a single image are more.
+WORKSPACE = 1 << 26
+
+_FIELDS = ("h", "w", "out_h", "out_w", "size_h", "size_w", "down", "across", "gap_h", "gap_w")
+_WINDOW = Struct(dict.fromkeys([*_FIELDS, "top", "left"], 1))  # as in convolution.cu
+
+
+class CupyConvolutions(ConvolutionKernels, PoolingKernels):
+    """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
+
+    @on_device_of_first
+    def convolution(self, x: Array, weight: Array, window: Window) -> Array:
+        """Return z: a launch and a product, for each piece of the batch and group of channels."""
+        if not served(x, weight):
+            return super().convolution(x, weight, window)
+        x = cupy.ascontiguousarray(x)
+        z = cupy.ndarray((x.shape[0], *window.output, weight.shape[3]), x.dtype)
+        for images, columns in _pieces(x, window):
+            for own, out in groups_of(weight, window):
+                factors = _unrolled(x[images], own, window, columns), _matrix(weight[..., out])
+                _write_product(*factors, z[images], out)
+        return z
+
+    @on_device_of_first
+    def convolution_input_grad(self, grad: Array, weight: Array, window: Window) -> Array:
+        """Return dJ/dx: a product and a launch, for each piece and group."""
+        if not served(grad, weight):
+            return super().convolution_input_grad(grad, weight, window)
+        grad = cupy.ascontiguousarray(grad)
+        x = cupy.ndarray(
+            (grad.shape[0], *window.image, weight.shape[2] * window.groups), grad.dtype
+        )
+        if _is_product(window):
+            return product(_matrix(grad), _matrix(weight).T, _matrix(x)).reshape(x.shape)
+        for images, columns in _pieces(x, window):
+            here = x[images]
+            for own, out in groups_of(weight, window):
+                rows = _matrix(grad[images][..., out])
+                product(rows, _matrix(weight[..., out]).T, columns[: len(rows)])
+                kernel = cuda_kernel("convolution", "fold", x.dtype, INDEX=INDICES["uint8"])
+                width, pixels = own.stop - own.start, here.size // x.shape[3]
+                sizes = pixels, x.shape[3], own.start, width
+                launch, table = over_rows(pixels, width), _table(window).address
+                kernel(*launch, table, columns.data.ptr, here.data.ptr, *sizes)
+        return x
+
+    @on_device_of_first
+    def convolution_weight_grad(
+        self, x: Array, grad: Array, window: Window, into: Array | None = None
+    ) -> Array:
+        """Return dJ/dW: a launch and a product, for each piece and group."""
+        shape = (*window.size, x.shape[3] // window.groups, grad.shape[3])
+        if not served(x, grad) or not (into is None or into.flags.c_contiguous):
+            return super().convolution_weight_grad(x, grad, window, into)
+        x, grad = cupy.ascontiguousarray(x), cupy.ascontiguousarray(grad)
+        weight = cupy.ndarray(shape, x.dtype) if into is None else into
+        for images, columns in _pieces(x, window):
+            for own, out in groups_of(weight, window):
+                unrolled = _unrolled(x[images], own, window, columns)
+                factors = unrolled.T, _matrix(grad[images][..., out])
+                if images.start:
+                    weight[..., out] += product(*factors).reshape(weight[..., out].shape)
+                else:
+                    _write_product(*factors, weight, out)
+        return weight
+
+    @on_device_of_first
+    def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
+        """Return the largest entries and their numbers, in one launch."""
+        if not served(x):
+            return super().max_pool(x, window)
+        x, shape = cupy.ascontiguousarray(x), (x.shape[0], *window.output, x.shape[3])
+        y, where = cupy.ndarray(shape, x.dtype), cupy.ndarray(shape, index_dtype(np, window))
+        _launch("max_pool", window, (x, y, where), y)
+        return y, where
+
+    @on_device_of_first
+    def max_pool_backward(self, grad: Array, where: Array, window: Window) -> Array:
+        """Return dJ/dx, in one launch."""
+        if not served(grad):
+            return super().max_pool_backward(grad, where, window)
+        grad = cupy.ascontiguousarray(grad)
+        x = cupy.ndarray((grad.shape[0], *window.image, grad.shape[3]), grad.dtype)
+        _launch("max_pool_backward", window, (grad, where, x), x)
+        return x
+
+    @on_device_of_first
+    def average_pool(self, x: Array, window: Window, *, count_padding: bool) -> Array:
+        """Return the means, in one launch."""
+        if not served(x):
+            return super().average_pool(x, window, count_padding=count_padding)
+        x = cupy.ascontiguousarray(x)
+        y = cupy.ndarray((x.shape[0], *window.output, x.shape[3]), x.dtype)
+        _launch("average_pool", window, (x, y), y, int(count_padding))
+        return y
+
+    @on_device_of_first
+    def average_pool_backward(self, grad: Array, window: Window, *, count_padding: bool) -> Array:
+        """Return dJ/dx, in one launch."""
+        if not served(grad):
+            return super().average_pool_backward(grad, window, count_padding=count_padding)
+        grad = cupy.ascontiguousarray(grad)
+        x = cupy.ndarray((grad.shape[0], *window.image, grad.shape[3]), grad.dtype)
+        _launch("average_pool_backward", window, (grad, x), x, int(count_padding))
+        return x
+
+
+def unrolled_bytes(window: Window, channels: int, n: int, itemsize: int) -> int:
+    """Return the size of the workspace for convolutions of n images."""
+    if _is_product(window):
+        return 0
+    each = math.prod(window.output) * _entries(window, channels) * itemsize
+    return each * min(n, max(1, WORKSPACE // max(1, each)))
+
+
+def _is_product(window: Window) -> bool:
+    """Return whether the pixels are the rows of a product as they are."""
+    return window.is_pixel and window.groups == 1
+
+
+def _entries(window: Window, channels: int) -> int:
+    """Return how many numbers a filter meets."""
+    return math.prod(window.size) * (channels // window.groups)
+
+
+def _pieces(x: Array, window: Window) -> Iterator[tuple[slice, Array]]:
+    """Yield the images of a batch, some at a time, and the workspace for their unrolled pixels."""
+    n, channels = x.shape[0], x.shape[3]
+    entries, pixels = _entries(window, channels), math.prod(window.output)
+    size = unrolled_bytes(window, channels, n, x.dtype.itemsize)
+    columns = cupy.ndarray((size // (entries * x.dtype.itemsize), entries), x.dtype)
+    at_once = len(columns) // pixels or n
+    for first in range(0, n, at_once):
+        yield slice(first, min(n, first + at_once)), columns
+
+
+def _unrolled(x: Array, own: slice, window: Window, columns: Array) -> Array:
+    """Return what the filter meets of a group's channels, a row for each pixel of the output."""
+    if _is_product(window):
+        return _matrix(x)
+    rows, entries = x.shape[0] * math.prod(window.output), columns.shape[1]
+    kernel = cuda_kernel("convolution", "unroll", x.dtype, INDEX=INDICES["uint8"])
+    sizes = 0, rows, x.shape[3], own.start, own.stop - own.start
+    launch, table = over_rows(rows, entries), _table(window).address
+    kernel(*launch, table, x.data.ptr, columns.data.ptr, *sizes)
+    return columns[:rows]
+
+
+def _matrix(x: Array) -> Array:
+    """Return x with all axes but the last as one: a view, unless the rows lie in gaps."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _write_product(left: Array, right: Array, result: Array, out: slice) -> None:
+    """Write a product to some of the channels of a result, directly if they are all."""
+    if out.stop - out.start == result.shape[-1]:
+        product(left, right, _matrix(result))
+    else:
+        result[..., out] = product(left, right).reshape(result[..., out].shape)
+
+
+def _launch(name: str, window: Window, arrays: tuple[Array, ...], over: Array, *more: int) -> None:
+    """Launch a kernel of pooling, with a thread for each entry of one of the arrays."""
+    n, channels = over.size // over.shape[3], over.shape[3]
+    index = INDICES[index_dtype(np, window).__name__]
+    kernel = cuda_kernel("convolution", name, over.dtype, INDEX=index)
+    pointers = (x.data.ptr for x in arrays)
+    kernel(*over_rows(n, channels), _table(window).address, *pointers, n, channels, *more)
+
+
+@lru_cache(maxsize=256)
+def _table(window: Window) -> Table:
+    """Return a window as the kernels take it."""
+    numbers = (
+        *(*window.image, *window.output, *window.size),
+        *(*window.stride, *window.dilation, *window.before),
+    )
+    table = Table(_WINDOW)
+    for name, number in zip([*_FIELDS, "top", "left"], numbers, strict=True):
+        table.write(name, [number])
+    return table
