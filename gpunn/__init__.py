@@ -37,7 +37,9 @@ from gpunn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunn.nn.activation_hard import Hardsigmoid, Hardswish, Hardtanh, ReLU6, Softshrink
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.activation_smooth import CELU, SELU, LogSigmoid, Mish, Softsign
 from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.containers import Parallel, Residual, Sequential
@@ -130,10 +132,12 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ACTIVATIONS",
+    "CELU",
     "ELU",
     "GELU",
     "MAE",
     "R2",
+    "SELU",
     "SGD",
     "Accuracy",
     "Activation",
@@ -163,6 +167,9 @@ __all__ = [
     "GlobalMaxPool",
     "GradientReport",
     "GroupNorm",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
     "Hinge",
     "History",
     "Huber",
@@ -173,6 +180,7 @@ __all__ = [
     "LeakyReLU",
     "LoadReport",
     "Loader",
+    "LogSigmoid",
     "LogSoftmax",
     "Loss",
     "MaxPool1d",
@@ -180,6 +188,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Metric",
+    "Mish",
     "MultiHeadAttention",
     "Optimizer",
     "Parallel",
@@ -188,6 +197,7 @@ __all__ = [
     "Position",
     "RMSNorm",
     "ReLU",
+    "ReLU6",
     "ReduceOnPlateau",
     "Reshape",
     "Residual",
@@ -198,6 +208,8 @@ __all__ = [
     "Softmax",
     "SoftmaxCrossEntropy",
     "Softplus",
+    "Softshrink",
+    "Softsign",
     "StepDecay",
     "Tanh",
     "Tape",
