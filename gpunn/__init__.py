@@ -38,7 +38,9 @@ from gpunn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunn.nn.activation_hard import Hardsigmoid, Hardswish, Hardtanh, ReLU6, Softshrink
 from gpunn.nn.activation_names import ACTIVATIONS
+from gpunn.nn.activation_smooth import CELU, SELU, LogSigmoid, Mish, Softsign
 from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.containers import Parallel, Residual, Sequential
@@ -140,10 +142,12 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ACTIVATIONS",
+    "CELU",
     "ELU",
     "GELU",
     "MAE",
     "R2",
+    "SELU",
     "SGD",
     "Accuracy",
     "Activation",
@@ -173,6 +177,9 @@ __all__ = [
     "GlobalMaxPool",
     "GradientReport",
     "GroupNorm",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
     "Hinge",
     "History",
     "Huber",
@@ -183,6 +190,7 @@ __all__ = [
     "LeakyReLU",
     "LoadReport",
     "Loader",
+    "LogSigmoid",
     "LogSoftmax",
     "Loss",
     "MaxPool1d",
@@ -190,6 +198,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Metric",
+    "Mish",
     "MultiHeadAttention",
     "Optimizer",
     "Parallel",
@@ -199,6 +208,7 @@ __all__ = [
     "Position",
     "RMSNorm",
     "ReLU",
+    "ReLU6",
     "ReduceOnPlateau",
     "Reshape",
     "Residual",
@@ -211,6 +221,8 @@ __all__ = [
     "Softmax",
     "SoftmaxCrossEntropy",
     "Softplus",
+    "Softshrink",
+    "Softsign",
     "StepDecay",
     "Tanh",
     "Tape",

@@ -76,6 +76,19 @@ ACTIVATIONS = [
     _activation(gn.Softplus),
     _activation(gn.Softmax),
     _activation(gn.LogSoftmax),
+    _activation(gn.SELU),
+    _activation(gn.CELU),
+    _activation(gn.CELU, 0.4),
+    _activation(gn.Mish),
+    _activation(gn.Softsign),
+    _activation(gn.LogSigmoid),
+    _activation(gn.Hardtanh),
+    _activation(gn.Hardtanh, 0.75),
+    _activation(gn.ReLU6),
+    _activation(gn.Hardsigmoid),
+    _activation(gn.Hardswish),
+    _activation(gn.Softshrink),
+    _activation(gn.Softshrink, 1.3),
 ]
 
 

@@ -212,7 +212,7 @@ def strict() -> Any:
     return pytest.importorskip("array_api_strict")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torch() -> Any:
     """Return PyTorch; a test that asks for it is marked so, and the session `oracles` runs it."""
     return pytest.importorskip("torch")

@@ -42,6 +42,30 @@ ORACLES: dict[str, Callable[[Any], Any]] = {
     "softplus": lambda x: np.logaddexp(0.0, x),
     "softmax": lambda x: scipy.special.softmax(x, axis=-1),
     "log_softmax": lambda x: scipy.special.log_softmax(x, axis=-1),
+    "selu": lambda x: _SELU * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+    "celu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0.0, x)),
+    "softsign": lambda x: x / (1.0 + np.abs(x)),
+    "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
+    "hardtanh": lambda x: np.clip(x, -1.0, 1.0),
+    "relu6": lambda x: np.clip(x, 0.0, 6.0),
+    "hardsigmoid": lambda x: np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "hardswish": lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0.0),
+}
+_SELU = 1.0507009873554805
+_SLOPE = _SELU * 1.6732632423543772
+# Derivatives by x, of those whose tails have to be right relative to themselves.
+SLOPES: dict[str, Callable[[Any], Any]] = {
+    "selu": lambda x: np.where(x > 0, _SELU, _SLOPE * np.exp(np.minimum(x, 0.0))),
+    "celu": lambda x: np.exp(np.minimum(x, 0.0)),
+    "mish": lambda x: (
+        np.tanh(np.logaddexp(0.0, x))
+        + x * scipy.special.expit(x) / np.cosh(np.minimum(np.logaddexp(0.0, x), 300.0)) ** 2
+    ),
+    "softsign": lambda x: (1.0 + np.abs(x)) ** -2.0,
+    "log_sigmoid": lambda x: scipy.special.expit(-x),
+    "hardswish": lambda x: np.where(np.abs(x) < 3.0, x / 3.0 + 0.5, 1.0 * (x >= 3.0)),
 }
 # Where a formula adds to 1, small results lose digits: the absolute error allowed, in units in the
 # last place of 1.
@@ -129,6 +153,20 @@ class TestActivations:
         underflow = float(info.tiny) * (np.maximum(np.abs(x), 1.0) if flushes else 1.0)
         assert got.dtype == dtype
         assert (np.abs(got - wanted) <= float(info.eps) * allowed + underflow).all()
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("name", SLOPES)
+    def test_derivatives_far_in_the_tails(self, place: Place, name: str, dtype: str) -> None:
+        """A rounding of x, and a result near a zero in between, are excused."""
+        x, info = np.linspace(-80.0, 80.0, 20_001).astype(dtype), np.finfo(dtype)
+        layer, tape = gn.ACTIVATIONS[name](), gn.Tape()
+        layer(place.array(x), tape)
+        got = gn.to_numpy(layer.backward(place.array(np.ones_like(x)), tape))
+        wanted = SLOPES[name](x.astype("float64"))
+        relative = (16.0 + 2.0 * np.abs(x)) * np.abs(wanted)
+        near_a_zero = 16.0 * (np.abs(x) < 4.0)
+        allowed = float(info.eps) * (relative + near_a_zero) + float(info.tiny) * (1 + np.abs(x))
+        assert (np.abs(got - wanted) <= allowed).all()
 
     @staticmethod
     def assert_erfc(xp: Any, place: Place, dtype: str) -> None:

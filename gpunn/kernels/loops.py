@@ -51,7 +51,7 @@ def activate(kind: int, x: Array) -> None:
             x[i] = zero if x[i] < zero else x[i]
     elif kind == TANH:
         for i in range(x.size):
-            less, scale = _reduced(-two * abs(x[i]))
+            less, scale = reduced(-two * abs(x[i]))
             small = scale * less + (scale - one)  # e^(-2|x|) - 1, to the last digits
             x[i] = math.copysign(small / (small + two), x[i])
     elif kind == SIGMOID:
@@ -69,7 +69,7 @@ def activate_otherwise(kind: int, p: Any, x: Array) -> None:
             x[i] = max(x[i], p * x[i])
     elif kind == ELU:
         for i in range(x.size):
-            less, scale = _reduced(min(x[i], zero))
+            less, scale = reduced(min(x[i], zero))
             x[i] = max(x[i], zero) + p * (scale * less + (scale - one))
     elif kind == SILU:
         for i in range(x.size):
@@ -82,14 +82,14 @@ def activate_otherwise(kind: int, p: Any, x: Array) -> None:
             x[i] = x[i] * _sigmoid(of(2 * _GELU_C) * (x[i] + of(_GELU_B) * (x[i] * x[i] * x[i])))
     elif kind == SOFTPLUS:
         for i in range(x.size):
-            less, scale = _reduced(-abs(x[i]))
+            less, scale = reduced(-abs(x[i]))
             x[i] = max(x[i], zero) + np.log1p(scale * less + scale)
 
 
 @compiled
 def _sigmoid(x: Any) -> Any:
     """Return the sigmoid of x, without overflow."""
-    less, scale = _reduced(-abs(x))
+    less, scale = reduced(-abs(x))
     small = scale * less + scale
     return (type(x)(1) if x >= type(x)(0) else small) / (type(x)(1) + small)
 
@@ -98,12 +98,12 @@ def _sigmoid(x: Any) -> Any:
 def exponentiate(x: Array) -> None:
     """Overwrite x, whose entries are at most 0, with e^x."""
     for i in range(x.size):
-        less, scale = _reduced(x[i])
+        less, scale = reduced(x[i])
         x[i] = scale * less + scale
 
 
 @partial(compiled, fastmath={"contract"})  # the order of what it subtracts matters
-def _reduced(x: Any) -> Any:
+def reduced(x: Any) -> Any:
     """Return e^r - 1 and 2^n, where x = n log 2 + r is at most 0, and r small. NaN stays NaN.
 
     Without branches and calls, so that loops over it are vectorized.
@@ -168,7 +168,7 @@ def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: 
             result[i] = grad[i] * (s + x * density)
     elif kind == SOFTPLUS:
         for i in range(grad.size):
-            less, scale = _reduced(-saved[i])
+            less, scale = reduced(-saved[i])
             result[i] = -grad[i] * (scale * less + (scale - one))
 
 

@@ -6,15 +6,15 @@ over. With g = gain dJ/dy, and means over the same entries, the gradient is
 
     dJ/dx = scale (g - mean(g) - x_hat mean(g x_hat)).
 
-The variance is computed from x - mean, not from squares of x, which would cancel; and the mean is
-corrected by that of x - mean, since a library may add up many float32 in a row.
+The variance is computed from x - mean, not from squares of x, which would cancel; and sums are of
+double precision, since a library may add up many float32 in a row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpunn._typing import Array, Namespace, Shape
 
@@ -158,26 +158,38 @@ def _rows(x: Array) -> tuple[int, int]:
 
 
 def _standardized(
-    xp: Namespace, x: Array, axes: Any, epsilon: float, *, centred: bool
+    xp: Namespace, x: Array, axes: int | tuple[int, ...], epsilon: float, *, centred: bool
 ) -> tuple[Array, Array, Array, Array]:
     """Return mean, variance and scale over some axes, which are kept, and (x - mean) scale."""
     mean = None
     if centred:
-        mean = xp.mean(x, axis=axes, keepdims=True)
-        mean = mean + xp.mean(x - mean, axis=axes, keepdims=True)
+        mean = _mean(xp, x, axes)
         x = x - mean
-    variance = xp.mean(x * x, axis=axes, keepdims=True)
+    variance = _mean(xp, x * x, axes)
     scale = 1.0 / xp.sqrt(variance + epsilon)
     return (xp.zeros_like(scale) if mean is None else mean), variance, scale, x * scale
 
 
+def _mean(xp: Namespace, x: Array, axes: int | tuple[int, ...]) -> Array:
+    """Return the mean over some axes, which are kept."""
+    count = math.prod(x.shape[axis] for axis in ((axes,) if isinstance(axes, int) else axes))
+    total = xp.sum(x, axis=axes, keepdims=True, dtype=xp.float64)
+    return xp.astype(total / count, x.dtype, copy=False)
+
+
 def _through(
-    xp: Namespace, g: Array, x_hat: Array, scale: Array, axes: Any, *, centred: bool
+    xp: Namespace,
+    g: Array,
+    x_hat: Array,
+    scale: Array,
+    axes: int | tuple[int, ...],
+    *,
+    centred: bool,
 ) -> Array:
     """Return scale (g - mean(g) - x_hat mean(g x_hat))."""
-    result = g - x_hat * xp.mean(g * x_hat, axis=axes, keepdims=True)
+    result = g - x_hat * _mean(xp, g * x_hat, axes)
     if centred:
-        result -= xp.mean(g, axis=axes, keepdims=True)
+        result -= _mean(xp, g, axes)
     result *= scale
     return result
 
@@ -189,7 +201,8 @@ def _gradients(
     if not into:
         return []
     axes = tuple(range(grad.ndim - 1))
-    totals = [xp.sum(part, axis=axes) for part in (grad * x_hat, grad)[: len(into)]]
+    sums = [xp.sum(part, axis=axes, dtype=xp.float64) for part in (grad * x_hat, grad)[: len(into)]]
+    totals = [xp.astype(each, grad.dtype, copy=False) for each in sums]
     for total, place in zip(totals, into, strict=True):
         if place is not None:
             place[...] = total

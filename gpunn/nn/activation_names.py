@@ -22,6 +22,8 @@ from gpunn.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunn.nn.activation_hard import Hardsigmoid, Hardswish, Hardtanh, ReLU6, Softshrink
+from gpunn.nn.activation_smooth import CELU, SELU, LogSigmoid, Mish, Softsign
 from gpunn.nn.layer import as_instance
 
 #: What makes each activation, by name.
@@ -38,6 +40,16 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "softplus": Softplus,
     "softmax": Softmax,
     "log_softmax": LogSoftmax,
+    "selu": SELU,
+    "celu": CELU,
+    "mish": Mish,
+    "softsign": Softsign,
+    "log_sigmoid": LogSigmoid,
+    "hardtanh": Hardtanh,
+    "relu6": ReLU6,
+    "hardsigmoid": Hardsigmoid,
+    "hardswish": Hardswish,
+    "softshrink": Softshrink,
 }
 
 

@@ -40,6 +40,12 @@ class Norm(Layer):
         self.gain = Parameter(gain, decay=False)
         self.bias = None if bias is None else Parameter(bias, decay=False)
 
+    @property
+    def in_features(self) -> int:
+        """The number of channels of the input."""
+        channels: int = self.gain.value.shape[0]
+        return channels
+
     def _check(self, x: Array) -> None:
         """Check that x has the shape (N, ..., C), the dtype and the place of the parameters."""
         gain = self.gain.value

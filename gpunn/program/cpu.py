@@ -16,6 +16,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import get_backend
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
+from gpunn.errors import GpunnError
 from gpunn.kernels.blas import OneThread, is_small, one_thread
 from gpunn.nn.init import as_generator
 from gpunn.program import crew
@@ -27,7 +28,7 @@ from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
 from gpunn.program.steps import RecordedSteps
 from gpunn.program.table import Table
-from gpunn.program.values import BatchLike, kind_of
+from gpunn.program.values import BatchLike, NotRecordableError, Recording, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
 _WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
@@ -214,18 +215,27 @@ class CpuSteps(RecordedSteps):
         return work
 
     def _plan(self, n: int) -> Plan:
-        """Return the plan for batches of n samples, recorded when it is first asked for."""
+        """Return the plan for batches of n samples, recorded when it is first asked for.
+
+        If other batches are recorded, the reason why this one is not is an error of the user's.
+        """
         if n not in self._plans:
-            like = BatchLike.of(n, self._kind)
-            place = get_backend("numpy")
-            if self._optimizer is None:
-                recording = record_forward(self._model, self._loss, like, place)
-            else:
-                assert self._loss is not None  # noqa: S101
-                parameters = self._optimizer.parameters
-                recording = record_step(self._model, self._loss, parameters, like, place)
+            try:
+                recording = self._recorded(n)
+            except NotRecordableError as error:
+                if self._plans and isinstance(error.__cause__, GpunnError):
+                    raise error.__cause__ from None
+                raise
             self._plans[n] = Plan(recording, self._optimizer, penalized=self._penalized)
         return self._plans[n]
+
+    def _recorded(self, n: int) -> Recording:
+        """Return a recording of a step on n samples, or of a prediction for them."""
+        like, place = BatchLike.of(n, self._kind), get_backend("numpy")
+        if self._optimizer is None:
+            return record_forward(self._model, self._loss, like, place)
+        assert self._loss is not None  # noqa: S101
+        return record_step(self._model, self._loss, self._optimizer.parameters, like, place)
 
     def _data(self, batch: Batch) -> dict[str, Array | None]:
         """Return the data as the instructions read them."""

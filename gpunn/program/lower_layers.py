@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpunn.kernels.activation_kinds import KINDS
 from gpunn.program.lower import Lane, Lowering, kernel_in, lowers, moved
 from gpunn.program.phases import ALL, ROWS
 from gpunn.program.values import NotRecordableError, Operation, Value
 
 #: Activations whose gradient and column sums are one instruction, by number.
 _IN_ONE_PASS = {"relu": 0, "tanh": 1, "sigmoid": 2}
-#: The parameter of an activation, by the kernel that its formula names.
-_PARAMETERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
 #: Activations that see a whole row.
 _BY_ROW = ("softmax", "log_softmax")
 
@@ -194,5 +193,5 @@ def _sizes(kernel: str, value: Value) -> dict[str, Any]:
 
 
 def _parameter(kernel: str, formula: Any) -> float:
-    name = _PARAMETERS.get(kernel)
+    name = KINDS[kernel].parameter if kernel in KINDS else None
     return 0.0 if name is None else float(getattr(formula, name))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.kernels.activation_kinds import KINDS
+
 #: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 #: What numbers of a window's entries are stored in.
@@ -24,15 +26,7 @@ MOST_PARTS = 3
 #: The activations that activation.cu knows, by the kernel that their class names: their names
 #: there, and the parameters that they have.
 FORMULAS: dict[str, tuple[str, str | None]] = {
-    "identity": ("identity", None),
-    "sigmoid": ("sigmoid", None),
-    "tanh": ("tanh_", None),
-    "relu": ("relu", None),
-    "leaky_relu": ("leaky_relu", "negative_slope"),
-    "elu": ("elu", "alpha"),
-    "silu": ("silu", None),
-    "gelu": ("gelu", "approximate"),
-    "softplus": ("softplus", None),
+    name: (kind.cuda or name, kind.parameter) for name, kind in KINDS.items()
 }
 
 #: The losses that are a launch of the kernel of their name in loss.cu, by the kernel that their

@@ -61,6 +61,72 @@ __device__ T gelu_gradient(T g, T x, T approximate) {
   return g * (p + x * density);
 }
 
+__device__ T selu(T x, T) {
+  return x < T(0) ? T(1.7580993408473766) * expm1(x) : T(1.0507009873554805) * x;
+}
+__device__ T selu_gradient(T g, T x, T) {
+  return g * (x > T(0) ? T(1.0507009873554805) : T(1.7580993408473766) * exp(x));
+}
+
+__device__ T celu(T x, T a) { return x < T(0) ? a * expm1(x / a) : x; }
+__device__ T celu_gradient(T g, T x, T a) { return g * (x > T(0) ? T(1) : exp(x / a)); }
+
+// With w = min(e^x, 1) and v = min(e^-x, 1): tanh(log(1 + e^x)) = above / (above + rest).
+struct Mish {
+  T w, v, above, rest;
+  __device__ Mish(T x) {
+    T e = exp(-fabs(x));
+    w = x < T(0) ? e : T(1);
+    v = x < T(0) ? T(1) : e;
+    above = w * (w + T(2) * v);
+    rest = T(2) * v * v;
+  }
+};
+__device__ T mish(T x, T) {
+  Mish m(x);
+  return x * (m.above / (m.above + m.rest));
+}
+__device__ T mish_gradient(T g, T x, T) {
+  Mish m(x);
+  T below = m.above + m.rest, t = m.above / below;
+  return g * (t + x * (m.rest / below) * (T(1) + t) * (m.w / (m.w + m.v)));
+}
+
+__device__ T softsign(T x, T) { return x / (T(1) + fabs(x)); }
+__device__ T softsign_gradient(T g, T x, T) {
+  T share = T(1) / (T(1) + fabs(x));
+  return g * (share * share);
+}
+
+__device__ T clipped(T x, T lowest, T highest) {
+  return x < lowest ? lowest : (x > highest ? highest : x);
+}
+
+__device__ T hardswish(T x, T) { return x * clipped(x + T(3), T(0), T(6)) / T(6); }
+__device__ T hardswish_gradient(T g, T x, T) {
+  T slope = fabs(x) < T(3) ? x * T(1.0 / 6) : T(0);
+  return g * (clipped(x + T(3), T(0), T(6)) / T(6) + slope);
+}
+
+// From the output again.
+
+__device__ T log_sigmoid(T x, T) { return (x < T(0) ? x : T(0)) - log1p(exp(-fabs(x))); }
+__device__ T log_sigmoid_gradient(T g, T h, T) { return g * -expm1(h); }
+
+__device__ T hardtanh(T x, T a) { return clipped(x, -a, a); }
+__device__ T hardtanh_gradient(T g, T h, T a) { return g * (fabs(h) < a ? T(1) : T(0)); }
+
+__device__ T relu6(T x, T) { return clipped(x, T(0), T(6)); }
+__device__ T relu6_gradient(T g, T h, T) { return g * (fabs(h - T(3)) < T(3) ? T(1) : T(0)); }
+
+__device__ T hardsigmoid(T x, T) { return clipped(x + T(3), T(0), T(6)) / T(6); }
+__device__ T hardsigmoid_gradient(T g, T h, T) {
+  return g * (h > T(0) && h < T(1) ? T(1.0 / 6) : T(0));
+}
+
+__device__ T softshrink(T x, T a) { return x - clipped(x, -a, a); }
+__device__ T softshrink_gradient(T g, T h, T) { return g * (fabs(h) > T(0) ? T(1) : T(0)); }
+
 // z += bias; h = f(z), for (n, p) arrays. `z` and `h` may be one array; `bias` may be null. The grid's
 // x and the block's y count rows, the others columns, so no thread divides to find its column.
 extern "C" __global__ void bias_activation(

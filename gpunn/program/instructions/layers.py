@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.kernels import loops
+from gpunn.kernels import loops, loops_activation
+from gpunn.kernels.activation_kinds import KINDS
 from gpunn.kernels.native import array_at
 from gpunn.program.instructions.words import (
     FLAG,
@@ -115,8 +116,12 @@ def _activation(kind: int) -> Callable[..., None]:
                 h[i] = x[i]
         if kind <= loops.SIGMOID:
             loops.activate(kind, h)
-        else:
+        elif kind <= loops.SOFTPLUS:
             loops.activate_otherwise(kind, type(one)(f[P]), h)
+        elif kind <= loops_activation.LOG_SIGMOID:
+            loops_activation.activate_smooth(kind, type(one)(f[P]), h)
+        else:
+            loops_activation.activate_hard(kind, type(one)(f[P]), h)
 
     return activation
 
@@ -129,8 +134,12 @@ def _slope(kind: int) -> Callable[..., None]:
         result = array_at(w[C], (n,), one)
         if kind <= loops.SIGMOID:
             loops.times_slope(kind, grad, saved, result)
-        else:
+        elif kind <= loops.SOFTPLUS:
             loops.times_slope_otherwise(kind, type(one)(f[P]), grad, saved, result)
+        elif kind <= loops_activation.LOG_SIGMOID:
+            loops_activation.times_slope_smooth(kind, type(one)(f[P]), grad, saved, result)
+        else:
+            loops_activation.times_slope_hard(kind, type(one)(f[P]), grad, saved, result)
 
     return slope
 
@@ -217,18 +226,8 @@ def log_softmax_slope(op: int, ctx: int, one: Any) -> None:
             result[i, j] = grad[i, j] - np.exp(h[i, j]) * total
 
 
-#: Activations entry by entry: their numbers, by the kernel that their formula names.
-KINDS = {
-    "relu": loops.RELU,
-    "tanh": loops.TANH,
-    "sigmoid": loops.SIGMOID,
-    "leaky_relu": loops.LEAKY_RELU,
-    "elu": loops.ELU,
-    "silu": loops.SILU,
-    "gelu": loops.GELU,
-    "gelu_tanh": loops.GELU_TANH,
-    "softplus": loops.SOFTPLUS,
-}
 for _name, _kind in KINDS.items():
-    instruction(f"activation_{_name}", _activation(_kind))
-    instruction(f"slope_{_name}", _slope(_kind))
+    instruction(f"activation_{_name}", _activation(_kind.code))
+    instruction(f"slope_{_name}", _slope(_kind.code))
+instruction("activation_gelu_tanh", _activation(loops.GELU_TANH))
+instruction("slope_gelu_tanh", _slope(loops.GELU_TANH))
