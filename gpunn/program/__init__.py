@@ -9,7 +9,7 @@ from typing import Any
 from gpunn.arrays.backend import backend_of
 from gpunn.kernels import kernels
 
-__all__ = ["Program", "why_not_captured", "why_not_compiled"]
+__all__ = ["Program", "release", "why_not_captured", "why_not_compiled"]
 
 
 _NOTHING_YET = "nothing has run yet"
@@ -162,6 +162,11 @@ class Program:
 
     def _refuse(self, reason: str) -> None:
         self._steps, self.why_not = None, reason
+
+
+def release(*programs: Program) -> bool:
+    """Give back the memory of a device that recordings keep; return whether there was any."""
+    return any([program.release() for program in programs])  # noqa: C419 (of all of them)
 
 
 def why_not_compiled(x: Any) -> str:

@@ -25,7 +25,7 @@ from gpunn.nn.layer import Layer, first_parameter
 from gpunn.nn.tree import entrance
 from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import observe
-from gpunn.program import Program
+from gpunn.program import Program, release
 from gpunn.training.arguments import (
     as_callbacks,
     as_metrics,
@@ -175,6 +175,8 @@ class Trainer:
         best = BestWeights(self.model)
         self.optimizer.clear()
         part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
+        if not self._program.is_recorded:
+            release(self._evaluation, self._prediction)  # the steps need memory
         runner = EpochRunner(loader, self._rng, self._program)
         bar = progress_bar(epochs * len(loader), show=progress)
         try:
@@ -310,8 +312,7 @@ class Trainer:
             return work()
         except DeviceMemoryError:
             programs = self._program, self._evaluation, self._prediction
-            released = [program.release() for program in programs]
-            if not any(released):
+            if not release(*programs):
                 raise
         return work()
 
