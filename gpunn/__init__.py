@@ -60,6 +60,7 @@ from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
 from gpunn.optim.adam import Adam
+from gpunn.optim.adamw import AdamW
 from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import (
     Constant,
@@ -138,6 +139,7 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Adam",
+    "AdamW",
     "Augment",
     "AveragePool1d",
     "AveragePool2d",

@@ -24,6 +24,12 @@ CLOSE: dict[str, dict[str, float]] = {
     "float32": {"rtol": 2e-3, "atol": 5e-5},
 }
 
+#: Optimizers that divide, with a large epsilon: no gradient is so small as to be noise.
+ADAPTIVE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adam": (gn.Adam, {"epsilon": 1e-3}),
+    "adamw": (gn.AdamW, {"epsilon": 1e-3}),
+}
+
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
@@ -386,8 +392,9 @@ class Run:
             "clip_value": self.clip_value,
         }
         trained = every[min(self.frozen, len(every) - 1) :]
-        if self.optimizer == "adam":  # a large epsilon: no gradient is so small as to be noise
-            return gn.Adam(trained, schedule, epsilon=1e-3, **settings)
+        if self.optimizer in ADAPTIVE:
+            kind, own = ADAPTIVE[self.optimizer]
+            return kind(trained, schedule, **own, **settings)
         if self.optimizer != "sgd":
             settings |= {"momentum": 0.9, "nesterov": self.optimizer == "nesterov"}
         return gn.SGD(trained, schedule, **settings)
@@ -434,7 +441,7 @@ RUNS = st.builds(
     label_smoothing=st.sampled_from([0.0, 0.1]),
     reduction=st.sampled_from(["mean", "sum"]),
     weights=st.booleans(),
-    optimizer=st.sampled_from(["sgd", "momentum", "nesterov", "adam"]),
+    optimizer=st.sampled_from(["sgd", "momentum", "nesterov", *ADAPTIVE]),
     schedule=st.sampled_from(["constant", "falling", "warm", "own"]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     clip_norm=st.sampled_from([None, 0.1]),

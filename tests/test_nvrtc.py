@@ -31,7 +31,6 @@ BLOCKS = {
     "activation": 4,
     "activation_backward": 4,
     "activation_backward_sums": 6,
-    "adam": 3,
     "batch_norm": 4,
     "batch_norm_backward": 4,
     "batch_norm_parts": 4,
@@ -51,12 +50,12 @@ BLOCKS = {
     "round_factors": 6,
     "row_norm": 4,
     "row_norm_backward": 4,
-    "sgd": 4,
     "sigmoid_binary_cross_entropy": 4,
     "softmax_cross_entropy": 3,
     "squared_error": 5,
     "squared_norm": 6,
     "track": 6,
+    "update": 3,
 }
 # The kernels of each source.
 KERNELS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any, ClassVar, TypeVar
 
@@ -61,6 +61,8 @@ class Optimizer:
     kernel: ClassVar[str | None] = None
     #: Whether steps with it can be recorded. Not inherited, either.
     records: ClassVar[bool] = False
+    #: Whether weight decay is taken from the values, and not added to their gradients.
+    decoupled: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
 
     #: The part of a model that it trains, cached here by `gpunn.training.freezing`.
@@ -69,6 +71,8 @@ class Optimizer:
     schedule: Schedule = checked(as_schedule)
     clip_norm: float | None = checked(optional_number, "(0, inf)")
     clip_value: float | None = checked(optional_number, "(0, inf)")
+    #: What rules that divide add to the divisor.
+    epsilon: float = 0.0
 
     #: Whether parameters with weight decay have blocks of their own even while it is 0.
     _separates_decaying: bool = False
@@ -173,9 +177,31 @@ class Optimizer:
 
     def step_sizes(self, n: int) -> list[float]:
         """Return the factors of the next n steps: the learning rates."""
+        return self.learning_rates(n)
+
+    def epsilons(self, n: int) -> list[float]:
+        """Return what the next n steps add to the divisors of rules that divide."""
+        return [self.epsilon] * n
+
+    def learning_rates(self, n: int) -> list[float]:
+        """Return the learning rates of the next n steps."""
         if type(self.schedule) is Constant:
             return [self.schedule.learning_rate] * n
         return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
+
+    def numbers(self, decays: Sequence[float]) -> tuple[Sequence[float], ...]:
+        """Return what changes from step to step, for the next steps, given their weight decays.
+
+        Returns
+        -------
+        tuple of three sequences of float
+            The step sizes, the decays (times the learning rates if decoupled) and the epsilons.
+        """
+        n = len(decays)
+        if self.decoupled:
+            rates = self.learning_rates(n)
+            decays = [rate * decay for rate, decay in zip(rates, decays, strict=True)]
+        return self.step_sizes(n), decays, self.epsilons(n)
 
     def slots(self) -> Slots | None:
         """Return the arrays of each parameter, for recorded steps; None if they are not in place.
@@ -216,8 +242,8 @@ class Optimizer:
 
         Parameters
         ----------
-        present : array (2,)
-            The next of `step_sizes`, and the weight decay.
+        present : array (3,)
+            The next of `numbers`.
         slots : Slots, optional
             Other arrays to update.
         copies : WeightCopies, optional
@@ -227,7 +253,8 @@ class Optimizer:
             arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
             in_place = all(parameter.grad is grad for parameter, grad in pairs)
             slots = arena.blocks(1.0) if in_place else arena.present_slots(self.parameters, 1.0)
-        update = Update(slots, 0.0, self.clip_norm, self.clip_value, present, copies)
+        clips, decoupled = (self.clip_norm, self.clip_value), self.decoupled
+        update = Update(slots, 0.0, *clips, decoupled=decoupled, present=present, copies=copies)
         kernels(slots.values[0]).update(self, update)
 
     def count_updates(self, n: int) -> None:
@@ -235,8 +262,11 @@ class Optimizer:
         self.steps += n
 
     def penalty(self) -> Array | None:
-        r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
-        if not self.weight_decay:
+        r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay.
+
+        Decoupled decay is no gradient of a penalty, so it has none.
+        """
+        if not self.weight_decay or self.decoupled:
             return None
         squares = self.sum_of_squares()
         if squares is None:
@@ -323,8 +353,9 @@ class Optimizer:
 
     def _update(self, slots: Slots) -> None:
         """Update these arrays by one call of a kernel."""
-        (step_size,) = self.step_sizes(1)
-        update = Update(slots, step_size, self.clip_norm, self.clip_value)
+        (step_size,), (factor,), (epsilon,) = self.numbers([1.0])
+        clips = self.clip_norm, self.clip_value
+        update = Update(slots, step_size, *clips, epsilon, factor, self.decoupled)
         kernels(slots.values[0]).update(self, update)
 
     def _checked_decay(self, weight_decay: float) -> float:

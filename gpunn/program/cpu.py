@@ -150,11 +150,12 @@ class CpuSteps(RecordedSteps):
                 keys = as_generator(rng).integers(
                     2**64, size=n * plan.recording.n_keys, dtype=np.uint64
                 )
-            arrays = {"decays": _as_column(decays), "order": rows, "made": made}
+            arrays = {"order": rows, "made": made}
             arrays |= {"costs": costs, "penalties": penalties, "totals": totals}
             arrays |= {"outputs": result, "keys": keys, **data}
             if self._optimizer is not None:
-                arrays["rates"] = _as_column(self._optimizer.step_sizes(n))
+                columns = map(_as_column, self._optimizer.numbers(decays))
+                arrays |= zip(("rates", "decays", "epsilons"), columns, strict=True)
             self._threads_used = threads
             self._fill(threads, turns.start, arrays)
             segments, tables = self._segments(size, threads, in_order=rows is None)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.kernels.rules import RULES
+
 #: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
 #: What rows are copied in, by the number of bytes.
@@ -63,7 +65,11 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     ],
     "norm": [{"REAL": real} for real in REAL.values()],
     "step": [{"REAL": real} for real in REAL.values()],
-    "optimizer": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],
+    "optimizer": [
+        {"REAL": real, "MOST": str(MOST_ARRAYS), "RULE": rule}
+        for real in REAL.values()
+        for rule in RULES
+    ],
 }
 
 
