@@ -59,9 +59,12 @@ from gpunn.nn.pooling import (
 from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
+from gpunn.optim.adagrad import Adagrad
 from gpunn.optim.adam import Adam
 from gpunn.optim.adamw import AdamW
 from gpunn.optim.base import Optimizer
+from gpunn.optim.lion import Lion
+from gpunn.optim.rmsprop import RMSprop
 from gpunn.optim.schedules import (
     Constant,
     Cosine,
@@ -138,6 +141,7 @@ __all__ = [
     "SGD",
     "Accuracy",
     "Activation",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Augment",
@@ -173,6 +177,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "LeakyReLU",
+    "Lion",
     "LoadReport",
     "Loader",
     "LogSoftmax",
@@ -189,6 +194,7 @@ __all__ = [
     "Poisson",
     "Position",
     "RMSNorm",
+    "RMSprop",
     "ReLU",
     "ReduceOnPlateau",
     "Reshape",

@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 
 import gpunn as gn
 from tests.conftest import get_place
-from tests.runs import ADAPTIVE, RUNS, Block, Run, assert_same_bits, both, one_by_one
+from tests.runs import OPTIMIZERS, RUNS, Block, Run, assert_same_bits, both, one_by_one
 
 pytestmark = pytest.mark.gpu
 cupy: Any = None
@@ -71,7 +71,7 @@ def test_whatever_is_trained(run: Run) -> None:
 
 
 @pytest.mark.parametrize("data", ["resident", "streamed", "memmap"])
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", *ADAPTIVE])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_longer_run(optimizer: str, data: str) -> None:
     assert_same(*both(replace(RUN, optimizer=optimizer, data=data, epochs=20)))
 
@@ -345,7 +345,7 @@ class TestWhatMayHappenOnTheWay:
 class TestLaunches:
     """Counted by an emulator; a real device does not count."""
 
-    @pytest.mark.parametrize("name", ["sgd", *ADAPTIVE])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_a_step_is_one_launch(self, name: str) -> None:
         cudasim = pytest.importorskip("cudasim", reason="counted by an emulator of CUDA")
         run = replace(RUN, optimizer=name, metrics=False)

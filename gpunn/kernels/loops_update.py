@@ -68,5 +68,56 @@ def adam(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
         value[i] = keep * value[i] - rate * m / (np.sqrt(v) + epsilon)
 
 
+@compiled
+def rmsprop(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> None:
+    """Update a value and its mean square, of the beta p; with momentum q; centered if r."""
+    of = value.dtype.type
+    rate, epsilon, decay, keep, limit, factor = _in_dtype(value, common)
+    (square, mean, velocity), (beta, momentum, centered) = states, settings
+    kept, new, mu, zero = of(beta), of(1 - beta), of(momentum), of(0)
+    for i in range(value.size):
+        g = _regular(grad[i], value[i], decay, limit, factor)
+        spread = kept * square[i] + new * (g * g)
+        square[i] = spread
+        if centered != 0.0:
+            m = kept * mean[i] + new * g
+            mean[i] = m
+            spread -= m * m
+            spread = max(spread, zero)  # NaN stays NaN
+        step = g / (np.sqrt(spread) + epsilon)
+        if momentum != 0.0:
+            step += mu * velocity[i]
+            velocity[i] = step
+        value[i] = keep * value[i] - rate * step
+
+
+@compiled
+def adagrad(value: Array, grad: Array, states: Any, common: Any, _: Any) -> None:
+    """Update a value and its sum of squares."""
+    rate, epsilon, decay, keep, limit, factor = _in_dtype(value, common)
+    total, _, _ = states
+    for i in range(value.size):
+        g = _regular(grad[i], value[i], decay, limit, factor)
+        s = total[i] + g * g
+        total[i] = s
+        value[i] = keep * value[i] - rate * g / (np.sqrt(s) + epsilon)
+
+
+@compiled
+def lion(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> None:
+    """Update a value and its mean; p and q are the betas."""
+    of = value.dtype.type
+    rate, _, decay, keep, limit, factor = _in_dtype(value, common)
+    (mean, _, _), (beta_1, beta_2, _) = states, settings
+    kept_1, new_1, kept_2, new_2 = of(beta_1), of(1 - beta_1), of(beta_2), of(1 - beta_2)
+    for i in range(value.size):
+        g = _regular(grad[i], value[i], decay, limit, factor)
+        direction = kept_1 * mean[i] + new_1 * g
+        mean[i] = kept_2 * mean[i] + new_2 * g
+        value[i] = keep * value[i] - rate * np.sign(direction)
+
+
 #: The rules by the names of their kernels.
-UPDATES: dict[str, Callable[..., None]] = {"sgd": sgd, "adam": adam}
+UPDATES: dict[str, Callable[..., None]] = {
+    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion)
+}

@@ -34,10 +34,26 @@ def _adam(rule: Any) -> tuple[list[float], list[int]]:
     return [rule.beta_1, rule.beta_2], [0, 1]
 
 
+def _rmsprop(rule: Any) -> tuple[list[float], list[int]]:
+    places = [0] + [1] * rule.centered + [2] * bool(rule.momentum)
+    return [rule.beta, rule.momentum, rule.centered], places
+
+
+def _adagrad(rule: Any) -> tuple[list[float], list[int]]:  # noqa: ARG001 (it has no settings)
+    return [], [0]
+
+
+def _lion(rule: Any) -> tuple[list[float], list[int]]:
+    return [rule.beta_1, rule.beta_2], [0]
+
+
 #: What reads each rule's settings and the places of its states, by the name of its kernel.
 _RULES: dict[str | None, Callable[[Any], tuple[list[float], list[int]]]] = {
     "sgd": _sgd,
     "adam": _adam,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+    "lion": _lion,
 }
 #: The names of the rules.
 RULES = tuple(name for name in _RULES if name is not None)

@@ -120,12 +120,16 @@ class ParameterHolder:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Clear the gradients, and set the states to 0.
+        """Clear the gradients, and set the states to what they start at.
 
         The memory is laid out again, because the gaps between arrays may have become NaN.
         """
         self.clear()
-        self._lay_out([[_zeros_like(x) for x in state] for state in self._states])
+        self._lay_out([[self._initial(x) for x in state] for state in self._states])
+
+    def initial_state(self) -> float:
+        """Return what all entries of the states start at."""
+        return 0.0
 
     def state_bytes(self) -> int:
         """Return the size of the states, in bytes."""
@@ -171,14 +175,28 @@ class ParameterHolder:
                 )
 
     def _keep(self, n_states: int) -> None:
-        """Keep `n_states` arrays for each parameter between updates; they start at 0."""
+        """Keep `n_states` arrays for each parameter between updates; they start anew."""
         place = self._places[0]
         assert place is not None  # noqa: S101 (parameters hold arrays)
         advice = "take a smaller model, or free what else is there"
         with memory_for(f"{type(self).__name__}, of its blocks", place, advice):
             self._lay_out(
-                [[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)]
+                [[self._initial(p.value) for p in self.parameters] for _ in range(n_states)]
             )
+
+    def _keep_kind(self, i: int, *, wanted: bool, present: bool) -> None:
+        """Keep, or drop, states of another kind, number i; the others stay."""
+        if wanted == present:
+            return
+        self.check_places()
+        more = [[self._initial(p.value) for p in self.parameters]] * wanted
+        states = self._states
+        self._lay_out([*states[:i], *more, *states[i + present :]])
+
+    def _initial(self, x: Array) -> Array:
+        """Return a state, as it starts, for a value like x."""
+        with scope_of(x):
+            return kernels(x).xp.full_like(x, self.initial_state())
 
     def _checked_decay(self, weight_decay: float) -> float:
         return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
@@ -229,8 +247,3 @@ def _beside(parameter: Parameter, x: Array) -> Array:
     place = backend_of(parameter.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     return place.asarray(x)
-
-
-def _zeros_like(x: Array) -> Array:
-    with scope_of(x):
-        return kernels(x).xp.zeros_like(x)

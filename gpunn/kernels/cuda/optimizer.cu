@@ -134,6 +134,38 @@ struct adam {  // p and q: the betas
   }
 };
 
+struct rmsprop {  // p: the beta; q: momentum; r: whether centered
+  enum { states = 3 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    T spread = s[0] = T(number.p) * s[0] + T(1.0 - number.p) * (g * g);
+    if (number.r != 0.0) {
+      s[1] = T(number.p) * s[1] + T(1.0 - number.p) * g;
+      spread -= s[1] * s[1];
+      if (spread < T(0)) spread = T(0);  // NaN stays NaN
+    }
+    T step = g / (sqrt(spread) + number.epsilon);
+    if (number.q != 0.0) step = s[2] = T(number.q) * s[2] + step;
+    x -= number.rate * step;
+  }
+};
+
+struct adagrad {
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    s[0] += g * g;
+    x -= number.rate * g / (sqrt(s[0]) + number.epsilon);
+  }
+};
+
+struct lion {  // p and q: the betas
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    T direction = T(number.p) * s[0] + T(1.0 - number.p) * g;
+    s[0] = T(number.q) * s[0] + T(1.0 - number.q) * g;
+    x -= number.rate * (direction > T(0) ? T(1) : direction < T(0) ? T(-1) : direction);
+  }
+};
+
 // g is clipped, scaled by the shrinkage, and decayed, or else the value is; then comes the rule. A step
 // that is captured and replayed has numbers that change: `present`, if not null, points to the step
 // size, what multiplies the decays, and epsilon, which count in the place of the arguments.

@@ -74,6 +74,24 @@ def adam(op: int, ctx: int, one: Any) -> None:
 
 
 @by_name
+def rmsprop(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by RMSprop."""
+    loops_update.rmsprop(*_operands(op, ctx, one))
+
+
+@by_name
+def adagrad(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by Adagrad."""
+    loops_update.adagrad(*_operands(op, ctx, one))
+
+
+@by_name
+def lion(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by Lion."""
+    loops_update.lion(*_operands(op, ctx, one))
+
+
+@by_name
 def penalty(op: int, ctx: int, one: Any) -> None:
     """Add half the weight decay times the sum of squares of a to the step's penalty."""
     w, x = words_of(op), context_of(ctx)
