@@ -115,7 +115,9 @@ def _update_cases(draw: Draw, side: int) -> dict[str, Case]:
     def update(rule: Any, states: int, clip_norm: float | None) -> Callable[[Kernels], list[Any]]:
         values, grads, *kept = ([draw(side // 4, side // 4) for _ in range(16)] for _ in range(4))
         kept = [[v * v for v in state] for state in kept[:states]]
-        settings = Update(Slots(values, grads, kept, [0.0] * 16), 0.1, clip_norm, None)
+        settings = Update(
+            Slots(values, grads, kept, [0.0] * 16), 0.1, clip_norm, None, rule.epsilon
+        )
 
         def call(k: Kernels) -> list[Any]:
             k.update(rule, settings)
@@ -127,9 +129,9 @@ def _update_cases(draw: Draw, side: int) -> dict[str, Case]:
     parameter = [gn.Parameter(np.zeros(1))]  # only the rules are used
     sgd, adam = gn.SGD(parameter, momentum=0.9), gn.Adam(parameter)
     return {
-        "sgd": Case(("sgd",), update(sgd, 1, None), 5 * n),
-        "sgd with clip_norm": Case(("squared_norm", "sgd"), update(sgd, 1, 1.0), 6 * n),
-        "adam": Case(("adam",), update(adam, 2, None), 7 * n),
+        "sgd": Case(("update",), update(sgd, 1, None), 5 * n),
+        "sgd with clip_norm": Case(("squared_norm", "update"), update(sgd, 1, 1.0), 6 * n),
+        "adam": Case(("update",), update(adam, 2, None), 7 * n),
     }
 
 

@@ -62,8 +62,12 @@ from gpunn.nn.pooling import (
 from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.optim import schedules
+from gpunn.optim.adagrad import Adagrad
 from gpunn.optim.adam import Adam
+from gpunn.optim.adamw import AdamW
 from gpunn.optim.base import Optimizer
+from gpunn.optim.lion import Lion
+from gpunn.optim.rmsprop import RMSprop
 from gpunn.optim.schedules import (
     Constant,
     Cosine,
@@ -151,7 +155,9 @@ __all__ = [
     "SGD",
     "Accuracy",
     "Activation",
+    "Adagrad",
     "Adam",
+    "AdamW",
     "Augment",
     "AveragePool1d",
     "AveragePool2d",
@@ -188,6 +194,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "LeakyReLU",
+    "Lion",
     "LoadReport",
     "Loader",
     "LogSigmoid",
@@ -207,6 +214,7 @@ __all__ = [
     "Poisson",
     "Position",
     "RMSNorm",
+    "RMSprop",
     "ReLU",
     "ReLU6",
     "ReduceOnPlateau",

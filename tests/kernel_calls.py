@@ -137,7 +137,10 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
                 for update in updates(1 if momentum else 0)
             ),
             *(
-                (gn.Adam([NOTHING], beta_1=beta_1, beta_2=beta_2, epsilon=1e-2), update)
+                (
+                    gn.Adam([NOTHING], beta_1=beta_1, beta_2=beta_2, epsilon=1e-2),
+                    update._replace(epsilon=1e-2),
+                )
                 for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
                 for update in updates(2)
             ),

@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 
 import gpunn as gn
 from tests.conftest import get_place
-from tests.runs import RUNS, Block, Run, assert_same_bits, both, one_by_one
+from tests.runs import OPTIMIZERS, RUNS, Block, Run, assert_same_bits, both, one_by_one
 
 pytestmark = pytest.mark.gpu
 cupy: Any = None
@@ -71,7 +71,7 @@ def test_whatever_is_trained(run: Run) -> None:
 
 
 @pytest.mark.parametrize("data", ["resident", "streamed", "memmap"])
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_longer_run(optimizer: str, data: str) -> None:
     assert_same(*both(replace(RUN, optimizer=optimizer, data=data, epochs=20)))
 
@@ -345,7 +345,7 @@ class TestWhatMayHappenOnTheWay:
 class TestLaunches:
     """Counted by an emulator; a real device does not count."""
 
-    @pytest.mark.parametrize("name", ["sgd", "adam"])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_a_step_is_one_launch(self, name: str) -> None:
         cudasim = pytest.importorskip("cudasim", reason="counted by an emulator of CUDA")
         run = replace(RUN, optimizer=name, metrics=False)
@@ -362,7 +362,7 @@ class TestLaunches:
             if isinstance(counts[0][key], (int, float))
         }
         assert more.pop("graph_launches") == 10
-        assert more.pop("h2d_bytes") == 40 * 8 + 10 * 4 * 8  # the order, and a row of the board
+        assert more.pop("h2d_bytes") == 40 * 8 + 10 * 5 * 8  # the order, and a row of the board
         assert more.pop("d2h_bytes") > 0
         for key in ("kernel_launches", "memsets", "syncs", "device_allocs", "h2d_copies"):
             assert more[key] == 0, key

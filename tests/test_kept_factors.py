@@ -89,7 +89,9 @@ class TestTheReadableLoopIsTheReference:
         kernels = importlib.import_module("gpunn.kernels.cupy_")
         launch = kernels.launch_update
         monkeypatch.setattr(
-            kernels, "launch_update", lambda *arguments, **_: launch(*arguments, rounds=False)
+            kernels,
+            "launch_update",
+            lambda rule, update: launch(rule, update._replace(copies=None)),
         )
         with gn.use(backend="cupy", products="bfloat16"):
             assert_same(*both(RUN))

@@ -31,7 +31,6 @@ BLOCKS = {
     "activation": 4,
     "activation_backward": 4,
     "activation_backward_sums": 6,
-    "adam": 3,
     "batch_norm": 4,
     "batch_norm_backward": 4,
     "batch_norm_parts": 4,
@@ -59,7 +58,6 @@ BLOCKS = {
     "round_factors": 6,
     "row_norm": 4,
     "row_norm_backward": 4,
-    "sgd": 4,
     "slope_of_scores": 6,
     "softmax_of_scores": 4,
     "split_heads": 6,
@@ -70,6 +68,7 @@ BLOCKS = {
     "squared_norm": 6,
     "track": 6,
     "unroll": 4,
+    "update": 3,
 }
 # The kernels of each source.
 KERNELS = {

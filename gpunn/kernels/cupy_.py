@@ -40,6 +40,7 @@ from gpunn.kernels.cupy_norm import CupyNorms
 from gpunn.kernels.cupy_sequences import CupySequences
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
+from gpunn.kernels.rules import Fused
 from gpunn.kernels.update import Update
 
 
@@ -156,15 +157,9 @@ class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
         """Copy arrays into one block, each aligned as if CuPy had allocated it."""
         return copy_to_one_block(arrays, cupy.zeros, 512)
 
-    def fused_sgd(self, rule: Any, update: Update) -> Any:
+    def fused_update(self, rule: Fused, update: Update) -> bool:
         """Update all arrays in one launch; `clip_norm` takes another."""
-        momentum = float(rule.momentum) if update.slots.states else 0.0
-        return launch_update("sgd", update, (momentum, int(rule.nesterov)), rounds=True)
-
-    def fused_adam(self, rule: Any, update: Update) -> Any:
-        """Update all arrays in one launch; `clip_norm` takes another."""
-        settings = float(rule.beta_1), float(rule.beta_2), float(rule.epsilon)
-        return launch_update("adam", update, settings, rounds=True)
+        return launch_update(rule, update)
 
     # Data
 

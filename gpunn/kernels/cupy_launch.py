@@ -20,6 +20,7 @@ from gpunn.kernels.cell import Cell
 from gpunn.kernels.cuda import MOST_ARRAYS, MOST_PARTS, REAL, UNITS
 from gpunn.kernels.cuda.grids import MOST_PARTIALS, THREADS, over_rows
 from gpunn.kernels.cuda_kernel import CudaKernel
+from gpunn.kernels.rules import Fused
 from gpunn.kernels.update import Slots, Update
 
 _PIECE = 4096  # entries per block of the optimizer, as in optimizer.cu
@@ -52,12 +53,14 @@ _ARRAYS = Struct(
         "grad": MOST_ARRAYS,
         "first": MOST_ARRAYS,
         "second": MOST_ARRAYS,
+        "third": MOST_ARRAYS,
         "rounded": MOST_ARRAYS,
         "size": MOST_ARRAYS,
         "decay": MOST_ARRAYS,
         "first_block": MOST_ARRAYS + 1,
     }
 )
+_STATES = ("first", "second", "third")
 _ROWS = Struct({"from": MOST_PARTS, "to": MOST_PARTS, "width": MOST_PARTS})
 
 
@@ -106,47 +109,34 @@ class _Prepared(NamedTuple):
         )
 
 
-def launch_update(
-    name: str, update: Update, settings: tuple[float, ...], *, rounds: bool = False
-) -> Any:
-    """Launch a kernel of optimizer.cu for each table of arrays; `clip_norm` takes another launch.
+def launch_update(rule: Fused, update: Update) -> bool:
+    """Launch the kernel of optimizer.cu for each table of arrays; `clip_norm` takes another launch.
 
-    Parameters
-    ----------
-    name : str
-        The kernel.
-    update : Update
-        The arrays, and the numbers of all kernels.
-    settings : tuple of float
-        The numbers of this kernel.
-    rounds : bool, default False
-        Whether the kernel writes copies of the values in bfloat16.
+    Copies of the values in bfloat16 are written, too, if there are any.
 
     Returns
     -------
-    None or NotImplemented
-        The latter if the kernels do not serve these arrays.
+    bool
+        False if the kernels do not serve these arrays.
     """
-    slots, copies = update.slots, update.copies if rounds else None
+    slots, copies = update.slots, update.copies
     prepared = slots.prepared
     if prepared is None or not prepared.serves(slots, copies):
-        prepared = slots.prepared = _prepare(slots, copies)
+        prepared = slots.prepared = _prepare(slots, rule.places, copies)
     if prepared is None:
-        return NotImplemented
+        return False
     if copies is not None:
         copies.are_written = True
     first = prepared.arrays[0]
     if first.data.device_id == _get_device():
-        _launch_tables(name, update, prepared, settings)
+        _launch_tables(rule, update, prepared)
     else:
         with first.device:
-            _launch_tables(name, update, prepared, settings)
-    return None
+            _launch_tables(rule, update, prepared)
+    return True
 
 
-def _launch_tables(
-    name: str, update: Update, prepared: _Prepared, settings: tuple[float, ...]
-) -> None:
+def _launch_tables(rule: Fused, update: Update, prepared: _Prepared) -> None:
     dtype, tables = prepared.dtype, prepared.tables
     # The kernel reads the bits of a double, so this must not be an int.
     limit = math.inf if update.clip_value is None else float(update.clip_value)
@@ -155,27 +145,31 @@ def _launch_tables(
         shares = [min(blocks, MOST_PARTIALS) for _, blocks in tables]
         sums = cupy.ndarray(sum(shares), dtype)
         partial = sums.data.ptr
-        kernel = optimizer_kernel("squared_norm", dtype)
+        kernel = optimizer_kernel("squared_norm", dtype, rule.name)
         for (table, _), share in zip(tables, shares, strict=True):
             kernel((share, 1), (THREADS, 1), table.address, partial, partials, limit)
             partials += share
     present = 0 if update.present is None else update.present.data.ptr
-    numbers = limit, float(update.clip_norm or 0.0), float(update.step_size), present, *settings
-    kernel = optimizer_kernel(name, dtype)
+    clips = limit, float(update.clip_norm or 0.0)
+    changing = float(update.step_size), float(update.epsilon), float(update.decay_factor)
+    numbers = *clips, *changing, present, int(update.decoupled), *rule.settings
+    kernel = optimizer_kernel("update", dtype, rule.name)
     for table, blocks in tables:
         kernel((blocks, 1), (THREADS, 1), table.address, partial, partials, *numbers)
 
 
-def _prepare(slots: Slots, copies: Any) -> _Prepared | None:
-    """Return the tables of these arrays; None if the kernels do not serve them."""
+def _prepare(slots: Slots, places: Sequence[int], copies: Any) -> _Prepared | None:
+    """Return the tables of these arrays; None if the kernels do not serve them.
+
+    `places` says which of the kernel's states each list of states is.
+    """
     values, grads, states, decays = slots
     arrays = [*values, *grads, *chain.from_iterable(states)]
     dtype = arrays[0].dtype
     if dtype not in REAL or any(x.dtype != dtype or not x.flags.c_contiguous for x in arrays):
         return None
-    columns = dict(
-        zip(("value", "grad", "first", "second"), (values, grads, *states), strict=False)
-    )
+    columns = {"value": values, "grad": grads}
+    columns |= {_STATES[place]: state for place, state in zip(places, states, strict=True)}
     tables = []
     held = [i for i, value in enumerate(values) if value.size]
     for start in range(0, len(held), MOST_ARRAYS):
@@ -320,9 +314,9 @@ def gather_kernel(unit: str) -> CudaKernel:
 
 
 @cache
-def optimizer_kernel(name: str, dtype: Any) -> CudaKernel:
-    """Return a kernel of optimizer.cu."""
-    return cuda_kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS))
+def optimizer_kernel(name: str, dtype: Any, rule: str) -> CudaKernel:
+    """Return a kernel of optimizer.cu for one of the rules."""
+    return cuda_kernel("optimizer", name, dtype, MOST=str(MOST_ARRAYS), RULE=rule)
 
 
 @cache

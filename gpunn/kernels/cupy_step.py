@@ -34,8 +34,8 @@ class StepBoard:
     ----------
     row : Cell
         Where the batch begins among the rows since `load`.
-    rates : array (2,)
-        The factor of the update, and the weight decay.
+    numbers : array (3,)
+        Of the update: the step size, what multiplies the decays, and epsilon.
     keys : list of Cell
         The keys of the random masks.
     """
@@ -46,6 +46,7 @@ class StepBoard:
                 ("row", np.int64),
                 ("step_size", np.float64),
                 ("decay", np.float64),
+                ("epsilon", np.float64),
                 ("keys", np.uint64, (n_keys,)),
             ]
         )
@@ -58,16 +59,25 @@ class StepBoard:
         self._costs, self._penalties = cupy.zeros((2, capacity), dtype)
         self._totals = cupy.zeros(capacity, np.float64)
         self.row = Cell(self._present[:1])
-        self.rates = self._present[1:3].view(np.float64)
-        self.keys = [Cell(self._present[3 + i : 4 + i]) for i in range(n_keys)]
+        self.numbers = self._present[1:4].view(np.float64)
+        self.keys = [Cell(self._present[4 + i : 5 + i]) for i in range(n_keys)]
 
-    def load(
-        self, rows: Sequence[int], step_sizes: Sequence[float], decays: Sequence[float], keys: Any
-    ) -> None:
-        """Upload the numbers of the next steps, in one copy; `keys` is (S, n_keys)."""
+    def load(self, rows: Sequence[int], numbers: tuple[Sequence[float], ...], keys: Any) -> None:
+        """Upload the numbers of the next steps, in one copy.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Where each batch begins.
+        numbers : tuple of three sequences of float
+            The step sizes, what multiplies the decays, and epsilons.
+        keys : array (S, n_keys) or None
+        """
         n = len(rows)
         table = np.zeros(n + 1, self._layout)
-        table["row"][:n], table["step_size"][:n], table["decay"][:n] = rows, step_sizes, decays
+        table["row"][:n] = rows
+        for name, column in zip(("step_size", "decay", "epsilon"), numbers, strict=True):
+            table[name][:n] = column
         if keys is not None:
             table["keys"][:n] = keys
         words = table.view(np.int64)

@@ -23,7 +23,9 @@ from gpunn.kernels.loops_losses import (
     parameter_of,
     sequence_cross_entropy,
 )
+from gpunn.kernels.loops_update import UPDATES
 from gpunn.kernels.numpy_ import NumpyKernels
+from gpunn.kernels.rules import Fused
 from gpunn.kernels.update import Update
 
 with suppress(ImportError):  # SciPy's BLAS must be loaded before `one_thread` lists the libraries
@@ -166,33 +168,25 @@ class NumbaKernels(NumpyKernels):
         cost = sequence_cross_entropy(*rows, *settings, weights, factor, out)
         return logits.dtype.type(cost), grad
 
-    def fused_sgd(self, rule: Any, update: Update) -> Any:
-        """Update each value and its velocity in one pass; `clip_norm` takes another.
+    def fused_update(self, rule: Fused, update: Update) -> bool:
+        """Update each value and its states in one pass; `clip_norm` takes another.
 
         Gradients may come from user code, so their dtype and layout are checked, too.
         """
         values, grads, states, decays = update.slots
         if not all(all(map(_alike, values, others)) for others in (grads, *states)):
-            return NotImplemented
+            return False
         clips = self._clips(grads, update)
-        velocities = states[0] if states else values  # not read without momentum
-        momentum = rule.momentum if states else 0.0
-        for value, grad, velocity, decay in zip(values, grads, velocities, decays, strict=True):
-            arrays = value.ravel(), grad.ravel(), velocity.ravel()
-            loops.descend(*arrays, update.step_size, momentum, rule.nesterov, decay, *clips)
-        return None
-
-    def fused_adam(self, rule: Any, update: Update) -> Any:
-        """Update each value and its moments in one pass; `clip_norm` takes another."""
-        values, grads, states, decays = update.slots
-        if not all(all(map(_alike, values, others)) for others in (grads, *states)):
-            return NotImplemented
-        clips = self._clips(grads, update)
-        numbers = update.step_size, rule.beta_1, rule.beta_2, rule.epsilon
-        for value, grad, first, second, decay in zip(values, grads, *states, decays, strict=True):
-            arrays = value.ravel(), grad.ravel(), first.ravel(), second.ravel()
-            loops.descend_by_moments(*arrays, *numbers, decay, *clips)
-        return None
+        for value, grad, *kept, decay in zip(values, grads, *states, decays, strict=True):
+            kernel_states = [value.ravel()] * 3  # not read where the rule has none
+            for place, state in zip(rule.places, kept, strict=True):
+                kernel_states[place] = state.ravel()
+            decay *= update.decay_factor
+            shares = (0.0, 1.0 - decay) if update.decoupled else (decay, 1.0)
+            common = update.step_size, update.epsilon, *shares, *clips
+            arrays = value.ravel(), grad.ravel(), tuple(kernel_states)
+            UPDATES[rule.name](*arrays, common, rule.settings)
+        return True
 
     def _clips(self, grads: list[Array], update: Update) -> tuple[float, float]:
         """Return the limit of each entry, and the factor that then scales all entries."""

@@ -22,6 +22,7 @@ from gpunn.kernels.lookup import LookupKernels
 from gpunn.kernels.norm import NormKernels
 from gpunn.kernels.pooling import PoolingKernels
 from gpunn.kernels.random import splitmix64
+from gpunn.kernels.rules import Fused, fused_rule
 from gpunn.kernels.update import Update
 
 
@@ -33,9 +34,9 @@ class Kernels(
     A kernel with an argument `into` writes its result there; None makes a new array.
 
     A subclass may override a kernel. It may also add *fused* kernels for single formulas: a method
-    ``fused_squared_error`` serves the losses, or optimizers, whose class says
-    ``kernel = "squared_error"`` (see `gpunn.kernels.declared`). It returns NotImplemented for
-    arguments that it does not serve; the formula then runs as written.
+    ``fused_squared_error`` serves the losses whose class says ``kernel = "squared_error"`` (see
+    `gpunn.kernels.declared`). It returns NotImplemented for arguments that it does not serve; the
+    formula then runs as written. Optimizers' rules are fused by `fused_update`.
 
     Parameters
     ----------
@@ -240,10 +241,11 @@ class Kernels(
         """Apply a rule to all arrays of an update, in place; the gradients are owned.
 
         The rule gets g: the gradient clipped to +-clip_value, then scaled so that the norm of all
-        gradients is at most clip_norm, plus decay * value.
+        gradients is at most clip_norm, plus decay * value. If the decay is decoupled, the value
+        loses decay * value instead.
         """
-        fused = self._fused.get(kernel_of(rule))
-        if fused is not None and fused(rule, update) is not NotImplemented:
+        fused = fused_rule(rule)
+        if fused is not None and self.fused_update(fused, update):
             return
         if update.present is not None:
             raise TypeError(f"{type(rule).__name__} has no kernel that reads its numbers there")
@@ -252,14 +254,20 @@ class Kernels(
             kept = [state[i] for state in states]
             rule.update(self.xp, value, grad, kept, update.step_size)
 
+    def fused_update(self, rule: Fused, update: Update) -> bool:  # noqa: ARG002
+        """Do the same at once for a rule that fused kernels know; return whether it is done."""
+        return False
+
     def _regularised(self, update: Update) -> list[Array]:
-        """Return the gradients that a rule gets: clipped, with weight decay added."""
+        """Return the gradients that a rule gets: clipped. Let values, or gradients, decay."""
         values, grads, _, decays = update.slots
         if update.clip_norm is not None or update.clip_value is not None:
             grads = self._clipped(grads, update.clip_norm, update.clip_value)
         for value, grad, decay in zip(values, grads, decays, strict=True):
-            if decay:
-                grad += decay * value
+            if decay and update.decoupled:
+                value *= 1.0 - update.decay_factor * decay
+            elif decay:
+                grad += update.decay_factor * decay * value
         return grads
 
     def _clipped(

@@ -42,9 +42,16 @@ class Update(NamedTuple):
         The factor of the step: alpha, or alpha_t for Adam.
     clip_norm, clip_value : float or None
         Limits for the norm of all gradients and for each entry; entries are clipped first.
-    present : array (2,), optional
-        On the device: the factor of the step, in the place of `step_size`, and what multiplies the
-        decays. For steps that are captured; only fused kernels on a GPU read it.
+    epsilon : float
+        What rules that divide add to the divisor.
+    decay_factor : float
+        What multiplies the decays.
+    decoupled : bool
+        Whether the decay is taken from the value itself, before the step; else it is added, times
+        the value, to the gradient.
+    present : array (3,), optional
+        On the device, in the place of these: `step_size`, `decay_factor` and `epsilon`. For steps
+        that are captured; only fused kernels on a GPU read it.
     copies : WeightCopies, optional
         Copies of the values in bfloat16, for steps that are captured. A kernel that writes them,
         too, says so there.
@@ -54,5 +61,8 @@ class Update(NamedTuple):
     step_size: float
     clip_norm: float | None
     clip_value: float | None
+    epsilon: float = 0.0
+    decay_factor: float = 1.0
+    decoupled: bool = False
     present: Array | None = None
     copies: Any = None

@@ -119,7 +119,7 @@ class Adam(Optimizer):
         second *= self.beta_2
         second += grad
         scale = xp.sqrt(second)
-        scale += self.epsilon
+        scale += self.epsilons(1)[0]
         step = step_size * first
         step /= scale
         value -= step

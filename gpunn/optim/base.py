@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from itertools import compress
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace
-from gpunn.arrays.backend import Backend, backend_of, get_backend, scope_of
-from gpunn.arrays.capacity import memory_for
-from gpunn.arrays.checks import number, optional_number, whole_number
-from gpunn.arrays.facts import size_of
-from gpunn.arrays.portable import Portable, nearest
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.checks import optional_number
 from gpunn.arrays.settings import checked
-from gpunn.errors import DeviceError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
-from gpunn.nn.parameter import Parameter, all_or_none, next_serial
-from gpunn.optim.arena import Arena
-from gpunn.optim.parameters import as_list, check_alike, check_grads
+from gpunn.nn.parameter import Parameter
+from gpunn.optim.holder import ParameterHolder
+from gpunn.optim.parameters import check_grads
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
 
-_Self = TypeVar("_Self", bound="Optimizer")
 
-
-class Optimizer:
+class Optimizer(ParameterHolder):
     """The base of the optimizers.
 
     A subclass defines `update`: how parameters change, given a gradient g. That is the gradient of
@@ -61,19 +54,16 @@ class Optimizer:
     kernel: ClassVar[str | None] = None
     #: Whether steps with it can be recorded. Not inherited, either.
     records: ClassVar[bool] = False
+    #: Whether weight decay is taken from the values, and not added to their gradients.
+    decoupled: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
 
-    #: The part of a model that it trains, cached here by `gpunn.training.freezing`.
-    part: Any = None
     #: The function from the number of updates to the learning rate.
     schedule: Schedule = checked(as_schedule)
     clip_norm: float | None = checked(optional_number, "(0, inf)")
     clip_value: float | None = checked(optional_number, "(0, inf)")
-
-    #: Whether parameters with weight decay have blocks of their own even while it is 0.
-    _separates_decaying: bool = False
-    _arena: Arena
-    _blocks: Slots
+    #: What rules that divide add to the divisor.
+    epsilon: float = 0.0
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Note the declarations of the class; see `gpunn.kernels.declared`."""
@@ -93,14 +83,8 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
-        self.parameters = as_list(type(self).__name__, parameters)
-        self._weight_decay = self._checked_decay(weight_decay)
         self.steps = 0
-        #: When it was built, relative to parameters.
-        self.serial = next_serial()
-        self._places = [backend_of(parameter.value) for parameter in self.parameters]
-        check_alike(type(self).__name__, self._places)
-        self._keep(whole_number(type(self).__name__, "n_states", n_states, 0))
+        super().__init__(parameters, weight_decay, n_states)
 
     @property
     def learning_rate(self) -> float:
@@ -113,26 +97,6 @@ class Optimizer:
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | Schedule) -> None:
         self.schedule = as_schedule(type(self).__name__, "learning_rate", learning_rate)
-
-    @property
-    def weight_decay(self) -> float:
-        """lambda; an assigned one applies from the next update on.
-
-        If it was 0, values may move to other arrays: read ``parameter.value`` again.
-        """
-        return self._weight_decay
-
-    @weight_decay.setter
-    def weight_decay(self, weight_decay: float) -> None:
-        decay = self._checked_decay(weight_decay)
-        if decay == self._weight_decay:
-            return
-        if decay and not any(self._arena.block_decays):
-            self.check_places()
-            self._lay_out(self._states, decay)
-        else:
-            self._weight_decay = decay
-            self._blocks = self._arena.blocks(decay)
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place, and clear the gradients.
@@ -173,41 +137,31 @@ class Optimizer:
 
     def step_sizes(self, n: int) -> list[float]:
         """Return the factors of the next n steps: the learning rates."""
+        return self.learning_rates(n)
+
+    def epsilons(self, n: int) -> list[float]:
+        """Return what the next n steps add to the divisors of rules that divide."""
+        return [self.epsilon] * n
+
+    def learning_rates(self, n: int) -> list[float]:
+        """Return the learning rates of the next n steps."""
         if type(self.schedule) is Constant:
             return [self.schedule.learning_rate] * n
         return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
 
-    def slots(self) -> Slots | None:
-        """Return the arrays of each parameter, for recorded steps; None if they are not in place.
-
-        The gradients are the places where they will be written. The decays are 1 where weight decay
-        applies, and 0 elsewhere. After updating these arrays, call `count_updates`.
+    def numbers(self, decays: Sequence[float]) -> tuple[Sequence[float], ...]:
+        """Return what changes from step to step, for the next steps, given their weight decays.
 
         Returns
         -------
-        Slots or None
-            None if a parameter already has a gradient, or was assigned another array.
+        tuple of three sequences of float
+            The step sizes, the decays (times the learning rates if decoupled) and the epsilons.
         """
-        if any(parameter.grad is not None for parameter in self.parameters):
-            return None
-        return self._arena.slots(1.0) if self._arena.holds_values(self.parameters) else None
-
-    def blocks(self) -> Slots:
-        """Return the same arrays as `slots`, as blocks, each of which holds many parameters.
-
-        Without weight decay a block may hold parameters to which it applies together with others,
-        unless `separate_decaying` was called.
-        """
-        return self._arena.blocks(1.0)
-
-    def separate_decaying(self) -> None:
-        """Give parameters with weight decay blocks of their own, even while it is 0."""
-        if self._separates_decaying:
-            return
-        if not any(self._arena.block_decays):
-            self.check_places()
-            self._lay_out(self._states, separate=True)
-        self._separates_decaying = True
+        n = len(decays)
+        if self.decoupled:
+            rates = self.learning_rates(n)
+            decays = [rate * decay for rate, decay in zip(rates, decays, strict=True)]
+        return self.step_sizes(n), decays, self.epsilons(n)
 
     def update_by(self, present: Array, slots: Slots | None = None, copies: Any = None) -> None:
         """Update as `step` does, by numbers on the device, for a step that is captured.
@@ -216,8 +170,8 @@ class Optimizer:
 
         Parameters
         ----------
-        present : array (2,)
-            The next of `step_sizes`, and the weight decay.
+        present : array (3,)
+            The next of `numbers`.
         slots : Slots, optional
             Other arrays to update.
         copies : WeightCopies, optional
@@ -227,7 +181,8 @@ class Optimizer:
             arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
             in_place = all(parameter.grad is grad for parameter, grad in pairs)
             slots = arena.blocks(1.0) if in_place else arena.present_slots(self.parameters, 1.0)
-        update = Update(slots, 0.0, self.clip_norm, self.clip_value, present, copies)
+        clips, decoupled = (self.clip_norm, self.clip_value), self.decoupled
+        update = Update(slots, 0.0, *clips, decoupled=decoupled, present=present, copies=copies)
         kernels(slots.values[0]).update(self, update)
 
     def count_updates(self, n: int) -> None:
@@ -235,8 +190,11 @@ class Optimizer:
         self.steps += n
 
     def penalty(self) -> Array | None:
-        r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay."""
-        if not self.weight_decay:
+        r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay.
+
+        Decoupled decay is no gradient of a penalty, so it has none.
+        """
+        if not self.weight_decay or self.decoupled:
             return None
         squares = self.sum_of_squares()
         if squares is None:
@@ -244,131 +202,12 @@ class Optimizer:
         with scope_of(squares):
             return 0.5 * self.weight_decay * squares
 
-    def sum_of_squares(self) -> Array | None:
-        """Return the sum of squares of what decays, 0-d on the device; None if nothing does."""
-        if self._arena.holds_values(self.parameters):
-            values = list(compress(self._blocks.values, self._arena.block_decays))
-        else:  # the user has assigned a new array
-            values = [parameter.value for parameter in self.parameters if parameter.decay]
-        if not values:
-            return None
-        with scope_of(values[0]):
-            return kernels(values[0]).sum_of_squares(values)
-
-    def clear(self) -> None:
-        """Clear the gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def reset(self) -> None:
-        """Clear the gradients, and set the states to 0.
-
-        The memory is laid out again, because the gaps between arrays may have become NaN.
-        """
-        self.clear()
-        self._lay_out([[_zeros_like(x) for x in state] for state in self._states])
-
-    def state_bytes(self) -> int:
-        """Return the size of the states, in bytes."""
-        return sum(size_of(x) for state in self._states for x in state)
-
-    def to(self: _Self, backend: str | Backend) -> _Self:
-        """Move the parameters and the states; return the optimizer itself.
-
-        Parameters
-        ----------
-        backend : str or Backend
-            Where to, as for `get_backend`. Values arrive bit for bit, and training goes on there.
-
-        Raises
-        ------
-        DeviceMemoryError
-            If there is too little memory; parameters and states are where they were.
-        """
-        target = get_backend(backend)
-        speaker = f"{type(self).__name__}.to"
-        with all_or_none(self.parameters), memory_for(speaker, target, "free what else is there"):
-            for parameter in self.parameters:
-                parameter.move(target)
-            self._lay_out([[target.asarray(x) for x in state] for state in self._states])
-        self._places = [target] * len(self.parameters)
-        return self
-
-    def check_places(self) -> None:
-        """Check that no parameter has moved since the optimizer was built.
-
-        Raises
-        ------
-        DeviceError
-            If one has.
-        """
-        for parameter, place in zip(self.parameters, self._places, strict=True):
-            now = backend_of(parameter.value)
-            if now != place:
-                raise DeviceError(
-                    f"{type(self).__name__} was built when the parameters were on {place}, and "
-                    f"they are on {now} now; build the optimizer after model.to({str(now)!r}), or "
-                    f"move both with optimizer.to({str(now)!r})"
-                )
-
-    def _keep(self, n_states: int) -> None:
-        """Keep `n_states` arrays for each parameter between updates; they start at 0."""
-        place = self._places[0]
-        assert place is not None  # noqa: S101 (parameters hold arrays)
-        advice = "take a smaller model, or free what else is there"
-        with memory_for(f"{type(self).__name__}, of its blocks", place, advice):
-            self._lay_out(
-                [[_zeros_like(p.value) for p in self.parameters] for _ in range(n_states)]
-            )
-
     def _update(self, slots: Slots) -> None:
         """Update these arrays by one call of a kernel."""
-        (step_size,) = self.step_sizes(1)
-        update = Update(slots, step_size, self.clip_norm, self.clip_value)
+        (step_size,), (factor,), (epsilon,) = self.numbers([1.0])
+        clips = self.clip_norm, self.clip_value
+        update = Update(slots, step_size, *clips, epsilon, factor, self.decoupled)
         kernels(slots.values[0]).update(self, update)
-
-    def _checked_decay(self, weight_decay: float) -> float:
-        return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
-
-    @property
-    def _states(self) -> list[list[Array]]:
-        return self._arena.states
-
-    def _lay_out(
-        self,
-        states: list[list[Array]],
-        weight_decay: float | None = None,
-        *,
-        separate: bool = False,
-    ) -> None:
-        """Move the parameters, and copies of these states, into a new arena.
-
-        A new weight decay counts from here on. If the memory does not suffice, nothing changes.
-        """
-        decay = self._weight_decay if weight_decay is None else weight_decay
-        separate = separate or self._separates_decaying or bool(decay)
-        self._arena = Arena(self.parameters, states, separate_decaying=separate)
-        self._weight_decay = decay
-        self._blocks = self._arena.blocks(decay)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a pickle: without the blocks, since views do not survive it."""
-        blocks = ("_arena", "_blocks", "part")
-        state = {name: value for name, value in vars(self).items() if name not in blocks}
-        return state | {"_states": [[Portable(x) for x in state] for state in self._states]}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the state from a pickle, and lay out the memory again."""
-        vars(self).update({name: value for name, value in state.items() if name != "_states"})
-        self.serial = next_serial()
-        self._places = [nearest(str(place)) for place in self._places]
-        parameters, states = self.parameters, state["_states"]
-        self._lay_out(
-            [
-                [_beside(p, x.array) for p, x in zip(parameters, kept, strict=True)]
-                for kept in states
-            ]
-        )
 
     def __repr__(self) -> str:
         """Return the learning rate, and the settings that are not the defaults."""
@@ -380,15 +219,3 @@ class Optimizer:
                 shown[name] = value
         settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({settings})"
-
-
-def _beside(parameter: Parameter, x: Array) -> Array:
-    """Return x on the parameter's device; it may have moved without the optimizer."""
-    place = backend_of(parameter.value)
-    assert place is not None  # noqa: S101 (parameters hold arrays)
-    return place.asarray(x)
-
-
-def _zeros_like(x: Array) -> Array:
-    with scope_of(x):
-        return kernels(x).xp.zeros_like(x)

@@ -115,7 +115,7 @@ class StepCapture:
         Return what is known of the contents of the factors that are rounded.
         """
         keys = np.zeros(len(self._board.keys), np.uint64)
-        self._board.load([0], [0.0], [0.0], keys)
+        self._board.load([0], ([0.0], [0.0], [1.0]), keys)
         noted = NotedFactors()
         self._products.round_by(noted)
         with _buffers_aside(self._parts[0]):
@@ -200,7 +200,7 @@ class StepCapture:
     def _update(self, optimizer: Optimizer, copies: WeightCopies | None) -> None:
         """Update the parameters, and the copies of weights; scratch arrays in a rehearsal."""
         scratch = _scratch(optimizer.blocks()) if copies is None else None
-        optimizer.update_by(self._board.rates, scratch, copies)
+        optimizer.update_by(self._board.numbers, scratch, copies)
         if copies is not None and not copies.are_written:
             copies.refresh()
         for parameter in self._parts[0].parameters():

@@ -168,8 +168,8 @@ class CpuSteps(RecordedSteps):
             if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
                 threads = 1
             frame = self._frame(n, threads)
-            rates = None if optimizer is None else optimizer.step_sizes(n)
-            frame.begin(turns.start, rates, decays, arrays | {"outputs": result, "keys": keys})
+            numbers = None if optimizer is None else optimizer.numbers(decays)
+            frame.begin(turns.start, numbers, arrays | {"outputs": result, "keys": keys})
             work = self._work(size, threads, in_order=arrays["order"] is None)
             arguments = (frame.place, work.place, work.n_segments, frame.meeting_place, self._one)
             held = (frame, work, arrays, result, keys, self._workspaces)

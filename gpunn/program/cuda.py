@@ -20,7 +20,7 @@ from gpunn.data.loader import Loader
 from gpunn.kernels import kernels
 from gpunn.kernels.cublas_handle import loaded_library
 from gpunn.kernels.cupy_step import StepBoard
-from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.rules import fused_rule
 from gpunn.nn.init import as_generator
 from gpunn.program.capture import StepCapture
 from gpunn.program.record import record_forward, record_step
@@ -93,7 +93,7 @@ class CudaSteps(RecordedSteps):
 
     def prepare(self) -> None:
         """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
-        if self._optimizer is not None and kernel_of(self._optimizer) is None:
+        if self._optimizer is not None and fused_rule(self._optimizer) is None:
             kind = type(self._optimizer).__name__
             raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
         _, size, n_samples, _ = self._feed
@@ -224,8 +224,8 @@ class CudaSteps(RecordedSteps):
             shape = len(starts), len(board.keys)
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
         nothing = [0.0] * len(starts)
-        rates = nothing if optimizer is None else optimizer.step_sizes(len(starts))
-        board.load(starts, rates, decays or nothing, keys)
+        numbers = (nothing,) * 3 if optimizer is None else optimizer.numbers(decays)
+        board.load(starts, numbers, keys)
         self._capture.refresh_copies()
         launches = [self._graphs[min(size, stop - start)].launch for start in starts]
         before, made = self._steps_so_far(), 0

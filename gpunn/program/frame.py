@@ -50,14 +50,14 @@ class Frame:
         parts = 2 * steps * threads
         self._by_thread = self._results[:parts].reshape(2, steps, threads)
         self._totals = self._results[parts:]
-        self._given = np.zeros((2, steps))
+        self._given = np.zeros((3, steps))
         self._counts = np.zeros(3, np.int64)
         self.made, self.meeting = self._counts[:1], self._counts[1:]
         self._contexts = np.zeros((threads, CONTEXT_SIZE // 8), np.int64)
         self.place, self.meeting_place = _address(self._contexts), _address(self.meeting)
         costs, penalties = self._by_thread
-        rates, decays = self._given
-        self._write({"rates": rates, "decays": decays, "made": self.made})
+        rates, decays, epsilons = self._given
+        self._write({"rates": rates, "decays": decays, "epsilons": epsilons, "made": self.made})
         self._write({"costs": costs, "penalties": penalties, "totals": self._totals})
         self._contexts[:, _SLOT["threads"]] = threads
         self._contexts[:, _SLOT["thread"]] = range(threads)
@@ -66,8 +66,7 @@ class Frame:
     def begin(
         self,
         start: int,
-        rates: Sequence[float] | None,
-        decays: Sequence[float],
+        numbers: tuple[Sequence[float], ...] | None,
         arrays: Mapping[str, Array | None],
     ) -> None:
         """Get ready for a call.
@@ -76,18 +75,16 @@ class Frame:
         ----------
         start : int
             The first turn.
-        rates : sequence of float or None
-            The factor of each step; None where nothing is trained.
-        decays : sequence of float
-            The weight decay of each step.
+        numbers : tuple of three sequences of float, or None
+            Those of each step (see `Optimizer.numbers`); None where nothing is trained.
         arrays : mapping from str to array or None
             What else the contexts have the addresses of, by word.
         """
         self._results.fill(0.0)
         self._counts.fill(0)
-        if rates is not None:
-            _copy(rates, self._given[0])
-            _copy(decays, self._given[1])
+        if numbers is not None:
+            for given, kept in zip(numbers, self._given, strict=True):
+                _copy(given, kept)
         self._contexts[:, _SLOT["start"]] = self._contexts[:, _SLOT["turn"]] = start
         self._write(arrays)
 

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.kernels.declared import kernel_of
+from gpunn.kernels.rules import Fused, fused_rule
 from gpunn.program.lower import Instruction, Lane, Lowering, address_of, memory_of
 from gpunn.program.phases import ALL, OWN, Access, Memory, in_parts
 from gpunn.program.values import NotRecordableError, Value
+
+#: The words of an instruction that the states are at.
+_STATES = ("c", "e", "k")
 
 
 @dataclass
@@ -44,15 +47,16 @@ def lower_update(
     low: Lowering, optimizer: Any, pieces: Sequence[Piece], *, penalized: bool
 ) -> None:
     """Append what updates some pieces, after the norm of all gradients if that is limited."""
-    kernel = kernel_of(optimizer)
-    if kernel not in ("sgd", "adam"):
+    rule = fused_rule(optimizer)
+    if rule is None:
         raise NotRecordableError(f"the update of {type(optimizer).__name__}")
     clips = optimizer.clip_norm is not None
     limit = math.inf if optimizer.clip_value is None else optimizer.clip_value
     if clips:
         _clip(low, pieces, limit, optimizer.clip_norm)
     for piece in pieces:
-        made = [_updating(low, kernel, optimizer, piece, limit, clips=clips)]
+        fixed = {"flag": int(clips), "n": int(optimizer.decoupled), "s": limit}
+        made = [_updating(low, rule, piece, fixed, clips=clips)]
         if penalized and piece.decays:
             made.insert(0, _penalty(low, piece))
         i = len(low.instructions) if clips else _after_last_use(low, piece)
@@ -115,27 +119,22 @@ def _penalty(low: Lowering, piece: Piece) -> Instruction:
 
 
 def _updating(
-    low: Lowering, kernel: str, optimizer: Any, piece: Piece, limit: float, *, clips: bool
+    low: Lowering, rule: Fused, piece: Piece, fixed: dict[str, Any], *, clips: bool
 ) -> Instruction:
-    own = [piece.value, piece.grad, *piece.states]
-    if kernel == "sgd":
-        kept = {"c": piece.states[0] if piece.states else piece.value}
-        rule = {"p": optimizer.momentum, "q": limit, "flag": int(optimizer.nesterov)}
-        rule |= {"e": int(clips)}
-    else:
-        kept = {"c": piece.states[0], "e": piece.states[1]}
-        rule = {"p": optimizer.beta_1, "q": optimizer.beta_2, "r": optimizer.epsilon}
-        rule |= {"s": limit, "flag": int(clips)}
+    arrays = {"a": piece.value, "b": piece.grad}
+    arrays |= dict.fromkeys(_STATES, piece.value)  # not read where the rule has none
+    arrays |= {_STATES[i]: state for i, state in zip(rule.places, piece.states, strict=True)}
+    settings = dict(zip("pqr", rule.settings, strict=True))
 
     def words(lane: Lane) -> dict[str, Any]:
         m, skipped = _share(low, lane, piece)
-        arrays = {"a": piece.value, "b": piece.grad} | kept
         places = {word: address_of(array) + skipped for word, array in arrays.items()}
-        return {"m": m, "d": int(piece.decays)} | places | rule
+        return {"m": m, "d": int(piece.decays)} | places | settings | fixed
 
+    own = [piece.value, piece.grad, *piece.states]
     for array in own:
         low.check(array, low.dtype)
     sharing = in_parts(piece.n_parts)
     accesses = [Access(memory_of(array), sharing) for array in own]
     reads = [*accesses, Access("factor", OWN)] if clips else accesses
-    return Instruction(kernel, reads, accesses, words)
+    return Instruction(rule.name, reads, accesses, words)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from gpunn.data.batch import Batch
 from gpunn.data.loader import Loader
 from gpunn.kernels.declared import may_record
+from gpunn.kernels.rules import fused_rule
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer, first_parameter
 from gpunn.nn.tree import entrance
@@ -21,9 +22,6 @@ from gpunn.program.values import (
     UnsteadyError,
     kind_of,
 )
-
-#: The settings of optimizers that a recording has in it.
-_RULE = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "clip_norm", "clip_value")
 
 
 class RecordedSteps:
@@ -80,7 +78,7 @@ class RecordedSteps:
             reason = _why_no_update(optimizer)
         if reason is not None:
             raise NotRecordableError(reason)
-        if optimizer is not None and penalized:
+        if optimizer is not None and (penalized or optimizer.decoupled):
             optimizer.separate_decaying()
         slots = None if optimizer is None else optimizer.slots()
         if optimizer is not None and slots is None:
@@ -179,4 +177,6 @@ def _why_no_update(optimizer: Optimizer) -> str | None:
 
 def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
     """Return the settings that a recording has in it."""
-    return tuple(getattr(optimizer, name, None) for name in _RULE)
+    if optimizer is None:
+        return ()
+    return fused_rule(optimizer), optimizer.clip_norm, optimizer.clip_value

@@ -80,7 +80,7 @@ class EpochRunner:
         steps = self.program.prepare(
             *parts,
             feed_of(loader, loader.n_turns),
-            penalized=decays is not None,
+            penalized=decays is not None and not optimizer.decoupled,
             outputs=bool(readings.metrics),
         )
         with memory_for("a batch", loader.backend, memory_advice(loader)):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.kernels.activation_kinds import KINDS
+from gpunn.kernels.rules import RULES
 
 #: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
@@ -62,7 +63,11 @@ VARIANTS: dict[str, list[dict[str, str]]] = {
     ],
     "norm": [{"REAL": real} for real in REAL.values()],
     "step": [{"REAL": real} for real in REAL.values()],
-    "optimizer": [{"REAL": real, "MOST": str(MOST_ARRAYS)} for real in REAL.values()],
+    "optimizer": [
+        {"REAL": real, "MOST": str(MOST_ARRAYS), "RULE": rule}
+        for real in REAL.values()
+        for rule in RULES
+    ],
 }
 
 

@@ -1,9 +1,9 @@
 // The whole step of an optimizer, for up to MOST arrays, in one launch.
 //
-// Compile with -DREAL=float or double and -DMOST=.... The arrays come by value, in the kernel's
-// parameters: gradients are new arrays at every step, and a table on the device would have to be
-// sent there each time. Block b works on the array whose range of blocks holds b, on a piece of
-// PIECE numbers.
+// Compile with -DREAL=float or double, -DMOST=... and -DRULE=one of the rules below. The arrays come
+// by value, in the kernel's parameters: gradients are new arrays at every step, and a table on the
+// device would have to be sent there each time. Block b works on the array whose range of blocks holds
+// b, on a piece of PIECE numbers.
 
 #include "common.cuh"
 
@@ -14,8 +14,9 @@ typedef REAL T;
 struct Arrays {  // its layout is known to the Python side, too
   T* value[MOST];
   const T* grad[MOST];
-  T* first[MOST];   // the velocity, or the first moment
-  T* second[MOST];  // the second moment
+  T* first[MOST];  // the states, each null where a rule has none
+  T* second[MOST];
+  T* third[MOST];
   Half* rounded[MOST];  // a copy of the value in bfloat16, or null; for float32 only
   long long size[MOST];
   double decay[MOST];
@@ -103,63 +104,106 @@ __device__ T shrinkage(T* sums, const T* partial, long long partials, T clip_nor
   return clip_norm / (norm < clip_norm ? clip_norm : norm);
 }
 
-// In both kernels g is clipped, scaled by the shrinkage, and decayed; then comes the update. A step
-// that is captured and replayed has numbers that change: `present`, if not null, points to the learning
-// rate, which counts in the place of the argument, and to what multiplies the decays.
+// The numbers of a rule: the step size, what is added to a divisor, and its settings.
+struct Numbers {
+  T rate, epsilon;
+  double p, q, r;
+};
 
-extern "C" __global__ void sgd(
-    const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
-    double clip_norm, double learning_rate, const double* present, double momentum,
-    long long nesterov) {
-  __shared__ T sums[256];
-  T shrink = shrinkage(sums, partial, partials, T(clip_norm));
-  Piece piece = piece_of(arrays, blockIdx.x);
-  const T* grad = arrays.grad[piece.array];
-  T *value = arrays.value[piece.array], *velocity = arrays.first[piece.array];
-  Half* rounded = arrays.rounded[piece.array];
-  T rate = T(present ? present[0] : learning_rate);
-  T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
-  over_piece(piece, aligned(value, grad, velocity, rounded), [=](auto pack, long long j) {
-    auto x = pack.load(value + j), g = pack.load(grad + j);
-    auto v = velocity ? pack.load(velocity + j) : pack;
-    for (int k = 0; k < pack.n; ++k) {
-      T step = -rate * regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
-      if (velocity) {
-        v.of[k] = T(momentum) * v.of[k] + step;
-        step = nesterov ? T(momentum) * v.of[k] + step : v.of[k];
-      }
-      x.of[k] += step;
+// The rules. Each takes one entry's value x, its gradient g and its states s to what follows; `states`
+// is how many of these it has at most.
+
+struct sgd {  // p: momentum; q: whether to look ahead
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    T step = -number.rate * g;
+    if (number.p != 0.0) {
+      s[0] = T(number.p) * s[0] + step;
+      step = number.q != 0.0 ? T(number.p) * s[0] + step : s[0];
     }
-    if (velocity) v.store(velocity + j);
-    x.store(value + j);
-    round_to(rounded, j, x);
-  });
-}
+    x += step;
+  }
+};
 
-extern "C" __global__ void adam(
+struct adam {  // p and q: the betas
+  enum { states = 2 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    s[0] = T(number.p) * s[0] + T(1.0 - number.p) * g;
+    s[1] = T(number.q) * s[1] + T(1.0 - number.q) * (g * g);
+    x -= number.rate * s[0] / (sqrt(s[1]) + number.epsilon);
+  }
+};
+
+struct rmsprop {  // p: the beta; q: momentum; r: whether centered
+  enum { states = 3 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    T spread = s[0] = T(number.p) * s[0] + T(1.0 - number.p) * (g * g);
+    if (number.r != 0.0) {
+      s[1] = T(number.p) * s[1] + T(1.0 - number.p) * g;
+      spread -= s[1] * s[1];
+      if (spread < T(0)) spread = T(0);  // NaN stays NaN
+    }
+    T step = g / (sqrt(spread) + number.epsilon);
+    if (number.q != 0.0) step = s[2] = T(number.q) * s[2] + step;
+    x -= number.rate * step;
+  }
+};
+
+struct adagrad {
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    s[0] += g * g;
+    x -= number.rate * g / (sqrt(s[0]) + number.epsilon);
+  }
+};
+
+struct lion {  // p and q: the betas
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T* s) {
+    T direction = T(number.p) * s[0] + T(1.0 - number.p) * g;
+    s[0] = T(number.q) * s[0] + T(1.0 - number.q) * g;
+    x -= number.rate * (direction > T(0) ? T(1) : direction < T(0) ? T(-1) : direction);
+  }
+};
+
+// g is clipped, scaled by the shrinkage, and decayed, or else the value is; then comes the rule. A step
+// that is captured and replayed has numbers that change: `present`, if not null, points to the step
+// size, what multiplies the decays, and epsilon, which count in the place of the arguments.
+extern "C" __global__ void update(
     const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
-    double clip_norm, double learning_rate, const double* present, double beta_1, double beta_2,
-    double epsilon) {
+    double clip_norm, double step_size, double epsilon, double decay_factor, const double* present,
+    long long decoupled, double p, double q, double r) {
   __shared__ T sums[256];
   T shrink = shrinkage(sums, partial, partials, T(clip_norm));
   Piece piece = piece_of(arrays, blockIdx.x);
-  const T* grad = arrays.grad[piece.array];
+  if (present) step_size = present[0], decay_factor = present[1], epsilon = present[2];
+  double decays = arrays.decay[piece.array] * decay_factor;
+  T decay = T(decoupled ? 0.0 : decays), keep = T(decoupled ? 1.0 - decays : 1.0);
+  const Numbers numbers = {T(step_size), T(epsilon), p, q, r};
   T *value = arrays.value[piece.array], *first = arrays.first[piece.array];
+  T *second = arrays.second[piece.array], *third = arrays.third[piece.array];
   Half* rounded = arrays.rounded[piece.array];
-  T *second = arrays.second[piece.array], rate = T(present ? present[0] : learning_rate);
-  T decay = T(arrays.decay[piece.array] * (present ? present[1] : 1.0));
-  over_piece(piece, aligned(value, grad, first, second, rounded), [=](auto pack, long long j) {
+  const T* grad = arrays.grad[piece.array];
+  bool packs = aligned(value, grad, first, second, third, rounded);
+  over_piece(piece, packs, [=](auto pack, long long j) {
     auto x = pack.load(value + j), g = pack.load(grad + j);
-    auto m = pack.load(first + j), v = pack.load(second + j);
+    T* const states[3] = {first, second, third};
+    decltype(pack) s[3];
+#pragma unroll
+    for (int i = 0; i < RULE::states; ++i)
+      if (states[i]) s[i] = pack.load(states[i] + j);
+#pragma unroll
     for (int k = 0; k < pack.n; ++k) {
+      T own[3] = {s[0].of[k], s[1].of[k], s[2].of[k]};
       T r = regular(g.of[k], x.of[k], T(clip_value), shrink, decay);
-      m.of[k] = T(beta_1) * m.of[k] + T(1.0 - beta_1) * r;
-      v.of[k] = T(beta_2) * v.of[k] + T(1.0 - beta_2) * (r * r);
-      x.of[k] -= rate * m.of[k] / (sqrt(v.of[k]) + T(epsilon));
+      x.of[k] *= keep;
+      RULE::apply(numbers, x.of[k], r, own);
+      for (int i = 0; i < RULE::states; ++i) s[i].of[k] = own[i];
     }
     x.store(value + j);
     round_to(rounded, j, x);
-    m.store(first + j);
-    v.store(second + j);
+#pragma unroll
+    for (int i = 0; i < RULE::states; ++i)
+      if (states[i]) s[i].store(states[i] + j);
   });
 }

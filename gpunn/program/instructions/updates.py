@@ -1,17 +1,15 @@
-"""Instructions of updates, and of sums over threads.
-
-`a` is the value, `b` the gradient; `d` says whether weight decay applies.
-"""
+"""Instructions of updates, and of sums over threads."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from gpunn.kernels import loops
-from gpunn.kernels.native import array_at
+from gpunn.kernels import loops_update
+from gpunn.kernels.native import array_at, compiled
 from gpunn.program.instructions.words import (
     DECAYS,
+    EPSILONS,
     FACTOR,
     FLAG,
     PENALTIES,
@@ -24,6 +22,7 @@ from gpunn.program.instructions.words import (
     C,
     D,
     E,
+    K,
     M,
     N,
     P,
@@ -38,37 +37,58 @@ from gpunn.program.instructions.words import (
 )
 
 
-@by_name
-def sgd(op: int, ctx: int, one: Any) -> None:
-    """Update m numbers by SGD: velocity c, momentum p, clipped to +-q; `flag` is Nesterov's."""
+@compiled
+def _operands(op: int, ctx: int, one: Any) -> Any:
+    """Return what a rule in `loops_update` takes, for m numbers.
+
+    a is the value, b the gradient, and c, e and k the states; p, q and r are the settings, and s is
+    what entries are clipped to. d says whether weight decay applies, n whether it is decoupled, and
+    `flag` whether gradients are clipped by their norm.
+    """
     w, f = words_of(op), numbers_of(op)
     x, m = context_of(ctx), w[M]
-    rate, decay = doubles(x[RATES], x[STEP] + 1)[x[STEP]], 0.0
+    step, decay, keep = x[STEP], 0.0, 1.0
     if w[D]:
-        decay = doubles(x[DECAYS], x[STEP] + 1)[x[STEP]]
-    factor = doubles(ctx, 20)[FACTOR] if w[E] else 1.0
-    value, grad, velocity = (
-        array_at(w[A], (m,), one),
-        array_at(w[B], (m,), one),
-        array_at(w[C], (m,), one),
-    )
-    loops.descend(value, grad, velocity, rate, f[P], w[FLAG] != 0, decay, f[Q], factor)
+        decay = doubles(x[DECAYS], step + 1)[step]
+    if w[N]:
+        decay, keep = 0.0, 1.0 - decay
+    rate, epsilon = doubles(x[RATES], step + 1)[step], doubles(x[EPSILONS], step + 1)[step]
+    factor = doubles(ctx, 20)[FACTOR] if w[FLAG] else 1.0
+    value, grad = array_at(w[A], (m,), one), array_at(w[B], (m,), one)
+    first, second = array_at(w[C], (m,), one), array_at(w[E], (m,), one)
+    third = array_at(w[K], (m,), one)
+    common = rate, epsilon, decay, keep, f[S], factor
+    return value, grad, (first, second, third), common, (f[P], f[Q], f[R])
+
+
+@by_name
+def sgd(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by SGD."""
+    loops_update.sgd(*_operands(op, ctx, one))
 
 
 @by_name
 def adam(op: int, ctx: int, one: Any) -> None:
-    """Update m numbers by Adam: moments c and e, betas p and q, epsilon r, clipped to +-s."""
-    w, f = words_of(op), numbers_of(op)
-    x, m = context_of(ctx), w[M]
-    rate, decay = doubles(x[RATES], x[STEP] + 1)[x[STEP]], 0.0
-    if w[D]:
-        decay = doubles(x[DECAYS], x[STEP] + 1)[x[STEP]]
-    factor = doubles(ctx, 20)[FACTOR] if w[FLAG] else 1.0
-    value, grad = array_at(w[A], (m,), one), array_at(w[B], (m,), one)
-    first, second = array_at(w[C], (m,), one), array_at(w[E], (m,), one)
-    loops.descend_by_moments(
-        value, grad, first, second, rate, f[P], f[Q], f[R], decay, f[S], factor
-    )
+    """Update numbers by Adam."""
+    loops_update.adam(*_operands(op, ctx, one))
+
+
+@by_name
+def rmsprop(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by RMSprop."""
+    loops_update.rmsprop(*_operands(op, ctx, one))
+
+
+@by_name
+def adagrad(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by Adagrad."""
+    loops_update.adagrad(*_operands(op, ctx, one))
+
+
+@by_name
+def lion(op: int, ctx: int, one: Any) -> None:
+    """Update numbers by Lion."""
+    loops_update.lion(*_operands(op, ctx, one))
 
 
 @by_name

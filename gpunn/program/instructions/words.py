@@ -36,11 +36,11 @@ SIZE = 8 * len(WORDS)
 #: `factor` is of double precision, and what clipping multiplies gradients by; the data come last.
 CONTEXT = (
     *("order", "start", "step", "rates", "decays", "costs", "penalties", "totals"),
-    *("outputs", "turn", "keys", "thread", "threads", "workspace", "factor", "made"),
+    *("outputs", "turn", "keys", "thread", "threads", "workspace", "factor", "made", "epsilons"),
     *("x", "y", "weight"),
 )
 ORDER, START, STEP, RATES, DECAYS, COSTS, PENALTIES, TOTALS = range(8)
-OUTPUTS, TURN, KEYS, THREAD, THREADS, WORKSPACE, FACTOR, MADE = range(8, 16)
+OUTPUTS, TURN, KEYS, THREAD, THREADS, WORKSPACE, FACTOR, MADE, EPSILONS = range(8, 17)
 
 _SIGNATURES = {
     np.dtype("float32"): types.void(types.intp, types.intp, types.float32),

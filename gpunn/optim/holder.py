@@ -1,0 +1,249 @@
+"""Parameters, and what an optimizer keeps beside them, in blocks of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import compress
+from typing import Any, TypeVar
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import Backend, backend_of, get_backend, scope_of
+from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.checks import number, whole_number
+from gpunn.arrays.facts import size_of
+from gpunn.arrays.portable import Portable, nearest
+from gpunn.errors import DeviceError
+from gpunn.kernels import kernels
+from gpunn.kernels.update import Slots
+from gpunn.nn.parameter import Parameter, all_or_none, next_serial
+from gpunn.optim.arena import Arena
+from gpunn.optim.parameters import as_list, check_alike
+
+_Self = TypeVar("_Self", bound="ParameterHolder")
+
+
+class ParameterHolder:
+    """The base of `Optimizer`: where parameters and states are, and which of them decay.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    weight_decay : float
+        lambda >= 0.
+    n_states : int
+        How many arrays are kept for each parameter, each of its shape.
+    """
+
+    #: The part of a model that it trains, cached here by `gpunn.training.freezing`.
+    part: Any = None
+    #: Whether parameters with weight decay have blocks of their own even while it is 0.
+    _separates_decaying: bool = False
+    _arena: Arena
+    _blocks: Slots
+
+    def __init__(self, parameters: Iterable[Parameter], weight_decay: float, n_states: int) -> None:
+        name = type(self).__name__
+        self.parameters = as_list(name, parameters)
+        self._weight_decay = self._checked_decay(weight_decay)
+        #: When it was built, relative to parameters.
+        self.serial = next_serial()
+        self._places = [backend_of(parameter.value) for parameter in self.parameters]
+        check_alike(name, self._places)
+        self._keep(whole_number(name, "n_states", n_states, 0))
+
+    @property
+    def weight_decay(self) -> float:
+        """lambda; an assigned one applies from the next update on.
+
+        If it was 0, values may move to other arrays: read ``parameter.value`` again.
+        """
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: float) -> None:
+        decay = self._checked_decay(weight_decay)
+        if decay == self._weight_decay:
+            return
+        if decay and not any(self._arena.block_decays):
+            self.check_places()
+            self._lay_out(self._states, decay)
+        else:
+            self._weight_decay = decay
+            self._blocks = self._arena.blocks(decay)
+
+    def slots(self) -> Slots | None:
+        """Return the arrays of each parameter, for recorded steps; None if they are not in place.
+
+        The gradients are the places where they will be written. The decays are 1 where weight decay
+        applies, and 0 elsewhere. After updating these arrays, call `count_updates`.
+
+        Returns
+        -------
+        Slots or None
+            None if a parameter already has a gradient, or was assigned another array.
+        """
+        if any(parameter.grad is not None for parameter in self.parameters):
+            return None
+        return self._arena.slots(1.0) if self._arena.holds_values(self.parameters) else None
+
+    def blocks(self) -> Slots:
+        """Return the same arrays as `slots`, as blocks, each of which holds many parameters.
+
+        Without weight decay a block may hold parameters to which it applies together with others,
+        unless `separate_decaying` was called.
+        """
+        return self._arena.blocks(1.0)
+
+    def separate_decaying(self) -> None:
+        """Give parameters with weight decay blocks of their own, even while it is 0."""
+        if self._separates_decaying:
+            return
+        if not any(self._arena.block_decays):
+            self.check_places()
+            self._lay_out(self._states, separate=True)
+        self._separates_decaying = True
+
+    def sum_of_squares(self) -> Array | None:
+        """Return the sum of squares of what decays, 0-d on the device; None if nothing does."""
+        if self._arena.holds_values(self.parameters):
+            values = list(compress(self._blocks.values, self._arena.block_decays))
+        else:  # the user has assigned a new array
+            values = [parameter.value for parameter in self.parameters if parameter.decay]
+        if not values:
+            return None
+        with scope_of(values[0]):
+            return kernels(values[0]).sum_of_squares(values)
+
+    def clear(self) -> None:
+        """Clear the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def reset(self) -> None:
+        """Clear the gradients, and set the states to what they start at.
+
+        The memory is laid out again, because the gaps between arrays may have become NaN.
+        """
+        self.clear()
+        self._lay_out([[self._initial(x) for x in state] for state in self._states])
+
+    def initial_state(self) -> float:
+        """Return what all entries of the states start at."""
+        return 0.0
+
+    def state_bytes(self) -> int:
+        """Return the size of the states, in bytes."""
+        return sum(size_of(x) for state in self._states for x in state)
+
+    def to(self: _Self, backend: str | Backend) -> _Self:
+        """Move the parameters and the states; return the optimizer itself.
+
+        Parameters
+        ----------
+        backend : str or Backend
+            Where to, as for `get_backend`. Values arrive bit for bit, and training goes on there.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If there is too little memory; parameters and states are where they were.
+        """
+        target = get_backend(backend)
+        speaker = f"{type(self).__name__}.to"
+        with all_or_none(self.parameters), memory_for(speaker, target, "free what else is there"):
+            for parameter in self.parameters:
+                parameter.move(target)
+            self._lay_out([[target.asarray(x) for x in state] for state in self._states])
+        self._places = [target] * len(self.parameters)
+        return self
+
+    def check_places(self) -> None:
+        """Check that no parameter has moved since the optimizer was built.
+
+        Raises
+        ------
+        DeviceError
+            If one has.
+        """
+        for parameter, place in zip(self.parameters, self._places, strict=True):
+            now = backend_of(parameter.value)
+            if now != place:
+                raise DeviceError(
+                    f"{type(self).__name__} was built when the parameters were on {place}, and "
+                    f"they are on {now} now; build the optimizer after model.to({str(now)!r}), or "
+                    f"move both with optimizer.to({str(now)!r})"
+                )
+
+    def _keep(self, n_states: int) -> None:
+        """Keep `n_states` arrays for each parameter between updates; they start anew."""
+        place = self._places[0]
+        assert place is not None  # noqa: S101 (parameters hold arrays)
+        advice = "take a smaller model, or free what else is there"
+        with memory_for(f"{type(self).__name__}, of its blocks", place, advice):
+            self._lay_out(
+                [[self._initial(p.value) for p in self.parameters] for _ in range(n_states)]
+            )
+
+    def _keep_kind(self, i: int, *, wanted: bool, present: bool) -> None:
+        """Keep, or drop, states of another kind, number i; the others stay."""
+        if wanted == present:
+            return
+        self.check_places()
+        more = [[self._initial(p.value) for p in self.parameters]] * wanted
+        states = self._states
+        self._lay_out([*states[:i], *more, *states[i + present :]])
+
+    def _initial(self, x: Array) -> Array:
+        """Return a state, as it starts, for a value like x."""
+        with scope_of(x):
+            return kernels(x).xp.full_like(x, self.initial_state())
+
+    def _checked_decay(self, weight_decay: float) -> float:
+        return number(type(self).__name__, "weight_decay", weight_decay, "[0, inf)")
+
+    @property
+    def _states(self) -> list[list[Array]]:
+        return self._arena.states
+
+    def _lay_out(
+        self,
+        states: list[list[Array]],
+        weight_decay: float | None = None,
+        *,
+        separate: bool = False,
+    ) -> None:
+        """Move the parameters, and copies of these states, into a new arena.
+
+        A new weight decay counts from here on. If the memory does not suffice, nothing changes.
+        """
+        decay = self._weight_decay if weight_decay is None else weight_decay
+        separate = separate or self._separates_decaying or bool(decay)
+        self._arena = Arena(self.parameters, states, separate_decaying=separate)
+        self._weight_decay = decay
+        self._blocks = self._arena.blocks(decay)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle: without the blocks, since views do not survive it."""
+        blocks = ("_arena", "_blocks", "part")
+        state = {name: value for name, value in vars(self).items() if name not in blocks}
+        return state | {"_states": [[Portable(x) for x in state] for state in self._states]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state from a pickle, and lay out the memory again."""
+        vars(self).update({name: value for name, value in state.items() if name != "_states"})
+        self.serial = next_serial()
+        self._places = [nearest(str(place)) for place in self._places]
+        parameters, states = self.parameters, state["_states"]
+        self._lay_out(
+            [
+                [_beside(p, x.array) for p, x in zip(parameters, kept, strict=True)]
+                for kept in states
+            ]
+        )
+
+
+def _beside(parameter: Parameter, x: Array) -> Array:
+    """Return x on the parameter's device; it may have moved without the optimizer."""
+    place = backend_of(parameter.value)
+    assert place is not None  # noqa: S101 (parameters hold arrays)
+    return place.asarray(x)
