@@ -71,7 +71,7 @@ def write(model, alphabet, beginning, length, rng, temperature=0.7):
     return text
 
 
-def report(trainer, history):
+def report(_, history):
     """Print a line for each epoch."""
     print(
         f"epoch {len(history)}: training {history['loss'][-1]:.3f}, "
