@@ -51,6 +51,7 @@ BARS: dict[str, dict[str, float]] = {
     "mnist": {"torch": 1.00},
     "wide": {"torch": 1.08},
     "regression": {"torch": 0.80},
+    "transformer": {"torch": 1.00},
     "predict": {"torch": 1.12},
     "predict1": {"torch": 1.20},
     "stream": {"torch": 0.25},

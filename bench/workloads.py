@@ -33,6 +33,9 @@ class Workload(NamedTuple):
     #: Pairs of layers between the first and the last, each pair with a way past it:
     #: x + second(first(x)), where only the first has an activation.
     blocks: int = 0
+    #: The positions and heads of a transformer's block, whose `sizes` are its width, the width of
+    #: its inner layer, and the number of classes, by one product with all that comes out of it.
+    block: tuple[int, int] | None = None
     class_weight: tuple[float, ...] | None = None
     predict: bool = False
     #: Where the data are: as near as they fit, or in the host's memory or a file, to be streamed.
@@ -75,6 +78,7 @@ WORKLOADS = {
     "mnist": Workload(_MNIST, 12_800, 128, 2, momentum=0.9, learning_rate=0.01),
     "wide": Workload((1024, 4096, 4096, 1000), 1024, 256, 1, learning_rate=0.01),
     "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),
+    "transformer": Workload((128, 512, 10), 640, 32, 1, block=(64, 4), learning_rate=0.01),
     "predict": Workload(_MNIST, 10_000, 10_000, 5, predict=True),
     "predict1": Workload(_MNIST, 1, 1, 3000, predict=True),
     "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", source="file"),
@@ -86,12 +90,20 @@ def weights(work: Workload) -> list[np.ndarray]:
     rng = np.random.default_rng(1)
     return [
         (rng.standard_normal((a, b)) * np.sqrt(2 / (a + b))).astype(np.float32)
-        for a, b in pairwise(work.sizes)
+        for a, b in _shapes(work)
     ]
 
 
+def _shapes(work: Workload) -> list[tuple[int, int]]:
+    if work.block is None:
+        return list(pairwise(work.sizes))
+    width, inner, classes = work.sizes
+    attention = [(width, 3 * width), (width, width)]
+    return [*attention, (width, inner), (inner, width), (work.block[0] * width, classes)]
+
+
 def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return x (n, inputs) in single precision, and y (n,): what a plain rule says of x.
+    """Return x (n, ..., inputs) in single precision, and y (n,): what a plain rule says of x.
 
     Without `n`, all samples; where they are to stand in a file, they do.
     """
@@ -99,7 +111,7 @@ def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     features = work.sizes[0]
     if n is None and work.source == "file":
         return _in_file(rng, work.n_samples, features)
-    shape = (work.n_samples if n is None else n, features)
+    shape = (work.n_samples if n is None else n, *(work.block or ())[:1], features)
     if features == 2:
         x = np.tile(np.float32([[0, 0], [0, 1], [1, 0], [1, 1]]), (shape[0] // 4, 1))
         return x, (x[:, 0] != x[:, 1]).astype(np.int64)
@@ -108,8 +120,9 @@ def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _targets(work: Workload, x: np.ndarray) -> np.ndarray:
-    rule = np.random.default_rng(2).standard_normal(x.shape[1], dtype=np.float32)
-    answer = x @ rule / np.linalg.norm(rule)
+    rows = x.reshape(len(x), -1)
+    rule = np.random.default_rng(2).standard_normal(rows.shape[1], dtype=np.float32)
+    answer = rows @ rule / np.linalg.norm(rule)
     if work.task == "classes":  # as many of each
         return answer.argsort().argsort() * work.sizes[-1] // len(x)
     return (answer > 0).astype(np.int64) if work.task == "binary" else answer

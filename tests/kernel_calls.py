@@ -11,6 +11,7 @@ import numpy as np
 import gpunn as gn
 from gpunn.kernels.update import Slots, Update
 from tests.norm_calls import norm_calls
+from tests.sequence_calls import sequence_calls
 
 NOTHING = gn.Parameter(np.zeros(1))  # for optimizers, of which only the rule is used
 
@@ -103,57 +104,67 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
         ),
     ]
     masses = [(rng.uniform(0, 1, n), None), (None, rng.uniform(0, 1, n)), (x(n) ** 2, x(n) ** 2)]
-    return norm_calls(x, n, p) | {
-        "loss": [(*some, {"summed": summed}) for some in losses for summed in (False, True)],
-        "add": [(x(), x()), (x(n), x(n))],
-        "multiply": [(x(), x())],
-        "accumulate": [(x(), x()), (x(p), x(p))],
-        "reshape": [(x(), (n, 1, p)), (x(n), (n, 1))],
-        "class_mass": [(some, np.array(classes)) for some in (labels, wrong, soft)],
-        "count_labels": [
-            (some, ignored, x(n)) for some in (positions, labels[:, None]) for ignored in (-100, 0)
-        ],
-        "mean_scale": [*masses, (np.zeros(n), None)],
-        "total_mass": masses,
-        "product": [(x(), x(p, 4)), (x(p, n), x())],
-        "convert": [(labels, "int32"), (3 * x(), "int64")],
-        "stack": [([x(), x(), x()],), ([x(p)],)],
-        "total": [(x() ** 2,), (x(n) ** 2,)],  # where nothing cancels, errors are relative
-        "copy_to_blocks": [(drawn(),)],
-        "activation": [(x(), formula) for formula in FORMULAS],
-        "bias_activation": [(x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)],
-        "activation_backward": backward,
-        "bias_activation_backward": backward,
-        "column_sums": [(x(),)],
-        "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
-        "one_hot": [(some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")]
-        + [(labels.astype("uint8"), x())],
-        "sum_of_squares": [(drawn(),), ([x()],)],
-        "gradient_norm": [(drawn(),)],
-        "update": [
-            *(
-                (gn.SGD([NOTHING], momentum=momentum, nesterov=nesterov), update)
-                for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
-                for update in updates(1 if momentum else 0)
-            ),
-            *(
-                (
-                    gn.Adam([NOTHING], beta_1=beta_1, beta_2=beta_2, epsilon=1e-2),
-                    update._replace(epsilon=1e-2),
-                )
-                for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
-                for update in updates(2)
-            ),
-        ],
-        "clip": [(x(), -0.5, 1.0)],
-        "gather": [
-            (some, rng.integers(0, n, m))
-            for some in ([x()], [x(), labels], [x(n, 2, p), x(n), soft], [x()] * 4)
-            for m in (0, n, 2 * n)
-        ]
-        if n
-        else [([x(3, p)], labels)],
-    }
+    return (
+        norm_calls(x, n, p)
+        | sequence_calls(rng, n, p)
+        | {
+            "loss": [(*some, {"summed": summed}) for some in losses for summed in (False, True)],
+            "add": [(x(), x()), (x(n), x(n))],
+            "multiply": [(x(), x())],
+            "accumulate": [(x(), x()), (x(p), x(p))],
+            "reshape": [(x(), (n, 1, p)), (x(n), (n, 1))],
+            "class_mass": [(some, np.array(classes)) for some in (labels, wrong, soft)],
+            "count_labels": [
+                (some, ignored, x(n))
+                for some in (positions, labels[:, None])
+                for ignored in (-100, 0)
+            ],
+            "mean_scale": [*masses, (np.zeros(n), None)],
+            "total_mass": masses,
+            "product": [(x(), x(p, 4)), (x(p, n), x())],
+            "convert": [(labels, "int32"), (3 * x(), "int64")],
+            "stack": [([x(), x(), x()],), ([x(p)],)],
+            "total": [(x() ** 2,), (x(n) ** 2,)],  # where nothing cancels, errors are relative
+            "copy_to_blocks": [(drawn(),)],
+            "activation": [(x(), formula) for formula in FORMULAS],
+            "bias_activation": [
+                (x(), bias, formula) for formula in FORMULAS for bias in (x(p), None)
+            ],
+            "activation_backward": backward,
+            "bias_activation_backward": backward,
+            "column_sums": [(x(),)],
+            "dropout": [(x(), 2**64 - 1, 0.3), (x(n), 0, 0.5), (x(n, 2, p), 12345, 0.0)],
+            "one_hot": [
+                (some.astype(t), x()) for some in (labels, wrong) for t in ("int32", "int64")
+            ]
+            + [(labels.astype("uint8"), x())],
+            "sum_of_squares": [(drawn(),), ([x()],)],
+            "gradient_norm": [(drawn(),)],
+            "update": [
+                *(
+                    (gn.SGD([NOTHING], momentum=momentum, nesterov=nesterov), update)
+                    for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
+                    for update in updates(1 if momentum else 0)
+                ),
+                *(
+                    (
+                        gn.Adam([NOTHING], beta_1=beta_1, beta_2=beta_2, epsilon=1e-2),
+                        update._replace(epsilon=1e-2),
+                    )
+                    for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
+                    for update in updates(2)
+                ),
+            ],
+            "clip": [(x(), -0.5, 1.0)],
+            "gather": [
+                (some, rng.integers(0, n, m))
+                for some in ([x()], [x(), labels], [x(n, 2, p), x(n), soft], [x()] * 4)
+                for m in (0, n, 2 * n)
+            ]
+            if n
+            else [([x(3, p)], labels)],
+        }
+    )
 
 
 # By position: what may be written to.

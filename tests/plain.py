@@ -12,9 +12,10 @@ from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
 from tests.norm_calls import PlainNorms
 from tests.plain_losses import one_hot, plain_loss
+from tests.sequence_calls import PlainSequences
 
 
-class Plain(PlainNorms):
+class Plain(PlainNorms, PlainSequences):
     """Each kernel, as plain as can be, in float64."""
 
     def product(self, x: Any, y: Any) -> Any:

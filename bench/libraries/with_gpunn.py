@@ -84,12 +84,17 @@ def _use(work: Workload, device: str) -> None:
 def _trainer(work: Workload, device: str) -> gn.Trainer:
     _use(work, device)
     given = weights(work)
+    if work.block:
+        return _trained(work, _transformer(work))
     layers = [_dense(work, w, last=i == len(given) - 1) for i, w in enumerate(given)]
     if work.blocks:
         layers = [layers[0], *_residual_blocks(work), layers[-1]]
     if work.dropout:
         layers.insert(1, gn.Dropout(work.dropout))
-    model = gn.Sequential(*layers)
+    return _trained(work, gn.Sequential(*layers))
+
+
+def _trained(work: Workload, model: gn.Layer) -> gn.Trainer:
     loss = {
         "binary": gn.BinaryCrossEntropy(),
         "classes": gn.SoftmaxCrossEntropy(class_weight=work.class_weight),
@@ -102,6 +107,20 @@ def _dense(work: Workload, weight: np.ndarray, *, last: bool) -> gn.Layer:
     activation = None if last else work.activation
     shape = weight.shape
     return gn.Dense(*shape, activation=activation, init=lambda *_: weight)
+
+
+def _transformer(work: Workload) -> gn.Layer:
+    width = work.sizes[0]
+    projection, output, first, second, head = weights(work)
+    drawn = {weight.shape: weight for weight in (projection, output)}
+    attention = gn.MultiHeadAttention(width, work.block[1], init=lambda _, *shape: drawn[shape])
+    inner = _dense(work, first, last=False), _dense(work, second, last=True)
+    return gn.Sequential(
+        gn.Residual(gn.Sequential(gn.LayerNorm(width), attention)),
+        gn.Residual(gn.Sequential(gn.LayerNorm(width), *inner)),
+        gn.Flatten(),
+        _dense(work, head, last=True),
+    )
 
 
 def _residual_blocks(work: Workload) -> list[gn.Layer]:

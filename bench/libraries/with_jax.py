@@ -32,6 +32,8 @@ class State(NamedTuple):
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether this variant can run the workload: predictions have no epochs."""
+    if work.block:
+        return False
     return not (variant and (work.predict or work.source == "host"))
 
 

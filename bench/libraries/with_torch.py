@@ -176,6 +176,8 @@ def _prediction(
 
 def make_model(work: Workload) -> nn.Module:
     """Return the network with its initial weights."""
+    if work.block:
+        return _transformer(work)
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[work.activation]
     first, *inner = layers = [_linear(weight) for weight in weights(work)]
     if work.blocks:
@@ -185,6 +187,20 @@ def make_model(work: Workload) -> nn.Module:
         return nn.Sequential(first, activation(), *blocks, last)
     after = [activation(), nn.Dropout(work.dropout)] if work.dropout else [activation()]
     return nn.Sequential(*chain(*([layer, *after] for layer in layers[:-1])), layers[-1])
+
+
+def _transformer(work: Workload) -> nn.Module:
+    """Return PyTorch's block, with norms before each half of it, and a product with the rest."""
+    assert work.block is not None
+    width, inner, _ = work.sizes
+    projection, output, *dense = weights(work)
+    settings = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+    block = nn.TransformerEncoderLayer(width, work.block[1], inner, **settings)
+    block.linear1, block.linear2, head = map(_linear, dense)
+    block.self_attn.out_proj.load_state_dict(_linear(output).state_dict())
+    with torch.no_grad():
+        block.self_attn.in_proj_weight.copy_(torch.from_numpy(projection.T))
+    return nn.Sequential(block, nn.Flatten(), head)
 
 
 def _linear(weight: np.ndarray) -> nn.Linear:

@@ -69,7 +69,7 @@ extern "C" __global__ void softmax_of_scores(
   T* z = scores + (inside ? row : 0) * t;
   const bool* seen = mask && inside ? mask + (by_query ? sample * t + query : sample) * t : nullptr;
 
-  const T least = -(T)INFINITY;
+  const T least = log(T(0));  // minus infinity
   T top = least;
   for (long long j = threadIdx.x; j < end; j += blockDim.x)
     if (!seen || seen[j]) top = larger(top, z[j]);
