@@ -18,7 +18,7 @@ LIBRARIES = {"cpu": "numpy", "gpu": "cupy"}
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether what is written here can run a workload."""
-    plain = not (work.blocks or work.dropout or work.clip_norm or work.class_weight)
+    plain = not (work.blocks or work.dropout or work.clip_norm or work.class_weight or work.image)
     simple = work.task != "numbers" and work.activation == "relu" and work.optimizer == "sgd"
     return plain and simple and work.products == "float32"
 

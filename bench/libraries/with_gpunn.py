@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from workloads import Workload, data, weights
+from workloads import Workload, data, filters, weights
 
 import gpunn as gn
 from libraries import Refused
@@ -89,7 +89,7 @@ def _trainer(work: Workload, device: str) -> gn.Trainer:
         layers = [layers[0], *_residual_blocks(work), layers[-1]]
     if work.dropout:
         layers.insert(1, gn.Dropout(work.dropout))
-    model = gn.Sequential(*layers)
+    model = gn.Sequential(*_convolutions(work), *layers)
     loss = {
         "binary": gn.BinaryCrossEntropy(),
         "classes": gn.SoftmaxCrossEntropy(class_weight=work.class_weight),
@@ -102,6 +102,14 @@ def _dense(work: Workload, weight: np.ndarray, *, last: bool) -> gn.Layer:
     activation = None if last else work.activation
     shape = weight.shape
     return gn.Dense(*shape, activation=activation, init=lambda *_: weight)
+
+
+def _convolutions(work: Workload) -> list[gn.Layer]:
+    layers: list[gn.Layer] = []
+    for given in filters(work):
+        settings: Any = {"padding": "same", "init": lambda *_, given=given: given}
+        layers += [gn.Conv2d(*given.shape[2:], 3, "relu", **settings), gn.MaxPool2d(2)]
+    return [*layers, gn.Flatten()] if layers else []
 
 
 def _residual_blocks(work: Workload) -> list[gn.Layer]:
