@@ -199,6 +199,35 @@ def dropout_step(
     return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model), epochs)
 
 
+def convolutional(*, backend: str = "cupy") -> gn.Sequential:
+    """Return a small network for images of 28 by 28 pixels."""
+    with gn.use(backend):
+        return gn.Sequential(
+            gn.Conv2d(1, 16, 3, "relu", padding="same", rng=0),
+            gn.MaxPool2d(2),
+            gn.Conv2d(16, 32, 3, "relu", padding="same", rng=1),
+            gn.MaxPool2d(2),
+            gn.Flatten(),
+            gn.Dense(1568, 10, rng=2),
+        )
+
+
+def images(batch_size: int, steps: int, reading: Callable[[], Any]) -> Watched:
+    """Return batches of random images, resident on the device."""
+    rng, n = np.random.default_rng(0), steps * batch_size
+    x = rng.standard_normal((n, 28, 28, 1), dtype=np.float32)
+    settings: Any = {"backend": "cupy", "resident": True, "rng": 0, "reading": reading}
+    return Watched(x, rng.integers(0, 10, n), batch_size=batch_size, **settings)
+
+
+def cnn_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> Watched:
+    """Train the network for images."""
+    model, loader = convolutional(), images(8, steps, reading)
+    return train(model, gn.SoftmaxCrossEntropy(), loader, momentum(model), epochs)
+
+
 class WatchedGraphs:
     """What captured steps take: `epochs` is as that of `Watched`, read around each launch."""
 
@@ -246,9 +275,22 @@ def captured_step(
     steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
 ) -> WatchedGraphs:
     """Train the network for MNIST by captured steps."""
-    model = perceptron(SIZES)
-    stored = data(SIZES[0], SIZES[-1], 128, steps, reading).stored
-    loader = gn.Loader(stored.x, stored.y, batch_size=128, rng=0)
+    watched = data(SIZES[0], SIZES[-1], 128, steps, reading)
+    return _captured(perceptron(SIZES), watched, epochs, reading)
+
+
+def captured_cnn_step(
+    steps: int = STEPS, epochs: int = EPOCHS, reading: Callable[[], Any] = read
+) -> WatchedGraphs:
+    """Train the network for images by captured steps."""
+    return _captured(convolutional(), images(8, steps, reading), epochs, reading)
+
+
+def _captured(
+    model: gn.Sequential, data: Watched, epochs: int, reading: Callable[[], Any]
+) -> WatchedGraphs:
+    stored = data.stored
+    loader = gn.Loader(stored.x, stored.y, batch_size=data.batch_size, rng=0)
     trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), momentum(model))
     found = WatchedGraphs(reading)
     found.fit(trainer, loader, epochs)
@@ -284,6 +326,8 @@ WORKLOADS: dict[str, Callable[..., Any]] = {
     "adam_step": adam_step,
     "logreg_step": logreg_step,
     "dropout_step": dropout_step,
+    "cnn_step_eager": cnn_step,
+    "cnn_step": captured_cnn_step,
     "predict": predict,
 }
 

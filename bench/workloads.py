@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +38,11 @@ class Workload(NamedTuple):
     #: its inner layer, and the number of classes, by one product with all that comes out of it.
     block: tuple[int, int] | None = None
     class_weight: tuple[float, ...] | None = None
+    #: Height, width and channels of the inputs, if they are images.
+    image: tuple[int, ...] = ()
+    #: The channels of convolutions before the layers: 3 by 3 entries, as large an output as the
+    #: input, ReLU, and the largest of 2 by 2 pixels.
+    convolutions: tuple[int, ...] = ()
     predict: bool = False
     #: Where the data are: as near as they fit, or in the host's memory or a file, to be streamed.
     source: Literal["resident", "host", "file"] = "resident"
@@ -79,6 +85,16 @@ WORKLOADS = {
     "wide": Workload((1024, 4096, 4096, 1000), 1024, 256, 1, learning_rate=0.01),
     "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),
     "transformer": Workload((128, 512, 10), 640, 32, 1, block=(64, 4), learning_rate=0.01),
+    "cnn": Workload(
+        (7 * 7 * 32, 10),
+        6400,
+        64,
+        1,
+        momentum=0.9,
+        learning_rate=0.01,
+        image=(28, 28, 1),
+        convolutions=(16, 32),
+    ),
     "predict": Workload(_MNIST, 10_000, 10_000, 5, predict=True),
     "predict1": Workload(_MNIST, 1, 1, 3000, predict=True),
     "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", source="file"),
@@ -102,13 +118,24 @@ def _shapes(work: Workload) -> list[tuple[int, int]]:
     return [*attention, (width, inner), (inner, width), (work.block[0] * width, classes)]
 
 
+def filters(work: Workload) -> list[np.ndarray]:
+    """Return the initial filters, (3, 3, inputs, outputs); biases start at zero."""
+    rng = np.random.default_rng(3)
+    return [
+        (rng.standard_normal((3, 3, a, b)) * np.sqrt(2 / (9 * a))).astype(np.float32)
+        for a, b in pairwise([*work.image[-1:], *work.convolutions])
+    ]
+
+
 def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return x (n, ..., inputs) in single precision, and y (n,): what a plain rule says of x.
+
+    Images are channels-last.
 
     Without `n`, all samples; where they are to stand in a file, they do.
     """
     rng = np.random.default_rng(0)
-    features = work.sizes[0]
+    features = math.prod(work.image) if work.image else work.sizes[0]
     if n is None and work.source == "file":
         return _in_file(rng, work.n_samples, features)
     shape = (work.n_samples if n is None else n, *(work.block or ())[:1], features)
@@ -116,7 +143,7 @@ def data(work: Workload, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         x = np.tile(np.float32([[0, 0], [0, 1], [1, 0], [1, 1]]), (shape[0] // 4, 1))
         return x, (x[:, 0] != x[:, 1]).astype(np.int64)
     x = rng.standard_normal(shape, dtype=np.float32)
-    return x, _targets(work, x)
+    return x.reshape(-1, *work.image) if work.image else x, _targets(work, x)
 
 
 def _targets(work: Workload, x: np.ndarray) -> np.ndarray:

@@ -61,6 +61,7 @@ from gpunn.nn.pooling import (
 )
 from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
+from gpunn.nn.transposed import ConvTranspose2d
 from gpunn.optim import schedules
 from gpunn.optim.adagrad import Adagrad
 from gpunn.optim.adam import Adam
@@ -170,6 +171,7 @@ __all__ = [
     "Constant",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose2d",
     "Cosine",
     "CosineDistance",
     "CrossEntropy",

@@ -41,6 +41,21 @@ MNIST_FLOPS = 2 * 128 * (784 * 512 * 2 + 512 * 256 * 3 + 256 * 10 * 3 + 10)
 
 MOST_HOST_US = 230
 
+# A step of a network for images: two convolutions of 3 by 3 with ReLU, a pool behind each, a layer
+# of ten neurons. The first convolution has no input gradient.
+CNN_STEP = {
+    "unroll": 4,  # what the filters meet, for z and for dJ/dW
+    "fold": 1,  # dJ/dx
+    "bias_activation": 3,
+    "max_pool": 2,
+    "max_pool_backward": 2,
+    "activation_backward": 2,
+    "softmax_cross_entropy": 1,
+    "sgd": 1,
+    # three forward, three dJ/dW, two dJ/dx, and the three biases' gradients
+    "cublasGemmEx": 11,
+}
+
 # A step of logistic regression with 30 features, batch 32.
 LOGREG_STEP = {
     "bias_activation": 1,
@@ -92,9 +107,10 @@ def fresh_memory() -> Iterator[Any]:
         (gpu_costs.adam_step, MNIST_STEP, 20, 3),
         (gpu_costs.logreg_step, LOGREG_STEP, 10, 0),  # one for the whole epoch, before its 1st step
         (gpu_costs.dropout_step, DROPOUT_STEP, 22, 3),
+        (gpu_costs.cnn_step, CNN_STEP, 40, 0),
         (gpu_costs.predict, PREDICTION, 6, 0),
     ],
-    ids=["mnist", "adam", "logreg", "dropout", "predict"],
+    ids=["mnist", "adam", "logreg", "dropout", "cnn", "predict"],
 )
 class TestTheBudget:
     def test_every_step_runs_these_operations_and_no_others(
@@ -143,8 +159,11 @@ class TestAnEpoch:
 
 
 class TestCapturedSteps:
-    def test_a_step_is_one_launch_and_nothing_else(self) -> None:
-        loader = gpu_costs.captured_step()
+    @pytest.mark.parametrize(
+        "workload", [gpu_costs.captured_step, gpu_costs.captured_cnn_step], ids=["mnist", "cnn"]
+    )
+    def test_a_step_is_one_launch_and_nothing_else(self, workload: Callable[[], Any]) -> None:
+        loader = workload()
         assert len(loader.epochs) == gpu_costs.EPOCHS
         for readings in loader.epochs:
             assert len(readings) == STEPS + 1

@@ -18,7 +18,8 @@ LIBRARIES = {"cpu": "numpy", "gpu": "cupy"}
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether what is written here can run a workload."""
-    plain = not (work.blocks or work.dropout or work.clip_norm or work.class_weight or work.block)
+    plain = not (work.blocks or work.dropout or work.clip_norm or work.class_weight)
+    plain = plain and not (work.block or work.image)
     simple = work.task != "numbers" and work.activation == "relu" and work.optimizer == "sgd"
     return plain and simple and work.products == "float32"
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from workloads import Workload, data, weights
+from workloads import Workload, data, filters, weights
 
 import gpunn as gn
 from libraries import Refused
@@ -91,7 +91,7 @@ def _trainer(work: Workload, device: str) -> gn.Trainer:
         layers = [layers[0], *_residual_blocks(work), layers[-1]]
     if work.dropout:
         layers.insert(1, gn.Dropout(work.dropout))
-    return _trained(work, gn.Sequential(*layers))
+    return _trained(work, gn.Sequential(*_convolutions(work), *layers))
 
 
 def _trained(work: Workload, model: gn.Layer) -> gn.Trainer:
@@ -121,6 +121,14 @@ def _transformer(work: Workload) -> gn.Layer:
         gn.Flatten(),
         _dense(work, head, last=True),
     )
+
+
+def _convolutions(work: Workload) -> list[gn.Layer]:
+    layers: list[gn.Layer] = []
+    for given in filters(work):
+        settings: Any = {"padding": "same", "init": lambda *_, given=given: given}
+        layers += [gn.Conv2d(*given.shape[2:], 3, "relu", **settings), gn.MaxPool2d(2)]
+    return [*layers, gn.Flatten()] if layers else []
 
 
 def _residual_blocks(work: Workload) -> list[gn.Layer]:

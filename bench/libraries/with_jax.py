@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from workloads import Workload, data, weights
+from workloads import Workload, data, filters, weights
 
 #: What JAX calls the precisions of products.
 PRECISIONS = {"float32": "highest", "tf32": "TF32_TF32_F32", "bfloat16": "BF16_BF16_F32"}
@@ -137,7 +137,8 @@ def _scanned(work: Workload, n: int) -> Callable[..., tuple[State, jax.Array]]:
 
 
 def _start(work: Workload) -> State:
-    params = [(jnp.asarray(w), jnp.zeros(w.shape[1])) for w in weights(work)]
+    given = [*filters(work), *weights(work)]
+    params = [(jnp.asarray(w), jnp.zeros(w.shape[-1])) for w in given]
     n_slots = 2 if work.optimizer == "adam" else 1 if work.momentum else 0
     slots = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(n_slots))
     # The cheapest generator that JAX has on a CPU.
@@ -147,6 +148,10 @@ def _start(work: Workload) -> State:
 def _forward(work: Workload, params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[work.activation]
     *hidden, (weight, bias) = params
+    for w, b in hidden[: len(work.convolutions)]:
+        x = _pooled(jax.nn.relu(_convolved(x, w) + b))
+    hidden = hidden[len(work.convolutions) :]
+    x = x.reshape(len(x), -1)
     if work.blocks:
         (w, b), *inner = hidden
         x = activation(x @ w + b)
@@ -159,6 +164,16 @@ def _forward(work: Workload, params: Any, x: jax.Array, key: jax.Array | None = 
                 kept = jax.random.bernoulli(key, 1 - work.dropout, x.shape)
                 x = jnp.where(kept, x / (1 - work.dropout), 0)
     return x @ weight + bias
+
+
+def _convolved(x: jax.Array, w: jax.Array) -> jax.Array:
+    order = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=order)
+
+
+def _pooled(x: jax.Array) -> jax.Array:
+    window = (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
 
 
 def _cost(work: Workload, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ def serves(work: Workload, variant: str) -> bool:
     """Return whether this variant can run the workload."""
     if variant == "sgd":
         return work.task == "binary" and len(work.sizes) == 2 and work.batch_size == 1
-    return not (work.dropout or work.clip_norm or work.blocks or work.block)
+    return not (work.dropout or work.clip_norm or work.blocks or work.block or work.image)
 
 
 def prepare(

@@ -1,21 +1,22 @@
 """PyTorch with the data in memory and no DataLoader: eager, or a stronger form of it.
 
 Variants: "fused" has an optimizer that updates all parameters in one kernel; "compiled" besides
-compiles the forward and backward passes, or a prediction, for each size of a batch; "graph", for a
-GPU, captures the whole step with the optimizer in a CUDA graph (see `torch_graph.py`). On a CPU,
-all but eager leave small networks to one thread, as who knows PyTorch well would: a second one
-costs more than it gains.
+compiles the forward and backward passes, or a prediction, for each size of a batch; "channels-last"
+keeps images so, which is quicker than PyTorch's own order; "graph", for a GPU, captures the whole
+step with the optimizer in a CUDA graph (see `torch_graph.py`). On a CPU, all but eager leave small
+networks to one thread, as who knows PyTorch well would: a second one costs more than it gains.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import nn
-from workloads import Workload, data, weights
+from workloads import Workload, data, filters, weights
 
 #: Steps whose largest product has at most so many multiplications are small.
 SMALL = 1 << 21
@@ -40,6 +41,8 @@ def serves(work: Workload, variant: str) -> bool:
     if variant == "graph":
         full = work.n_samples % work.batch_size == 0 and work.source == "resident"
         return work.predict or (full and work.optimizer == "sgd")
+    if variant == "channels-last":
+        return bool(work.image)
     return not (work.predict and variant == "fused")
 
 
@@ -47,7 +50,9 @@ def prepare(
     work: Workload, steps: int, variant: str = "", device: str = "cpu"
 ) -> tuple[Callable[[], object], Callable[[], list[float]]]:
     """Return what runs a measurement, and what returns losses or outputs to compare."""
-    largest = max(a * b for a, b in pairwise(work.sizes)) * work.batch_size
+    products = [a * b for a, b in pairwise(work.sizes)]
+    products += [math.prod(work.image[:2]) * kernel.size for kernel in filters(work)]
+    largest = max(products) * work.batch_size
     torch.set_num_threads(1 if variant and largest <= SMALL and device == "cpu" else ALL_THREADS)
     # TF32 in products only where the workload asks for it.
     torch.set_float32_matmul_precision("high" if work.products == "tf32" else "highest")
@@ -59,8 +64,10 @@ def prepare(
 
         return prepare_graph(work, steps, place)
     step = make_step(work, variant, place)
+    layout = torch.channels_last if variant == "channels-last" else torch.contiguous_format
     on_device = work.source == "resident" or device == "cpu"
     x, y = tensors(work, *data(work), place if on_device else torch.device("cpu"))
+    x = x.contiguous(memory_format=layout)
     batches = _resident if on_device else _streamed
 
     def run() -> None:
@@ -108,6 +115,8 @@ def make_step(
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return a function that trains a fresh model on a batch and returns its cost."""
     model = make_model(work).to(device)
+    if variant == "channels-last":
+        model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(work, model, fused=bool(variant))
     parameters = list(model.parameters())
     cost_of = cost_function(work, model, device)
@@ -179,6 +188,8 @@ def make_model(work: Workload) -> nn.Module:
     if work.block:
         return _transformer(work)
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[work.activation]
+    if work.image:
+        return _image_model(work)
     first, *inner = layers = [_linear(weight) for weight in weights(work)]
     if work.blocks:
         *inner, last = inner
@@ -201,6 +212,22 @@ def _transformer(work: Workload) -> nn.Module:
     with torch.no_grad():
         block.self_attn.in_proj_weight.copy_(torch.from_numpy(projection.T))
     return nn.Sequential(block, nn.Flatten(), head)
+
+
+def _image_model(work: Workload) -> nn.Module:
+    """Return convolutions and a layer; where that takes pixels, they are in PyTorch's order."""
+    layers: list[nn.Module] = []
+    for given in filters(work):
+        layer = nn.Conv2d(*given.shape[2:], 3, padding=1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(given.transpose(3, 2, 0, 1)))
+            layer.bias.zero_()
+        layers += [layer, nn.ReLU(), nn.MaxPool2d(2)]
+    (weight,) = weights(work)
+    height, width = (side >> len(work.convolutions) for side in work.image[:2])
+    pixels = weight.reshape(height, width, -1, weight.shape[1])
+    turned = pixels.transpose(2, 0, 1, 3).reshape(weight.shape)
+    return nn.Sequential(*layers, nn.Flatten(), _linear(turned))
 
 
 def _linear(weight: np.ndarray) -> nn.Linear:
@@ -232,6 +259,8 @@ def tensors(
     work: Workload, x: np.ndarray, y: np.ndarray, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x and y as the loss wants them."""
+    if work.image:
+        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
     targets = torch.from_numpy(y)
     if work.task != "classes":
         targets = targets.float()[:, None]

@@ -11,7 +11,7 @@ from gpunn.arrays.checks import flag, float_dtype, whole_number
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.kernels import kernels
-from gpunn.kernels.window import Window
+from gpunn.kernels.window import Window, WindowSettings
 from gpunn.nn.activation import Activation, Identity
 from gpunn.nn.activation_names import get_activation, name_of
 from gpunn.nn.dense import as_rows
@@ -121,13 +121,21 @@ class Convolution(Layer):
 
     def _window(self, x: Array) -> Window:
         """Return the window on images of this size, after checking x."""
+        self._check(x)
+        return window_over(self, x.shape, self._settings())
+
+    def _settings(self) -> WindowSettings:
+        """Return what the window is on images of any size."""
+        settings = self.kernel_size, self.stride, self.padding, self.dilation
+        return settings_of(*settings, groups=self.groups)
+
+    def _check(self, x: Array) -> None:
+        """Check that the layer can take x."""
         weight = self.weight.value
         if type(x) is not type(weight) and backend_of(x) != backend_of(weight):
             self._refuse(x)
         if x.ndim != self.axes + 2 or x.shape[-1] != self.in_channels or x.dtype != weight.dtype:
             self._refuse(x)
-        settings = self.kernel_size, self.stride, self.padding, self.dilation
-        return window_over(self, x.shape, settings_of(*settings, groups=self.groups))
 
     def _refuse(self, x: Array) -> NoReturn:
         """Raise the error that says what is wrong with `x`."""
