@@ -27,7 +27,9 @@ EXTRAS = ("cuda12x", "cuda13x")
 #: The version that the tests compare with, and that the benchmark is a race with.
 TORCH = "torch==2.13.0"
 #: How examples that take minutes are shortened.
-SHORTENED = {"char_transformer.py": ["--quick"]}
+SHORTENED = {"char_transformer.py": ["--quick"], "digits_cnn.py": ["--seeds", "1"]}
+#: Examples of data that have to be fetched.
+NEED_FILES = ["fashion_mnist.py"]
 #: The commands of the session `gpu`; the README has them for a machine without nox.
 GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
@@ -175,6 +177,7 @@ def examples(session: nox.Session) -> None:
     """Run each example, the long ones shortened; each asserts its result."""
     session.install(".[examples]")
     programs = sorted(Path("examples").resolve().glob("*.py"))
+    programs = [program for program in programs if program.name not in NEED_FILES]
     with session.chdir(session.create_tmp()):  # for the files they write
         for program in programs:
             given = session.posargs or ["--backend", "numpy"]

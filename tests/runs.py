@@ -213,6 +213,19 @@ OTHERS: dict[str, Callable[..., gn.Loss]] = {
 PLAIN_LOSSES = REGRESSION | OTHERS
 
 
+class Scaling:
+    """A transform that is another for each batch, and writes to what it is given."""
+
+    keeps_shape = True
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(5)
+
+    def __call__(self, x: Any) -> Any:
+        x *= self.rng.uniform(0.5, 2.0)
+        return x
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run; all of it is made anew each time."""
@@ -240,6 +253,7 @@ class Run:
     shuffle: Any = True
     drop_last: bool = False
     data: str = "resident"
+    scaled: bool = False
     dtype: str = "float64"
     metrics: bool = False
     epochs: int = 2
@@ -317,6 +331,7 @@ class Run:
             keep_integers=self.sequence == "tokens",
             resident=not streamed,
             backend=self.backend,
+            transform=Scaling() if self.scaled else None,
             rng=1,
         )
 
@@ -457,6 +472,7 @@ RUNS = st.builds(
     data=st.sampled_from(
         ["resident", "streamed", "memmap", "uint8", "streamed uint8", "other float"]
     ),
+    scaled=st.booleans(),
     dtype=st.sampled_from(["float64", "float64", "float32"]),
     metrics=st.booleans(),
     sequence=st.sampled_from(["", "", "", "vectors", "tokens"]),

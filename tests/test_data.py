@@ -324,3 +324,12 @@ class TestTransform:
         wanted = f"transform must return an array on {STRICT} with 2 rows, got {came}"
         with pytest.raises(ShapeError, match=wanted):
             next(iter(loader))
+
+    @pytest.mark.parametrize("transform", [lambda x: x[:, :1], lambda x: x.astype("float64")])
+    def test_it_must_keep_its_promise(self, transform: Any) -> None:
+        transform.keeps_shape = True
+        loader = gn.Loader(X, batch_size=2, transform=transform)
+        with pytest.raises(
+            ShapeError, match=r"says keeps_shape, so .* float32 of shape \(2, 2, 3\)"
+        ):
+            next(iter(loader))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 from gpunn.program import cpu, interpreter, products  # noqa: E402
-from tests.runs import WAYS, state  # noqa: E402
+from tests.runs import WAYS, Scaling, state  # noqa: E402
 from tests.steps import Case  # noqa: E402
 
 
@@ -229,6 +229,7 @@ class TestWhatIsServed:
         for loader in (
             gn.Loader(x, y, transform=lambda x: x + 1, **settings),
             gn.Loader(x, y, resident=False, **settings),
+            gn.Loader(x, y, transform=Scaling(), **settings),
             Twice(x, y, **settings),
             gn.Loader(x, y, sample_weight=y + 1.0, dtype=None, **settings),
         ):
@@ -238,7 +239,9 @@ class TestWhatIsServed:
                     trainer.fit(loader, 1, progress=False)
             else:
                 trainer.fit(loader, 1, progress=False)
-        assert calls == [1]  # of the data that are not resident: batches are rows of them
+        # Of the data that are not resident: batches are rows of them; and of those that keep their
+        # shape.
+        assert calls == [1, 1]
 
     def test_without_threadpoolctl(self, monkeypatch: Any, calls: list[int]) -> None:
         monkeypatch.setattr(cpu, "one_thread", lambda: None)

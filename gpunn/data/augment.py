@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import backend_of
@@ -20,8 +20,7 @@ class Augment:
     sideways, each equally probable; what comes into view is 0. With `flip`, every other image on
     average is mirrored from left to right. One key for each batch is drawn on the host, and the
     rest computed from it on the device, so one seed gives the same images on every backend, and
-    nothing waits for a GPU. A loader with a transform runs the readable loop; see "Recorded steps"
-    in the README.
+    nothing waits for a GPU.
 
     Parameters
     ----------
@@ -38,6 +37,9 @@ class Augment:
     >>> x, y = gn.datasets.load_digits()
     >>> loader = gn.Loader(x, y, transform=gn.Augment(shift=1, rng=0), rng=1)
     """
+
+    #: A loader's steps can be recorded: neither shape nor dtype changes.
+    keeps_shape: ClassVar[bool] = True
 
     def __init__(self, shift: int = 0, *, flip: bool = False, rng: RNG = None) -> None:
         self.shift = whole_number("Augment", "shift", shift, 0)

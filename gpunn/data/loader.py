@@ -20,7 +20,8 @@ from gpunn.data.batch import Batch, batch_dtypes, copies, gather, send, take
 from gpunn.data.lending import is_lent
 from gpunn.data.order import draw_order
 from gpunn.data.resident import fits, make_resident
-from gpunn.errors import SettingError, ShapeError
+from gpunn.data.transformed import keeps_shape, transformed, transformed_group
+from gpunn.errors import SettingError
 from gpunn.nn.init import as_generator
 
 __all__ = ["Batch", "Loader"]
@@ -73,7 +74,8 @@ class Loader:
         with `Embedding`. Otherwise they become `dtype`, as the pixels of an image do.
     transform : function, optional
         Applied to the `x` of each batch, on the device, after the conversion. It may write to its
-        argument and return it.
+        argument and return it. Steps are recorded if it has an attribute ``keeps_shape = True``,
+        which says that it changes neither shape nor dtype; see `Augment`.
     resident : bool or "auto", default "auto"
         Whether the data are converted and moved to the device once, and batches are gathered
         there. Otherwise each batch is gathered on the host, sent as stored, and converted on the
@@ -217,17 +219,22 @@ class Loader:
         """The number of samples in an epoch."""
         return min(self.n_samples, len(self) * self.batch_size)
 
+    def plain_row(self) -> Batch:
+        """Return the first sample as a batch of one, without the transform."""
+        return next(self._batches(None, 1, changed=False))
+
     @property
     def is_plain(self) -> bool:
-        """Whether batches are plain rows of the data: no transform, no subclass.
+        """Whether batches are rows of the data in shape and dtype: no subclass changes them.
 
-        An epoch's batches are then the first `n_turns` rows in the order of `draw_order`.
+        An epoch's batches are then the first `n_turns` rows in the order of `draw_order`, which a
+        transform may change that keeps shape and dtype.
         """
-        return type(self) is Loader and self.transform is None
+        return type(self) is Loader and keeps_shape(self.transform)
 
     def rows(self) -> Batch | None:
-        """Return the whole data set if it is on the device and needs no conversion, else None."""
-        if not self.is_plain:
+        """Return the whole data set if it is on the device and needs no change, else None."""
+        if type(self) is not Loader or self.transform is not None:
             return None
         if self.resident:
             return self.stored
@@ -250,7 +257,12 @@ class Loader:
     def groups(self, order: Any, stop: int) -> Generator[Batch, None, None]:
         """Yield the first `stop` rows in an order, several whole batches at a time."""
         for rows in self._groups(min(stop, self.n_samples)):
-            yield self._stream(rows, order)
+            group = self._stream(rows, order)
+            if self.transform is not None:
+                size, place = self.batch_size, self.backend
+                x = transformed_group(self.transform, group.x, size, place)
+                group = group._replace(x=x)
+            yield group
 
     def _groups(self, stop: int) -> list[slice]:
         """Return the rows to fetch together: as many batches as `_BYTES_AT_ONCE` allows."""
@@ -273,7 +285,7 @@ class Loader:
         return send(take(self.stored, rows, order), self.backend, self._dtypes)
 
     def _batches(
-        self, order: Any, stop: int, into: Batch | None = None
+        self, order: Any, stop: int, into: Batch | None = None, *, changed: bool = True
     ) -> Generator[Batch, None, None]:
         """Yield batches of the first `stop` rows in an order; None is the stored order."""
         stop = min(stop, self.n_samples)
@@ -289,7 +301,7 @@ class Loader:
         batches = self._staged(rows, order, into) if staged else self._fetched(rows, order)
         if order is None and not guarded and (self.transform is not None or not is_lent()):
             batches = copies(batches)
-        if self.transform is not None:
+        if self.transform is not None and changed:
             batches = self._transformed(batches)
         return self._on_device(batches) if self.backend.package == "cupy" else batches
 
@@ -351,14 +363,7 @@ class Loader:
                 x = batch.x
                 if self.backend.package == "numpy" and not x.flags.writeable:
                     x = x.copy()
-                result = self.transform(x)
-                if backend_of(result) != self.backend or result.shape[:1] != batch.x.shape[:1]:
-                    raise ShapeError(
-                        f"Loader: transform must return an array on {self.backend} with "
-                        f"{batch.x.shape[0]} rows, got {type(result).__name__} of shape "
-                        f"{getattr(result, 'shape', None)}"
-                    )
-                yield batch._replace(x=result)
+                yield batch._replace(x=transformed(self.transform, x, self.backend))
 
     def __repr__(self) -> str:
         """Return the sizes and the backend."""

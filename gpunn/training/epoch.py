@@ -140,7 +140,7 @@ def feed_of(loader: Loader, n_samples: int) -> Feed | None:
     from gpunn.program.values import Feed  # noqa: PLC0415 (not needed to import gpunn)
 
     stored = loader.rows()
-    sample = loader.first_row() if stored is None else stored
+    sample = loader.plain_row() if stored is None else stored
     return Feed(sample, loader.batch_size, n_samples, stored is not None)
 
 
