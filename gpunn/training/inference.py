@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
 _MIN_RECORDED_WORK, _MIN_RECORDED_ROWS = 1 << 22, 32
-#: Minimum number of batches of a pass that is worth capturing, on a GPU. A few large ones would gain
-#: nothing: launches take less time than they do, and rows that lie in order would be copied.
+#: Minimum number of batches of a pass that is worth capturing, on a GPU. A few large ones take
+#: longer than their launches, and rows that lie in order would be copied.
 _MIN_CAPTURED_BATCHES = 16
 
 
