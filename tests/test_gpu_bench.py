@@ -85,6 +85,24 @@ def test_the_table_says_who_is_faster(throughput: Any) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("who", ["gpunn", "gpunn, loop"])
+def test_products_are_made_as_the_row_says(on_device: Any, who: str) -> None:
+    """A device that computes tf32 as float32 has the same losses, so the note must do there."""
+    losses, notes = {}, {}
+    worker = on_device.Worker(who, on_device.CONTENDERS[who])
+    worker.ask("version")
+    for name in ("wide", "wide, tf32", "wide, bfloat16", "wide"):
+        work = on_device.smaller(on_device.WORKLOADS[name])
+        losses[name] = worker.ask("prepare", work=work._asdict(), steps=3)
+        worker.ask("run")
+        notes[work.products] = worker.ask("note")
+    worker.close()
+    assert losses["wide"] != losses["wide, bfloat16"]
+    for products, note in notes.items():
+        assert f"products in {products}" in note or "GPUNN_GRAPHS" in note
+
+
+@pytest.mark.gpu
 def test_the_figures_are_written(
     on_device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
 _MIN_RECORDED_WORK, _MIN_RECORDED_ROWS = 1 << 22, 32
+#: Minimum number of batches of a pass that is worth capturing, on a GPU. A few large ones take
+#: longer than their launches, and rows that lie in order would be copied.
+_MIN_CAPTURED_BATCHES = 16
 
 
 def predict(model: Layer, loader: Loader, program: Program) -> Array:
@@ -170,10 +173,13 @@ def _recorded_pass(
     """
     if loader.n_samples < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
         return None
-    work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
-    compiled = loader.backend.package == "numpy"  # that takes longer than to capture a step
-    if compiled and not program.is_recorded and work < _MIN_RECORDED_WORK:
-        return None
+    if loader.backend.package != "numpy":
+        if loader.n_samples < _MIN_CAPTURED_BATCHES * loader.batch_size:
+            return None
+    elif not program.is_recorded:
+        work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
+        if work < _MIN_RECORDED_WORK:
+            return None
     feed = feed_of(loader, loader.n_samples)
     steps = program.prepare(model, loss, None, feed, outputs=outputs)
     if steps is None:
