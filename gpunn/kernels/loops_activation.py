@@ -86,9 +86,9 @@ def times_slope_smooth(kind: int, p: Any, grad: Array, saved: Array, result: Arr
         for i in range(grad.size):
             w, v = _halves(saved[i])
             above, rest = w * (w + two * v), two * v * v
-            below = above + rest
-            t = above / below
-            result[i] = grad[i] * (t + saved[i] * (rest / below) * (one + t) * (w / (w + v)))
+            below, both = above + rest, w + v
+            slope = above * below * both + saved[i] * rest * (below + above) * w
+            result[i] = grad[i] * (slope / (below * below * both))
     elif kind == SOFTSIGN:
         for i in range(grad.size):
             share = one / (one + abs(saved[i]))

@@ -7,6 +7,7 @@ its own rounding.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -37,26 +38,45 @@ def row_norm(
     count = x.shape[1] * width
     for r in range(x.shape[0]):
         for g in range(groups):
-            first, last = g * width, (g + 1) * width
-            total = 0.0
+            own = slice(g * width, (g + 1) * width)
+            total, squares = 0.0, of(0)
             if centred:
                 for s in range(x.shape[1]):
-                    for j in range(first, last):
-                        total += np.float64(x[r, s, j])
+                    total += _sum(x[r, s, own])
             mean = of(total / count)
-            squares = of(0)
             for s in range(x.shape[1]):
-                for j in range(first, last):
-                    apart = x[r, s, j] - mean
-                    squares += apart * apart
+                squares += _squares(x[r, s, own], mean)
             scale = of(1.0 / np.sqrt(np.float64(squares) / count + epsilon))
             statistics[r, g, 0], statistics[r, g, 1] = mean, scale
             for s in range(x.shape[1]):
-                for j in range(first, last):
-                    y[r, s, j] = (x[r, s, j] - mean) * scale * gain[j]
-                if bias.size:
-                    for j in range(first, last):
-                        y[r, s, j] += bias[j]
+                _scale_row(x[r, s, own], mean, scale, gain[own], bias[own], y[r, s, own])
+
+
+@compiled
+def _sum(x: Array) -> float:
+    total = 0.0
+    for j in range(x.size):
+        total += np.float64(x[j])
+    return total
+
+
+@compiled
+def _squares(x: Array, mean: Any) -> Any:
+    total = x.dtype.type(0)
+    for j in range(x.size):
+        apart = x[j] - mean
+        total += apart * apart
+    return total
+
+
+@compiled
+def _scale_row(x: Array, mean: Any, scale: Any, gain: Array, bias: Array, y: Array) -> None:
+    if bias.size:
+        for j in range(x.size):
+            y[j] = (x[j] - mean) * scale * gain[j] + bias[j]
+    else:
+        for j in range(x.size):
+            y[j] = (x[j] - mean) * scale * gain[j]
 
 
 @compiled
@@ -75,20 +95,32 @@ def row_norm_backward(
     count = of(x.shape[1] * width)
     for r in range(x.shape[0]):
         for g in range(groups):
-            first, last = g * width, (g + 1) * width
+            own = slice(g * width, (g + 1) * width)
             mean, scale = statistics[r, g, 0], statistics[r, g, 1]
             total, along = of(0), of(0)
             for s in range(x.shape[1]):
-                for j in range(first, last):
-                    h = grad[r, s, j] * gain[j]
-                    total += h
-                    along += h * (x[r, s, j] - mean)
+                sums = _sums(grad[r, s, own], x[r, s, own], mean, gain[own])
+                total += sums[0]
+                along += sums[1]
             less = total / count if centred else of(0)
             share = along * scale * scale / count
             for s in range(x.shape[1]):
-                for j in range(first, last):
-                    h = grad[r, s, j] * gain[j]
-                    result[r, s, j] = scale * (h - less - share * (x[r, s, j] - mean))
+                given, saved, into = grad[r, s, own], x[r, s, own], result[r, s, own]
+                factors = gain[own]
+                for j in range(width):
+                    h = given[j] * factors[j]
+                    into[j] = scale * (h - less - share * (saved[j] - mean))
+
+
+@compiled
+def _sums(grad: Array, x: Array, mean: Any, gain: Array) -> tuple[Any, Any]:
+    """Return the sums of gain grad, and of that times the distance from the mean."""
+    total, along = grad.dtype.type(0), grad.dtype.type(0)
+    for j in range(grad.size):
+        h = grad[j] * gain[j]
+        total += h
+        along += h * (x[j] - mean)
+    return total, along
 
 
 @compiled
@@ -97,13 +129,16 @@ def add_row_norm_sums(grad: Array, x: Array, statistics: Array, groups: int, sum
     width = x.shape[2] // groups
     for r in range(x.shape[0]):
         for g in range(groups):
+            own = slice(g * width, (g + 1) * width)
             mean, scale = statistics[r, g, 0], statistics[r, g, 1]
             for s in range(x.shape[1]):
-                for j in range(g * width, (g + 1) * width):
-                    sums[0, j] += grad[r, s, j] * ((x[r, s, j] - mean) * scale)
+                given, saved, of_gain = grad[r, s, own], x[r, s, own], sums[0, own]
+                for j in range(width):
+                    of_gain[j] += given[j] * ((saved[j] - mean) * scale)
                 if sums.shape[0] > 1:
-                    for j in range(g * width, (g + 1) * width):
-                        sums[1, j] += grad[r, s, j]
+                    of_bias = sums[1, own]
+                    for j in range(width):
+                        of_bias[j] += given[j]
 
 
 @partial(compiled, fastmath={"contract"})  # sums of differences, not differences of sums

@@ -96,12 +96,12 @@ class Mish(Activation):
         return x * (above / (above + 2.0 * v * v))
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad (t + x (1 - t) (1 + t) s)."""
+        """Return grad (t + x (1 - t) (1 + t) s), in which all fractions are one."""
         w, v = _halves(xp, saved)
         above, rest = w * (w + 2.0 * v), 2.0 * v * v
-        below = above + rest
-        t = above / below
-        return grad * (t + saved * (rest / below) * (1.0 + t) * (w / (w + v)))
+        below, both = above + rest, w + v
+        slope = above * below * both + saved * rest * (below + above) * w
+        return grad * (slope / (below * below * both))
 
 
 class Softsign(Activation):

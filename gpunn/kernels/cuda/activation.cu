@@ -88,8 +88,9 @@ __device__ T mish(T x, T) {
 }
 __device__ T mish_gradient(T g, T x, T) {
   Mish m(x);
-  T below = m.above + m.rest, t = m.above / below;
-  return g * (t + x * (m.rest / below) * (T(1) + t) * (m.w / (m.w + m.v)));
+  T below = m.above + m.rest, both = m.w + m.v;
+  T slope = m.above * below * both + x * m.rest * (below + m.above) * m.w;
+  return g * (slope / (below * below * both));
 }
 
 __device__ T softsign(T x, T) { return x / (T(1) + fabs(x)); }
