@@ -215,7 +215,9 @@ def strict() -> Any:
 @pytest.fixture(scope="session")
 def torch() -> Any:
     """Return PyTorch; a test that asks for it is marked so, and the session `oracles` runs it."""
-    return pytest.importorskip("torch")
+    found = pytest.importorskip("torch")
+    found.set_num_threads(1)  # for small arrays, others would only wait for a core
+    return found
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ class CosineDistance(Loss):
     -----
     *Shapes*: prediction (N, P); target (N, P).
 
-    The same as PyTorch's ``CosineEmbeddingLoss`` for pairs that belong together, and as 1 plus
-    Keras's ``CosineSimilarity``, which is the negative cosine.
+    The cosine is that of PyTorch's ``cosine_similarity``; ``CosineEmbeddingLoss``, for pairs that
+    belong together, adds 1e-12 to the squares of the lengths instead. Keras's ``CosineSimilarity``
+    is the negative cosine.
     """
 
     kernel = "cosine_distance"
