@@ -47,6 +47,10 @@ def _lion(rule: Any) -> tuple[list[float], list[int]]:
     return [rule.beta_1, rule.beta_2], [0]
 
 
+def _average(rule: Any) -> tuple[list[float], list[int]]:  # noqa: ARG001 (it has no settings)
+    return [], []
+
+
 #: What reads each rule's settings and the places of its states, by the name of its kernel.
 _RULES: dict[str | None, Callable[[Any], tuple[list[float], list[int]]]] = {
     "sgd": _sgd,
@@ -54,6 +58,7 @@ _RULES: dict[str | None, Callable[[Any], tuple[list[float], list[int]]]] = {
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
     "lion": _lion,
+    "average": _average,
 }
 #: The names of the rules.
 RULES = tuple(name for name in _RULES if name is not None)
