@@ -11,6 +11,7 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.settings import checked
 from gpunn.data.loader import Loader
 from gpunn.errors import (
     DataError,
@@ -75,6 +76,13 @@ class Trainer:
         ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
     rng : None, int or numpy.random.Generator, default None
         The seed of dropout's masks.
+    accumulate : int, default 1
+        How many batches an update takes, at least 1: to train as with batches that many times
+        larger in the memory of one. Gradients are averaged over all their samples, by weight, so
+        that an update is that of the large batch, also where the last batch is smaller; an epoch's
+        last update takes the batches that are left. The learning rate's schedule counts updates.
+        Masks of `Dropout` and statistics of `BatchNorm` are those of each small batch. Steps are
+        not recorded.
 
     Raises
     ------
@@ -82,6 +90,8 @@ class Trainer:
         If the parts do not fit together, such as a model that ends in softmax and a loss that
         applies it again.
     """
+
+    accumulate: int = checked(whole_number)
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class Trainer:
         *,
         metrics: Sequence[str | Metric] = (),
         rng: RNG = None,
+        accumulate: int = 1,
     ) -> None:
         check_parts("Trainer", model, loss, optimizer)
         if loss.reduction == "none":
@@ -107,6 +118,7 @@ class Trainer:
         self.loss = loss
         self.optimizer = optimizer
         self.metrics = as_metrics(metrics, loss)
+        self.accumulate = accumulate
         self._rng = as_generator(rng)
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
@@ -176,7 +188,7 @@ class Trainer:
         part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
         if not self._program.is_recorded:
             release(self._evaluation, self._prediction)  # the steps need memory
-        runner = EpochRunner(loader, self._rng, self._program)
+        runner = EpochRunner(loader, self._rng, self._program, accumulate=self.accumulate)
         bar = progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
