@@ -66,6 +66,7 @@ from gpunn.optim import schedules
 from gpunn.optim.adagrad import Adagrad
 from gpunn.optim.adam import Adam
 from gpunn.optim.adamw import AdamW
+from gpunn.optim.average import WeightAverage
 from gpunn.optim.base import Optimizer
 from gpunn.optim.lion import Lion
 from gpunn.optim.rmsprop import RMSprop
@@ -239,6 +240,7 @@ __all__ = [
     "TopK",
     "Trainer",
     "WarmUp",
+    "WeightAverage",
     "backend_of",
     "check_gradients",
     "datasets",

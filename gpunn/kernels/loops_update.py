@@ -117,7 +117,15 @@ def lion(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
         value[i] = keep * value[i] - rate * np.sign(direction)
 
 
+@compiled
+def average(value: Array, grad: Array, _: Any, common: Any, __: Any) -> None:
+    """Move an average towards the weight that stands in the place of a gradient."""
+    rate = value.dtype.type(common[0])
+    for i in range(value.size):
+        value[i] += rate * (grad[i] - value[i])
+
+
 #: The rules by the names of their kernels.
 UPDATES: dict[str, Callable[..., None]] = {
-    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion)
+    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion, average)
 }

@@ -26,34 +26,45 @@ class Fused(NamedTuple):
     places: tuple[int, ...]
 
 
-def _sgd(rule: Any) -> tuple[list[float], list[int]]:
-    return [rule.momentum, rule.nesterov], [0] if rule.momentum else []
+_NONE: tuple[int, ...] = ()
+_FIRST, _FIRST_TWO = (0,), (0, 1)
 
 
-def _adam(rule: Any) -> tuple[list[float], list[int]]:
-    return [rule.beta_1, rule.beta_2], [0, 1]
+def _sgd(rule: Any) -> Fused:
+    momentum = float(rule.momentum)
+    places = _FIRST if momentum else _NONE
+    return Fused("sgd", (momentum, float(rule.nesterov), 0.0), places)
 
 
-def _rmsprop(rule: Any) -> tuple[list[float], list[int]]:
-    places = [0] + [1] * rule.centered + [2] * bool(rule.momentum)
-    return [rule.beta, rule.momentum, rule.centered], places
+def _adam(rule: Any) -> Fused:
+    return Fused("adam", (float(rule.beta_1), float(rule.beta_2), 0.0), _FIRST_TWO)
 
 
-def _adagrad(rule: Any) -> tuple[list[float], list[int]]:  # noqa: ARG001 (it has no settings)
-    return [], [0]
+def _rmsprop(rule: Any) -> Fused:
+    places = (0,) + (1,) * rule.centered + (2,) * bool(rule.momentum)
+    return Fused("rmsprop", (float(rule.beta), float(rule.momentum), float(rule.centered)), places)
 
 
-def _lion(rule: Any) -> tuple[list[float], list[int]]:
-    return [rule.beta_1, rule.beta_2], [0]
+def _adagrad(rule: Any) -> Fused:  # noqa: ARG001 (it has no settings)
+    return Fused("adagrad", (0.0, 0.0, 0.0), _FIRST)
 
 
-#: What reads each rule's settings and the places of its states, by the name of its kernel.
-_RULES: dict[str | None, Callable[[Any], tuple[list[float], list[int]]]] = {
+def _lion(rule: Any) -> Fused:
+    return Fused("lion", (float(rule.beta_1), float(rule.beta_2), 0.0), _FIRST)
+
+
+def _average(rule: Any) -> Fused:  # noqa: ARG001 (it has no settings)
+    return Fused("average", (0.0, 0.0, 0.0), _NONE)
+
+
+#: What reads each rule, by the name of its kernel.
+_RULES: dict[str | None, Callable[[Any], Fused]] = {
     "sgd": _sgd,
     "adam": _adam,
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
     "lion": _lion,
+    "average": _average,
 }
 #: The names of the rules.
 RULES = tuple(name for name in _RULES if name is not None)
@@ -61,10 +72,5 @@ RULES = tuple(name for name in _RULES if name is not None)
 
 def fused_rule(rule: Any) -> Fused | None:
     """Return a rule as fused kernels see it; None if they do not know it."""
-    name = kernel_of(rule)
-    read = _RULES.get(name)
-    if read is None or name is None:
-        return None
-    settings, places = read(rule)
-    p, q, r = (*map(float, settings), 0.0, 0.0, 0.0)[:3]
-    return Fused(name, (p, q, r), tuple(places))
+    read = _RULES.get(kernel_of(rule))
+    return None if read is None else read(rule)

@@ -25,6 +25,8 @@ class Arena:
     parameters : sequence of Parameter
     states : list of list of array
         For each kind of state, one array per parameter.
+    averages : list of array or None
+        What follows each parameter's value, if anything does.
     separate_decaying : bool
         Whether parameters with weight decay get blocks of their own.
 
@@ -33,6 +35,9 @@ class Arena:
     values, grads : list of array
         One per parameter: its value, and the place for its gradient.
     states : list of list of array
+    averages : list of array or None
+    averaged_blocks : Slots or None
+        Blocks of the averages, with those of the values in place of gradients.
     decays : list of bool
         Whether weight decay applies to each parameter.
     block_decays : list of bool
@@ -43,28 +48,35 @@ class Arena:
         self,
         parameters: Sequence[Parameter],
         states: list[list[Array]],
+        averages: list[Array] | None = None,
         *,
         separate_decaying: bool,
     ) -> None:
         self.decays = [parameter.decay for parameter in parameters]
         self.block_decays: list[bool] = []
-        # Values, gradients and each kind of state: blocks, and the views in them by parameter.
-        blocks: list[list[Array]] = [[] for _ in range(2 + len(states))]
+        # Values, gradients, each kind of state, averages: blocks, and views in them by parameter.
+        own = [*states, *([] if averages is None else [averages])]
+        blocks: list[list[Array]] = [[] for _ in range(2 + len(own))]
         views: list[dict[int, Array]] = [{} for _ in blocks]
         for (_, dtype, decays), members in _alike(parameters, separate_decaying).items():
             values = [parameters[i].value for i in members]
             k = kernels(values[0])
             with scope_of(values[0]):
-                kept = [[k.convert(state[i], dtype) for i in members] for state in states]
-                for arrays, own, view in zip([values, values, *kept], blocks, views, strict=True):
+                kept = [[k.convert(array[i], dtype) for i in members] for array in own]
+                for arrays, made, view in zip([values, values, *kept], blocks, views, strict=True):
                     new_blocks, copies = k.copy_to_blocks(arrays)
-                    own.extend(new_blocks)
+                    made.extend(new_blocks)
                     view.update(zip(members, copies, strict=True))
             self.block_decays += [decays] * (len(blocks[0]) - len(self.block_decays))
         self._value_blocks, self._grad_blocks, *self._state_blocks = blocks
         self.values, self.grads, *self.states = (
             [view[i] for i in range(len(parameters))] for view in views
         )
+        self.averages: list[Array] | None = None
+        self.averaged_blocks: Slots | None = None
+        if averages is not None:
+            self.averages, sums = self.states.pop(), self._state_blocks.pop()
+            self.averaged_blocks = Slots(sums, self._value_blocks, [], [0.0] * len(sums))
         for parameter, value, grad in zip(parameters, self.values, self.grads, strict=True):
             parameter.value = value
             parameter.set_grad_buffer(grad)

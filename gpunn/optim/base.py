@@ -118,6 +118,8 @@ class Optimizer(ParameterHolder):
             slots = self._arena.present_slots(self.parameters, self._weight_decay)
         if slots.values:
             self._update(slots)
+        if self.average is not None:
+            self.average.follow(self.averaged())
         for parameter in self.parameters:
             parameter.grad = None
         if slots.values:
@@ -181,9 +183,14 @@ class Optimizer(ParameterHolder):
             arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
             in_place = all(parameter.grad is grad for parameter, grad in pairs)
             slots = arena.blocks(1.0) if in_place else arena.present_slots(self.parameters, 1.0)
+            averaged = None if self.average is None else self.averaged()
+        else:
+            averaged = Slots(slots.values, slots.grads, [], [0.0] * len(slots.values))
         clips, decoupled = (self.clip_norm, self.clip_value), self.decoupled
         update = Update(slots, 0.0, *clips, decoupled=decoupled, present=present, copies=copies)
         kernels(slots.values[0]).update(self, update)
+        if self.average is not None:
+            self.average.follow(averaged)
 
     def count_updates(self, n: int) -> None:
         """Count n updates."""

@@ -38,6 +38,8 @@ class ParameterHolder:
     part: Any = None
     #: Whether parameters with weight decay have blocks of their own even while it is 0.
     _separates_decaying: bool = False
+    #: What follows the weights, if anything does: a `gpunn.optim.average.WeightAverage`.
+    average: Any = None
     _arena: Arena
     _blocks: Slots
 
@@ -120,20 +122,51 @@ class ParameterHolder:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Clear the gradients, and set the states to what they start at.
+        """Clear the gradients, and set the states to what they start at; an average restarts.
 
         The memory is laid out again, because the gaps between arrays may have become NaN.
         """
         self.clear()
         self._lay_out([[self._initial(x) for x in state] for state in self._states])
+        if self.average is not None:
+            self.average.restart()
 
     def initial_state(self) -> float:
         """Return what all entries of the states start at."""
         return 0.0
 
     def state_bytes(self) -> int:
-        """Return the size of the states, in bytes."""
-        return sum(size_of(x) for state in self._states for x in state)
+        """Return the size of the states, and of an average, in bytes."""
+        return sum(size_of(x) for kind in (*self._states, self.averages()) for x in kind)
+
+    def averages(self) -> list[Array]:
+        """Return the sums of an average, one per parameter; none without it."""
+        return self._arena.averages or []
+
+    def averaged(self, *, in_blocks: bool = True) -> Slots:
+        """Return the sums of an average, with the weights in the places of gradients.
+
+        Without an average there are none.
+        """
+        arena = self._arena
+        if arena.averaged_blocks is None or arena.averages is None:
+            return Slots([], [], [], [])
+        if in_blocks:
+            return arena.averaged_blocks
+        return Slots(arena.averages, arena.values, [], [0.0] * len(arena.values))
+
+    def clear_averages(self) -> None:
+        """Set the sums of an average to 0."""
+        for block in self.averaged().values:
+            with scope_of(block):
+                block[...] = 0.0
+
+    def keep_average(self, average: Any) -> None:
+        """Keep the sums of an average, from 0 on."""
+        self.check_places()
+        sums = [_zeros_like(parameter.value) for parameter in self.parameters]
+        self._lay_out(self._states, averages=sums)
+        self.average = average
 
     def to(self: _Self, backend: str | Backend) -> _Self:
         """Move the parameters and the states; return the optimizer itself.
@@ -153,7 +186,11 @@ class ParameterHolder:
         with all_or_none(self.parameters), memory_for(speaker, target, "free what else is there"):
             for parameter in self.parameters:
                 parameter.move(target)
-            self._lay_out([[target.asarray(x) for x in state] for state in self._states])
+            states, averages = (
+                [[target.asarray(x) for x in kind] for kind in kinds]
+                for kinds in (self._states, [self.averages()])
+            )
+            self._lay_out(states, averages=averages[0] if self.average is not None else None)
         self._places = [target] * len(self.parameters)
         return self
 
@@ -211,14 +248,18 @@ class ParameterHolder:
         weight_decay: float | None = None,
         *,
         separate: bool = False,
+        averages: list[Array] | None = None,
     ) -> None:
-        """Move the parameters, and copies of these states, into a new arena.
+        """Move the parameters, and copies of these states and averages, into a new arena.
 
-        A new weight decay counts from here on. If the memory does not suffice, nothing changes.
+        A new weight decay counts from here on; without `averages`, the present ones go along. If
+        the memory does not suffice, nothing changes.
         """
+        if averages is None and self.average is not None:
+            averages = self.averages()
         decay = self._weight_decay if weight_decay is None else weight_decay
         separate = separate or self._separates_decaying or bool(decay)
-        self._arena = Arena(self.parameters, states, separate_decaying=separate)
+        self._arena = Arena(self.parameters, states, averages, separate_decaying=separate)
         self._weight_decay = decay
         self._blocks = self._arena.blocks(decay)
 
@@ -226,7 +267,8 @@ class ParameterHolder:
         """Return the state for a pickle: without the blocks, since views do not survive it."""
         blocks = ("_arena", "_blocks", "part")
         state = {name: value for name, value in vars(self).items() if name not in blocks}
-        return state | {"_states": [[Portable(x) for x in state] for state in self._states]}
+        kinds = self._states if self.average is None else [*self._states, self.averages()]
+        return state | {"_states": [[Portable(x) for x in kind] for kind in kinds]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state from a pickle, and lay out the memory again."""
@@ -234,12 +276,11 @@ class ParameterHolder:
         self.serial = next_serial()
         self._places = [nearest(str(place)) for place in self._places]
         parameters, states = self.parameters, state["_states"]
-        self._lay_out(
-            [
-                [_beside(p, x.array) for p, x in zip(parameters, kept, strict=True)]
-                for kept in states
-            ]
-        )
+        kinds = [
+            [_beside(p, x.array) for p, x in zip(parameters, kept, strict=True)] for kept in states
+        ]
+        averages = None if self.average is None else kinds.pop()
+        self._lay_out(kinds, averages=averages)
 
 
 def _beside(parameter: Parameter, x: Array) -> Array:
@@ -247,3 +288,8 @@ def _beside(parameter: Parameter, x: Array) -> Array:
     place = backend_of(parameter.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     return place.asarray(x)
+
+
+def _zeros_like(x: Array) -> Array:
+    with scope_of(x):
+        return kernels(x).xp.zeros_like(x)

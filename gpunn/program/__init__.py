@@ -88,7 +88,7 @@ class Program:
             Whether the model's outputs are wanted.
         """
         if feed is None:
-            return self._refuse("the loader makes each batch in a way of its own")
+            return self.refuse("the loader makes each batch in a way of its own")
         parts = (model, loss, optimizer, feed)
         settings = {"penalized": penalized, "outputs": outputs}
         steps = self._steps  # another thread may store other steps at any time
@@ -97,7 +97,7 @@ class Program:
         self._steps = None
         runner = _steps_for(feed.batch.x)
         if isinstance(runner, str):
-            return self._refuse(runner)
+            return self.refuse(runner)
         return self._record(runner, parts, settings)
 
     def _record(self, runner: Any, parts: tuple[Any, ...], settings: dict[str, bool]) -> Any:
@@ -125,20 +125,20 @@ class Program:
             last, self._last_asked = self._last_asked, (asked, marks_of(feed.batch))
             again = last is not None and last[0] == asked
             if not again or (feed.stored and not are_of(last[1], feed.batch)):
-                return self._refuse(why_later)
+                return self.refuse(why_later)
         try:
             steps = runner(*parts, **settings)
         except FailedError as error:
             what = "a pass" if models[2] is None else "training"
             self._take_a_break(asked, f"{what} runs step by step: {error}")
-            return self._refuse(str(error))
+            return self.refuse(str(error))
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
                 looked_into = [part for part in models[:2] if part is not None]
                 self._refused = asked, Fingerprint(looked_into)
             if isinstance(error, UnsteadyError):
                 self._unsteady = asked[:2]
-            return self._refuse(str(error))
+            return self.refuse(str(error))
         self._steps, self.why_not = steps, ""
         self._refused = self._pause = None
         return steps
@@ -160,7 +160,8 @@ class Program:
 
             logging.getLogger("gpunn").warning(message)
 
-    def _refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
+        """Keep no recording, and say why."""
         self._steps, self.why_not = None, reason
 
 

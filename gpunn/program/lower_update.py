@@ -63,6 +63,23 @@ def lower_update(
         low.instructions[i:i] = made
 
 
+def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
+    """Append what moves averages towards weights, which a piece has as value and gradient."""
+    if average is not None and fused_rule(average) is None:
+        raise NotRecordableError(f"the update of {type(average).__name__}")
+    for piece in pieces:
+
+        def words(lane: Lane, piece: Piece = piece) -> dict[str, Any]:
+            m, skipped = _share(low, lane, piece)
+            places = {"a": address_of(piece.value) + skipped, "b": address_of(piece.grad) + skipped}
+            return {"m": m, "p": 1.0 - average.decay} | places
+
+        sharing = in_parts(piece.n_parts)
+        value, weight = (Access(memory_of(x), sharing) for x in (piece.value, piece.grad))
+        i = _after_last_use(low, piece)
+        low.instructions.insert(i, Instruction("average", [value, weight], [value], words))
+
+
 def _after_last_use(low: Lowering, piece: Piece) -> int:
     """Return where the piece may be updated: its lines are in the cache then."""
     own = memory_of(piece.value), memory_of(piece.grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpunn._typing import Array
 from gpunn.optim.base import Optimizer
 from gpunn.program import (  # noqa: F401 (they make themselves known)
     lower_batch_norm,
@@ -15,7 +16,7 @@ from gpunn.program import (  # noqa: F401 (they make themselves known)
 )
 from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering
-from gpunn.program.lower_update import Piece, lower_update
+from gpunn.program.lower_update import Piece, lower_average, lower_update
 from gpunn.program.table import Table
 from gpunn.program.values import NotRecordableError, Recording
 
@@ -79,6 +80,8 @@ class Plan:
             pieces = _pieces(self._optimizer, self.recording, threads)
             lowering.work += _WORK_OF_AN_UPDATE * sum(piece.value.size for piece in pieces)
             lower_update(lowering, self._optimizer, pieces, penalized=self._penalized)
+            averaged = _averaged(self._optimizer, threads)
+            lower_average(lowering, self._optimizer.average, averaged)
         prediction = self.recording.prediction
         assert prediction is not None  # noqa: S101
         n = _copy_place(lowering, prediction)
@@ -116,8 +119,7 @@ def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Pi
                 "optimizer reads it; compute it with `into=parameter.grad_buffer`"
             )
     every = len(recording.grads) == len(slots.values)
-    small = sum(value.size for value in slots.values) <= _MOST_IN_ONE_GO
-    if every and small and threads == 1:
+    if every and _in_one_go(slots.values, threads):
         slots, chosen = optimizer.blocks(), None
     else:
         chosen = sorted(recording.grads)
@@ -128,3 +130,14 @@ def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Pi
         )
     ]
     return found if chosen is None else [found[i] for i in chosen]
+
+
+def _averaged(optimizer: Optimizer, threads: int) -> list[Piece]:
+    """Return what an average follows at once: blocks, or arrays one by one."""
+    slots = optimizer.averaged(in_blocks=_in_one_go(optimizer.averages(), threads))
+    pairs = zip(slots.values, slots.grads, strict=True)
+    return [Piece(average, value, [], decays=False) for average, value in pairs]
+
+
+def _in_one_go(values: list[Array], threads: int) -> bool:
+    return threads == 1 and sum(value.size for value in values) <= _MOST_IN_ONE_GO

@@ -179,4 +179,6 @@ def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
     """Return the settings that a recording has in it."""
     if optimizer is None:
         return ()
-    return fused_rule(optimizer), optimizer.clip_norm, optimizer.clip_value
+    average = optimizer.average
+    followed = average is not None and (average, fused_rule(average), average.decay)
+    return fused_rule(optimizer), optimizer.clip_norm, optimizer.clip_value, followed

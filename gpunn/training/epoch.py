@@ -15,6 +15,7 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program
+from gpunn.training.accumulation import Accumulation
 from gpunn.training.freezing import part_of
 from gpunn.training.readings import Readings
 from gpunn.training.step import learn
@@ -40,11 +41,21 @@ class EpochRunner:
         For dropout.
     program : Program, optional
         The program of earlier epochs; it is reused if it still holds.
+    accumulate : int, default 1
+        How many batches an update takes; more are not recorded.
     """
 
-    def __init__(self, loader: Loader, rng: RNG = None, program: Program | None = None) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        rng: RNG = None,
+        program: Program | None = None,
+        *,
+        accumulate: int = 1,
+    ) -> None:
         self.loader = loader
         self._rng = rng
+        self._accumulate = accumulate
         self.program = Program() if program is None else program
 
     def run(
@@ -77,12 +88,16 @@ class EpochRunner:
             If the device has too little memory for a batch or a step.
         """
         loader, parts = self.loader, (model, loss, optimizer)
-        steps = self.program.prepare(
-            *parts,
-            feed_of(loader, loader.n_turns),
-            penalized=decays is not None and not optimizer.decoupled,
-            outputs=bool(readings.metrics),
-        )
+        steps = None
+        if self._accumulate > 1:
+            self.program.refuse(f"gradients of {self._accumulate} batches are accumulated")
+        else:
+            steps = self.program.prepare(
+                *parts,
+                feed_of(loader, loader.n_turns),
+                penalized=decays is not None and not optimizer.decoupled,
+                outputs=bool(readings.metrics),
+            )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             if steps is None:
                 self._one_by_one(*parts, readings, decays, tell)
@@ -120,6 +135,7 @@ class EpochRunner:
         values = [p.value for p in (*optimizer.parameters, *part.frozen)]
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
         readers = model, loss, *readings.metrics
+        group = Accumulation(self._accumulate) if self._accumulate > 1 else None
         epoch = lend(self.loader.__iter__, *readers)
         with closing(epoch) as batches, threads:  # ends a thread that fetches ahead
             each = None if decays is None else iter(decays())
@@ -128,9 +144,12 @@ class EpochRunner:
                 if each is not None:
                     optimizer.weight_decay = next(each)
                     penalty = optimizer.penalty()
-                cost, prediction = learn(model, loss, optimizer, x, y, weight, self._rng)
+                batch = x, y, weight
+                cost, prediction = learn(model, loss, optimizer, *batch, self._rng, group=group)
                 readings.add(cost, prediction, y, weight, penalty)
                 tell(1)
+            if group is not None:
+                group.finish(optimizer)
 
 
 def feed_of(loader: Loader, n_samples: int) -> Feed | None:

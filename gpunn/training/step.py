@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from gpunn._typing import RNG, Array
@@ -14,6 +15,7 @@ from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
+from gpunn.training.accumulation import Accumulation
 from gpunn.training.arguments import check_parts, report_newcomers
 from gpunn.training.freezing import part_of
 from gpunn.training.places import check_places
@@ -134,11 +136,13 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     rng: RNG,
     *,
     unchecked: bool = False,
+    group: Accumulation | None = None,
 ) -> tuple[Array, Array]:
     """Do what `train_step` does; the device of `x` must be the current one.
 
     Targets, devices, and whether the model has changed, are checked only if `unchecked`. After an
-    error the optimizer's parameters have no gradients.
+    error the optimizer's parameters have no gradients. A batch of a `group` is updated by when the
+    group is complete.
     """
     part = optimizer.part
     if part is None or part.model() is not model:
@@ -159,13 +163,15 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         cost = loss.forward(prediction, y, tape, sample_weight)
         if unchecked:
             loss.check_batch(prediction, y, cost)
+        update = optimizer.step if group is None else partial(group.step, optimizer)
+        share = None if group is None else group.weigh(loss, prediction, y, sample_weight)
         if part.frozen:
             with part.aside():
-                model.backward(loss.backward(tape), tape)
+                model.backward(loss.backward(tape, share), tape)
         else:
-            model.backward(loss.backward(tape), tape)
+            model.backward(loss.backward(tape, share), tape)
         updating = True
-        optimizer.step()
+        update()
         tape.commit()
     except BaseException as error:
         optimizer.clear()

@@ -11,7 +11,7 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import to_numpy
-from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.settings import checked
 from gpunn.data.loader import Loader
 from gpunn.errors import (
     DataError,
@@ -21,15 +21,15 @@ from gpunn.errors import (
 )
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
-from gpunn.nn.layer import Layer, first_parameter
+from gpunn.nn.layer import Layer
 from gpunn.nn.tree import entrance
+from gpunn.optim.average import averaged
 from gpunn.optim.base import Optimizer
 from gpunn.optim.schedules import observe
 from gpunn.program import Program, release
 from gpunn.training.arguments import (
     as_callbacks,
     as_metrics,
-    check_data,
     check_early_stopping,
     check_parts,
     check_unchanged,
@@ -43,6 +43,7 @@ from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
 from gpunn.training.history import History, columns_of
 from gpunn.training.inference import evaluate, predict
+from gpunn.training.loaders import Data, as_loader, loader_of
 from gpunn.training.metrics import Metric
 from gpunn.training.ordering import in_order
 from gpunn.training.readings import Readings
@@ -52,9 +53,6 @@ from gpunn.training.stopping import BestWeights, EarlyStopping, follow
 Callback: TypeAlias = "Callable[[Trainer, History], object]"
 
 _Result = TypeVar("_Result")
-
-#: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
-Data: TypeAlias = "Loader | Sequence[Any]"
 
 
 class Trainer:
@@ -71,11 +69,20 @@ class Trainer:
     optimizer : Optimizer
         Built on ``model.parameters()``, after ``model.to(...)``, or on some of them: the others do
         not change. A layer added later is an error if the optimizer does not hold its parameters.
+        If it has a `WeightAverage`, that is what is validated, evaluated, used for predictions, and
+        kept as the best weights.
     metrics : sequence of str or Metric, optional
         Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
         ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
     rng : None, int or numpy.random.Generator, default None
         The seed of dropout's masks.
+    accumulate : int, default 1
+        How many batches an update takes, at least 1: to train as with batches that many times
+        larger in the memory of one. Gradients are averaged over all their samples, by weight, so
+        that an update is that of the large batch, also where the last batch is smaller; an epoch's
+        last update takes the batches that are left. The learning rate's schedule counts updates.
+        Masks of `Dropout` and statistics of `BatchNorm` are those of each small batch. Steps are
+        not recorded.
 
     Raises
     ------
@@ -83,6 +90,8 @@ class Trainer:
         If the parts do not fit together, such as a model that ends in softmax and a loss that
         applies it again.
     """
+
+    accumulate: int = checked(whole_number)
 
     def __init__(
         self,
@@ -92,6 +101,7 @@ class Trainer:
         *,
         metrics: Sequence[str | Metric] = (),
         rng: RNG = None,
+        accumulate: int = 1,
     ) -> None:
         check_parts("Trainer", model, loss, optimizer)
         if loss.reduction == "none":
@@ -108,6 +118,7 @@ class Trainer:
         self.loss = loss
         self.optimizer = optimizer
         self.metrics = as_metrics(metrics, loss)
+        self.accumulate = accumulate
         self._rng = as_generator(rng)
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
@@ -167,7 +178,7 @@ class Trainer:
         callbacks = as_callbacks(callbacks)
         self.check(loader)
         if validation is not None:
-            validation = self._as_loader(validation, "Trainer.fit, validation")
+            validation = as_loader("Trainer.fit, validation", validation, self.model, self._rng)
             self._check_data(validation)
         penalized = self.optimizer.penalty() is not None
         columns = columns_of(self.metrics, penalized=penalized, validated=validation is not None)
@@ -177,7 +188,7 @@ class Trainer:
         part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
         if not self._program.is_recorded:
             release(self._evaluation, self._prediction)  # the steps need memory
-        runner = EpochRunner(loader, self._rng, self._program)
+        runner = EpochRunner(loader, self._rng, self._program, accumulate=self.accumulate)
         bar = progress_bar(epochs * len(loader), show=progress)
         try:
             while len(history) < epochs and not history.stopped:
@@ -188,7 +199,8 @@ class Trainer:
                 if callbacks:  # they may have moved the model
                     self._check_home(loader)
                 latest = history.to_minimize[-1]
-                best.offer(len(history), latest)
+                with averaged(self.optimizer):
+                    best.offer(len(history), latest)
                 observe(self.optimizer.schedule, latest)
             history.stopped = history.stopped or f"all {epochs} epochs run"
         except KeyboardInterrupt:
@@ -199,6 +211,8 @@ class Trainer:
         wanted = early_stopping is not None and early_stopping.restore_best
         if wanted and (best.epoch or not len(history)):  # if nothing was finite, no epoch was best
             best.restore()
+            if self.optimizer.average is not None:
+                self.optimizer.average.restart()  # the best weights are an average
         return history
 
     def explain(self) -> str:
@@ -243,7 +257,7 @@ class Trainer:
         data : Loader or (x, y) or (x, y, sample_weight)
             A loader is read in order and to its end, whatever its settings.
         """
-        loader = self._as_loader(data, "Trainer.evaluate")
+        loader = as_loader("Trainer.evaluate", data, self.model, self._rng)
         self._check_data(loader)
         return self._evaluate(loader)
 
@@ -261,8 +275,10 @@ class Trainer:
             Samples per pass.
         """
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
-        loader = x if isinstance(x, Loader) else self._loader(x, batch_size=batch_size)
-        return self._with_room_for(lambda: predict(self.model, loader, self._prediction))
+        rng, size = self._rng, batch_size
+        loader = x if isinstance(x, Loader) else loader_of(self.model, rng, x, batch_size=size)
+        with averaged(self.optimizer):
+            return self._with_room_for(lambda: predict(self.model, loader, self._prediction))
 
     @in_order
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
@@ -304,7 +320,8 @@ class Trainer:
             with loader.backend.scope():
                 return readings.read()
 
-        return self._with_room_for(work)
+        with averaged(self.optimizer):
+            return self._with_room_for(work)
 
     def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
         """Do some work, if need be without the memory that captured steps keep."""
@@ -315,31 +332,6 @@ class Trainer:
             if not release(*programs):
                 raise
         return work()
-
-    def _as_loader(self, data: Data, owner: str) -> Loader:
-        if isinstance(data, Loader):
-            return data
-        check_data(owner, data)
-        x, y, *weight = data
-        return self._loader(x, y, sample_weight=weight[0] if weight else None)
-
-    def _loader(self, x: Any, y: Any = None, *, batch_size: int = 1024, **settings: Any) -> Loader:
-        """Return a loader of all data in stored order, with the model's device and dtype."""
-        first = first_parameter(self.model)
-        dtype = "float32" if first is None else dtype_name(first.value)
-        loader = Loader(
-            x,
-            y,
-            batch_size=None,
-            shuffle=False,
-            backend=self.model.backend,
-            dtype=dtype,
-            keep_integers=entrance(self.model).takes_integers,
-            rng=self._rng,  # nothing is drawn, and a generator of its own would take time to make
-            **settings,
-        )
-        loader.batch_size = min(batch_size, loader.n_samples)
-        return loader
 
     def check(self, loader: Loader) -> None:
         """Check that model, loss and data fit, on one sample and all targets and weights."""

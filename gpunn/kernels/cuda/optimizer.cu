@@ -166,6 +166,13 @@ struct lion {  // p and q: the betas
   }
 };
 
+struct average {  // of what stands in the place of the gradient
+  enum { states = 0 };
+  static __device__ void apply(const Numbers& number, T& x, T g, T*) {
+    x += number.rate * (g - x);
+  }
+};
+
 // g is clipped, scaled by the shrinkage, and decayed, or else the value is; then comes the rule. A step
 // that is captured and replayed has numbers that change: `present`, if not null, points to the step
 // size, what multiplies the decays, and epsilon, which count in the place of the arguments.

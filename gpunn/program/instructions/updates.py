@@ -92,6 +92,15 @@ def lion(op: int, ctx: int, one: Any) -> None:
 
 
 @by_name
+def average(op: int, ctx: int, one: Any) -> None:
+    """Move m averages at a towards the numbers at b, by the share p."""
+    w, f = words_of(op), numbers_of(op)
+    value, weight = array_at(w[A], (w[M],), one), array_at(w[B], (w[M],), one)
+    common = f[P], 0.0, 0.0, 1.0, math.inf, 1.0
+    loops_update.average(value, weight, (value, value, value), common, (0.0, 0.0, 0.0))
+
+
+@by_name
 def penalty(op: int, ctx: int, one: Any) -> None:
     """Add half the weight decay times the sum of squares of a to the step's penalty."""
     w, x = words_of(op), context_of(ctx)

@@ -1,0 +1,157 @@
+"""The exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from gpunn._typing import Array, Namespace
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.checks import number
+from gpunn.arrays.memory import copy_of
+from gpunn.arrays.settings import checked
+from gpunn.errors import SettingError
+from gpunn.kernels import kernels
+from gpunn.kernels.declared import Declaration, declare
+from gpunn.kernels.update import Slots, Update
+from gpunn.optim.base import Optimizer
+
+
+class WeightAverage:
+    r"""The exponential moving average of an optimizer's weights, which often generalises better.
+
+    After each step number t, with the sum s, which starts at 0, and the average
+    :math:`\bar\theta`,
+
+    .. math::
+
+        s \leftarrow d s + (1 - d) \theta, \qquad
+        \bar\theta = \frac{s}{1 - d^t}
+        = \frac{\sum_{i=1}^t d^{t-i} \theta_i}{\sum_{i=1}^t d^{t-i}}.
+
+    From now on every step of the optimizer is followed, in `train_step`, in a loop of your own, and
+    in recorded steps. A `Trainer` trains the weights, and validates, evaluates, predicts and keeps
+    the best weights by their average. Elsewhere, say ``with average.applied(): ...``; or
+    ``average.apply()``, once training is over.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Whose weights to average; it keeps the sums beside its states. Its parameters' values may
+        move to other arrays: read ``parameter.value`` again.
+    decay : float, default 0.999
+        d, in [0, 1): about :math:`1 / (1 - d)` updates count. Another one may be assigned after
+        `restart`.
+
+    Notes
+    -----
+    Buffers, such as the statistics of `BatchNorm`, are not averaged: the model's own are used.
+    PyTorch's `AveragedModel` with `get_ema_multi_avg_fn` begins with the weights of the first
+    update, :math:`d^{t-1} \theta_1 + \dots`, which count for long; so do Keras's. Here every weight
+    counts by its age from the start, so that the average is of use after a few updates.
+
+    References
+    ----------
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM Journal on
+    Control and Optimization 30, 1992. Kingma and Ba, "Adam: a method for stochastic optimization",
+    ICLR 2015, section 7.2 (the average with its start made up for).
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> model = gn.Dense(2, 1, rng=0)
+    >>> optimizer = gn.AdamW(model.parameters())
+    >>> average = gn.WeightAverage(optimizer, decay=0.99)
+    >>> average.updates
+    0
+    """
+
+    kernel = "average"
+    _declared: Declaration
+    decay: float = checked(number, "[0, 1)")
+
+    def __init__(self, optimizer: Optimizer, decay: float = 0.999) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise SettingError(
+                f"WeightAverage: expected an optimizer, got {type(optimizer).__name__}; "
+                "say WeightAverage(optimizer), since an average follows its steps"
+            )
+        if optimizer.average is not None:
+            raise SettingError("WeightAverage: the optimizer has one: see optimizer.average")
+        self.decay = decay
+        self._optimizer, self._start = optimizer, optimizer.steps
+        optimizer.keep_average(self)
+
+    @property
+    def updates(self) -> int:
+        """The number t of steps that it has followed."""
+        return self._optimizer.steps - self._start
+
+    def update(
+        self,
+        xp: Namespace,  # noqa: ARG002
+        value: Array,
+        grad: Array,
+        states: list[Array],  # noqa: ARG002
+        step_size: float,
+    ) -> None:
+        """Move a sum, `value`, towards the weight in place of a gradient: s += (1 - d)(theta - s).
+
+        So an average is an update rule, and the kernels of updates serve it.
+        """
+        value += step_size * (grad - value)
+
+    def follow(self, slots: Slots) -> None:
+        """Move sums towards weights, which are in the places of values and gradients."""
+        update = Update(slots, 1.0 - self.decay, None, None)
+        kernels(slots.values[0]).update(self, update)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Return a context in which the weights are their average; they come back at its end.
+
+        Do not train in it. It takes a copy of the weights. Before the first update nothing changes.
+        """
+        values = [parameter.value for parameter in self._optimizer.parameters]
+        kept = [copy_of(value) for value in values] if self.updates else []
+        try:
+            self.apply()
+            yield
+        finally:
+            if kept:
+                _write(values, kept)
+
+    def apply(self) -> None:
+        """Replace the weights, in place, by their average. Before the first update nothing does."""
+        if not self.updates:
+            return
+        scale = 1.0 / (1.0 - self.decay**self.updates)
+        optimizer = self._optimizer
+        values = [parameter.value for parameter in optimizer.parameters]
+        _write(values, optimizer.averages(), scale)
+
+    def restart(self) -> None:
+        """Forget all updates so far."""
+        self._optimizer.clear_averages()
+        self._start = self._optimizer.steps
+
+    def __repr__(self) -> str:
+        """Return the decay."""
+        return f"WeightAverage({type(self._optimizer).__name__}(...), decay={self.decay!r})"
+
+
+WeightAverage._declared = declare(WeightAverage, ("update",))
+
+
+def averaged(optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Return a context in which the weights are their average, if the optimizer has one."""
+    average: WeightAverage | None = optimizer.average
+    return nullcontext() if average is None else average.applied()
+
+
+def _write(values: list[Array], others: list[Array], scale: Any = None) -> None:
+    """Write arrays, times a scale, over values."""
+    for value, other in zip(values, others, strict=True):
+        with scope_of(value):
+            value[...] = other if scale is None else scale * other

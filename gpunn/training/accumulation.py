@@ -1,0 +1,73 @@
+"""The gradients of several batches as that of one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import scope_of
+from gpunn.kernels import kernels
+from gpunn.losses.base import Loss
+from gpunn.optim.base import Optimizer
+
+
+class Accumulation:
+    r"""Adds up the gradients of several batches before each update, as if they were one.
+
+    Batch b has the cost :math:`J_b`, a mean that divides by the sum of weights :math:`W_b`: the
+    number of samples, unless there are weights. All samples together have the cost
+
+    .. math:: J = \frac{\sum_b W_b J_b}{\sum_b W_b},
+
+    so each gradient counts by :math:`W_b`, and their sum is divided by :math:`\sum_b W_b` before
+    the update. Where costs are sums, gradients are just added.
+
+    Parameters
+    ----------
+    batches : int
+        For an update.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._n_added = 0
+        self._total: Any = None
+
+    def weigh(self, loss: Loss, prediction: Array, y: Array, sample_weight: Array | None) -> Any:
+        """Return what a batch's gradient counts for: a number, or 0-d on the device; None for 1."""
+        self._n_added += 1
+        if loss.reduction == "sum":
+            return None
+        weight = loss.total_weight(prediction, y, sample_weight)
+        if weight is None:
+            weight = float(prediction.shape[0])
+        else:
+            weight = kernels(prediction).convert(weight, prediction.dtype)
+        self._total = weight if self._total is None else self._total + weight
+        return weight
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Update if all batches for an update are there."""
+        if self._n_added == self._batches:
+            self.finish(optimizer)
+
+    def finish(self, optimizer: Optimizer) -> None:
+        """Update by the batches so far, if there are any, and begin anew."""
+        if not self._n_added:
+            return
+        total, self._n_added, self._total = self._total, 0, None
+        if total is not None:
+            _divide(optimizer, total)
+        optimizer.step()
+
+
+def _divide(optimizer: Optimizer, total: Any) -> None:
+    """Divide gradients in place; by 1 if the total is 0: all weights were, and so are they."""
+    with scope_of(optimizer.parameters[0].value):
+        if isinstance(total, float):
+            total = total or 1.0
+        else:
+            total = total + kernels(total).xp.astype(total == 0, total.dtype)
+        for parameter in optimizer.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= total
