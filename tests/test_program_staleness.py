@@ -13,6 +13,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
+from gpunn.kernels import kernels
 from tests import steps
 from tests.runs import WAYS, Block, Run, assert_alike, assert_same_bits, state
 
@@ -253,6 +254,40 @@ def test_a_change_between_fits(name: str, backend: str) -> None:
         with way():
             trainer.fit(loader, 2, progress=False)
             loader = FITS[name](run, trainer, loader)
+            history = trainer.fit(loader, 2, progress=False)
+        assert (trainer.why_not_recorded == "") == (way is WAYS[0])
+        results.append((trainer, history, loader))
+    assert_equal(run, *results)
+
+
+class Thinning(gn.Layer):
+    """Dropout whose setting is the class's."""
+
+    records = True
+    has_parameters = False
+    share = 0.5
+
+    def forward(self, x: Any, tape: Any = None) -> Any:
+        if tape is None:
+            return x
+        y, mask = kernels(x).dropout(x, tape.draw_key(), self.share)
+        tape.push(self, mask)
+        return y
+
+    def backward(self, grad: Any, tape: Any) -> Any:
+        return kernels(grad).multiply(grad, *tape.pop(self))
+
+
+@on_each_runner
+def test_a_change_of_what_a_class_holds(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    run = replace(RUN, backend=backend)
+    for way in WAYS:
+        trainer, loader = run.trainer(), run.loader()
+        trainer.model.layers[1] = Thinning()
+        with way(), monkeypatch.context() as patch:
+            trainer.fit(loader, 2, progress=False)
+            patch.setattr(Thinning, "share", 0.9)
             history = trainer.fit(loader, 2, progress=False)
         assert (trainer.why_not_recorded == "") == (way is WAYS[0])
         results.append((trainer, history, loader))

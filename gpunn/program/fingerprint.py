@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.arrays.backend import Backend
-from gpunn.kernels.declared import has_its_functions, may_record
+from gpunn.kernels.declared import may_record
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Held
@@ -25,8 +25,8 @@ _CONSTANTS = (
 class Fingerprint:
     """All that the parts of a model are made of, compared by identity.
 
-    A setting, a layer, an array or a method that was replaced is noticed; what an array holds may
-    change.
+    A setting, a layer, an array or a method that was replaced is noticed, on an object or on its
+    class; what an array holds may change.
 
     Parameters
     ----------
@@ -42,8 +42,12 @@ class Fingerprint:
         self._contents: dict[int, tuple[_Reader, Any, list[Any]]] = {}
         for part in parts:
             self._look_into(part)
-        declared = [getattr(piece, "_declared", None) for piece in self._pieces if _is_part(piece)]
-        self._declared = list({id(one): one for one in declared if one is not None}.values())
+        classes = dict.fromkeys(type(piece) for piece in self._pieces if _is_part(piece))
+        #: Bases that several have in common are looked at once.
+        self._orders = [(kind, kind.__mro__) for kind in classes]
+        bases = dict.fromkeys(base for _, order in self._orders for base in order[:-1])
+        bodies = [vars(base) for base in bases]
+        self._bodies = [(body, tuple(body), tuple(body.values())) for body in bodies]
 
     def _look_into(self, piece: Any) -> None:
         """Keep a piece and what it is made of."""
@@ -75,7 +79,13 @@ class Fingerprint:
             now = read(piece)
             if len(now) != len(content) or not all(map(operator.is_, now, content)):
                 return False
-        return all(map(has_its_functions, self._declared))
+        for kind, order in self._orders:
+            if kind.__mro__ is not order:
+                return False
+        for body, names, values in self._bodies:
+            if tuple(body) != names or not all(map(operator.is_, body.values(), values)):
+                return False
+        return True
 
 
 def _is_part(piece: Any) -> bool:

@@ -73,7 +73,8 @@ class RecordedSteps:
         if self._dtype not in ("float32", "float64"):
             raise NotRecordableError(f"the features are {self._dtype}, not float32 or float64")
         parts = [part for part in (model, loss) if part is not None]
-        reason = Fingerprint(parts).why_not()
+        fingerprint = Fingerprint(parts)
+        reason = fingerprint.why_not()
         if reason is None and optimizer is not None:
             reason = _why_no_update(optimizer)
         if reason is not None:
@@ -84,12 +85,14 @@ class RecordedSteps:
         if optimizer is not None and slots is None:
             raise NotNowError("a parameter has a gradient already, or another array")
         for _ in range(2):  # the first may fill caches, such as that of class weights as an array
-            self._fingerprint = Fingerprint(parts)
+            if not fingerprint.holds():
+                fingerprint = Fingerprint(parts)
             self.prepare()
-            if self._fingerprint.holds():
+            if fingerprint.holds():
                 break
         else:
             raise UnsteadyError("an attribute of a layer or loss changes as it runs")
+        self._fingerprint = fingerprint
         self._rule = _rule(optimizer)
         self._values = None if slots is None else slots.values
 
