@@ -90,6 +90,10 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
                     _write_product(*factors, weight, out)
         return weight
 
+    def convolution_workspace(self, window: Window, channels: int, n: int, itemsize: int) -> int:
+        """Return the bytes of the unrolled pixels."""
+        return unrolled_bytes(window, channels, n, itemsize)
+
     @on_device_of_first
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
         """Return the largest entries and their numbers, in one launch."""

@@ -8,7 +8,7 @@ from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import flag, float_dtype, whole_number
-from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.facts import dtype_name, size_of
 from gpunn.errors import DTypeError, SettingError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.window import Window, WindowSettings
@@ -114,6 +114,13 @@ class Convolution(Layer):
         dz, grad_bias = k.bias_activation_backward(grad, saved, self.activation, into=into)
         self.bias.add_grad(grad_bias)
         return dz
+
+    def workspace_bytes(self, saved: tuple[Any, ...], batch_size: int) -> int:
+        """Return the bytes that kernels need while they run."""
+        x, weight = saved[0], self.weight.value
+        window, channels = self._window(x), weight.shape[2] * self.groups
+        itemsize = size_of(weight) // weight.size
+        return kernels(x).convolution_workspace(window, channels, batch_size, itemsize)
 
     def _arranged(self, drawn: Any) -> Any:
         """Return initial weights, drawn in the shape (inputs, outputs), as they are kept."""

@@ -292,6 +292,13 @@ class Layer(Node):
 
         return account(self, batch_size, input_shape, optimizer)
 
+    def workspace_bytes(self, saved: tuple[Any, ...], batch_size: int) -> int:  # noqa: ARG002
+        """Return the bytes that kernels need while they run, for so many samples.
+
+        `saved` is what a forward pass over a few samples has put on the tape.
+        """
+        return 0
+
     def __repr__(self) -> str:
         """Return the expression that makes this layer."""
         return f"{type(self).__name__}()"

@@ -40,6 +40,9 @@ class MemoryReport:
     passing : int
         Bytes of the gradients between layers, at the widest layer of the backward pass: that of its
         output, of what its activation was given, and of its input.
+    workspace : int
+        Bytes that the kernels of one layer need while they run, at the layer that needs most: on a
+        GPU, convolutions unroll images, as many at a time as fit into 64 MiB.
     """
 
     batch_size: int
@@ -49,12 +52,13 @@ class MemoryReport:
     buffers: int
     tape: dict[str, int] = field(default_factory=dict)
     passing: int = 0
+    workspace: int = 0
 
     @property
     def total(self) -> int:
         """The total in bytes."""
         fixed = self.parameters + self.gradients + self.optimizer + self.buffers
-        return fixed + self.batch_bytes
+        return fixed + self.batch_bytes + self.workspace
 
     @property
     def batch_bytes(self) -> int:
@@ -70,6 +74,7 @@ class MemoryReport:
             ("buffers", self.buffers),
             *((f"tape: {name}", size) for name, size in self.tape.items()),
             ("gradients between layers", self.passing),
+            *([("workspace", self.workspace)] if self.workspace else []),
             (f"total for a batch of {self.batch_size}", self.total),
         ]
         width = max(len(name) for name, _ in rows)
@@ -87,7 +92,8 @@ def account(
     if optimizer is not None and not _has_state(optimizer):
         raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
     shape = _sample_shape(model, input_shape)
-    two, three = (_tape_bytes(model, shape, n) for n in (2, 3))  # BatchNorm refuses one sample
+    passes = [_trial_pass(model, shape, n) for n in (2, 3)]  # BatchNorm refuses one sample
+    two, three = (_tape_bytes(*each) for each in passes)
     # A layer saves a + b n bytes for n samples; two small passes give a and b.
     tape = {name: two[name] + (three[name] - two[name]) * (batch_size - 2) for name in two}
     parameters = sum(size_of(p.value) for p in model.parameters())
@@ -99,6 +105,14 @@ def account(
         buffers=sum(size_of(b.value) for b in model.buffers()),
         tape=tape,
         passing=3 * max(tape.values(), default=0),
+        workspace=max(
+            (
+                owner.workspace_bytes(saved, batch_size)
+                for owner, saved in passes[0][1].entries()
+                if hasattr(owner, "workspace_bytes")
+            ),
+            default=0,
+        ),
     )
 
 
@@ -154,6 +168,7 @@ def _largest_batch(free: int, model: Any, batch: Sequence[Array | None]) -> int:
     assert x is not None  # noqa: S101
     shape = tuple(x.shape[1:])
     one, two = (account(model, n, shape).batch_bytes for n in (1, 2))
+    free -= account(model, max(1, x.shape[0]), shape).workspace
     # The loss also takes each sample's targets and weights, as given and converted. Its gradient is
     # among those that pass between layers.
     given = sum(size_of(part) for part in batch[1:] if part is not None) / max(1, x.shape[0])
@@ -171,15 +186,20 @@ def _has_state(optimizer: Any) -> bool:
     return hasattr(optimizer, "state_bytes") and not isinstance(optimizer, type)
 
 
-def _tape_bytes(model: Any, shape: Shape, n: int) -> dict[str, int]:
-    """Return the bytes that each layer saves on the tape for n samples.
+def _trial_pass(model: Any, shape: Shape, n: int) -> tuple[Array, Tape]:
+    """Return n samples and the tape of a pass over them.
 
-    The pass runs on a copy of the layers, or on the model itself if it has none.
+    It runs on a copy of the layers, or on the model itself if it has none.
     """
     tape, x = Tape(rng=0), trial_batch(model, shape, n)
     copies = trial_copies(model)
     with scope_of(x):
         (model if copies is None else copies[id(model)]).forward(x, tape)
+    return x, tape
+
+
+def _tape_bytes(x: Array, tape: Tape) -> dict[str, int]:
+    """Return the bytes of x, and of what each layer saved on the tape."""
     sizes = {"input": size_of(x)}
     for i, (owner, size) in enumerate(zip(tape.owners(), entry_sizes(tape, x), strict=True)):
         sizes[f"{i} {owner!r}"] = size

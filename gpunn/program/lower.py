@@ -15,6 +15,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels.declared import kernel_of
 from gpunn.program.phases import ALL, OWN, ROWS, Access, Memory, in_parts
+from gpunn.program.rewrite import slopes_before_pools
 from gpunn.program.values import NotRecordableError, Operation, Recording, Value
 
 
@@ -165,7 +166,7 @@ class Lowering:
             self.sharing[y] = OWN if labels else ROWS
             if y.dtype.kind == "f":
                 self.y_dtype = y.dtype
-        for operation in recording.operations:
+        for operation in slopes_before_pools(recording.operations):
             self._lower(operation)
 
     def root(self, value: Value) -> Value:

@@ -1,0 +1,71 @@
+"""Operations in a better order for the CPU, with the same results to rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gpunn.program.values import Operation, Value
+
+#: Kernels of slopes that are computed entry by entry.
+_SLOPES = ("activation_backward", "bias_activation_backward")
+#: Formulas that see a whole row.
+_BY_ROW = ("softmax", "log_softmax")
+
+
+def slopes_before_pools(operations: Sequence[Operation]) -> list[Operation]:
+    """Return the operations, with slopes of activations in front of a max pool at its output.
+
+    For y = max h and h = f(z), dJ/dz is dJ/dy f'(h) at the largest entry of each window, where h is
+    y. So f' is computed from y, before the gradient is spread over the windows: y has fewer
+    entries, h is not needed any more, and the bias's gradient is a shorter sum.
+    """
+    pools = {each.outputs[1]: each for each in operations if each.kernel == "max_pool"}
+    found: list[Operation] = []
+    for operation in operations:
+        spread = found[-1] if found else None
+        if spread is not None and _is_slope_of(operation, spread, pools, operations):
+            found[-1:] = _exchanged(spread, operation, pools[spread.inputs[1]])
+        else:
+            found.append(operation)
+    return found
+
+
+def _is_slope_of(
+    slope: Operation, spread: Operation, pools: dict[Any, Operation], every: Sequence[Operation]
+) -> bool:
+    """Return whether these are the gradient of a max pool and the slope of what is before it."""
+    if spread.kernel != "max_pool_backward" or slope.kernel not in _SLOPES:
+        return False
+    grad, saved = slope.inputs
+    pooled = pools[spread.inputs[1]].inputs[0]
+    formula = slope.formula
+    if not formula.saves_output or formula.kernel in _BY_ROW:
+        return False
+    spread_to = spread.outputs[0].storage
+    uses = sum(
+        isinstance(value, Value) and value.storage is spread_to
+        for each in every
+        for value in each.inputs
+    )
+    return grad.storage is spread_to and saved.storage is pooled.storage and uses == 1
+
+
+def _exchanged(spread: Operation, slope: Operation, pool: Operation) -> list[Operation]:
+    """Return the slope at the output of the pool, and then its gradient."""
+    (grad, where), (dz, *sums) = spread.inputs, slope.outputs
+    shape = grad.shape
+    rows = math.prod(shape[:-1]), shape[-1]
+
+    def in_rows(value: Value) -> Value:
+        return Value(rows, value.dtype, by_sample=True, storage=value)
+
+    small = Value(rows, dz.dtype, by_sample=True)
+    images = Value(shape, dz.dtype, by_sample=True, storage=small)
+    result = Value(spread.outputs[0].shape, dz.dtype, by_sample=True, storage=dz)
+    return [
+        replace(slope, inputs=(in_rows(grad), in_rows(pool.outputs[0])), outputs=(small, *sums)),
+        replace(spread, inputs=(images, where), outputs=(result,)),
+    ]
