@@ -59,6 +59,7 @@ from gpunn.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from gpunn.nn.prelu import PReLU
 from gpunn.nn.shape import Flatten, Reshape
 from gpunn.nn.tape import Tape
 from gpunn.nn.transposed import ConvTranspose2d
@@ -211,6 +212,7 @@ __all__ = [
     "Mish",
     "MultiHeadAttention",
     "Optimizer",
+    "PReLU",
     "Parallel",
     "Parameter",
     "Perplexity",

@@ -260,6 +260,8 @@ def _norm(make: Callable[[str], gn.Layer], *sample: int) -> LayerCase:
 
 
 NORMS = [
+    _norm(lambda dtype: gn.PReLU(dtype=dtype), 2, 4),
+    _norm(lambda dtype: gn.PReLU(4, -0.5, dtype=dtype), 4),
     _norm(lambda dtype: gn.LayerNorm(4, dtype=dtype), 4),
     _norm(lambda dtype: gn.LayerNorm(5, 0.1, dtype=dtype), 2, 3, 5),
     _norm(lambda dtype: gn.LayerNorm(1, dtype=dtype), 1),

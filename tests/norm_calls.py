@@ -62,6 +62,15 @@ class PlainNorms:
         for kept, batch in zip(running, (statistics[0], statistics[2]), strict=True):
             kept[...] = (1 - momentum) * kept + momentum * batch
 
+    def prelu(self, x: Any, slope: Any) -> Any:
+        return np.where(x > 0, x, slope * x)
+
+    def prelu_backward(self, grad: Any, x: Any, slope: Any, into: Any, through: bool) -> Any:
+        grad_x = np.where(x > 0, grad, slope * grad) if through else None
+        each = np.where(x > 0, 0.0, grad * x).reshape(-1, x.shape[-1])
+        total = each.sum(axis=0) if len(slope) > 1 or x.shape[-1] == 1 else [each.sum()]
+        return grad_x, [np.asarray(total)] * len(into)
+
     @staticmethod
     def _sums(grad: Any, x_hat: Any, into: Any) -> Any:
         channels = grad.shape[-1]
@@ -100,6 +109,12 @@ def norm_calls(x: Any, n: int, p: int) -> dict[str, list[tuple[Any, ...]]]:
             for into in ([None, None], [None], [])
             for fixed, through in ((False, True), (True, True), (False, False))
             if n
+        ],
+        "prelu": [(x(n, 3, p), x(slopes)) for slopes in (1, p)],
+        "prelu_backward": [
+            (x(n, 2, p) ** 2, x(n, 2, p), x(slopes), into, {"through": through})
+            for slopes in (1, p)
+            for into, through in (([None], True), ([], True), ([None], False))
         ],
         "track": [([x(p), x(p) ** 2], statistics[0][1], 0.25)],
     }

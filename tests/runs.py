@@ -96,6 +96,7 @@ class Block:
             "flatten": gn.Flatten,
             "reshape": lambda: gn.Sequential(gn.Reshape((1, inputs)), gn.Flatten()),
             "layer_norm": lambda: gn.LayerNorm(inputs, dtype=dtype),
+            "prelu": lambda: gn.PReLU(inputs if self.bias else 1, dtype=dtype),
             "rms_norm": lambda: gn.RMSNorm(inputs, dtype=dtype),
             # A large epsilon: of two samples that are nearly alike, the rest is noise.
             "batch_norm": lambda: gn.BatchNorm(inputs, 0.3, 0.1, dtype=dtype),
@@ -174,7 +175,7 @@ IMAGES = st.builds(
     bias=st.booleans(),
 )
 
-NORMS = ["layer_norm", "rms_norm", "group_norm", "batch_norm"]
+NORMS = ["layer_norm", "rms_norm", "group_norm", "batch_norm", "prelu"]
 KINDS = ["dense", "dense", "activation", "dropout", "flatten", "reshape", "twice", *NORMS]
 PLAIN = st.builds(
     Block,

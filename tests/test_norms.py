@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
+from bench.gpu_costs import costs, operations, read
 from tests.conftest import Place
 from tests.runs import one_by_one
 
@@ -206,3 +209,52 @@ class TestTraining:
         trainer.fit(gn.Loader(x, x[:, 0, :1], batch_size=16, rng=0), 2, progress=False)
         assert trainer.why_not_recorded == ""
         assert norms[0].running_mean.value.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.emulated
+class TestLaunches:
+    """What each pass of a norm asks of a GPU: these launches, and no waiting."""
+
+    @pytest.mark.parametrize(
+        ("make", "forward", "backward", "commit"),
+        [
+            (gn.LayerNorm, ["row_norm"], ["row_norm_backward", "norm_sums", "norm_totals"], []),
+            (gn.RMSNorm, ["row_norm"], ["row_norm_backward", "norm_sums", "norm_totals"], []),
+            (
+                lambda channels: gn.GroupNorm(4, channels),
+                ["row_norm"],
+                ["row_norm_backward", "norm_sums", "norm_totals"],
+                [],
+            ),
+            (
+                gn.BatchNorm,
+                ["batch_norm_parts", "batch_norm"],
+                ["norm_sums", "batch_norm_backward"],
+                ["track"],
+            ),
+            (gn.PReLU, ["prelu"], ["prelu_backward", "norm_totals"], []),
+        ],
+        ids=["layer", "rms", "group", "batch", "prelu"],
+    )
+    def test_a_pass(self, make: Any, forward: Any, backward: Any, commit: Any) -> None:
+        place = Place(gn.get_backend("cupy"))
+        x = place.array(np.random.default_rng(0).standard_normal((64, 5, 32)), "float32")
+        layer, tape = make(32).to(place.backend), gn.Tape()
+        readings = []
+        for _ in range(2):  # at first, kernels are loaded
+            readings = [read()]
+            y = layer(x, tape)
+            readings.append(read())
+            layer.backward(y, tape)
+            readings.append(read())
+            tape.commit()
+            readings.append(read())
+            for parameter in layer.parameters():
+                parameter.grad = None
+        for (before, after), wanted in zip(
+            pairwise(readings), (forward, backward, commit), strict=True
+        ):
+            assert operations(before, after, "kernels") == Counter(wanted)
+            counted = costs(before, after)
+            assert (counted.syncs, counted.copies, counted.memsets) == (0, 0, 0)

@@ -55,6 +55,8 @@ BLOCKS = {
     "fold": 4,
     "max_pool": 3,
     "max_pool_backward": 4,
+    "prelu": 4,
+    "prelu_backward": 4,
     "round_factors": 6,
     "row_norm": 4,
     "row_norm_backward": 4,

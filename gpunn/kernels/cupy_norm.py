@@ -12,6 +12,7 @@ from gpunn.kernels.cuda.grids import PACK, Launch, over_entries, over_parts, ove
 from gpunn.kernels.cupy_device import on_device_of_first, served
 from gpunn.kernels.cupy_launch import cuda_kernel
 from gpunn.kernels.norm import NormKernels, RowNorm
+from gpunn.kernels.prelu import PReLUKernels
 
 #: Rows for each thread, and blocks at most, where sums are taken over all rows. What the blocks
 #: write is added up by one thread for each channel, or by some.
@@ -20,8 +21,8 @@ _ROWS_OF_A_SUM, _BLOCKS_OF_A_SUM = 8, 256
 _ROWS_OF_A_THREAD, _MOST_BLOCKS = 8, 2048
 
 
-class CupyNorms(NormKernels):
-    """The kernels of normalisation with a CUDA source; other arguments go to the reference."""
+class CupyNorms(NormKernels, PReLUKernels):
+    """Those kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     @on_device_of_first
     def row_norm(
@@ -128,6 +129,38 @@ class CupyNorms(NormKernels):
             pointers = _pointers(*running, statistics)
             launch = over_entries(PACK * channels)
             _launch("track", statistics.dtype, launch, *pointers, channels, momentum)
+
+    @on_device_of_first
+    def prelu(self, x: Array, slope: Array) -> Array:
+        """Return h, in one launch."""
+        if not _served((x,), slope):
+            return super().prelu(x, slope)
+        x, n, channels, _, rows = _by_columns(x)
+        h = cupy.ndarray(x.shape, x.dtype)
+        step = int(slope.size > 1)
+        _launch("prelu", x.dtype, rows, *_pointers(x, slope, h), n, channels, step)
+        return h
+
+    @on_device_of_first
+    def prelu_backward(
+        self, grad: Array, x: Array, slope: Array, into: Sequence[Array | None], *, through: bool
+    ) -> tuple[Array | None, list[Array]]:
+        """Return dJ/dx in one launch, and the gradient of the slope in one more."""
+        if not _served((grad, x), slope):
+            return super().prelu_backward(grad, x, slope, into, through=through)
+        grad, (x, n, channels, launch, rows) = cupy.ascontiguousarray(grad), _by_columns(x)
+        result = cupy.ndarray(x.shape, x.dtype) if through else None
+        launch = launch if into else rows
+        parts = cupy.ndarray((launch[0][1] if into else 0, channels), x.dtype)
+        pointers = _pointers(grad, x, slope, result, parts if into else None)
+        step = int(slope.size > 1)
+        _launch("prelu_backward", x.dtype, launch, *pointers, n, channels, step)
+        sums = [cupy.ndarray(slope.shape, x.dtype) if place is None else place for place in into]
+        for total in sums:  # a single slope: each number of the parts is a part
+            pointers, each = _pointers(parts, None, total, None), total.size
+            launch = over_tiles(1, each, 1, each)
+            _launch("norm_totals", x.dtype, launch, *pointers, parts.size // each, each)
+        return result, sums
 
 
 def _served(moved: tuple[Array, ...], *others: Array) -> bool:

@@ -21,13 +21,20 @@ from gpunn.kernels.formulas import ActivationFormula, LossFormula, UpdateRule
 from gpunn.kernels.lookup import LookupKernels
 from gpunn.kernels.norm import NormKernels
 from gpunn.kernels.pooling import PoolingKernels
+from gpunn.kernels.prelu import PReLUKernels
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.rules import Fused, fused_rule
 from gpunn.kernels.update import Update
 
 
 class Kernels(
-    AttentionKernels, ColumnKernels, ConvolutionKernels, LookupKernels, NormKernels, PoolingKernels
+    AttentionKernels,
+    ColumnKernels,
+    ConvolutionKernels,
+    LookupKernels,
+    NormKernels,
+    PReLUKernels,
+    PoolingKernels,
 ):
     """The kernels for one library's arrays.
 

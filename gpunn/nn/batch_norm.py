@@ -10,6 +10,7 @@ from gpunn.arrays.checks import number, whole_number
 from gpunn.arrays.settings import checked
 from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
+from gpunn.nn.channels import check_channels
 from gpunn.nn.norm import Norm
 from gpunn.nn.parameter import Buffer
 from gpunn.nn.tape import Tape
@@ -102,7 +103,7 @@ class BatchNorm(Norm):
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return y, by the statistics of the batch if the tape is for training."""
-        self._check(x)
+        check_channels(self, x, self.gain.value, self.features)
         assert self.bias is not None  # noqa: S101 (`Norm` has made it)
         k, gain, bias = kernels(x), self.gain.value, self.bias.value
         n = math.prod(x.shape[:-1])

@@ -6,14 +6,14 @@ import math
 from typing import ClassVar
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
+from gpunn.arrays.backend import Backend, get_backend
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import float_dtype, number, whole_number
-from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.settings import checked
-from gpunn.errors import DTypeError, SettingError, ShapeError
+from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.norm import RowNorm
+from gpunn.nn.channels import check_channels
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tape import Tape
@@ -46,27 +46,6 @@ class Norm(Layer):
         channels: int = self.gain.value.shape[0]
         return channels
 
-    def _check(self, x: Array) -> None:
-        """Check that x has the shape (N, ..., C), the dtype and the place of the parameters."""
-        gain = self.gain.value
-        if type(x) is not type(gain) and backend_of(x) != backend_of(gain):
-            place, home = backend_of(x), backend_of(gain)
-            if place is None or home is None:
-                raise DTypeError(f"{self!r}: expected an array, got {type(x).__name__}")
-            raise device_mismatch(repr(self), home, place)
-        channels = gain.shape[0]
-        if x.ndim < 2 or x.shape[-1] != channels:
-            raise ShapeError(
-                f"{self!r}: expected x of shape (N, ..., {channels}), got {tuple(x.shape)}; "
-                "channels are the last axis"
-            )
-        if x.dtype != gain.dtype:
-            wanted = dtype_name(gain)
-            raise DTypeError(
-                f"{self!r}: its parameters are {wanted} and x is {x.dtype}; convert x with "
-                f'x.astype("{wanted}"), or the model with model.to(dtype=...)'
-            )
-
     def _wanted(self, tape: Tape) -> list[Parameter]:
         """Return the parameters whose gradients are computed: none, the gain, or both."""
         both = [self.gain] if self.bias is None else [self.gain, self.bias]
@@ -87,7 +66,7 @@ class _RowNorm(Norm):
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return y."""
-        self._check(x)
+        check_channels(self, x, self.gain.value, self.in_features)
         bias = None if self.bias is None else self.bias.value
         norm = self._norm(x)
         y, statistics = kernels(x).row_norm(x, self.gain.value, bias, norm)

@@ -12,6 +12,7 @@ from gpunn.program import (  # noqa: F401 (they make themselves known)
     lower_layers,
     lower_losses,
     lower_norm,
+    lower_prelu,
     lower_sequences,
 )
 from gpunn.program.instructions import names

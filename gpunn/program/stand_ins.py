@@ -11,11 +11,14 @@ from gpunn.kernels.formulas import ActivationFormula
 from gpunn.program.recorder import Recorder, Traced, is_batch, value_of
 from gpunn.program.stand_ins_convolution import RecordingConvolutions
 from gpunn.program.stand_ins_norm import RecordingNorms
+from gpunn.program.stand_ins_prelu import RecordingPReLU
 from gpunn.program.stand_ins_sequences import RecordingSequences
 from gpunn.program.values import Key, Value, refuse
 
 
-class RecordingKernels(RecordingConvolutions, RecordingNorms, RecordingSequences, Recorder):
+class RecordingKernels(
+    RecordingConvolutions, RecordingNorms, RecordingPReLU, RecordingSequences, Recorder
+):
     """Kernels that write down what they are asked to do; some are in files of their own."""
 
     # Layers

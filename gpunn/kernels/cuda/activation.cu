@@ -68,8 +68,8 @@ __device__ T selu_gradient(T g, T x, T) {
   return g * (x > T(0) ? T(1.0507009873554805) : T(1.7580993408473766) * exp(x));
 }
 
-__device__ T celu(T x, T a) { return x < T(0) ? a * expm1(x / a) : x; }
-__device__ T celu_gradient(T g, T x, T a) { return g * (x > T(0) ? T(1) : exp(x / a)); }
+__device__ T celu(T x, T a) { return x < T(0) ? a * expm1(x * (T(1) / a)) : x; }
+__device__ T celu_gradient(T g, T x, T a) { return g * (x > T(0) ? T(1) : exp(x * (T(1) / a))); }
 
 // With w = min(e^x, 1) and v = min(e^-x, 1): tanh(log(1 + e^x)) = above / (above + rest).
 struct Mish {
@@ -90,10 +90,11 @@ __device__ T mish_gradient(T g, T x, T) {
   Mish m(x);
   T below = m.above + m.rest, both = m.w + m.v;
   T slope = m.above * below * both + x * m.rest * (below + m.above) * m.w;
-  return g * (slope / (below * below * both));
+  return g * (slope * (T(1) / (below * below * both)));
 }
 
-__device__ T softsign(T x, T) { return x / (T(1) + fabs(x)); }
+// A reciprocal takes fewer registers than a division.
+__device__ T softsign(T x, T) { return x * (T(1) / (T(1) + fabs(x))); }
 __device__ T softsign_gradient(T g, T x, T) {
   T share = T(1) / (T(1) + fabs(x));
   return g * (share * share);

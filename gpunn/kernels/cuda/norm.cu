@@ -1,4 +1,4 @@
-// Normalisation; the formulas are in gpunn/kernels/norm.py.
+// Normalisation, and PReLU; the formulas are in gpunn/kernels/norm.py and prelu.py.
 //
 // Compile with -DREAL=float or double. The order of every sum is fixed, so results are the same each
 // time. `shared` holds a Moments for each thread of a block.
@@ -316,4 +316,32 @@ extern "C" __global__ void track(
   if (i >= channels) return;
   mean[i] += T(share) * (statistics[i] - mean[i]);
   variance[i] += T(share) * (statistics[2 * channels + i] - variance[i]);
+}
+
+// PReLU
+
+// h = x where x is not below 0, else the slope times x; `step` is 1 for a slope of each channel, and
+// 0 for a single one.
+extern "C" __global__ void prelu(
+    const T* x, const T* slope, T* h, long long n, long long channels, long long step) {
+  Column column(n, channels);
+  T a = column.inside() ? slope[column.channel * step] : T(0);
+  column.over([&](long long, long long i) { h[i] = x[i] < T(0) ? a * x[i] : x[i]; });
+}
+
+// dJ/dx, and parts of the gradient of the slopes, a row of `channels` from each range of rows;
+// either may be null.
+extern "C" __global__ void prelu_backward(
+    const T* grad, const T* x, const T* slope, T* grad_x, T* parts, long long n,
+    long long channels, long long step) {
+  Column column(n, channels);
+  T a = column.inside() ? slope[column.channel * step] : T(0), sum = T(0);
+  column.over([&](long long, long long i) {
+    T g = grad[i], given = x[i];
+    sum += g * (given > T(0) ? T(0) : given);
+    if (grad_x) grad_x[i] = g * (given > T(0) ? T(1) : a);
+  });
+  if (!parts) return;
+  sum = add_up_column(sum);
+  if (column.inside() && threadIdx.y == 0) parts[blockIdx.y * channels + column.channel] = sum;
 }

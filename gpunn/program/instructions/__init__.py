@@ -7,6 +7,7 @@ from gpunn.program.instructions import (
     layers,
     losses,
     norms,
+    prelu,
     sequences,
     updates,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "losses",
     "names",
     "norms",
+    "prelu",
     "sequences",
     "updates",
 ]

@@ -1,0 +1,44 @@
+"""The check of inputs of layers with a parameter for each channel, which are the last axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, device_mismatch
+from gpunn.arrays.facts import dtype_name
+from gpunn.errors import DTypeError, ShapeError
+
+
+def check_channels(owner: Any, x: Array, parameter: Array, channels: int | None) -> None:
+    """Check that x has the shape (N, ..., channels), and the dtype and place of a parameter.
+
+    Parameters
+    ----------
+    owner : Layer
+        For the error.
+    x, parameter : array
+    channels : int or None
+        None stands for any number.
+
+    Raises
+    ------
+    ShapeError, DTypeError, DeviceError
+        If it has not.
+    """
+    if type(x) is not type(parameter) and backend_of(x) != backend_of(parameter):
+        place, home = backend_of(x), backend_of(parameter)
+        if place is None or home is None:
+            raise DTypeError(f"{owner!r}: expected an array, got {type(x).__name__}")
+        raise device_mismatch(repr(owner), home, place)
+    if x.ndim < 2 or (channels is not None and x.shape[-1] != channels):
+        raise ShapeError(
+            f"{owner!r}: expected x of shape (N, ..., {'C' if channels is None else channels}), "
+            f"got {tuple(x.shape)}; channels are the last axis"
+        )
+    if x.dtype != parameter.dtype:
+        wanted = dtype_name(parameter)
+        raise DTypeError(
+            f"{owner!r}: its parameters are {wanted} and x is {x.dtype}; convert x with "
+            f'x.astype("{wanted}"), or the model with model.to(dtype=...)'
+        )

@@ -1,0 +1,31 @@
+"""Kernels of PReLU, written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpunn._typing import Array
+from gpunn.program.recorder import Recorder, Traced, is_batch, value_of
+from gpunn.program.values import Value, refuse
+
+
+class RecordingPReLU(Recorder):
+    """Writes down the kernels of PReLU."""
+
+    def prelu(self, x: Any, slope: Array) -> Any:
+        """Record h."""
+        if not is_batch(x):
+            refuse("PReLU of what is no batch")
+        return self._add("prelu", (x, slope), x.shape, x.dtype)
+
+    def prelu_backward(
+        self, grad: Any, x: Any, slope: Array, into: Sequence[Array | None], *, through: bool
+    ) -> tuple[Any, list[Any]]:
+        """Record dJ/dx, if it is wanted, and the gradient of the slope, likewise."""
+        result = Traced(Value(x.shape, x.dtype, by_sample=True), self) if through else None
+        sums = [self._place(place, slope.shape, x.dtype) for place in into]
+        if through or sums:
+            outputs = (value_of(result), *map(value_of, sums))
+            self._append("prelu_backward", (grad, x, slope), outputs)
+        return result, sums
