@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpunn as gn
+from bench import gpu_costs
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 from tests.conftest import Place
+from tests.runs import WAYS, assert_alike
 
 X = np.random.default_rng(0).standard_normal((3, 5, 6))
 
@@ -171,16 +174,19 @@ class TestTokens:
             gn.Position(4, 6, dtype="float64")(X)
 
 
-def transformer(tokens: int, length: int, outputs: int, dtype: str = "float32") -> gn.Sequential:
-    rng = np.random.default_rng(0)
-    given: Any = {"rng": rng, "dtype": dtype}
+def transformer(
+    tokens: int, length: int, outputs: int, dtype: str = "float32", *, flat: bool = True
+) -> gn.Sequential:
+    """Return a small one, with outputs for each sample, or else for each position."""
+    given: Any = {"rng": np.random.default_rng(0), "dtype": dtype}
+    inner = gn.Dense(16, 32, "relu", **given), gn.Dense(32, 16, **given)
+    head = [gn.Flatten(), gn.Dense(16 * length, outputs, **given)]
     return gn.Sequential(
         gn.Embedding(tokens, 16, **given),
         gn.Position(length, 16, **given),
         gn.Residual(gn.MultiHeadAttention(16, 4, causal=True, **given)),
-        gn.Residual(gn.Sequential(gn.Dense(16, 32, "relu", **given), gn.Dense(32, 16, **given))),
-        gn.Flatten(),
-        gn.Dense(16 * length, outputs, **given),
+        gn.Residual(gn.Sequential(gn.LayerNorm(16, dtype=dtype), *inner)),
+        *(head if flat else [gn.Dense(16, outputs, **given)]),
     )
 
 
@@ -228,3 +234,63 @@ class TestTraining:
         x, _ = sorting_data(3)
         trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters()))
         np.testing.assert_array_equal(trainer.predict(x), model(x))
+
+    @pytest.mark.parametrize("length", [1, 6, 70])  # 64 queries are taken at a time
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_recorded_steps_leave_what_the_readable_loop_leaves(
+        self, length: int, threads: int
+    ) -> None:
+        pytest.importorskip("numba", reason="steps are compiled by numba")
+        turns = importlib.import_module("tests.turns")
+        x = np.random.default_rng(0).integers(0, 5, (40, length + 1))
+        found = []
+        with turns.threads_for_all(threads):
+            for way in WAYS:
+                model = transformer(5, length, 5, "float64", flat=False)
+                optimizer = gn.SGD(model.parameters(), 0.1, momentum=0.9)
+                trainer = gn.Trainer(model, gn.SequenceCrossEntropy(), optimizer, rng=3)
+                data = {"dtype": "float64", "keep_integers": True, "rng": 0, "batch_size": 16}
+                loader = gn.Loader(x[:, :-1], x[:, 1:], **data)
+                with way():
+                    found.append((trainer, trainer.fit(loader, 2, progress=False), loader))
+        assert found[0][0].why_not_recorded == ""
+        assert found[1][0].why_not_recorded
+        assert_alike(*found, "float64")
+
+    def test_fewer_positions_than_a_table_has_train_in_the_readable_loop(self) -> None:
+        x, y = sorting_data(50, 3)
+        model = gn.Sequential(
+            gn.Embedding(5, 4, rng=0), gn.Position(6, 4, rng=1), gn.Flatten(), gn.Dense(12, 5)
+        )
+        trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters(), 0.1))
+        trainer.fit(gn.Loader(x, y, keep_integers=True), 1, progress=False)
+        assert "fewer positions than a table has" in trainer.why_not_recorded or (
+            "numba" in trainer.why_not_recorded
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.emulated
+def test_a_step_on_a_device_runs_these_operations_and_no_others() -> None:
+    x, y = sorting_data(96)
+    model = transformer(5, 6, 5).to("cupy")
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters()))
+    settings = {"batch_size": 16, "keep_integers": True, "resident": True, "backend": "cupy"}
+    loader = gpu_costs.Watched(x, y, shuffle=False, **settings)
+    trainer.fit(loader, 2, progress=False)
+    before, after = loader.epochs[1][2:4]
+    ran = gpu_costs.operations(before, after, "kernels")
+    ran += gpu_costs.operations(before, after, "library_calls")
+    wanted = {
+        "embedding": 1,
+        "split_heads": 3,  # queries, keys and values, both ways, and the gradient of the means
+        "merge_heads": 2,
+        "softmax_of_scores": 1,
+        "slope_of_scores": 1,
+        "cublasGemmStridedBatchedEx": 6,  # Q K^T and P V; P^T G, G V^T, dS K and dS^T Q
+        "embedding_backward": 1,
+    }
+    assert {name: ran[name] for name in wanted} == wanted
+    counted = gpu_costs.costs(before, after)
+    assert (counted.syncs, counted.h2d_bytes, counted.d2h_bytes) == (0, 0, 0)
+    assert (counted.memsets, counted.device_allocs) == (0, 0)

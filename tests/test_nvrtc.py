@@ -42,7 +42,7 @@ BLOCKS = {
     "divergence_of_logarithms": 4,
     "dropout": 5,
     "embedding": 5,
-    "embedding_backward": 6,
+    "embedding_backward": 4,
     "finish_step": 6,
     "fixed_norm": 4,
     "gather": 6,

@@ -63,7 +63,7 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
         n, heads, t, _ = weights.shape
         q, k, v = _split(qkv, heads, 3)
         (grad,) = _split(grad, heads, 1)
-        weights = weights.reshape(n * heads, t, t)
+        weights = cupy.ascontiguousarray(weights).reshape(n * heads, t, t)
         result = cupy.ndarray((3, *q.shape), q.dtype)
         batched_product(weights, grad, result[2], x_transposed=True)
         grads = batched_product(grad, v, y_transposed=True)

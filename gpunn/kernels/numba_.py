@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpunn._typing import Array, Namespace
-from gpunn.kernels import loops
+from gpunn.kernels import loops, loops_sequences
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula
 from gpunn.kernels.loops_losses import (
@@ -91,6 +91,19 @@ class NumbaKernels(NumpyKernels):
         result = np.empty_like(grad)
         loops.times_slope_and_sums(slope, grad, saved, result, sums)
         return result, sums
+
+    def embedding_backward(
+        self, indices: Array, grad: Array, table: Array, into: Array | None = None
+    ) -> Array:
+        """Return the gradient of a table, in one pass over the gradients."""
+        sums = np.empty_like(table) if into is None else into
+        served = _readable(grad, grad) and _alike(sums, sums) and sums.dtype == grad.dtype
+        if not (served and indices.dtype == np.int64 and _in_order(indices)):
+            return super().embedding_backward(indices, grad, table, into)
+        loops_sequences.add_by_row(
+            indices.ravel(), grad.reshape(indices.size, grad.shape[-1]), 0, sums
+        )
+        return sums
 
     def dropout(self, x: Array, key: int, rate: float) -> tuple[Array, Array]:
         """Return x times a mask, and the mask, in one pass; see `splitmix64`."""

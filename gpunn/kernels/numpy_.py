@@ -19,6 +19,7 @@ from gpunn.kernels.blocks import copy_to_one_block
 from gpunn.kernels.declared import kernel_of
 from gpunn.kernels.formulas import ActivationFormula, per_row
 from gpunn.kernels.heap import keep_heap
+from gpunn.kernels.numpy_sequences import NumpySequences
 from gpunn.kernels.reference import Kernels
 
 #: The most constant arrays that are cached; more shapes than that empty the cache.
@@ -35,7 +36,7 @@ _ONE = np.ones((), np.int64)
 _ZERO, _MINUS_ONE = np.zeros((), np.float32), np.full((), -1.0, np.float32)
 
 
-class NumpyKernels(Kernels):
+class NumpyKernels(NumpySequences, Kernels):
     """The kernels for which an override pays; the others are the reference's."""
 
     def __init__(self, xp: Namespace) -> None:

@@ -18,6 +18,33 @@ extern "C" __global__ void embedding(
   }
 }
 
+#define AT_ONCE 8  // loads that are under way together; a block has a multiple of so many threads
+
+// Add one column of the rows of `grad` to those of `out`, in order: row k to found[k], which is below
+// 0 where it goes nowhere. A sum stays in a register as long as its row is the same.
+__device__ void add_in_order(const int* found, const T* grad, T* out, long long width) {
+  int row = -1;
+  T sum = T(0);
+  for (unsigned k = 0; k < blockDim.x; k += AT_ONCE) {
+    T given[AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u)
+      given[u] = found[k + u] >= 0 ? grad[(k + u) * width] : T(0);
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; ++u) {
+      int next = found[k + u];
+      if (next < 0) continue;
+      if (next != row) {
+        if (row >= 0) out[row * width] = sum;
+        row = next;
+        sum = out[row * width];
+      }
+      sum += given[u];
+    }
+  }
+  if (row >= 0) out[row * width] = sum;
+}
+
 // Write the sums of the rows of `grad` by index. A block has some rows of the table to itself, and
 // adds to them in the order of the indices, all of which it reads: the result is the same each time,
 // and no two threads write to one place.
@@ -35,9 +62,7 @@ extern "C" __global__ void embedding_backward(
     __syncthreads();
     found[threadIdx.x] = row >= 0 && row < own ? (int)row : -1;
     __syncthreads();
-    for (unsigned k = 0; k < blockDim.x; ++k)
-      if (found[k] >= 0)
-        for (long long j = threadIdx.x; j < width; j += blockDim.x)
-          out[found[k] * width + j] += grad[(start + k) * width + j];
+    for (long long j = threadIdx.x; j < width; j += blockDim.x)
+      add_in_order(found, grad + start * width + j, out + j, width);
   }
 }
