@@ -217,6 +217,70 @@ class TestChecks:
             gn.MeanSquaredError()(np.ones((N, 1)), np.ones(N), sample_weight=weight)
 
 
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("loss", "target", "told"),
+        [
+            (gn.Poisson(), [[1.0, -0.5]], r"Poisson\(\): targets must be in \[0, inf\].*-0\.5"),
+            (gn.Poisson(), [[1.0, np.nan]], "targets must be in"),
+            (gn.Hinge(), [[0.0, -1.0]], r"Hinge\(\): targets must be 0 and 1, or -1 and 1"),
+            (gn.Hinge(), [[0.5, 1.0]], r"got other values, from 0\.5 to 1"),
+            (gn.Hinge(squared=True), np.array([[127, 1]], "int8"), "from 1 to 127"),
+            (gn.KLDivergence(), [[0.5, 0.6]], r"each row of the target must add up to 1.* 1\.1"),
+            (gn.KLDivergence(), [[1.5, -0.5]], r"targets must be in \[0, 1"),
+        ],
+    )
+    def test_for_which_a_loss_is_not_defined(
+        self, place: Place, loss: gn.Loss, target: Any, told: str
+    ) -> None:
+        prediction, target = place.array([[0.1, 0.2]]), place.array(target)
+        with pytest.raises(gn.errors.LabelError, match=told):
+            loss(prediction, target)
+        if str(place) == "numpy":
+            assert loss.suspects(target, loss.forward(prediction, target))
+
+    @pytest.mark.parametrize(
+        ("loss", "target"),
+        [
+            (gn.Poisson(), np.array([[0, 3]], "uint8")),
+            (gn.Hinge(), np.array([[True, False]])),
+            (gn.Hinge(), np.array([[-1, 1]], "int8")),
+            (gn.Hinge(), np.array([[0, 1]], "uint8")),
+            (gn.KLDivergence(), np.array([[0.3, 0.7]], "float32")),
+            (gn.KLDivergence(), np.array([[1, 0]])),
+        ],
+    )
+    def test_for_which_it_is(self, place: Place, loss: gn.Loss, target: Any) -> None:
+        prediction, target = place.array([[0.1, 0.2]]), place.array(target)
+        assert math.isfinite(float(loss(prediction, target)))
+        if str(place) == "numpy":
+            assert not loss.suspects(target, loss.forward(prediction, target))
+
+    def test_logarithms_of_probabilities_come_from_a_model_that_puts_them_out(self) -> None:
+        loss = gn.KLDivergence(from_logits=False)
+        bare = gn.Dense(3, 2)
+        with pytest.raises(gn.errors.SettingError, match="end the model in LogSoftmax"):
+            gn.Trainer(bare, loss, gn.SGD(bare.parameters()))
+        model = gn.Sequential(gn.Dense(3, 2), gn.LogSoftmax())
+        gn.Trainer(model, loss, gn.SGD(model.parameters()))
+        with pytest.raises(gn.errors.SettingError, match=r"KLDivergence\(from_logits=False\)"):
+            gn.Trainer(model, gn.KLDivergence(), gn.SGD(model.parameters()))
+
+    def test_hinge_takes_both_kinds_of_signs(self, place: Place, rng: Any) -> None:
+        z, yes = rng.standard_normal((N, 2)), rng.integers(0, 2, (N, 2))
+        for loss in (gn.Hinge(), gn.Hinge(squared=True)):
+            (a, da), (b, db) = cost(place, loss, z, yes), cost(place, loss, z, 2 * yes - 1)
+            assert a == b
+            assert (da == db).all()
+
+    def test_a_target_that_points_nowhere(self, place: Place) -> None:
+        each, grad = cost(
+            place, gn.CosineDistance(reduction="none"), [[1.0, 2.0], [0.0, 0.0]], np.zeros((2, 2))
+        )
+        assert each.tolist() == [1.0, 1.0]
+        assert not grad.any()
+
+
 class TestLogisticRegression:
     def test_the_gradient(self, place: Place, rng: Any) -> None:
         model, loss = gn.logistic_regression(5, rng=0, dtype="float64", backend=place.backend)

@@ -7,6 +7,7 @@ from gpunn.kernels.declared import kernel_of
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
+from gpunn.losses.divergence import KLDivergence
 from gpunn.nn.containers import Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -31,10 +32,17 @@ def check_head(model: Layer, loss: Loss) -> None:
         raise SettingError(
             f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
             "applies it again; remove the last activation (recommended), or use a loss of "
-            "probabilities, CrossEntropy() or BinaryCrossEntropy(from_logits=False)"
+            "probabilities, CrossEntropy(), BinaryCrossEntropy(from_logits=False) or, of their "
+            "logarithms, KLDivergence(from_logits=False)"
         )
-    of_probabilities = type(loss) in (CrossEntropy, BinaryCrossEntropy) and not loss.from_logits
-    if isinstance(last, Dense) and kernel_of(activation) == "identity" and of_probabilities:
+    if loss.from_logits or not (isinstance(last, Dense) and kernel_of(activation) == "identity"):
+        return
+    if type(loss) is KLDivergence:
+        raise SettingError(
+            f"Trainer: {loss!r} takes logarithms of probabilities, and the model ends without an "
+            "activation; use KLDivergence() (recommended), or end the model in LogSoftmax()"
+        )
+    if type(loss) in (CrossEntropy, BinaryCrossEntropy):
         raise SettingError(
             f"Trainer: {loss!r} takes probabilities, and the model ends without an activation; "
             "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
