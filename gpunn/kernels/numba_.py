@@ -24,6 +24,7 @@ from gpunn.kernels.loops_losses import (
     sequence_cross_entropy,
 )
 from gpunn.kernels.loops_update import UPDATES
+from gpunn.kernels.numba_norm import NumbaNorms
 from gpunn.kernels.numpy_ import NumpyKernels
 from gpunn.kernels.rules import Fused
 from gpunn.kernels.update import Update
@@ -47,7 +48,7 @@ _SLOPES: dict[str | None, int] = {
 }
 
 
-class NumbaKernels(NumpyKernels):
+class NumbaKernels(NumbaNorms, NumpyKernels):
     """The kernels for which compiling pays; the others are NumPy's."""
 
     compiled = True
