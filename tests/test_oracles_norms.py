@@ -98,4 +98,6 @@ def test_values_and_gradients(torch: Any, kind: str, s: dict[str, Any]) -> None:
     if kind == "batch":
         assert_near(layer.running_mean.value, other.running_mean, dtype)
         assert_near(layer.running_variance.value, other.running_var, dtype)
-        assert_near(layer(x), back(other.eval()(turned(x))), dtype)
+        least = layer.running_variance.value.min() + s["epsilon"]
+        blown_up = float(abs(x).max() / np.sqrt(least))
+        assert_near(layer(x), back(other.eval()(turned(x))), dtype, blown_up)

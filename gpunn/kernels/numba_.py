@@ -25,6 +25,7 @@ from gpunn.kernels.loops_losses import (
 )
 from gpunn.kernels.loops_update import UPDATES
 from gpunn.kernels.numba_convolution import NumbaConvolutions
+from gpunn.kernels.numba_norm import NumbaNorms
 from gpunn.kernels.numpy_ import NumpyKernels
 from gpunn.kernels.rules import Fused
 from gpunn.kernels.update import Update
@@ -48,7 +49,7 @@ _SLOPES: dict[str | None, int] = {
 }
 
 
-class NumbaKernels(NumbaConvolutions, NumpyKernels):
+class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     """The kernels for which compiling pays; the others are NumPy's."""
 
     compiled = True
