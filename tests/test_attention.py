@@ -77,6 +77,17 @@ class TestAttention:
         grad = layer.backward(y, tape)
         assert not gn.to_numpy(grad).any()
 
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_without_a_tape_weights_are_computed_for_some_samples_at_a_time(
+        self, monkeypatch: pytest.MonkeyPatch, masked: bool
+    ) -> None:
+        layer, mask = attention(causal=True), np.random.default_rng(1).random((3, 5)) < 0.6
+        given = {"mask": mask} if masked else {}
+        whole = layer(X, **given)
+        monkeypatch.setattr("gpunn.kernels.numpy_sequences._SCORES", 2 * 5 * 5 * 2)
+        np.testing.assert_array_equal(layer(X, **given), whole)
+        np.testing.assert_array_equal(layer(X, gn.Tape(), **given), whole)
+
     def test_masked_gradients_are_the_derivative(self, place: Place) -> None:
         class Masked(gn.Layer):
             def __init__(self, mask: Any) -> None:

@@ -145,3 +145,51 @@ def test_dense_on_sequences(torch: Any, **drawn: Any) -> None:
     pairs += [(ours.weight.grad, weight.grad), (ours.bias.grad, bias.grad)]
     for got, wanted in pairs:
         assert_near(got, wanted, dtype)
+
+
+def test_a_block_follows_pytorch_for_200_steps(torch: Any) -> None:
+    """Train a block with norms before each half of it, by SGD with momentum."""
+    c, inner, t, n = 16, 32, 8, 64
+    rng = np.random.default_rng(0)
+    attention = gn.MultiHeadAttention(c, 2, rng=rng)
+    first, second = gn.Dense(c, inner, "relu", rng=rng), gn.Dense(inner, c, rng=rng)
+    head = gn.Dense(t * c, 3, rng=rng)
+    ours = gn.Sequential(
+        gn.Residual(gn.Sequential(gn.LayerNorm(c), attention)),
+        gn.Residual(gn.Sequential(gn.LayerNorm(c), first, second)),
+        gn.Flatten(),
+        head,
+    )
+    block = torch.nn.TransformerEncoderLayer(
+        c, 2, inner, dropout=0.0, batch_first=True, norm_first=True
+    )
+    theirs = torch.nn.Sequential(block, torch.nn.Flatten(), torch.nn.Linear(t * c, 3))
+    pairs = [
+        (block.self_attn.in_proj_weight, block.self_attn.in_proj_bias, attention.projection),
+        (block.self_attn.out_proj.weight, block.self_attn.out_proj.bias, attention.output),
+        (block.linear1.weight, block.linear1.bias, first),
+        (block.linear2.weight, block.linear2.bias, second),
+        (theirs[2].weight, theirs[2].bias, head),
+    ]
+    with torch.no_grad():
+        for weight, bias, dense in pairs:
+            weight.copy_(torch.from_numpy(dense.weight.value.T.copy()))
+            bias.zero_()
+    x = rng.standard_normal((n, t, c), dtype=np.float32)
+    y = x.sum(axis=(1, 2)).argsort().argsort() * 3 // n
+    optimizer = gn.SGD(ours.parameters(), 0.01, momentum=0.9)
+    trainer = gn.Trainer(ours, gn.SoftmaxCrossEntropy(), optimizer)
+    losses = trainer.fit(gn.Loader(x, y, batch_size=None, shuffle=False), 200, progress=False)
+    descent, cross_entropy = (
+        torch.optim.SGD(theirs.parameters(), 0.01, momentum=0.9),
+        torch.nn.CrossEntropyLoss(),
+    )
+    given, labels, wanted = torch.from_numpy(x), torch.from_numpy(y), []
+    for _ in range(200):
+        descent.zero_grad()
+        cost = cross_entropy(theirs(given), labels)
+        cost.backward()
+        descent.step()
+        wanted.append(cost.item())
+    assert wanted[-1] < 0.1 * wanted[0]
+    np.testing.assert_allclose(losses["loss"], wanted, rtol=0, atol=1e-4)

@@ -7,11 +7,37 @@ import math
 import numpy as np
 
 from gpunn._typing import Array
+from gpunn.kernels.attention import AttentionKernels
 from gpunn.kernels.lookup import LookupKernels
 
+#: The most scores that are computed together, if nobody wants to keep the weights.
+_SCORES = 1 << 18
 
-class NumpySequences(LookupKernels):
+
+class NumpySequences(AttentionKernels, LookupKernels):
     """The kernels for which an override pays."""
+
+    def attention(
+        self,
+        qkv: Array,
+        heads: int,
+        *,
+        causal: bool = False,
+        mask: Array | None = None,
+        keep: bool = True,
+    ) -> tuple[Array, Array | None]:
+        """Return the means, and the weights; without these, some samples at a time."""
+        n, t, _ = qkv.shape
+        size = n if keep else max(1, _SCORES // (heads * t * t))
+        if size >= n:
+            return super().attention(qkv, heads, causal=causal, mask=mask, keep=keep)
+        parts = []
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            seen = None if mask is None else mask[rows]
+            part, _ = super().attention(qkv[rows], heads, causal=causal, mask=seen, keep=False)
+            parts.append(part)
+        return np.concatenate(parts), None
 
     def embedding(self, indices: Array, table: Array) -> Array:
         """Return the rows of a table; those of wrong indices are overwritten."""

@@ -36,6 +36,9 @@ class Layer(Node):
     - a layer never writes to an array that it was given;
     - the first axis is the batch, of any length.
 
+    A layer that takes integers, such as tokens, says ``takes_integers = True`` in its body, and its
+    backward pass returns None. Further inputs, such as a mask, are keywords of `forward`.
+
     If only a part of a model is trained, a layer can skip gradients that are not needed: it asks
     ``tape.wants(self.factor)`` before it computes a parameter's gradient, and `Tape.wants_grad`
     before that of its input. Training is correct without these questions, too.

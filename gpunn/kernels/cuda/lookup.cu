@@ -18,7 +18,7 @@ extern "C" __global__ void embedding(
   }
 }
 
-#define AT_ONCE 8  // loads that are under way together; a block has a multiple of so many threads
+#define AT_ONCE 4  // loads that are under way together; a block has a multiple of so many threads
 
 // Add one column of the rows of `grad` to those of `out`, in order: row k to found[k], which is below
 // 0 where it goes nowhere. A sum stays in a register as long as its row is the same.
