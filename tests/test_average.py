@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import gpunn as gn
 from gpunn.errors import SettingError
 from tests.by_hand import gradients, parameters, update, values
 from tests.conftest import Place, get_place
-from tests.runs import Block, Run, both
+from tests.runs import WAYS, Block, Run, both
 
 
 def weighted(ways: list[list[Any]], decay: float) -> list[Any]:
@@ -208,22 +208,24 @@ def test_recorded_steps_average_as_the_loop_does(name: str, backend: str) -> Non
     assert_allclose(*predictions, **close)
 
 
-def test_an_average_that_comes_later_is_recorded_anew() -> None:
+def test_an_average_that_comes_later_or_changes_is_recorded_anew() -> None:
     pytest.importorskip("numba", reason="steps are compiled by numba")
-    trainer, loader = replace(RUN, metrics=False).trainer(), RUN.loader()
-    plain = Run(**{name: getattr(RUN, name) for name in Run.__dataclass_fields__})
-    trainer = plain.trainer()
-    trainer.fit(loader, 1, progress=False)
-    average = gn.WeightAverage(trainer.optimizer, 0.5)
-    trainer.fit(loader, 1, progress=False)
-    assert average.updates == 13
-    assert trainer.why_not_recorded == ""
-    before = [gn.to_numpy(x).copy() for x in trainer.optimizer.averages()]
-    assert all(x.any() for x in before)
-    average.decay = 0.9
-    trainer.fit(loader, 1, progress=False)
-    with average.applied():
-        pass
+    plain = Run(**{field.name: getattr(RUN, field.name) for field in fields(Run)})
+    found = []
+    for way in WAYS:
+        trainer, loader = plain.trainer(), plain.loader()
+        with way():
+            trainer.fit(loader, 1, progress=False)
+            average = gn.WeightAverage(trainer.optimizer, 0.5)
+            trainer.fit(loader, 1, progress=False)
+            average.decay = 0.99
+            trainer.fit(loader, 1, progress=False)
+        assert average.updates == 26
+        assert (trainer.why_not_recorded == "") == (way is WAYS[0])
+        found.append([np.array(x) for x in trainer.optimizer.averages()])
+    for got, want in zip(*found, strict=True):
+        assert want.any()
+        assert_allclose(got, want, rtol=1e-9, atol=1e-11)
 
 
 def test_a_trainer_evaluates_the_average_and_keeps_the_best() -> None:

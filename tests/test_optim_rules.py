@@ -14,6 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gpunn as gn
 from gpunn.errors import SettingError
+from gpunn.training.epoch import EpochRunner
+from gpunn.training.readings import Readings
 from tests.by_hand import (
     STEPS,
     assert_near,
@@ -25,6 +27,7 @@ from tests.by_hand import (
     values,
 )
 from tests.conftest import Place, get_place
+from tests.runs import WAYS
 
 LIMITS = [
     {},
@@ -118,8 +121,12 @@ def test_nan_shows(place: Place, name: str) -> None:
     grads = gradients(0)
     grads[0][1, 2] = math.nan
     update(place, optimizer, grads)
-    for i, value in enumerate(values(held)):
-        assert np.isnan(value).sum() == (i == 0)
+    for step in (1, 2):
+        for i, value in enumerate(values(held)):
+            assert np.isnan(value).sum() == (i == 0)
+        with place.backend.scope():
+            held[0].value[...] = place.backend.asarray(np.ones((3, 4), "float32"))
+        update(place, optimizer, gradients(step))  # the states are NaN still
 
 
 def test_decoupled_decay_is_no_penalty(place: Place) -> None:
@@ -140,6 +147,28 @@ def test_a_history_has_no_cost_of_decoupled_decay() -> None:
         trainer = gn.Trainer(model, gn.MeanSquaredError(), make(model.parameters()))
         history = trainer.fit(gn.Loader(x, y, batch_size=8), 1, progress=False)
         assert ("cost" in history) == has_cost
+
+
+@pytest.mark.parametrize("make", [gn.AdamW, gn.Lion, gn.Adam])
+def test_decays_of_each_step(make: Any) -> None:
+    """As estimators give them: recorded steps and the loop do the same, penalty or not."""
+    pytest.importorskip("numba", reason="steps are compiled by numba")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 3)), rng.standard_normal((40, 1))
+    found = []
+    for way in WAYS:
+        model = gn.Dense(3, 1, rng=0, dtype="float64")
+        optimizer = make(model.parameters(), 0.1, weight_decay=0.0)
+        loader = gn.Loader(x, y, batch_size=8, dtype="float64", rng=1)
+        loss = gn.MeanSquaredError()
+        readings = Readings(loss, ())
+        runner = EpochRunner(loader)
+        with way():
+            runner.run(model, loss, optimizer, readings, decays=lambda: [0.5, 0.1, 0.0, 2.0, 1.0])
+        found.append((*values(list(model.parameters())), np.array(readings.read()["loss"])))
+        assert (runner.program.why_not == "") == (way is WAYS[0])
+    for got, want in zip(*found, strict=True):
+        assert_allclose(got, want, rtol=1e-10)
 
 
 def test_a_constant_gradient_has_no_variance(place: Place) -> None:
