@@ -112,19 +112,20 @@ def cosine_distance(
     epsilon, scale, cost = of(epsilon), of(scale), 0.0
     for i in range(prediction.shape[0]):
         own = scale * weights[i] if weights.size else scale
-        squares, others, dot = of(0), of(0), of(0)
+        squares, others, cosine = of(0), of(0), of(0)
         for j in range(prediction.shape[1]):
             squares += prediction[i, j] * prediction[i, j]
             others += target[i, j] * target[i, j]
-            dot += prediction[i, j] * target[i, j]
         length, other = np.sqrt(squares), np.sqrt(others)
         norm = epsilon if length < epsilon else length
         other = epsilon if other < epsilon else other
-        cosine = dot / norm / other
-        turning = cosine / norm if length > epsilon else of(0)
+        for j in range(prediction.shape[1]):
+            cosine += (prediction[i, j] / norm) * (target[i, j] / other)
+        turning = cosine if length > epsilon else of(0)
         cost += own * (of(1) - cosine)
         for j in range(prediction.shape[1]):
-            grad[i, j] = own * ((turning * prediction[i, j] - target[i, j] / other) / norm)
+            u, v = prediction[i, j] / norm, target[i, j] / other
+            grad[i, j] = own * ((turning * u - v) / norm)
     return cost
 
 

@@ -276,20 +276,21 @@ extern "C" __global__ void cosine_distance(
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   bool inside = row < n;
   const T *x = prediction + (inside ? row : 0) * p, *y = target + (inside ? row : 0) * p;
-  T squares = T(0), others = T(0), dot = T(0);
+  T squares = T(0), others = T(0), cosine = T(0);
   for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x) {
     squares += x[j] * x[j];
     others += y[j] * y[j];
-    dot += x[j] * y[j];
   }
   squares = over_row(squares, add);
   others = over_row(others, add);
-  dot = over_row(dot, add);
   T least = T(epsilon), length = sqrt(squares), other = larger(sqrt(others), least);
-  T norm = larger(length, least), cosine = dot / norm / other;
-  T turning = length > least ? cosine / norm : T(0);
+  T norm = larger(length, least);
+  for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x)
+    cosine += (x[j] / norm) * (y[j] / other);  // of unit vectors: in one dimension it is exact
+  cosine = over_row(cosine, add);
+  T turning = length > least ? cosine : T(0);
   T weight = inside ? scale_of(scale, stride, constant, row) : T(0);
   for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x)
-    grad[row * p + j] = weight * ((turning * x[j] - y[j] / other) / norm);
+    grad[row * p + j] = weight * ((turning * (x[j] / norm) - y[j] / other) / norm);
   write_losses(inside ? weight * (T(1) - cosine) : T(0), losses, cost, arrived, row, n);
 }
