@@ -34,6 +34,23 @@ def fit(one: gn.Trainer, **settings: Any) -> gn.History:
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.fit(X, Y, epochs=1),
+        lambda t: t.fit(X, Y),
+        lambda t: t.fit(X, Y, 1),
+        lambda t: t.fit(loader=X, epochs=1),
+    ],
+)
+def test_data_where_a_loader_is_wanted(call: Any) -> None:
+    meant = r"write trainer\.fit\(gn\.Loader\(x, y, batch_size=32\), epochs=1\)$"
+    with pytest.raises(
+        SettingError, match=rf"^Trainer\.fit: expected a Loader, got ndarray; {meant}"
+    ):
+        call(trainer())
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("MSE", "MeanSquaredError"),

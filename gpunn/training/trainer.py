@@ -33,8 +33,8 @@ from gpunn.training.arguments import (
     check_early_stopping,
     check_parts,
     check_unchanged,
-    kind_of,
     report_newcomers,
+    takes_a_loader,
 )
 from gpunn.training.bar import progress_bar
 from gpunn.training.divergence import check_finite
@@ -122,6 +122,7 @@ class Trainer:
         self._rng = as_generator(rng)
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
+    @takes_a_loader
     @in_order
     def fit(
         self,
@@ -167,11 +168,6 @@ class Trainer:
         SettingError
             If the model has new parameters that the optimizer does not hold.
         """
-        if not isinstance(loader, Loader):
-            raise SettingError(
-                f"Trainer.fit: expected a Loader, got {kind_of(loader)}; "
-                "make one with gn.Loader(x, y, batch_size=32)"
-            )
         epochs = whole_number("Trainer.fit", "epochs", epochs)
         one_of("Trainer.fit", "progress", progress, (None, True, False))
         check_early_stopping(early_stopping)
