@@ -18,6 +18,7 @@ from gpunn.errors import (
     DeviceError,
     DeviceMemoryError,
     SettingError,
+    ShapeError,
 )
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
@@ -346,7 +347,11 @@ class Trainer:
             )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             first = loader.first_row()
-        output = self.model(first.x)
+        try:
+            output = self.model(first.x)
+        except ShapeError as error:
+            shape = tuple(loader.stored.x.shape)
+            raise ShapeError(f"{error} (tried on one sample of the loader's x, {shape})") from error
         if loader.integers is not None:
             entrance(self.model).check_integers(*loader.integers)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
