@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpunn as gn
-from gpunn.errors import DTypeError, SettingError
+from gpunn.errors import DTypeError, SettingError, ShapeError
 
 X = np.linspace(-1.0, 1.0, 8, dtype="float32").reshape(2, 4)
 Y = np.array([0, 2])
@@ -31,6 +31,28 @@ def trainer(*layers: gn.Layer, **settings: Any) -> gn.Trainer:
 
 def fit(one: gn.Trainer, **settings: Any) -> gn.History:
     return one.fit(gn.Loader(X, Y, batch_size=2), 1, progress=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.fit(X, Y, epochs=1),
+        lambda t: t.fit(X, Y),
+        lambda t: t.fit(X, Y, 1),
+        lambda t: t.fit(loader=X, epochs=1),
+    ],
+)
+def test_data_where_a_loader_is_wanted(call: Any) -> None:
+    meant = r"write trainer\.fit\(gn\.Loader\(x, y, batch_size=32\), epochs=1\)$"
+    with pytest.raises(
+        SettingError, match=rf"^Trainer\.fit: expected a Loader, got ndarray; {meant}"
+    ):
+        call(trainer())
+
+
+def test_features_of_another_number_are_told_with_the_shape_of_the_data() -> None:
+    with pytest.raises(ShapeError, match=r"\(tried on one sample of the loader's x, \(2, 3\)\)$"):
+        trainer().fit(gn.Loader(X[:, :3], Y, batch_size=2), 1, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,29 @@ def test_a_change_of_what_a_class_holds(backend: str, monkeypatch: pytest.Monkey
     assert_equal(run, *results)
 
 
+@on_each_runner
+@pytest.mark.parametrize("failing", [0, 16, 19, 31])
+def test_a_schedule_that_fails_on_the_way(backend: str, failing: int) -> None:
+    """The steps before are made and counted, though rates are asked for many steps ahead."""
+
+    def rate(step: int) -> float:
+        if step >= failing:
+            raise ValueError(f"no rate for step {step}")
+        return 0.01 / (1 + step)
+
+    results = []
+    run = replace(RUN, backend=backend, optimizer="sgd", n=64, batch_size=8)
+    for way in WAYS:
+        trainer, loader = run.trainer(), run.loader()
+        trainer.optimizer.learning_rate = rate
+        with way(), pytest.raises(ValueError, match=f"^no rate for step {failing}"):
+            trainer.fit(loader, 5, progress=False)
+        assert trainer.optimizer.steps == failing
+        results.append([gn.to_numpy(p.value) for p in trainer.model.parameters()])
+    for a, b in zip(*results, strict=True):
+        assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
 @compiled
 class TestChangesOnTheWay:
     """Plain networks, with each optimizer."""

@@ -164,23 +164,27 @@ def load(
             f"  in the file: {_some(file.names)}\n  in the model: {_some(list(held))}"
         )
     dense = _dense_weights(model, set())
-    turned = {name for name, item in held.items() if layout == "torch" and id(item) in dense}
-    problems = [
+    misfits = [
         line
         for name, stored in file.found.items()
         for line in _misfits(name, stored, held[name], dense=id(held[name]) in dense, layout=layout)
     ]
-    advice = "" if problems or not strict else "; strict=False loads what fits"
-    if strict:
-        problems += _differences(report, file.found, held)
-    if problems:
-        listed = "\n  ".join(problems)
-        raise FileError(
-            f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
-        )
+    _check_fit(path, misfits, list(_differences(report, file.found, held)) if strict else [])
+    turned = {name for name, item in held.items() if layout == "torch" and id(item) in dense}
     arrays = {name: stored.array for name, stored in file.found.items()}
     _write(held, {name: x.T if name in turned else x for name, x in arrays.items()})
     return report
+
+
+def _check_fit(path: Any, misfits: list[str], differences: list[str]) -> None:
+    """Raise for what cannot be loaded at all, and what only ``strict=False`` loads."""
+    if not misfits and not differences:
+        return
+    advice = "" if misfits else "; strict=False loads what fits"
+    listed = "\n  ".join(misfits + differences)
+    raise FileError(
+        f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
+    )
 
 
 def _path(owner: str, path: Any, model: Any) -> Path:

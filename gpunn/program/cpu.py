@@ -139,16 +139,19 @@ class CpuSteps(RecordedSteps):
             turns = slice(start, min(start + at_once, stop))
             first, last = start // self._batch_size, -(-turns.stop // self._batch_size)
             with self._lock:  # buffers and frames are those of one call
-                results = self._run_turns(
-                    turns, arrays, decays[first:last], outputs=outputs, rng=rng
-                )
+                numbers, failure = self._numbers(decays[first:last])
+                turns = self._before(turns, numbers)
+                if turns.stop > start:
+                    results = self._run_turns(turns, arrays, numbers, outputs=outputs, rng=rng)
+            if failure is not None:
+                raise failure
             yield results
 
     def _run_turns(
         self,
         turns: slice,
         arrays: dict[str, Array | None],
-        decays: Sequence[float],
+        numbers: tuple[Sequence[float], ...] | None,
         *,
         outputs: bool,
         rng: Any,
@@ -156,7 +159,7 @@ class CpuSteps(RecordedSteps):
         """Make the steps of some turns."""
         alone = one_thread()
         assert alone is not None  # noqa: S101 (`why_not_here` has seen it)
-        plan, optimizer = self._whole, self._optimizer
+        plan = self._whole
         size = turns.stop - turns.start
         n = -(-size // self._batch_size)
         result = np.empty((size, *plan.output_shape), self._dtype) if outputs else None
@@ -168,7 +171,6 @@ class CpuSteps(RecordedSteps):
             if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
                 threads = 1
             frame = self._frame(n, threads)
-            numbers = None if optimizer is None else optimizer.numbers(decays)
             frame.begin(turns.start, numbers, arrays | {"outputs": result, "keys": keys})
             work = self._work(size, threads, in_order=arrays["order"] is None)
             arguments = (frame.place, work.place, work.n_segments, frame.meeting_place, self._one)

@@ -216,15 +216,17 @@ class CudaSteps(RecordedSteps):
         feed: Callable[[], None] | None = None,
     ) -> None:
         """Launch a step for each batch of some turns; `feed` puts each batch where it is read."""
-        optimizer, board, size = self._optimizer, self._board, self._batch_size
+        board, size = self._board, self._batch_size
+        numbers, failure = self._numbers(decays)
+        turns = self._before(turns, numbers)
         stop = turns.stop - turns.start
         starts = range(0, stop, size)
         keys = None
         if board.keys:
             shape = len(starts), len(board.keys)
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
-        nothing = [0.0] * len(starts)
-        numbers = (nothing,) * 3 if optimizer is None else optimizer.numbers(decays)
+        if numbers is None:
+            numbers = ([0.0] * len(starts),) * 3
         board.load(starts, numbers, keys)
         self._capture.refresh_copies()
         launches = [self._graphs[min(size, stop - start)].launch for start in starts]
@@ -243,6 +245,8 @@ class CudaSteps(RecordedSteps):
                 raise
             finally:
                 self._done.record()
+        if failure is not None:
+            raise failure
 
     def _results(self, turns: slice, targets: Array | None) -> StepResults:
         """Return what the last steps have left, as arrays that later steps do not touch."""

@@ -138,6 +138,38 @@ class RecordedSteps:
         """Return why to record only what is asked for a second time; empty to do so at once."""
         return ""
 
+    def _numbers(
+        self, decays: Sequence[float]
+    ) -> tuple[tuple[Sequence[float], ...] | None, Exception | None]:
+        """Return `Optimizer.numbers` of the next steps; None if nothing is trained.
+
+        Where a schedule raises, they are those of the steps before, which are to be made first; and
+        the error.
+        """
+        optimizer = self._optimizer
+        if optimizer is None:
+            return None, None
+        try:
+            return optimizer.numbers(decays), None
+        except Exception as error:  # noqa: BLE001 (a user's schedule; it is raised in its turn)
+            failure = error
+        known, failing = 0, len(decays)  # the numbers of so many steps are known, and are not
+        while failing - known > 1:
+            tried = (known + failing) // 2
+            try:
+                optimizer.numbers(decays[:tried])
+                known = tried
+            except Exception:  # noqa: BLE001 (the same)
+                failing = tried
+        return optimizer.numbers(decays[:known]), failure
+
+    def _before(self, turns: slice, numbers: tuple[Sequence[float], ...] | None) -> slice:
+        """Return those of some turns whose steps have numbers."""
+        if numbers is None:
+            return turns
+        rows = len(numbers[0]) * self._batch_size
+        return slice(turns.start, min(turns.stop, turns.start + rows))
+
     def _steps_so_far(self) -> int:
         return 0 if self._optimizer is None else self._optimizer.steps
 

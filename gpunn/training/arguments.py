@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from gpunn.arrays.checks import one_of
+from gpunn.data.loader import Loader
 from gpunn.errors import SettingError
 from gpunn.losses.base import Loss
 from gpunn.losses.sequence import SequenceCrossEntropy
@@ -33,6 +35,25 @@ _PARTS = (
     ("loss", Loss, "a Loss", ""),
     ("optimizer", Optimizer, "an Optimizer", "model.parameters()"),
 )
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def takes_a_loader(fit: _Method) -> _Method:
+    """Check the first argument of `Trainer.fit`, which other libraries give two of: x and y."""
+
+    @wraps(fit)
+    def checked(trainer: Any, *arguments: Any, **settings: Any) -> Any:
+        given = arguments[:1] or [x for name, x in settings.items() if name == "loader"]
+        if given and not isinstance(given[0], Loader):
+            raise SettingError(
+                f"Trainer.fit: expected a Loader, got {kind_of(given[0])}; write "
+                "trainer.fit(gn.Loader(x, y, batch_size=32), epochs=1)"
+            )
+        return fit(trainer, *arguments, **settings)
+
+    return cast("_Method", checked)
 
 
 def check_parts(owner: str, model: Any, loss: Any, optimizer: Any) -> None:

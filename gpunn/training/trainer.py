@@ -18,6 +18,7 @@ from gpunn.errors import (
     DeviceError,
     DeviceMemoryError,
     SettingError,
+    ShapeError,
 )
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
@@ -33,8 +34,8 @@ from gpunn.training.arguments import (
     check_early_stopping,
     check_parts,
     check_unchanged,
-    kind_of,
     report_newcomers,
+    takes_a_loader,
 )
 from gpunn.training.bar import progress_bar
 from gpunn.training.divergence import check_finite
@@ -122,6 +123,7 @@ class Trainer:
         self._rng = as_generator(rng)
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
+    @takes_a_loader
     @in_order
     def fit(
         self,
@@ -167,11 +169,6 @@ class Trainer:
         SettingError
             If the model has new parameters that the optimizer does not hold.
         """
-        if not isinstance(loader, Loader):
-            raise SettingError(
-                f"Trainer.fit: expected a Loader, got {kind_of(loader)}; "
-                "make one with gn.Loader(x, y, batch_size=32)"
-            )
         epochs = whole_number("Trainer.fit", "epochs", epochs)
         one_of("Trainer.fit", "progress", progress, (None, True, False))
         check_early_stopping(early_stopping)
@@ -350,7 +347,11 @@ class Trainer:
             )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             first = loader.first_row()
-        output = self.model(first.x)
+        try:
+            output = self.model(first.x)
+        except ShapeError as error:
+            shape = tuple(loader.stored.x.shape)
+            raise ShapeError(f"{error} (tried on one sample of the loader's x, {shape})") from error
         if loader.integers is not None:
             entrance(self.model).check_integers(*loader.integers)
         self.loss.check_target(loader.targets, tuple(output.shape[1:]))
