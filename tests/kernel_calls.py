@@ -154,6 +154,15 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
                     for beta_1, beta_2 in ((0.9, 0.99), (0.0, 0.5), (0.5, 0.0))
                     for update in updates(2)
                 ),
+                *(
+                    (rule, update._replace(epsilon=1e-2, decay_factor=0.5, decoupled=True))
+                    for rule, n_states in (
+                        (gn.RMSprop([NOTHING], beta=0.9, epsilon=1e-2), 1),
+                        (gn.RMSprop([NOTHING], beta=0.9, momentum=0.5, epsilon=1e-2), 2),
+                        (gn.Adagrad([NOTHING], epsilon=1e-2), 1),
+                    )
+                    for update in updates(n_states)
+                ),
             ],
             "clip": [(x(), -0.5, 1.0)],
             "gather": [

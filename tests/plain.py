@@ -106,11 +106,17 @@ class Plain(PlainNorms, PlainSequences):
         if limit := update.clip_norm:
             norm = self.gradient_norm(grads)
             grads = [grad * (min(norm, limit) / norm if norm else 1.0) for grad in grads]
-        lists = zip(values, grads, decays, strict=True)
-        return [grad + decay * value for value, grad, decay in lists]
+        decays = [update.decay_factor * decay for decay in decays]
+        lists = list(zip(values, grads, decays, strict=True))
+        if not update.decoupled:
+            return [grad + decay * value for value, grad, decay in lists]
+        for value, _, decay in lists:
+            value[...] = value - decay * value
+        return grads
 
     def update(self, rule: Any, update: Update) -> None:
-        step = self._descend if type(rule) is gn.SGD else self._descend_by_moments
+        steps = {gn.SGD: self._descend, gn.Adam: self._descend_by_moments}
+        step = steps.get(type(rule), self._descend_by_squares)
         for i, g in enumerate(self._regularised(update)):
             states = [state[i] for state in update.slots.states]
             step(rule, update.slots.values[i], g, states, update.step_size)
@@ -129,6 +135,16 @@ class Plain(PlainNorms, PlainSequences):
         m[...] = rule.beta_1 * m + (1 - rule.beta_1) * g
         v[...] = rule.beta_2 * v + (1 - rule.beta_2) * g**2
         value[...] = value - step_size * m / (v**0.5 + rule.epsilon)
+
+    def _descend_by_squares(
+        self, rule: Any, value: Any, g: Any, states: Any, step_size: float
+    ) -> None:
+        kept, new = (rule.beta, 1 - rule.beta) if type(rule) is gn.RMSprop else (1, 1)
+        states[0][...] = kept * states[0] + new * g**2
+        step = g / (states[0] ** 0.5 + rule.epsilon)
+        if len(states) > 1:
+            states[1][...] = step = rule.momentum * states[1] + step
+        value[...] = value - step_size * step
 
     def clip(self, x: Any, lowest: float, highest: float) -> Any:
         return np.clip(x, lowest, highest)
