@@ -150,6 +150,18 @@ def test_each_backend_agrees_with_the_reference(place: Place, groups: int) -> No
             assert_allclose(gn.to_numpy(got), want, **close)
 
 
+def test_threads_have_memory_of_their_own_to_work_in() -> None:
+    pytest.importorskip("numba")
+    lower = importlib.import_module("gpunn.program.lower")
+    values = importlib.import_module("gpunn.program.values")
+    x = values.Value((6, 2), np.dtype("float32"), by_sample=True)
+    lowering = lower.Lowering(values.Recording(x=x, prediction=x), 3)
+    lowering.scratch(100)
+    _, place = lowering.scratch(50)  # no more than before
+    lanes = [lower.Lane(i, 3, 2 * i, 2 * i + 2, lambda *_: 0) for i in range(3)]
+    assert np.diff([place(lane) for lane in lanes]).min() >= 4 * 100
+
+
 @pytest.mark.gpu
 class TestTheWorkspace:
     def test_batches_that_do_not_fit_go_through_in_pieces(

@@ -34,7 +34,7 @@ BLOCKS = {
     "batch_norm": 4,
     "batch_norm_backward": 4,
     "batch_norm_parts": 4,
-    "average_pool": 4,
+    "average_pool": 3,
     "average_pool_backward": 4,
     "bias_activation": 4,
     "copy_rows": 6,
