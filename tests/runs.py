@@ -332,7 +332,7 @@ class Run:
             keep_integers=self.sequence == "tokens",
             resident=not streamed,
             backend=self.backend,
-            transform=Scaling() if self.scaled else None,
+            transform=Scaling() if self.scaled and self.sequence != "tokens" else None,
             rng=1,
         )
 
