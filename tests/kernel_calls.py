@@ -12,6 +12,7 @@ import gpunn as gn
 from gpunn.kernels.update import Slots, Update
 from tests.norm_calls import norm_calls
 from tests.sequence_calls import sequence_calls
+from tests.window_calls import window_calls
 
 NOTHING = gn.Parameter(np.zeros(1))  # for optimizers, of which only the rule is used
 
@@ -107,6 +108,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
     return (
         norm_calls(x, n, p)
         | sequence_calls(rng, n, p)
+        | window_calls(rng, n, p)
         | {
             "loss": [(*some, {"summed": summed}) for some in losses for summed in (False, True)],
             "add": [(x(), x()), (x(n), x(n))],

@@ -13,9 +13,10 @@ from gpunn.kernels.update import Update
 from tests.norm_calls import PlainNorms
 from tests.plain_losses import one_hot, plain_loss
 from tests.sequence_calls import PlainSequences
+from tests.window_calls import PlainWindows
 
 
-class Plain(PlainNorms, PlainSequences):
+class Plain(PlainNorms, PlainSequences, PlainWindows):
     """Each kernel, as plain as can be, in float64."""
 
     def product(self, x: Any, y: Any) -> Any:

@@ -223,7 +223,7 @@ class TestTheSetOfKernels:
         return {name for name, item in own.items() if callable(item) and name[0] != "_"}
 
     def test_every_kernel_is_tested(self) -> None:
-        names = self.public(Kernels) - {"keep_memory", "threads"}  # see test_threads.py
+        names = self.public(Kernels) - {"keep_memory", "threads", "convolution_workspace"}
         assert names == self.public(Plain)
         assert names == set(calls(np.random.default_rng(0), 1, 1))
 

@@ -154,10 +154,10 @@ def test_an_array_that_was_replaced_is_noticed(which: str) -> None:
     slots = Slots(arrays(1.0), arrays(2.0), [arrays(4.0)], [0.0, 0.0])
     update = Update(slots, 0.1, None, None)
     k = kernels(slots.values[0])
-    k.fused_update(RULE, update)  # v = 0.5 * 4 - 0.1 * 2, and the value 1 + v
+    k._update_fused(RULE, update)  # v = 0.5 * 4 - 0.1 * 2, and the value 1 + v
     np.testing.assert_allclose(gn.to_numpy(slots.values[1]), 2.8, rtol=1e-6)
     kept = slots.prepared
-    k.fused_update(RULE, update)  # v = 0.5 * 1.8 - 0.1 * 2
+    k._update_fused(RULE, update)  # v = 0.5 * 1.8 - 0.1 * 2
     np.testing.assert_allclose(gn.to_numpy(slots.values[1]), 3.5, rtol=1e-6)
     assert slots.prepared is kept
     if which == "values":
@@ -168,7 +168,7 @@ def test_an_array_that_was_replaced_is_noticed(which: str) -> None:
         slots.states[0][1] = cupy.full(5, 40.0, "float32")
     else:
         slots.decays[1] = 10.0
-    k.fused_update(RULE, update)
+    k._update_fused(RULE, update)
     wanted = {"values": 10.15, "grads": 4.05, "states": 23.3, "decays": 0.15}
     np.testing.assert_allclose(gn.to_numpy(slots.values[1]), wanted[which], rtol=1e-5)
     np.testing.assert_allclose(gn.to_numpy(slots.values[0]), 3.65, rtol=1e-6)

@@ -157,7 +157,7 @@ class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
         """Copy arrays into one block, each aligned as if CuPy had allocated it."""
         return copy_to_one_block(arrays, cupy.zeros, 512)
 
-    def fused_update(self, rule: Fused, update: Update) -> bool:
+    def _update_fused(self, rule: Fused, update: Update) -> bool:
         """Update all arrays in one launch; `clip_norm` takes another."""
         return launch_update(rule, update)
 

@@ -183,7 +183,7 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
         cost = sequence_cross_entropy(*rows, *settings, weights, factor, out)
         return logits.dtype.type(cost), grad
 
-    def fused_update(self, rule: Fused, update: Update) -> bool:
+    def _update_fused(self, rule: Fused, update: Update) -> bool:
         """Update each value and its states in one pass; `clip_norm` takes another.
 
         Gradients may come from user code, so their dtype and layout are checked, too.

@@ -43,7 +43,7 @@ class Kernels(
     A subclass may override a kernel. It may also add *fused* kernels for single formulas: a method
     ``fused_squared_error`` serves the losses whose class says ``kernel = "squared_error"`` (see
     `gpunn.kernels.declared`). It returns NotImplemented for arguments that it does not serve; the
-    formula then runs as written. Optimizers' rules are fused by `fused_update`.
+    formula then runs as written. Optimizers' rules are fused by `_update_fused`.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ class Kernels(
         loses decay * value instead.
         """
         fused = fused_rule(rule)
-        if fused is not None and self.fused_update(fused, update):
+        if fused is not None and self._update_fused(fused, update):
             return
         if update.present is not None:
             raise TypeError(f"{type(rule).__name__} has no kernel that reads its numbers there")
@@ -261,7 +261,7 @@ class Kernels(
             kept = [state[i] for state in states]
             rule.update(self.xp, value, grad, kept, update.step_size)
 
-    def fused_update(self, rule: Fused, update: Update) -> bool:  # noqa: ARG002
+    def _update_fused(self, rule: Fused, update: Update) -> bool:  # noqa: ARG002
         """Do the same at once for a rule that fused kernels know; return whether it is done."""
         return False
 
