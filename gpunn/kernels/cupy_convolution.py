@@ -116,8 +116,8 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def average_pool(self, x: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return the means, in one launch."""
-        if not served(x):
+        """Return the means, in one launch; a window with gaps is the reference's."""
+        if not served(x) or window.dilation != (1, 1):
             return super().average_pool(x, window, count_padding=count_padding)
         x = cupy.ascontiguousarray(x)
         y = cupy.ndarray((x.shape[0], *window.output, x.shape[3]), x.dtype)
@@ -126,8 +126,8 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def average_pool_backward(self, grad: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return dJ/dx, in one launch."""
-        if not served(grad):
+        """Return dJ/dx, in one launch; a window with gaps is the reference's."""
+        if not served(grad) or window.dilation != (1, 1):
             return super().average_pool_backward(grad, window, count_padding=count_padding)
         grad = cupy.ascontiguousarray(grad)
         x = cupy.ndarray((grad.shape[0], *window.image, grad.shape[3]), grad.dtype)
