@@ -96,8 +96,8 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """Return the largest entries and their numbers, in one launch."""
-        if not served(x):
+        """Return the largest entries and their numbers, in one launch; as `average_pool`."""
+        if not served(x) or window.dilation != (1, 1):
             return super().max_pool(x, window)
         x, shape = cupy.ascontiguousarray(x), (x.shape[0], *window.output, x.shape[3])
         y, where = cupy.ndarray(shape, x.dtype), cupy.ndarray(shape, index_dtype(np, window))
@@ -106,8 +106,8 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def max_pool_backward(self, grad: Array, where: Array, window: Window) -> Array:
-        """Return dJ/dx, in one launch."""
-        if not served(grad):
+        """Return dJ/dx, in one launch; as `average_pool`."""
+        if not served(grad) or window.dilation != (1, 1):
             return super().max_pool_backward(grad, where, window)
         grad = cupy.ascontiguousarray(grad)
         x = cupy.ndarray((grad.shape[0], *window.image, grad.shape[3]), grad.dtype)
