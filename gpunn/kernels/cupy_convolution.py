@@ -109,7 +109,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
         """Return dJ/dx, in one launch; as `average_pool`."""
         if not served(grad) or window.dilation != (1, 1):
             return super().max_pool_backward(grad, where, window)
-        grad = cupy.ascontiguousarray(grad)
+        grad, where = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(where)
         x = cupy.ndarray((grad.shape[0], *window.image, grad.shape[3]), grad.dtype)
         _launch("max_pool_backward", window, (grad, where, x), x)
         return x
