@@ -46,6 +46,16 @@ def of_rows(input_shape: Any, n_outputs: int, **settings: Any) -> gn.Layer:
     return gn.Sequential(gn.Reshape((8, 8, 1)), network((8, 8, 1), n_outputs, **settings))
 
 
+def convolutional(input_shape: Any, n_outputs: int, *, width: int = 4, rng: Any = None) -> gn.Layer:
+    return gn.Sequential(
+        gn.Reshape((8, 8, 1)),
+        gn.Conv2d(1, width, 3, "relu", padding="same", rng=rng),
+        gn.MaxPool2d(4),
+        gn.Flatten(),
+        gn.Dense(4 * width, n_outputs, rng=rng),
+    )
+
+
 def quick(kind: type = NetworkClassifier, make: Any = network, **settings: Any) -> Any:
     few = {"max_iter": 4, "random_state": 0, "batch_size": 30, "learning_rate_init": 0.03}
     return kind(make, **few | settings)
@@ -239,6 +249,14 @@ class TestInScikitLearn:
         search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(x[:400], y[:400])
         assert search.best_params_ == {"networkclassifier__network_params__width": 32}
         assert search.best_estimator_.score(x[400:800], y[400:800]) > 0.8
+
+    def test_convolutions_in_a_search(self) -> None:
+        model = make_pipeline(MinMaxScaler(), quick(make=convolutional, max_iter=12))
+        grid = {"networkclassifier__network_params__width": [1, 8]}
+        x, y = gn.datasets.load_digits(flat=True)
+        search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(x[:300], y[:300])
+        assert search.best_params_ == {"networkclassifier__network_params__width": 8}
+        assert search.best_estimator_.score(x[300:600], y[300:600]) > 0.7
 
     def test_pickles(self) -> None:
         model = quick().fit(IMAGES, Y["multiclass"])

@@ -65,6 +65,8 @@ def of(layer: gn.Layer, shape: Any) -> list[str]:
 def test_the_operations_of_products() -> None:
     assert of(gn.Dense(7, 4, "gelu"), (7,)) == ["56"]
     assert of(gn.Dense(7, 4), (3, 7)) == ["168"]  # for each of three positions
+    assert of(gn.Conv2d(3, 4, 3, padding="same"), (5, 6, 3)) == [f"{2 * 30 * 9 * 3 * 4:,}"]
+    assert of(gn.Conv2d(4, 6, 3, stride=2, groups=2), (7, 5, 4)) == [f"{2 * 6 * 9 * 2 * 6:,}"]
     t, c = 6, 8
     attention = of(gn.MultiHeadAttention(c, 2), (t, c))
     assert attention == [f"{4 * t * t * c:,}", f"{6 * t * c * c:,}", f"{2 * t * c * c:,}"]
