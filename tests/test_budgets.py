@@ -51,7 +51,7 @@ CNN_STEP = {
     "max_pool_backward": 2,
     "activation_backward": 2,
     "softmax_cross_entropy": 1,
-    "sgd": 1,
+    "update": 1,
     # three forward, three dJ/dW, two dJ/dx, and the three biases' gradients
     "cublasGemmEx": 11,
 }
