@@ -98,11 +98,11 @@ class TestFailures:
     ) -> None:
         calls, learn = [], epoch.learn
 
-        def interrupt(*arguments: Any) -> Any:
+        def interrupt(*arguments: Any, **settings: Any) -> Any:
             calls.append(1)
             if len(calls) == n_calls:
                 raise KeyboardInterrupt
-            return learn(*arguments)
+            return learn(*arguments, **settings)
 
         settings = {"tol": 0.0, "max_iter": 500, "early_stopping": early_stopping, "batch_size": 20}
         model = kind(**{**FEW, "n_iter_no_change": 500, **settings})
