@@ -175,7 +175,7 @@ class TestCapturedSteps:
 
     def test_it_takes_the_host_15_us_at_most(self) -> None:
         """About 4 us on a quiet machine."""
-        assert min(gpu_costs.host_us(gpu_costs.captured_step) for _ in range(2)) <= 15
+        assert least_host_us(gpu_costs.captured_step, enough=15) <= 15
 
 
 class TestTheHost:
@@ -184,12 +184,17 @@ class TestTheHost:
 
         That is what a step took when `cupy.dot` and `cupy.RawKernel` made it.
         """
-        least = math.inf
-        for _ in range(3):
-            least = min(least, gpu_costs.host_us(gpu_costs.mnist_step))
-            if least < MOST_HOST_US:
-                break
-        assert least < MOST_HOST_US
+        assert least_host_us(gpu_costs.mnist_step, enough=MOST_HOST_US) < MOST_HOST_US
+
+
+def least_host_us(workload: Callable[..., Any], enough: float) -> float:
+    """Return the least of some measurements, or the first that is below `enough`."""
+    least = math.inf
+    for _ in range(4):
+        least = min(least, gpu_costs.host_us(workload, steps=30, epochs=3))
+        if least < enough:
+            break
+    return least
 
 
 def flops(reading: dict[str, Any]) -> float:
