@@ -106,8 +106,8 @@ __device__ T clipped(T x, T lowest, T highest) {
 
 __device__ T hardswish(T x, T) { return x * clipped(x + T(3), T(0), T(6)) / T(6); }
 __device__ T hardswish_gradient(T g, T x, T) {
-  T slope = fabs(x) < T(3) ? x * T(1.0 / 6) : T(0);
-  return g * (clipped(x + T(3), T(0), T(6)) / T(6) + slope);
+  T slope = fabs(x) >= T(3) ? (x > T(0) ? T(1) : T(0)) : x * T(1.0 / 3) + T(0.5);  // NaN stays NaN
+  return g * slope;
 }
 
 // From the output again.
