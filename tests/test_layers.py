@@ -275,10 +275,12 @@ class TestInitialWeights:
         assert gn.backend_of(here) == place.backend
         assert_array_equal(gn.to_numpy(here), wanted.astype(dtype))
 
-    def test_rectifiers_get_he_and_the_rest_glorot(self) -> None:
-        he = {"relu", "leaky_relu", "elu", "silu", "gelu", "gelu_tanh", "softplus"}
+    def test_rectifiers_get_he_selu_lecun_and_the_rest_glorot(self) -> None:
+        he = {"relu", "leaky_relu", "relu6", "elu", "celu", "silu", "gelu", "gelu_tanh", "mish"}
+        suits = dict.fromkeys(he | {"hardswish", "softplus"}, gn.init.he_normal)
+        suits["selu"] = gn.init.lecun_normal
         for name in gn.ACTIVATIONS:
-            drawn = gn.init.he_normal if name in he else gn.init.glorot_uniform
+            drawn = suits.get(name, gn.init.glorot_uniform)
             wanted = drawn(np.random.default_rng(1), 6, 4)
             assert_array_equal(gn.Dense(6, 4, name, rng=1, dtype="float64").weight.value, wanted)
 

@@ -93,7 +93,7 @@ def bytes_of(table: Table, access: Any, lane: Lane) -> tuple[int, int] | None:
     row = table._row_size(value)
     if value.by_sample and sharing is ROWS:
         place, n = lane.address(value, ROWS), lane.rows
-    elif sharing is OWN and not value.by_sample:  # its part of a sum
+    elif sharing is OWN and not value.by_sample and value in table._shared:  # its part of a sum
         place, n = lane.address(value, ALL) + lane.thread * row, 1
     elif sharing in (OWN, ALL):
         place, n = lane.address(value, ALL), value.shape[0]
