@@ -105,13 +105,13 @@ class TestFewBlocks:
         launch = importlib.import_module("gpunn.kernels.cupy_launch")
         grid_of_norm = []
 
-        def watched(name: str, dtype: Any) -> Any:
+        def watched(name: str, *settings: Any) -> Any:
             def start(grid: Any, *arguments: Any) -> None:
                 if name == "squared_norm":
                     grid_of_norm.append(grid)
                 kernel(grid, *arguments)
 
-            kernel = real(name, dtype)
+            kernel = real(name, *settings)
             return start
 
         real = launch.optimizer_kernel

@@ -84,6 +84,7 @@ class Optimizer(ParameterHolder):
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.steps = 0
+        self._separates_decaying = self.decoupled  # whichever way steps are made
         super().__init__(parameters, weight_decay, n_states)
 
     @property

@@ -79,7 +79,7 @@ class RecordedSteps:
             reason = _why_no_update(optimizer)
         if reason is not None:
             raise NotRecordableError(reason)
-        if optimizer is not None and (penalized or optimizer.decoupled):
+        if optimizer is not None and penalized:
             optimizer.separate_decaying()
         slots = None if optimizer is None else optimizer.slots()
         if optimizer is not None and slots is None:
