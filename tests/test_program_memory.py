@@ -96,7 +96,8 @@ def bytes_of(table: Table, access: Any, lane: Lane) -> tuple[int, int] | None:
     elif sharing is OWN and not value.by_sample and value in table._shared:  # its part of a sum
         place, n = lane.address(value, ALL) + lane.thread * row, 1
     elif sharing in (OWN, ALL):
-        place, n = lane.address(value, ALL), value.shape[0]
+        n = table._lowering.n if value.by_sample else value.shape[0]  # a sample may have many rows
+        place = lane.address(value, ALL)
     else:  # its part of a gradient
         start, stop = lane.part(sharing[1])
         size = row * value.shape[0] // sharing[1]
