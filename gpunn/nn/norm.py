@@ -86,7 +86,31 @@ class _RowNorm(Norm):
         return grad_x
 
 
-class LayerNorm(_RowNorm):
+class _FeatureNorm(_RowNorm):
+    """The base of the norms that take each position of each sample over its features."""
+
+    _centred: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        features: int,
+        epsilon: float = 1e-5,
+        *,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+    ) -> None:
+        self.features = whole_number(type(self).__name__, "features", features)
+        super().__init__(self.features, epsilon, dtype, backend)
+
+    def _norm(self, x: Array) -> RowNorm:  # noqa: ARG002 (as for all)
+        return RowNorm(1, 1, centred=self._centred, epsilon=self.epsilon)
+
+    def __repr__(self) -> str:
+        """Return the expression that makes this layer."""
+        return f"{type(self).__name__}({self.features}{_shown(self.epsilon)})"
+
+
+class LayerNorm(_FeatureNorm):
     r"""Normalise each position of each sample over its C features.
 
     .. math:: y = \gamma \hat x + \beta, \quad \hat x = (x - \mu) s,
@@ -134,26 +158,8 @@ class LayerNorm(_RowNorm):
 
     records = True
 
-    def __init__(
-        self,
-        features: int,
-        epsilon: float = 1e-5,
-        *,
-        dtype: str = "float32",
-        backend: str | Backend | None = None,
-    ) -> None:
-        self.features = whole_number(type(self).__name__, "features", features)
-        super().__init__(self.features, epsilon, dtype, backend)
 
-    def _norm(self, x: Array) -> RowNorm:  # noqa: ARG002 (as for all)
-        return RowNorm(1, 1, centred=True, epsilon=self.epsilon)
-
-    def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
-        return f"{type(self).__name__}({self.features}{_shown(self.epsilon)})"
-
-
-class RMSNorm(_RowNorm):
+class RMSNorm(_FeatureNorm):
     r"""Scale each position of each sample by the root of the mean square of its C features.
 
     .. math:: y = \gamma \hat x, \quad \hat x = x s,
@@ -197,24 +203,7 @@ class RMSNorm(_RowNorm):
 
     records = True
     _has_bias: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        features: int,
-        epsilon: float = 1e-5,
-        *,
-        dtype: str = "float32",
-        backend: str | Backend | None = None,
-    ) -> None:
-        self.features = whole_number(type(self).__name__, "features", features)
-        super().__init__(self.features, epsilon, dtype, backend)
-
-    def _norm(self, x: Array) -> RowNorm:  # noqa: ARG002 (as for all)
-        return RowNorm(1, 1, centred=False, epsilon=self.epsilon)
-
-    def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
-        return f"{type(self).__name__}({self.features}{_shown(self.epsilon)})"
+    _centred: ClassVar[bool] = False
 
 
 class GroupNorm(_RowNorm):

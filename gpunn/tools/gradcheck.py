@@ -130,20 +130,10 @@ def check_gradients(
     True
     """
     name = "check_gradients"
-    if isinstance(function, type) and issubclass(function, (Layer, Loss)):
-        raise SettingError(f"{name}: expected a layer or a loss, got {as_instance(function)}")
-    if not isinstance(function, (Layer, Loss)):
-        raise SettingError(f"check_gradients: expected a layer or a loss, got {function!r}")
-    if not isinstance(loss, Loss | None):
-        raise SettingError(f"{name}: loss must be a Loss or None, got {loss!r}")
+    place = _check_arguments(name, function, x, target, loss)
     tolerance = number(name, "tolerance", tolerance, "[0, inf)")
     step = number(name, "step", step, "(0, inf)")
     max_entries = whole_number(name, "max_entries", max_entries)
-    if (isinstance(function, Loss) or loss is not None) and target is None:
-        raise SettingError("check_gradients: a loss needs a target")
-    place = backend_of(x)
-    if place is None:
-        raise DTypeError(f"check_gradients: expected an array as x, got {type(x).__name__}")
     generator = as_generator(rng, name)
     with scope_of(x):
         check = _Check(function, loss, place, x, target, sample_weight, generator)
@@ -151,6 +141,22 @@ def check_gradients(
     if not report.error <= tolerance:
         raise GradientError(f"check_gradients: {function!r}: {report}")
     return report
+
+
+def _check_arguments(name: str, function: Any, x: Any, target: Any, loss: Any) -> Backend:
+    """Check what is to be compared; return where x is."""
+    if isinstance(function, type) and issubclass(function, (Layer, Loss)):
+        raise SettingError(f"{name}: expected a layer or a loss, got {as_instance(function)}")
+    if not isinstance(function, (Layer, Loss)):
+        raise SettingError(f"{name}: expected a layer or a loss, got {function!r}")
+    if not isinstance(loss, Loss | None):
+        raise SettingError(f"{name}: loss must be a Loss or None, got {loss!r}")
+    if (isinstance(function, Loss) or loss is not None) and target is None:
+        raise SettingError(f"{name}: a loss needs a target")
+    place = backend_of(x)
+    if place is None:
+        raise DTypeError(f"{name}: expected an array as x, got {type(x).__name__}")
+    return place
 
 
 class _Check:

@@ -205,11 +205,8 @@ class Trainer:
             self.optimizer.clear()
         finally:
             bar.close()
-        wanted = early_stopping is not None and early_stopping.restore_best
-        if wanted and (best.epoch or not len(history)):  # if nothing was finite, no epoch was best
-            best.restore()
-            if self.optimizer.average is not None:
-                self.optimizer.average.restart()  # the best weights are an average
+        if early_stopping is not None and early_stopping.restore_best:
+            self._go_back_to(best, history)
         return history
 
     def explain(self) -> str:
@@ -369,6 +366,14 @@ class Trainer:
                 f"say Loader(..., backend={str(home)!r}), or model.to({str(loader.backend)!r}) "
                 "before building the optimizer"
             )
+
+    def _go_back_to(self, best: BestWeights, history: History) -> None:
+        """Restore the best weights, if any were; if nothing was finite, no epoch was best."""
+        if len(history) and not best.epoch:
+            return
+        best.restore()
+        if self.optimizer.average is not None:
+            self.optimizer.average.restart()  # the best weights are an average
 
     def _reason(
         self,
