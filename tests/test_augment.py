@@ -113,3 +113,18 @@ def test_mistakes(call: Any, message: str) -> None:
 
 def test_its_repr() -> None:
     assert repr(gn.Augment(2, flip=True)) == "Augment(2, flip=True)"
+
+
+def test_two_trainings_move_images_as_one_twice_as_long_does(place: Place) -> None:
+    """What a trainer tries first moves none."""
+    x, y = images(6), np.arange(6) % 2
+    weights = []
+    for epochs in ([4], [2, 2]):
+        model = gn.Sequential(gn.Flatten(), gn.Dense(24, 2, rng=0)).to(place.backend)
+        trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters(), 1e-4))
+        settings: Any = {"batch_size": 2, "shuffle": False, "backend": place.backend}
+        loader = gn.Loader(x, y, transform=gn.Augment(1, flip=True, rng=0), **settings)
+        for n in epochs:
+            trainer.fit(loader, n, progress=False)
+        weights.append(gn.to_numpy(model[1].weight.value))
+    assert_array_equal(*weights)

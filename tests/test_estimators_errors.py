@@ -107,6 +107,11 @@ class TestSettings:
         with pytest.raises(InvalidParameterError, match=message):
             LogisticRegression(**settings).fit(X, Y)
 
+    @pytest.mark.parametrize("loss", [gn.Poisson(), gn.Hinge(), gn.KLDivergence()], ids=repr)
+    def test_a_regressor_whose_outputs_are_no_predictions(self, loss: gn.Loss) -> None:
+        with pytest.raises(InvalidParameterError, match=r"predict gives.*outputs.*gpunn\.Trainer"):
+            MLPRegressor(loss=loss).fit(X, Y)
+
     def test_a_function_that_returns_no_optimizer(self) -> None:
         with pytest.raises(TypeError, match=r"solver must return an optimizer.*returned list"):
             network(solver=list).fit(X, Y)

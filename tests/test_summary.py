@@ -28,17 +28,25 @@ def test_a_network() -> None:
         "layer                             output     parameters   FLOPs  tape bytes  shapes",
         "-" * 95,
         "Flatten()                         (N, 6)              0       0           0",
-        "Dense(6, 5, activation='relu')    (N, 5)             35      60          44  (6, 5), (5,)",
+        "Dense(6, 5, activation='relu')    (N, 5)             35      60          20  (6, 5), (5,)",
         "Residual                          (N, 5)              0       0           0",
         "  Dense(5, 5, activation='tanh')  (N, 5)             30      50          20  (5, 5), (5,)",
         "  Dropout(0.3)                    (N, 5)              0       0          20",
         f"Dense(5, 1000)                    (N, 1000)       6,000  10,000       4,020{weights}",
         "6,065 parameters, 24,260 bytes",
         "a sample forward: 10,110 floating-point operations, 2 for each multiply-add of a product",
-        "a sample on the tape: 4,128 bytes, with the 24 of the input",
+        "a sample on the tape: 4,104 bytes, with the 24 of the input",
     )
     assert tuple(model.summary((2, 3)).splitlines()) == lines
     assert repr(model.summary((2, 3))) == str(model.summary((2, 3)))
+
+
+def test_memory_that_two_layers_save_counts_once() -> None:
+    """What attention saves of its queries, keys and values is a view of what `Dense` has saved."""
+    n, t, c, heads = 3, 5, 8, 2
+    layer = gn.MultiHeadAttention(c, heads)
+    report = layer.memory(n, input_shape=(t, c))
+    assert 4 * n * t * (6 * c + heads * t) == sum(report.tape.values())
 
 
 def column(summary: Any, name: str) -> list[str]:

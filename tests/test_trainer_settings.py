@@ -134,6 +134,16 @@ MISTAKES: list[tuple[str, Callable[[], Any], tuple[str, ...]]] = [
      ("'validation_mae'",)),
     ("metric's direction", lambda: trainer(metrics=[Odd("odd")]),
      ("Odd(): higher_is_better must be one of None, True, False; got 'max'",)),
+    *(
+        (f"{name} of {loss!r}", lambda name=name, loss=loss: trainer(loss=loss, metrics=[name]),
+         (f"Trainer: {name.upper()}() compares predictions", f"the model's outputs are {what}"))
+        for name in ("r2", "mae")
+        for loss, what in ((gn.Poisson(), "logarithms of means"), (gn.Hinge(), "margins"),
+                           (gn.KLDivergence(), "logits"))
+    ),
+    ("perplexity of probabilities",
+     lambda: trainer(gn.Dense(4, 3, "softmax"), loss=gn.CrossEntropy(), metrics=["perplexity"]),
+     ("Trainer: Perplexity", "CrossEntropy() takes probabilities; use a loss of logits")),
     ("metric without a name", lambda: trainer(metrics=[Bare(None)]),
      ("the name of a metric must be a string, got None",)),
 ]

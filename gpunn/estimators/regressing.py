@@ -85,7 +85,13 @@ class Regressing(RegressorMixin, NetworkEstimator):
             raise InvalidParameterError(
                 f"{type(self).__name__}: {self.loss!r} is a loss of classes; use a classifier"
             )
-        return self.loss if isinstance(self.loss, Loss) else MeanSquaredError()
+        loss = self.loss if isinstance(self.loss, Loss) else MeanSquaredError()
+        if loss.outputs != "predictions":
+            raise InvalidParameterError(
+                f"{type(self).__name__}: predict gives the network's outputs, and with {loss!r} "
+                f"these are {loss.outputs}; train the network with gpunn.Trainer"
+            )
+        return loss
 
     def _loss_scale(self) -> float:
         return 1.0 / self.n_outputs_ if isinstance(self._loss, MeanSquaredError) else 1.0

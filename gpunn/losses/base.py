@@ -47,6 +47,8 @@ class Loss:
     sample_ndim: ClassVar[int] = 1
     #: Settings beside the reduction, with their defaults: what `repr` leaves out.
     defaults: ClassVar[dict[str, Any]] = {}
+    #: What the model's outputs are, if they are not predictions of the targets themselves.
+    outputs: ClassVar[str] = "predictions"
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
     reduction: Reduction = checked(one_of, ("mean", "sum", "none"))

@@ -48,6 +48,7 @@ class KLDivergence(Loss):
     """
 
     kernel = "kl_divergence"
+    outputs = "logits or logarithms of probabilities"
     defaults: ClassVar = {"from_logits": True}
 
     from_logits: bool = checked(flag)

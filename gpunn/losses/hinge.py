@@ -41,6 +41,7 @@ class Hinge(Loss):
     """
 
     kernel = "hinge"
+    outputs = "margins"
     defaults: ClassVar = {"squared": False}
     #: As of logits: z is above 0 for yes, and the model ends without an activation.
     from_logits = True

@@ -39,6 +39,7 @@ class Poisson(Loss):
     """
 
     kernel = "poisson"
+    outputs = "logarithms of means"
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
         """Return scale * sum (e^z - y z), and scale * (e^z - y)."""

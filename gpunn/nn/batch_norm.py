@@ -117,7 +117,7 @@ class BatchNorm(Norm):
             raise ShapeError(
                 f"{self!r}: expected more than one entry for each channel in training, got x of "
                 f"shape {tuple(x.shape)}; a last batch of one sample can be left out by "
-                "Loader(..., drop_last=True)"
+                "Loader(..., drop_last=True), or joined to others by another batch_size"
             )
         y, statistics = k.batch_norm(x, gain, bias, self.epsilon)
         tape.push(self, x, statistics, False)  # noqa: FBT003

@@ -10,7 +10,9 @@ from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, ShapeError
 
 
-def check_channels(owner: Any, x: Array, parameter: Array, channels: int | None) -> None:
+def check_channels(
+    owner: Any, x: Array, parameter: Array, channels: int | None, *, between: str = "..."
+) -> None:
     """Check that x has the shape (N, ..., channels), and the dtype and place of a parameter.
 
     Parameters
@@ -20,6 +22,8 @@ def check_channels(owner: Any, x: Array, parameter: Array, channels: int | None)
     x, parameter : array
     channels : int or None
         None stands for any number.
+    between : {"...", "T"}
+        The axes between the first and the last: any, or one.
 
     Raises
     ------
@@ -31,10 +35,12 @@ def check_channels(owner: Any, x: Array, parameter: Array, channels: int | None)
         if place is None or home is None:
             raise DTypeError(f"{owner!r}: expected an array, got {type(x).__name__}")
         raise device_mismatch(repr(owner), home, place)
-    if x.ndim < 2 or (channels is not None and x.shape[-1] != channels):
+    fits = x.ndim >= 2 if between == "..." else x.ndim == 3
+    if not fits or (channels is not None and x.shape[-1] != channels):
         raise ShapeError(
-            f"{owner!r}: expected x of shape (N, ..., {'C' if channels is None else channels}), "
-            f"got {tuple(x.shape)}; channels are the last axis"
+            f"{owner!r}: expected x of shape (N, {between}, "
+            f"{'C' if channels is None else channels}), got {tuple(x.shape)}; channels are the "
+            "last axis"
         )
     if x.dtype != parameter.dtype:
         wanted = dtype_name(parameter)

@@ -123,15 +123,15 @@ def trial_batch(model: Any, shape: Shape, n: int) -> Array:
 
 
 def entry_sizes(tape: Tape, x: Array) -> list[int]:
-    """Return the bytes of each entry of a tape; an array counts where it is saved first.
+    """Return the bytes of each entry of a tape; memory counts where it is saved first.
 
-    The batch `x` itself does not count.
+    That of the batch `x` itself does not count.
     """
-    sizes, seen = [], {id(x)}
+    sizes, seen = [], {id(_owner(x))}
     for _, saved in tape.entries():
-        new = [item for item in saved if _is_array(item) and id(item) not in seen]
-        seen.update(id(item) for item in new)
-        sizes.append(sum(size_of(item) for item in new))
+        new = {id(_owner(item)): item for item in saved if _is_array(item)}
+        sizes.append(sum(size_of(item) for key, item in new.items() if key not in seen))
+        seen.update(new)
     return sizes
 
 
@@ -220,6 +220,12 @@ def _counted(item: Any, count: Count) -> Any:
     if not isinstance(item, _Described):
         return item
     return count.wrap(get_backend("numpy").xp.zeros(item.shape, dtype=item.dtype))
+
+
+def _owner(x: Any) -> Any:
+    """Return the array whose memory this one is a view of, where the library tells."""
+    base = getattr(x, "base", None)
+    return _owner(base) if type(base) is type(x) else x
 
 
 def _is_array(item: Any) -> bool:

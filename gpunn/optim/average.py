@@ -47,6 +47,8 @@ class WeightAverage:
     Notes
     -----
     Buffers, such as the statistics of `BatchNorm`, are not averaged: the model's own are used.
+    Weights that are loaded or assigned do not change the average: call `restart` after that. To
+    save the average: ``with average.applied(): gn.save(path, model)``.
     PyTorch's `AveragedModel` with `get_ema_multi_avg_fn` begins with the weights of the first
     update, :math:`d^{t-1} \theta_1 + \dots`, which count for long; so do Keras's. Here every weight
     counts by its age from the start, so that the average is of use after a few updates.

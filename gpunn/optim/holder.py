@@ -171,6 +171,8 @@ class ParameterHolder:
     def to(self: _Self, backend: str | Backend) -> _Self:
         """Move the parameters and the states; return the optimizer itself.
 
+        Buffers are the model's, such as the statistics of `BatchNorm`: say ``model.to(...)``, too.
+
         Parameters
         ----------
         backend : str or Backend

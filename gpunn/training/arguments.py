@@ -15,6 +15,8 @@ from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Parameter
 from gpunn.optim.base import Optimizer
 from gpunn.training.metrics import (
+    MAE,
+    R2,
     BinaryAccuracy,
     Metric,
     Perplexity,
@@ -85,6 +87,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
     resolved = [_for_loss(metric, loss) or get_metric(metric) for metric in metrics]
     taken = set(_COLUMNS)
     for metric in resolved:
+        _check_reads(metric, loss)
         one_of(repr(metric), "higher_is_better", metric.higher_is_better, (None, True, False))
         if not isinstance(metric.name, str):
             raise SettingError(
@@ -110,6 +113,20 @@ def _for_loss(metric: Any, loss: Loss) -> Metric | None:
         kind = SequenceAccuracy if metric == "accuracy" else Perplexity
         return kind(loss.ignore_label)
     return None
+
+
+def _check_reads(metric: Metric, loss: Loss) -> None:
+    """Check that a metric of ours can read a model's outputs as the loss does."""
+    if type(metric) in (MAE, R2) and loss.outputs != "predictions":
+        raise SettingError(
+            f"Trainer: {metric!r} compares predictions with targets, and with {loss!r} the model's "
+            f"outputs are {loss.outputs}; use a metric of your own that converts them"
+        )
+    if type(metric) is Perplexity and not loss.from_logits:
+        raise SettingError(
+            f"Trainer: {metric!r} takes logits, and {loss!r} takes probabilities; use a loss of "
+            "logits, such as SoftmaxCrossEntropy(), and end the model without softmax"
+        )
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:

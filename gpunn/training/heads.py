@@ -9,8 +9,8 @@ from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.losses.divergence import KLDivergence
 from gpunn.nn.containers import Sequential
-from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
+from gpunn.nn.shape import Flatten, Reshape
 
 #: The formulas that return probabilities or their logarithms.
 _GIVE_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
@@ -24,10 +24,8 @@ def check_head(model: Layer, loss: Loss) -> None:
     SettingError
         If both apply it, or neither does.
     """
-    last: Layer = model
-    while isinstance(last, Sequential) and len(last):
-        last = last[-1]
-    activation = last.activation if isinstance(last, Dense) else last
+    last = _last(model)
+    activation = getattr(last, "activation", last)
     if kernel_of(activation) in _GIVE_PROBABILITIES and loss.from_logits:
         raise SettingError(
             f"Trainer: the model ends in {type(activation).__name__} and {type(loss).__name__} "
@@ -35,7 +33,7 @@ def check_head(model: Layer, loss: Loss) -> None:
             "probabilities, CrossEntropy(), BinaryCrossEntropy(from_logits=False) or, of their "
             "logarithms, KLDivergence(from_logits=False)"
         )
-    if loss.from_logits or not (isinstance(last, Dense) and kernel_of(activation) == "identity"):
+    if loss.from_logits or activation is last or kernel_of(activation) != "identity":
         return
     if type(loss) is KLDivergence:
         raise SettingError(
@@ -48,3 +46,11 @@ def check_head(model: Layer, loss: Loss) -> None:
             "use SoftmaxCrossEntropy() or BinaryCrossEntropy() (recommended), or end the model in "
             "softmax or sigmoid"
         )
+
+
+def _last(model: Layer) -> Layer:
+    """Return the last layer of a model that computes anything."""
+    if not isinstance(model, Sequential):
+        return model
+    computing = [layer for layer in model if not isinstance(layer, (Flatten, Reshape))]
+    return _last(computing[-1]) if computing else model

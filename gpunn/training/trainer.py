@@ -69,7 +69,8 @@ class Trainer:
         With reduction "mean" or "sum".
     optimizer : Optimizer
         Built on ``model.parameters()``, after ``model.to(...)``, or on some of them: the others do
-        not change. A layer added later is an error if the optimizer does not hold its parameters.
+        not change (buffers do: a `BatchNorm` follows the batches). A layer added later is an error
+        if the optimizer does not hold its parameters.
         If it has a `WeightAverage`, that is what is validated, evaluated, used for predictions, and
         kept as the best weights.
     metrics : sequence of str or Metric, optional
@@ -157,7 +158,8 @@ class Trainer:
         -------
         History
             Also after Ctrl-C, which ends training without an exception. Weights and optimizer are
-            then those of the last whole step; the generator of dropout's masks may be ahead.
+            then those of the last whole step, unless early stopping restores the best weights (in
+            the first epoch, the initial ones); the generator of dropout's masks may be ahead.
 
         Raises
         ------
@@ -343,7 +345,8 @@ class Trainer:
                 "evaluate; leave sample_weight out, or give some samples a weight above 0"
             )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
-            first = loader.first_row()
+            # A transform that keeps the shape is not asked: it may be random.
+            first = loader.plain_row() if loader.is_plain else loader.first_row()
         try:
             output = self.model(first.x)
         except ShapeError as error:
