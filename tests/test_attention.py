@@ -11,6 +11,7 @@ import pytest
 import gpunn as gn
 from bench import gpu_costs
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
+from gpunn.kernels import kernels
 from tests.conftest import Place
 from tests.runs import WAYS, assert_alike
 
@@ -305,3 +306,21 @@ def test_a_step_on_a_device_runs_these_operations_and_no_others() -> None:
     counted = gpu_costs.costs(before, after)
     assert (counted.syncs, counted.h2d_bytes, counted.d2h_bytes) == (0, 0, 0)
     assert (counted.memsets, counted.device_allocs) == (0, 0)
+
+
+def test_scores_that_overflow(place: Place) -> None:
+    """A query whose scores are all minus infinity sees nothing, as one behind a mask."""
+    qkv = np.ones((1, 2, 6), "float32")
+    qkv[0, 0, :2], qkv[0, :, 2:4] = 3e38, -3e38
+    with np.errstate(over="ignore"):  # NumPy tells of it
+        context, weights = kernels(place.array(qkv)).attention(place.array(qkv), 1)
+    assert gn.to_numpy(context)[0, 0].tolist() == [0.0, 0.0]
+    assert gn.to_numpy(weights)[0, 0, 0].tolist() == [0.0, 0.0]
+
+
+def test_scores_that_overflow_in_compiled_steps() -> None:
+    pytest.importorskip("numba", reason="steps are compiled by numba")
+    loops = importlib.import_module("gpunn.kernels.loops_sequences")
+    scores = np.array([[-np.inf, -np.inf], [-np.inf, 1.0]], "float32")
+    loops.softmax_of_scores(scores, 0, False, np.float32(1))
+    assert scores.tolist() == [[0.0, 0.0], [pytest.approx(0.0, abs=1e-37), 1.0]]

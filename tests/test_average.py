@@ -249,3 +249,30 @@ def test_a_trainer_evaluates_the_average_and_keeps_the_best() -> None:
     assert average.updates == 0
     best = min(history["validation_loss"])
     assert_allclose(trainer.evaluate((x, y))["loss"], best, rtol=1e-6)
+
+
+class Slower(gn.WeightAverage):
+    """An average whose decay rises at first."""
+
+    def follow(self, slots: Any) -> None:
+        self.decay = min(0.9, (1 + self.updates) / (10 + self.updates))
+        super().follow(slots)
+
+
+@pytest.mark.parametrize("way", ["a subclass", "another follow"])
+def test_an_average_in_another_way_is_followed_as_it_is_written(place: Place, way: str) -> None:
+    """No recording has its numbers."""
+    x = np.random.default_rng(0).standard_normal((64, 5))
+    model = gn.Dense(5, 3, rng=0).to(place.backend)
+    optimizer = gn.SGD(model.parameters(), 0.1)
+    average: Any = Slower(optimizer) if way == "a subclass" else gn.WeightAverage(optimizer)
+    if way == "another follow":
+        average.follow = lambda slots: None
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer)
+    loader = gn.Loader(x, np.arange(64) % 3, batch_size=2, backend=place.backend)
+    trainer.fit(loader, 2, progress=False)
+    assert trainer.why_not_recorded
+    if way == "a subclass":
+        assert average.decay == 64 / 73
+    else:
+        assert not any(gn.to_numpy(each).any() for each in optimizer.averages())

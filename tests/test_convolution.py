@@ -213,3 +213,9 @@ def test_a_small_network_learns_digits() -> None:
     trainer.fit(gn.Loader(x[~held_out], y[~held_out], batch_size=32, rng=0), 5, progress=False)
     tested = trainer.evaluate(gn.Loader(x[held_out], y[held_out], batch_size=100))
     assert tested["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_weights_of_a_transposed_convolution_need_no_copy(groups: int) -> None:
+    weight = gn.ConvTranspose2d(4, 6, 3, groups=groups).weight.value
+    assert weight.flags.c_contiguous

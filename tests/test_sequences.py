@@ -231,3 +231,19 @@ class _Beside(gn.Layer):
 
     def backward(self, grad: Any, tape: Any) -> Any:
         return grad
+
+
+def test_what_is_ignored_does_no_harm(place: Place) -> None:
+    """Whatever the network puts out there: padding may be anything."""
+    logits = np.zeros((2, 3, 4), "float32")
+    logits[0, 2] = np.nan, np.inf, -np.inf, 1.0
+    labels, loss, tape = (
+        np.array([[0, 1, -100], [2, 3, -100]]),
+        gn.SequenceCrossEntropy(),
+        gn.Tape(),
+    )
+    cost = loss.forward(place.array(logits), place.array(labels), tape)
+    grad = gn.to_numpy(loss.backward(tape))
+    assert float(cost) == pytest.approx(np.log(4.0), rel=1e-6)
+    assert np.isfinite(grad).all()
+    assert not grad[labels == -100].any()

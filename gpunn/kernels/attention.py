@@ -91,9 +91,9 @@ class AttentionKernels:
 def _split(xp: Namespace, x: Array, heads: int, parts: int) -> list[Array]:
     """Return the parts of x (N, T, parts H d), each as (N, H, T, d)."""
     n, t, width = x.shape
-    apart = xp.reshape(x, (n, t, parts, heads, width // (parts * heads)))
-    apart = xp.permute_dims(apart, (2, 0, 3, 1, 4))
-    return [apart[i, ...] for i in range(parts)]
+    split = xp.reshape(x, (n, t, parts, heads, width // (parts * heads)))
+    split = xp.permute_dims(split, (2, 0, 3, 1, 4))
+    return [split[i, ...] for i in range(parts)]
 
 
 def _merge(xp: Namespace, parts: list[Array]) -> Array:

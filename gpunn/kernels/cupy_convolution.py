@@ -66,8 +66,8 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
                 kernel = cuda_kernel("convolution", "fold", x.dtype, INDEX=INDICES["uint8"])
                 width, pixels = own.stop - own.start, here.size // x.shape[3]
                 sizes = pixels, x.shape[3], own.start, width
-                launch, table = over_rows(pixels, width), _table(window).address
-                kernel(*launch, table, columns.data.ptr, here.data.ptr, *sizes)
+                launch, table = over_rows(pixels, width), _table(window)
+                kernel(*launch, table.address, columns.data.ptr, here.data.ptr, *sizes)
         return x
 
     @on_device_of_first
@@ -170,9 +170,9 @@ def _unrolled(x: Array, own: slice, window: Window, columns: Array) -> Array:
         return _matrix(x)
     rows, entries = x.shape[0] * math.prod(window.output), columns.shape[1]
     kernel = cuda_kernel("convolution", "unroll", x.dtype, INDEX=INDICES["uint8"])
-    sizes = 0, rows, x.shape[3], own.start, own.stop - own.start
-    launch, table = over_rows(rows, entries), _table(window).address
-    kernel(*launch, table, x.data.ptr, columns.data.ptr, *sizes)
+    sizes = rows, x.shape[3], own.start, own.stop - own.start
+    launch, table = over_rows(rows, entries), _table(window)
+    kernel(*launch, table.address, x.data.ptr, columns.data.ptr, *sizes)
     return columns[:rows]
 
 
@@ -195,7 +195,8 @@ def _launch(name: str, window: Window, arrays: tuple[Array, ...], over: Array, *
     index = INDICES[index_dtype(np, window).__name__]
     kernel = cuda_kernel("convolution", name, over.dtype, INDEX=index)
     pointers = (x.data.ptr for x in arrays)
-    kernel(*over_rows(n, channels), _table(window).address, *pointers, n, channels, *more)
+    table = _table(window)  # kept until the launch, whatever the cache does
+    kernel(*over_rows(n, channels), table.address, *pointers, n, channels, *more)
 
 
 @lru_cache(maxsize=256)

@@ -273,6 +273,11 @@ def launch_loss(
     rows = max(1, 128 // lanes)
     blocks = -(-n // rows)
     grad = cupy.ndarray((n, k), dtype)
+    if hasattr(scale, "shape"):
+        scales = cupy.ascontiguousarray(scale)  # before the scratch memory, which nobody holds
+        factor = scales.data.ptr, min(scale.ndim, 1), 0.0
+    else:
+        factor = 0, 0, float(scale)
     if summed:
         result = cupy.ndarray((), dtype)
         arrived = _scratch.pointer(blocks * dtype.itemsize)
@@ -280,11 +285,6 @@ def launch_loss(
     else:
         result = cupy.ndarray(n, dtype)
         outputs = result.data.ptr, 0, 0
-    if hasattr(scale, "shape"):
-        scales = cupy.ascontiguousarray(scale)
-        factor = scales.data.ptr, min(scale.ndim, 1), 0.0
-    else:
-        factor = 0, 0, float(scale)
     cuda_kernel("loss", name, dtype, **macros)(
         (blocks, 1),
         (lanes, rows),

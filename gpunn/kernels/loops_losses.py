@@ -184,13 +184,17 @@ def sequence_cross_entropy(
     loops.exponentiate(grad.reshape(grad.size))
     for i in range(rows):
         own = scale * weights[i // positions] if weights.size else scale
-        own = own if labels[i] != ignored else own * of(0)  # a weight that is NaN stays so
+        if labels[i] == ignored:  # whatever its logits are
+            own *= of(0)  # a weight that is NaN stays so
+            cost += own
+            grad[i, :] = own
+            continue
         total = of(0)
         for j in range(classes):
             total += grad[i, j]
         cost += own * np.log(total)
         valid = 0 <= labels[i] < classes
-        factor = own / total if valid or labels[i] == ignored else of(math.nan)
+        factor = own / total if valid else of(math.nan)
         for j in range(classes):
             grad[i, j] = factor * grad[i, j] - own * (high + low if j == labels[i] else low)
     return cost

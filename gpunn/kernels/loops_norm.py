@@ -64,8 +64,8 @@ def _sum(x: Array) -> float:
 def _squares(x: Array, mean: Any) -> Any:
     total = x.dtype.type(0)
     for j in range(x.size):
-        apart = x[j] - mean
-        total += apart * apart
+        deviation = x[j] - mean
+        total += deviation * deviation
     return total
 
 
@@ -97,30 +97,30 @@ def row_norm_backward(
         for g in range(groups):
             own = slice(g * width, (g + 1) * width)
             mean, scale = statistics[r, g, 0], statistics[r, g, 1]
-            total, along = of(0), of(0)
+            total, towards_x = of(0), of(0)
             for s in range(x.shape[1]):
                 sums = _sums(grad[r, s, own], x[r, s, own], mean, gain[own])
                 total += sums[0]
-                along += sums[1]
-            less = total / count if centred else of(0)
-            share = along * scale * scale / count
+                towards_x += sums[1]
+            mean_g = total / count if centred else of(0)
+            share = towards_x * scale * scale / count
             for s in range(x.shape[1]):
                 given, saved, into = grad[r, s, own], x[r, s, own], result[r, s, own]
                 factors = gain[own]
                 for j in range(width):
                     h = given[j] * factors[j]
-                    into[j] = scale * (h - less - share * (saved[j] - mean))
+                    into[j] = scale * (h - mean_g - share * (saved[j] - mean))
 
 
 @compiled
 def _sums(grad: Array, x: Array, mean: Any, gain: Array) -> tuple[Any, Any]:
     """Return the sums of gain grad, and of that times the distance from the mean."""
-    total, along = grad.dtype.type(0), grad.dtype.type(0)
+    total, towards_x = grad.dtype.type(0), grad.dtype.type(0)
     for j in range(grad.size):
         h = grad[j] * gain[j]
         total += h
-        along += h * (x[j] - mean)
-    return total, along
+        towards_x += h * (x[j] - mean)
+    return total, towards_x
 
 
 @compiled
@@ -191,9 +191,9 @@ def batch_statistics(
             rows = (samples * (t + 1) // parts - samples * t // parts) * per_sample
             if rows > 0:
                 total = n + rows
-                apart, share = moments[t, 0, j] - mean, rows / total
-                squares += moments[t, 1, j] + apart * apart * n * share
-                mean += apart * share
+                deviation, share = moments[t, 0, j] - mean, rows / total
+                squares += moments[t, 1, j] + deviation * deviation * n * share
+                mean += deviation * share
                 n = total
         statistics[0, j] = of(mean)
         statistics[1, j] = of(1.0 / np.sqrt(squares / n + epsilon))

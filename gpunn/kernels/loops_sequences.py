@@ -46,6 +46,9 @@ def softmax_of_scores(scores: Array, first: int, causal: Any, scale: Any) -> Non
         top = row[0]
         for j in range(1, n):
             top = max(top, row[j])
+        if top == -math.inf:  # by overflow; as a row that may see nothing
+            scores[i, :] = 0
+            continue
         for j in range(n):
             row[j] = scale * (row[j] - top)
         exponentiate(row)

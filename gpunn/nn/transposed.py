@@ -128,8 +128,10 @@ class ConvTranspose2d(Convolution):
         assert place is not None  # noqa: S101 (`draw` has looked)
         xp, groups = place.xp, self.groups
         *window, own, out = drawn.shape
-        apart = xp.reshape(drawn, (*window, own, groups, out // groups))
-        return xp.reshape(xp.permute_dims(apart, (0, 1, 4, 3, 2)), (*window, out // groups, -1))
+        by_group = xp.reshape(drawn, (*window, own, groups, out // groups))
+        turned = xp.permute_dims(by_group, (0, 1, 4, 3, 2))
+        # In one row first: else, without groups, the result would be a view in another order.
+        return xp.reshape(xp.reshape(turned, (-1,)), (*window, out // groups, -1))
 
     def _window(self, x: Array) -> Window:
         """Return the window on images of the output's size, after checking x."""

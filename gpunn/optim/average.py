@@ -143,7 +143,7 @@ class WeightAverage:
         return f"WeightAverage({type(self._optimizer).__name__}(...), decay={self.decay!r})"
 
 
-WeightAverage._declared = declare(WeightAverage, ("update",))
+WeightAverage._declared = declare(WeightAverage, ("update", "follow"))
 
 
 def averaged(optimizer: Optimizer) -> AbstractContextManager[None]:

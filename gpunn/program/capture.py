@@ -77,7 +77,7 @@ class StepCapture:
         self._parts = parts
         self._source, self._board, self._collected = source, board, collected
         self._penalized = penalized
-        self._pool = _pool_of_ones_own()
+        self._pool = _private_pool()
         self._device = cupy.cuda.Device()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
@@ -105,7 +105,7 @@ class StepCapture:
                 gradients_kept(parameters),
             ):
                 contents = self._rehearse(n, factors_of(recording))
-                return self._capture_in_spite_of_others(n, contents)
+                return self._capture_with_retries(n, contents)
         finally:
             user.wait_event(stream.record())
 
@@ -118,7 +118,7 @@ class StepCapture:
         self._board.load([0], ([0.0], [0.0], [1.0]), keys)
         noted = NotedFactors()
         self._products.round_by(noted)
-        with _buffers_aside(self._parts[0]):
+        with _on_copied_buffers(self._parts[0]):
             self._step(n)
         if self._copies is None:
             self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
@@ -134,7 +134,7 @@ class StepCapture:
         blocks = [] if optimizer is None else optimizer.blocks().values
         return [*blocks, *(p.value for p in model.parameters() if p not in trained)]
 
-    def _capture_in_spite_of_others(self, n: int, contents: list[tuple[Any, Any]]) -> Any:
+    def _capture_with_retries(self, n: int, contents: list[tuple[Any, Any]]) -> Any:
         """Return the graph; try again if it fails, unless memory runs out.
 
         A thread that waits for the whole device meanwhile ends the capture.
@@ -208,7 +208,7 @@ class StepCapture:
 
 
 @contextmanager
-def _buffers_aside(model: Layer) -> Iterator[None]:
+def _on_copied_buffers(model: Layer) -> Iterator[None]:
     """Let a step change copies of the model's buffers."""
     before = [(buffer, buffer.value) for buffer in model.buffers()]
     try:
@@ -220,7 +220,7 @@ def _buffers_aside(model: Layer) -> Iterator[None]:
             buffer.value = value
 
 
-def _pool_of_ones_own() -> Any:
+def _private_pool() -> Any:
     """Return a pool that takes no more than CuPy's own may still take."""
     pool, usual = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
     limit = usual.get_limit()

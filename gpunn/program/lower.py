@@ -1,7 +1,6 @@
 """From the operations of a recorded step to the instructions of the CPU's interpreter.
 
-How the operations of each kernel are lowered stands in `lower_layers`, `lower_losses` and
-`lower_update`.
+How the operations of each kernel are lowered stands in the files `lower_*`, by subject.
 """
 
 from __future__ import annotations

@@ -8,12 +8,11 @@ from typing import Any
 from gpunn.kernels.activation_kinds import KINDS
 from gpunn.program.lower import Lane, Lowering, kernel_in, lowers, moved
 from gpunn.program.phases import ALL, ROWS
+from gpunn.program.rewrite import BY_ROW
 from gpunn.program.values import NotRecordableError, Operation, Value
 
 #: Activations whose gradient and column sums are one instruction, by number.
 _IN_ONE_PASS = {"relu": 0, "tanh": 1, "sigmoid": 2}
-#: Activations that see a whole row.
-_BY_ROW = ("softmax", "log_softmax")
 
 
 @lowers("product")
@@ -73,7 +72,7 @@ def _activation(low: Lowering, operation: Operation) -> None:
 
 
 def _activate(low: Lowering, kernel: str, formula: Any, x: Value, h: Value) -> None:
-    name = kernel if kernel in _BY_ROW else f"activation_{kernel}"
+    name = kernel if kernel in BY_ROW else f"activation_{kernel}"
     low.by_rows(name, {"a": x}, h, **_sizes(kernel, h), p=_parameter(kernel, formula))
 
 
@@ -81,7 +80,7 @@ def _activate(low: Lowering, kernel: str, formula: Any, x: Value, h: Value) -> N
 def _activation_backward(low: Lowering, operation: Operation) -> None:
     (grad, saved), (result,) = operation.inputs, operation.outputs
     kernel = kernel_in(operation)
-    name = f"{kernel}_slope" if kernel in _BY_ROW else f"slope_{kernel}"
+    name = f"{kernel}_slope" if kernel in BY_ROW else f"slope_{kernel}"
     p = _parameter(kernel, operation.formula)
     low.by_rows(name, {"a": grad, "b": saved}, result, **_sizes(kernel, result), p=p)
 
@@ -94,7 +93,7 @@ def _bias_activation_backward(low: Lowering, operation: Operation) -> None:
         _activation_backward(
             low, Operation("activation_backward", (grad, saved), (dz,), operation.formula)
         )
-        _column_sums(low, Operation("column_sums", (dz,), (sums,)))
+        column_sums(low, Operation("column_sums", (dz,), (sums,)))
         return
     parts, place = low.parts_of_sum(sums, dz.width)
     per_sample = dz.shape[0] // low.n
@@ -115,7 +114,8 @@ def _bias_activation_backward(low: Lowering, operation: Operation) -> None:
 
 
 @lowers("column_sums")
-def _column_sums(low: Lowering, operation: Operation) -> None:
+def column_sums(low: Lowering, operation: Operation) -> None:
+    """Append what adds up the rows of a batch."""
     (x,), (sums,) = operation.inputs, operation.outputs
     parts, place = low.parts_of_sum(sums, x.width)
     per_sample = x.shape[0] // low.n
@@ -187,7 +187,7 @@ def _convert(low: Lowering, operation: Operation) -> None:
 
 def _sizes(kernel: str, value: Value) -> dict[str, Any]:
     """Return the number and length of the rows, for an activation that sees a whole one."""
-    if kernel not in _BY_ROW:
+    if kernel not in BY_ROW:
         return {}
     return {"rows": math.prod(value.shape[:-1]), "columns": value.shape[-1]}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpunn.program.instructions.sequences import QUERIES
 from gpunn.program.lower import Lane, Lowering, lowers, moved
+from gpunn.program.lower_layers import column_sums
 from gpunn.program.phases import ALL, ROWS
 from gpunn.program.values import NotRecordableError, Operation, Value
 
@@ -65,14 +66,7 @@ def _positions_backward(low: Lowering, operation: Operation) -> None:
     (grad,), (sums,) = operation.inputs, operation.outputs
     if tuple(sums.shape) != tuple(grad.shape[1:]):
         raise NotRecordableError("there is no instruction for fewer positions than a table has")
-    parts, place = low.parts_of_sum(sums, grad.width)
-
-    def words(lane: Lane) -> dict[str, Any]:
-        sizes = {"m": lane.rows, "n": grad.width}
-        return sizes | {"a": lane.address(grad, ROWS), "d": place(lane)}
-
-    low.add("column_sums", words, [low.at(grad)], [parts])
-    low.add_up(parts, sums, grad.width)
+    column_sums(low, Operation("column_sums", (grad,), (sums,)))
 
 
 @lowers("concatenate")

@@ -65,8 +65,6 @@ def lower_update(
 
 def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
     """Append what moves averages towards weights, which a piece has as value and gradient."""
-    if average is not None and fused_rule(average) is None:
-        raise NotRecordableError(f"the update of {type(average).__name__}")
     for piece in pieces:
 
         def words(lane: Lane, piece: Piece = piece) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gpunn.program.values import Operation, Value
 #: Kernels of slopes that are computed entry by entry.
 _SLOPES = ("activation_backward", "bias_activation_backward")
 #: Formulas that see a whole row.
-_BY_ROW = ("softmax", "log_softmax")
+BY_ROW = ("softmax", "log_softmax")
 
 
 def slopes_before_pools(operations: Sequence[Operation]) -> list[Operation]:
@@ -42,7 +42,7 @@ def _is_slope_of(
     grad, saved = slope.inputs
     pooled = pools[spread.inputs[1]].inputs[0]
     formula = slope.formula
-    if not formula.saves_output or formula.kernel in _BY_ROW:
+    if not formula.saves_output or formula.kernel in BY_ROW:
         return False
     spread_to = spread.outputs[0].storage
     uses = sum(

@@ -207,6 +207,9 @@ class RecordedSteps:
 def _why_no_update(optimizer: Optimizer) -> str | None:
     if not may_record(optimizer):
         return f"{type(optimizer).__name__} does not say in its own class body that it records"
+    average = optimizer.average
+    if average is not None and fused_rule(average) is None:
+        return f"the average of {type(average).__name__} is not followed by a kernel"
     return None
 
 
@@ -216,4 +219,5 @@ def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
         return ()
     average = optimizer.average
     followed = average is not None and (average, fused_rule(average), average.decay)
-    return fused_rule(optimizer), optimizer.clip_norm, optimizer.clip_value, followed
+    clips = optimizer.clip_norm, optimizer.clip_value
+    return fused_rule(optimizer), *clips, optimizer.decoupled, followed

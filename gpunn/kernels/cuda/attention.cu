@@ -74,11 +74,13 @@ extern "C" __global__ void softmax_of_scores(
   for (long long j = threadIdx.x; j < end; j += blockDim.x)
     if (!seen || seen[j]) top = larger(top, z[j]);
   top = over_row(top, larger);
+  if (top == least) top = T(0);  // scores may overflow
 
   T total = T(0);
   for (long long j = threadIdx.x; j < end; j += blockDim.x)
     if (!seen || seen[j]) total += exp(T(scale) * (z[j] - top));
   total = over_row(total, add);
+  if (total == T(0)) total = T(1);
 
   if (!inside) return;
   for (long long j = threadIdx.x; j < t; j += blockDim.x)

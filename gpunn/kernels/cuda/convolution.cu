@@ -38,15 +38,15 @@ __device__ long long met(
 }
 
 // columns[row] = the channels skipped..skipped+own of all pixels that the window meets for the
-// output's pixel number first + row.
+// output's pixel number row.
 extern "C" __global__ void unroll(
-    const __grid_constant__ Window window, const T* x, T* columns, long long first, long long n,
+    const __grid_constant__ Window window, const T* x, T* columns, long long n,
     long long channels, long long skipped, long long own) {
   Place place;
   int size_w = (int)window.size_w, width = (int)own, entries = (int)window.size_h * size_w * width;
   for (long long row = place.row; row < n; row += place.rows) {
-    long long q = first + row, line = q / window.out_w;
-    long long u = (q - line * window.out_w) * window.across - window.left, image = line / window.out_h;
+    long long line = row / window.out_w;
+    long long u = (row - line * window.out_w) * window.across - window.left, image = line / window.out_h;
     long long v = (line - image * window.out_h) * window.down - window.top;
     for (int p = (int)place.lane; p < entries; p += (int)place.lanes) {
       int tap = p / width, c = p - tap * width, i = tap / size_w, j = tap - i * size_w;

@@ -29,8 +29,8 @@ struct Moments {
   __device__ Moments operator+(Moments other) const {
     T total = n + other.n;
     if (total == T(0)) return *this;
-    T apart = other.mean - mean, share = other.n / total;
-    return {total, mean + apart * share, squares + other.squares + apart * apart * n * share};
+    T deviation = other.mean - mean, share = other.n / total;
+    return {total, mean + deviation * share, squares + other.squares + deviation * deviation * n * share};
   }
 };
 
@@ -99,15 +99,15 @@ extern "C" __global__ void row_norm(
     part.over([&](long long e, long long) { sum += x[e]; });
     mean = add_up_row(sum) / count;
   }
-  Pair apart = {T(0), T(0)};
+  Pair deviation = {T(0), T(0)};
   part.over([&](long long e, long long) {
     T d = x[e] - mean;
-    apart = apart + Pair{d, d * d};
+    deviation = deviation + Pair{d, d * d};
   });
-  apart = add_up_row(apart);
-  T correction = centred ? apart.a / count : T(0);
+  deviation = add_up_row(deviation);
+  T correction = centred ? deviation.a / count : T(0);
   mean += correction;
-  T scale = T(1) / sqrt(apart.b / count - correction * correction + T(epsilon));
+  T scale = T(1) / sqrt(deviation.b / count - correction * correction + T(epsilon));
   part.over([&](long long e, long long j) {
     y[e] = (x[e] - mean) * scale * gain[j] + (bias ? bias[j] : T(0));
   });
@@ -131,9 +131,9 @@ extern "C" __global__ void row_norm_backward(
     sum = sum + Pair{g, g * ((x[e] - mean) * scale)};
   });
   sum = add_up_row(sum);
-  T less = centred ? sum.a / count : T(0), along = sum.b / count;
+  T mean_g = centred ? sum.a / count : T(0), towards_x = sum.b / count;
   part.over([&](long long e, long long j) {
-    grad_x[e] = scale * (gain[j] * grad[e] - less - (x[e] - mean) * scale * along);
+    grad_x[e] = scale * (gain[j] * grad[e] - mean_g - (x[e] - mean) * scale * towards_x);
   });
 }
 
@@ -224,14 +224,14 @@ extern "C" __global__ void batch_norm_parts(
     own.mean += x[i] - origin;
   });
   if (own.n > T(0)) own.mean /= own.n;
-  Pair apart = {T(0), T(0)};
+  Pair deviation = {T(0), T(0)};
   column.over([&](long long, long long i) {
     T d = x[i] - origin - own.mean;
-    apart = apart + Pair{d, d * d};
+    deviation = deviation + Pair{d, d * d};
   });
   if (own.n > T(0)) {
-    own.squares = apart.b - apart.a * (apart.a / own.n);
-    own.mean += apart.a / own.n;
+    own.squares = deviation.b - deviation.a * (deviation.a / own.n);
+    own.mean += deviation.a / own.n;
   }
   own = add_up_column(own);
   if (!column.inside() || threadIdx.y) return;
@@ -302,10 +302,10 @@ extern "C" __global__ void batch_norm_backward(
   }
   if (!column.inside()) return;
   T mean = statistics[column.channel], scale = statistics[channels + column.channel];
-  T less = fixed ? T(0) : sum.b / T(n), along = fixed ? T(0) : sum.a / T(n) * scale;
+  T mean_g = fixed ? T(0) : sum.b / T(n), towards_x = fixed ? T(0) : sum.a / T(n) * scale;
   T factor = gain[column.channel] * scale;
   column.over([&](long long, long long i) {
-    grad_x[i] = factor * (grad[i] - less - (x[i] - mean) * along);
+    grad_x[i] = factor * (grad[i] - mean_g - (x[i] - mean) * towards_x);
   });
 }
 
