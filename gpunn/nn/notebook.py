@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from html import escape
 
 
 def html_table(
@@ -22,6 +21,8 @@ def html_table(
     bold : collection of int, optional
         The rows that stand out.
     """
+    from html import escape  # noqa: PLC0415 (not needed to import gpunn)
+
     lines = ["<table>", f'<caption style="text-align: left">{escape(title)}</caption>']
     if names:
         lines.append(_row(names, "th"))
@@ -32,6 +33,8 @@ def html_table(
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
+    from html import escape  # noqa: PLC0415 (not needed to import gpunn)
+
     sides = ("left", *["right"] * len(cells))
     made = (
         f'<{tag} style="text-align: {side}; white-space: pre-wrap">{escape(cell)}</{tag}>'
