@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 
 import gpunn as gn
 from gpunn.errors import SettingError
+from tests.labels import label
 
 N, K = 6, 3
 LOGITS = np.random.default_rng(0).standard_normal((N, K))
@@ -152,7 +153,7 @@ class TestInOrder:
             {1: 2.0}.keys(),
             object(),
         ],
-        ids=lambda given: f"{given!r:.20}",
+        ids=lambda given: label(given)[:20],
     )
     def test_what_is_neither_is_told(self, kind: Any, given: Any) -> None:
         told = (

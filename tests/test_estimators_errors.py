@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 import gpunn as gn
 from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
+from tests.labels import label
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -293,7 +294,7 @@ class TestKinds:
         "value",
         [{5: 1}, {5}, frozenset({4}), "5", "", b"5", bytearray(b"5"), True, (True,), np.array(5),
          np.array([[5]]), [[5]], (v for v in [5]), {5: 1}.keys(), None, 5.0],
-        ids=repr,
+        ids=label,
     )  # fmt: skip
     def test_hidden_layer_sizes(self, kind: Any, value: Any) -> None:
         with pytest.raises(ValueError, match="hidden_layer_sizes"):
@@ -327,7 +328,7 @@ class TestKinds:
         "value",
         [{"mae"}, {"mae": 1}, {"mae": 1}.keys(), (v for v in ["mae"]), None, 3, [3], [["mae"]],
          gn.TopK, [gn.TopK], b"mae"],
-        ids=repr,
+        ids=label,
     )  # fmt: skip
     def test_metrics(self, kind: Any, value: Any) -> None:
         with pytest.raises(InvalidParameterError, match="metrics"):

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 
 import gpunn as gn
 from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
+from tests.labels import label
 from tests.quick_estimators import N, X, Y, assert_same, classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -146,7 +147,7 @@ class TestLabels:
         "classes",
         [3, "ab", {0: 1, 1: 1}, (c for c in [0, 1]), [], [[0, 1]], [0, None], [0.0, np.nan, 1.0],
          [0, "a"], np.array(1)],
-        ids=repr,
+        ids=label,
     )  # fmt: skip
     def test_classes_that_are_no_list_of_labels(self, classes: Any) -> None:
         model = classifier()

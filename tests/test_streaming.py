@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import gpunn as gn
 from gpunn.data.order import blocked_permutation
 from tests.conftest import get_place
+from tests.labels import label
 
 try:
     import cudasim  # the emulator's counters and modes
@@ -85,7 +86,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.gpu
 @pytest.mark.usefixtures("mode")
 class TestBatches:
-    @pytest.mark.parametrize("settings", SETTINGS, ids=str)
+    @pytest.mark.parametrize("settings", SETTINGS, ids=label)
     def test_are_those_of_the_resident_loader(self, backend: Any, settings: Any) -> None:
         streamed = loader(backend, **settings)
         resident = loader(backend, resident=True, **settings)
