@@ -31,11 +31,11 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (gn.SGD, {}),
     "momentum": (gn.SGD, {"momentum": 0.9}),
     "nesterov": (gn.SGD, {"momentum": 0.9, "nesterov": True}),
-    "adam": (gn.Adam, {"epsilon": 1e-3}),
-    "adamw": (gn.AdamW, {"epsilon": 1e-3}),
-    "rmsprop": (gn.RMSprop, {"epsilon": 1e-3, "momentum": 0.5}),
+    "adam": (gn.Adam, {"epsilon": 1e-2}),
+    "adamw": (gn.AdamW, {"epsilon": 1e-2}),
+    "rmsprop": (gn.RMSprop, {"epsilon": 1e-2, "momentum": 0.5}),
     "centered rmsprop": (gn.RMSprop, {"epsilon": 1e-2, "beta": 0.9, "centered": True}),
-    "adagrad": (gn.Adagrad, {"epsilon": 1e-3, "initial_sum": 0.01}),
+    "adagrad": (gn.Adagrad, {"epsilon": 1e-2, "initial_sum": 0.01}),
     "lion": (gn.Lion, {}),
 }
 
@@ -314,10 +314,18 @@ class Run:
             return trainer, error.history, loader  # type: ignore[attr-defined]
 
 
-def with_enough_samples(run: Run) -> Run:
-    """Return the run with no batch of one sample, if it has a norm over batches."""
+def well_conditioned(run: Run) -> Run:
+    """Return the run without what makes a norm's result a matter of rounding.
+
+    A norm over the batch needs two samples. Small whole numbers are often equal to their mean: what
+    is left is 0 or nearly, and a kink at 0 has two slopes.
+    """
     nested = [inner for block in run.blocks for inner in (block, *block.inner)]
-    if "batch_norm" not in (run.first, *(block.kind for block in nested)):
+    norms = {run.first, *(block.kind for block in nested)} & {*NORMS}
+    if norms and not run.sequence:
+        run = replace(run, data=run.data.replace("streamed uint8", "streamed"))
+        run = replace(run, data=run.data.replace("uint8", "resident"))
+    if "batch_norm" not in norms:
         return run
     size, n = max(run.batch_size, 2), max(run.n, 2)
     return replace(run, batch_size=size, n=n + (n % size == 1))
@@ -355,7 +363,7 @@ RUNS = st.builds(
     dtype=st.sampled_from(["float64", "float64", "float32"]),
     metrics=st.booleans(),
     sequence=st.sampled_from(["", "", "", "vectors", "tokens"]),
-).map(with_enough_samples)
+).map(well_conditioned)
 
 
 def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:
