@@ -35,6 +35,8 @@ GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
     "benchmark": ("bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json"),
 }
+#: Options of pytest: a process for each core, which takes tests from others when it has none left.
+IN_PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 #: What the session `races` runs, by whether steps are captured.
 RACES = {
     "captured": ("test_graphs", "test_kept_factors", "test_program_staleness"),
@@ -67,7 +69,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox."""
     session.install("-e", ".", *TEST)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -84,7 +86,7 @@ def lowest(session: nox.Session) -> None:
     wanted = chain(PYPROJECT["project"]["dependencies"], *optional)
     pins = [bound.replace(">=", "==") for bound in wanted]
     session.install("-e", ".", *pins, *TEST)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *IN_PARALLEL, *session.posargs)
 
 
 @nox.session(python="3.11")
@@ -128,7 +130,7 @@ def races(session: nox.Session) -> None:
         session.skip("GPUNN_EMULATOR does not name the command of an emulator of CUDA")
     seeds = int(session.posargs[0]) if session.posargs else 20
     session.install("-e", ".", *TEST)
-    pytest = ("python", "-m", "pytest", "-q", "-m", "gpu", "--require-gpu")
+    pytest = ("python", "-m", "pytest", "-q", *IN_PARALLEL, "-m", "gpu", "--require-gpu")
     failed = []
     for kind, names in RACES.items():
         graphs = {"GPUNN_GRAPHS": "0" if kind == "readable" else "1"}
