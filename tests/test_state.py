@@ -283,17 +283,6 @@ class TestWriting:
         assert str(caught.value) == wanted[target]
         assert isinstance(caught.value, FileError)
 
-    def test_a_failure_names_the_file_and_no_other(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(self: Path, mode: str) -> Any:
-            raise PermissionError(13, "Permission denied", str(self))
-
-        monkeypatch.setattr(Path, "open", refuse)
-        with pytest.raises(PathError) as caught:
-            gn.save(path, make())
-        assert str(caught.value) == f"save: cannot write {path}: Permission denied"
-
     def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(PathError, match="is a folder, and no file of weights"):
             gn.load(tmp_path, make())

@@ -15,7 +15,8 @@ from gpunn.arrays.checks import one_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
-from gpunn.errors import DeviceMemoryError, FileError, PathError, SettingError
+from gpunn.errors import DeviceMemoryError, FileError, SettingError
+from gpunn.files.atomic import replace_file
 from gpunn.files.tensors import Stored, holds, read
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -52,9 +53,10 @@ class LoadReport(NamedTuple):
 def save(path: str | os.PathLike[str], model: Layer) -> None:
     """Write a model's parameters and buffers to a file, by dotted name.
 
-    The file is written under a temporary name and then renamed, so a failure leaves an older file
-    intact; its permissions are kept. It holds arrays only, neither code nor layers: `load` needs a
-    model of the same structure.
+    The file is written under a temporary name, flushed to the disk and then renamed, so a crash at
+    any instant leaves the older file or the new one; permissions are kept, and symbolic links are
+    followed. It holds arrays only, neither code nor layers: `load` needs a model of the same
+    structure.
 
     Parameters
     ----------
@@ -75,34 +77,11 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
 
     target = _path("save", path, model)
     held = _held("save", model)
-    if not target.parent.is_dir():
-        raise PathError(
-            f"save: there is no folder {target.parent} to write {target.name} into; make it first"
-        )
-    if target.is_dir():
-        raise PathError(
-            f"save: {target} is a folder; name a file, such as {target / 'model.safetensors'}"
-        )
     # safetensors writes memory as it is, so arrays must be in C order.
     arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
     # safetensors writes entries in any order; with one, equal models give equal files.
     content = to_bytes(arrays, metadata={"format": "gpunn 1"})
-    beside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.part")
-    try:
-        with beside.open("xb") as file:
-            if target.exists():
-                beside.chmod(target.stat().st_mode & 0o777)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)  # noqa: PTH105
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise PathError(f"save: cannot write {target}: {error.strerror or error}") from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    replace_file("save", target, [content])
 
 
 def load(
