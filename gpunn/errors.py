@@ -63,6 +63,10 @@ class PathError(FileError, OSError):
     """A file cannot be read or written at this path."""
 
 
+class MissingFileError(PathError, FileNotFoundError):
+    """There is no file at this path."""
+
+
 class MovedError(GpunnError, ImportError):
     """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
 

@@ -12,12 +12,10 @@ import numpy as np
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of
-from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
 from gpunn.errors import DeviceMemoryError, FileError, SettingError
-from gpunn.files.atomic import replace_file
-from gpunn.files.tensors import Stored, holds, read
+from gpunn.files.tensors import WEIGHTS, Stored, check_format, holds, read, write
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
@@ -56,7 +54,7 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     The file is written under a temporary name, flushed to the disk and then renamed, so a crash at
     any instant leaves the older file or the new one; permissions are kept, and symbolic links are
     followed. It holds arrays only, neither code nor layers: `load` needs a model of the same
-    structure.
+    structure. A digest of all bytes is in its metadata, by which `load` finds damage.
 
     Parameters
     ----------
@@ -69,19 +67,14 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     ------
     PathError
         If the folder does not exist, or the file cannot be written.
+    DTypeError
+        If a buffer has numbers that the format lacks.
     SettingError
         If `model` is not a layer, or `path` not a path.
     """
-    # Not needed to import gpunn, and slow to import.
-    from safetensors.numpy import save as to_bytes  # noqa: PLC0415
-
     target = _path("save", path, model)
     held = _held("save", model)
-    # safetensors writes memory as it is, so arrays must be in C order.
-    arrays = {name: np.array(to_numpy(item.value), order="C") for name, item in held.items()}
-    # safetensors writes entries in any order; with one, equal models give equal files.
-    content = to_bytes(arrays, metadata={"format": "gpunn 1"})
-    replace_file("save", target, [content])
+    write("save", target, WEIGHTS, {name: item.value for name, item in held.items()})
 
 
 def load(
@@ -115,15 +108,15 @@ def load(
 
     Raises
     ------
-    FileNotFoundError
+    MissingFileError
         If the file does not exist.
     PathError
         If it cannot be read.
     SettingError
         If `model` is not a layer, or a setting is not valid.
     FileError
-        If it is not a safetensors file, or does not fit the model; everything that does not fit is
-        listed.
+        If it is not a safetensors file, is damaged, of a newer version of gpunn, or does not fit
+        the model; everything that does not fit is listed.
     DeviceMemoryError
         If the model's device has too little memory for another copy of the values.
     """
@@ -131,7 +124,9 @@ def load(
     held = _held("load", model)
     one_of("load", "strict", strict, (True, False))
     one_of("load", "layout", layout, ("gpunn", "torch", None))
-    file = read(place, held)
+    file = read("load", place, held)
+    if file.written_by.split(" ")[0] == WEIGHTS.name:
+        check_format("load", place, file, WEIGHTS)
     _check_layout(place, file.written_by, layout)
     report = LoadReport(
         missing=[name for name in held if name not in file.names],
