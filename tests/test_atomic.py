@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gpunn.errors import PathError
-from gpunn.files.atomic import replace_file
+from gpunn.files.atomic import remove_unfinished, replace_file
 
 NOBODY = 65534
 
@@ -85,10 +85,26 @@ class TestReplace:
         replace_file("save", path, [b"content"])
         assert calls == ["flush file", "rename", "flush folder"]
 
-    def test_a_long_name_is_no_obstacle(self, tmp_path: Path) -> None:
-        path = tmp_path / ("m" * 255)
+    @pytest.mark.parametrize("length", [229, 230, 231, 255])
+    def test_a_long_name_is_no_obstacle(self, tmp_path: Path, length: int) -> None:
+        path = tmp_path / ("m" * length)
         replace_file("save", path, [b"content"])
         assert path.read_bytes() == b"content"
+
+    @pytest.mark.parametrize("name", ["model", "m" * 255])
+    def test_what_a_killed_process_left_is_removed_and_nothing_else(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda *_: None)  # as if killed before
+            for each in (name, f"{name[:9]}.safetensors", "other"):
+                replace_file("save", tmp_path / each, [b"unfinished"])
+        others = [".model.part", ".model.0123.part", ".model.0123456789ab.part.gz"]
+        for each in others:
+            (tmp_path / each).write_bytes(b"")
+        assert len(remove_unfinished(tmp_path / name)) == 1
+        assert len(list(tmp_path.iterdir())) == 2 + len(others)
+        assert remove_unfinished(tmp_path / name) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and owners are POSIX's")
@@ -148,16 +164,20 @@ class TestPlace:
             replace_file("save", path, [b"content"])
         assert path.read_bytes() == b"old"
 
-    def test_nobody_may_read_the_unfinished_file_who_may_not_read_the_old(self, path: Path) -> None:
+    def test_nobody_may_read_the_unfinished_file_who_may_not_read_the_old(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path.write_bytes(b"old")
         path.chmod(0o600)
         seen = []
 
-        def pieces() -> Iterator[bytes]:
-            seen.extend(stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir())
-            yield b"new"
+        def looked_at(place: Path, mode: int, chmod: Any = Path.chmod) -> None:
+            seen.append(stat.S_IMODE(place.stat().st_mode))
+            chmod(place, mode)
+            seen.append(stat.S_IMODE(place.stat().st_mode))
 
-        replace_file("save", path, pieces())
+        monkeypatch.setattr(Path, "chmod", looked_at)
+        replace_file("save", path, [b"new"])
         assert seen == [0o600, 0o600]
 
     @pytest.mark.skipif(

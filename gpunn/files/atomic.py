@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +34,7 @@ def replace_file(owner: str, path: Path, pieces: Iterable[bytes | memoryview]) -
     The pieces are written to a file of another name in the same folder and flushed to the disk;
     then that file is renamed, and the folder is flushed. After an error the old file is as it was,
     and no other is left. Only a process that is killed leaves its unfinished file behind, whose
-    name is ``.NAME.*.part``.
+    name is ``.NAME.*.part``; `remove_unfinished` removes those.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def replace_file(owner: str, path: Path, pieces: Iterable[bytes | memoryview]) -
     try:
         target = Path(os.path.realpath(path))
         old = _old(owner, path, target)
-        beside = target.with_name(f".{target.name[:40]}.{os.urandom(6).hex()}.part")
+        beside = target.with_name(f"{_beginning(target)}{os.urandom(6).hex()}.part")
         try:
             _write(beside, old, pieces)
             os.replace(beside, target)  # noqa: PTH105
@@ -66,6 +68,28 @@ def replace_file(owner: str, path: Path, pieces: Iterable[bytes | memoryview]) -
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise PathError(_explained(owner, path, error)) from error
+
+
+def remove_unfinished(path: Path) -> list[Path]:
+    """Remove what killed processes left beside a file, and return it.
+
+    Only for a caller who knows that no other process is writing the same file at this time: what
+    that one has written so far would be removed, too, and its `replace_file` would raise.
+    """
+    target = Path(os.path.realpath(path))
+    unfinished = re.compile(re.escape(_beginning(target)) + r"[0-9a-f]{12}\.part")
+    left = [each for each in target.parent.iterdir() if unfinished.fullmatch(each.name)]
+    for each in left:
+        each.unlink(missing_ok=True)
+    return left
+
+
+def _beginning(target: Path) -> str:
+    """Return how the names of unfinished files begin; 19 more bytes must fit into 255."""
+    name = target.name
+    if len(os.fsencode(name)) > 230:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
 
 
 def _old(owner: str, path: Path, target: Path) -> os.stat_result | None:
