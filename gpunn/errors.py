@@ -67,6 +67,10 @@ class MissingFileError(PathError, FileNotFoundError):
     """There is no file at this path."""
 
 
+class StateError(GpunnError, ValueError):
+    """A state does not fit the object that is to go on from it, or cannot be told."""
+
+
 class MovedError(GpunnError, ImportError):
     """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
 

@@ -37,6 +37,13 @@ def to_numpy(x: Any) -> NDArray[Any]:
     return np.asarray(x)
 
 
+def joined(arrays: list[Any]) -> NDArray[Any]:
+    """Return arrays of any libraries as one NumPy array, along the first axis; wait for devices."""
+    if len(arrays) == 1:
+        return to_numpy(arrays[0])
+    return np.concatenate([to_numpy(x) for x in arrays]) if arrays else np.empty(0)
+
+
 def adopt(x: Any) -> Any:
     """Return another library's GPU array as a CuPy array that shares its memory.
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import flag, whole_number
+from gpunn.arrays.state import check_kind, check_names, generator_state, restore_generator
 from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels.random import splitmix64
 from gpunn.nn.init import as_generator
@@ -63,6 +64,16 @@ class Augment:
         key = int(self._rng.integers(2**64, dtype="uint64"))
         bits = splitmix64(place.xp, key, x.shape[0], x.device)
         return _moved(place.xp, x, self.shift, *_draws(place.xp, bits, self.shift, flip=self.flip))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator."""
+        return {"kind": type(self).__name__, "rng": generator_state(self._rng)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: the next batches are moved as they would have been."""
+        check_kind("Augment", self, state)
+        check_names("Augment", state, ("kind", "rng"))
+        restore_generator("Augment", self._rng, state["rng"])
 
     def __repr__(self) -> str:
         """Return the expression that makes this transform."""

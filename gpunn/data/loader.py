@@ -20,6 +20,7 @@ from gpunn.data.batch import Batch, batch_dtypes, copies, gather, send, take
 from gpunn.data.lending import is_lent
 from gpunn.data.order import draw_order
 from gpunn.data.resident import fits, make_resident
+from gpunn.data.state import Stateful
 from gpunn.data.transformed import keeps_shape, transformed, transformed_group
 from gpunn.errors import SettingError
 from gpunn.nn.init import as_generator
@@ -30,7 +31,7 @@ __all__ = ["Batch", "Loader"]
 _BYTES_AT_ONCE = 2 << 20
 
 
-class Loader:
+class Loader(Stateful):
     """Shuffled minibatches of arrays, on a device.
 
     Iterating over a loader is one epoch. The order is drawn on the host, so one seed gives the same

@@ -51,3 +51,10 @@ def blocked_permutation(rng: Any, n: int, block_size: int, window: int) -> Any:
     for start in range(0, n, window * block_size):
         rng.shuffle(order[start : start + window * block_size])
     return order
+
+
+def part_of_order(order: Any, first: int, last: int) -> Any:
+    """Return the part of an epoch's order from a row on; None is the stored order from 0 on."""
+    if order is not None:
+        return order[first:last]
+    return np.arange(first, last) if first else None

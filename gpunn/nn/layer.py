@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gpunn._typing import Array, Shape
@@ -11,6 +11,7 @@ from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backe
 from gpunn.arrays.capacity import memory_for, shortage
 from gpunn.arrays.checks import float_dtype, sample_shape
 from gpunn.arrays.facts import is_floating, is_integer, is_out_of_memory
+from gpunn.arrays.state import check_arrays
 from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError, SettingError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter, all_or_none
@@ -173,6 +174,26 @@ class Layer(Node):
     def buffers(self) -> list[Buffer]:
         """Return the arrays that are saved but not trained, each once."""
         return list(self.named_buffers().values())
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the values of the parameters and buffers by dotted name.
+
+        They are the layer's own arrays: copy or write them before they change.
+        """
+        held = {**self.named_parameters(), **self.named_buffers()}
+        return {name: item.value for name, item in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy values from a state, in place; `gn.load` reads them from a file.
+
+        Raises
+        ------
+        StateError
+            With all names, shapes and dtypes that differ; nothing has changed then.
+        """
+        check_arrays(type(self).__name__, state, self.state_dict())
+        for name, item in {**self.named_parameters(), **self.named_buffers()}.items():
+            item.put(state[name])
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
         """Return whether the layer has any of these parameters."""

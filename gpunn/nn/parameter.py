@@ -43,6 +43,17 @@ class Held:
         """Move the value to `backend`, bit for bit unless a `dtype` is given."""
         self.value = backend.asarray(self.value, dtype)
 
+    def put(self, array: Any) -> None:
+        """Copy an array of any library into the value, which has its shape."""
+        place = backend_of(self.value)
+        assert place is not None  # noqa: S101 (a value is an array)
+        with scope_of(self.value):
+            array = place.asarray(array, self.value.dtype)
+            if hasattr(self.value, "__setitem__"):
+                self.value[...] = array
+            else:  # NumPy turns sums of 0-d arrays into scalars
+                self.value = copy_of(array)
+
     def arrays(self) -> dict[str, Array | None]:
         """Return the arrays that `move` replaces, by attribute."""
         return {"value": self.value}

@@ -11,6 +11,7 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import number
 from gpunn.arrays.memory import copy_of
 from gpunn.arrays.settings import checked
+from gpunn.arrays.state import check_arrays, check_names, write_arrays
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
@@ -137,6 +138,21 @@ class WeightAverage:
         """Forget all updates so far."""
         self._optimizer.clear_averages()
         self._start = self._optimizer.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the decay, the number of updates and the sums; part of the optimizer's state."""
+        return {"decay": self.decay, "updates": self.updates, "sums": self._named_sums()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, once the optimizer has: its steps are counted from there."""
+        check_names("WeightAverage", state, ("decay", "updates", "sums"))
+        check_arrays("WeightAverage", state["sums"], self._named_sums())
+        self.decay = state["decay"]
+        self._start = self._optimizer.steps - state["updates"]
+        write_arrays(state["sums"], self._named_sums())
+
+    def _named_sums(self) -> dict[str, Array]:
+        return {str(i): x for i, x in enumerate(self._optimizer.averages())}
 
     def __repr__(self) -> str:
         """Return the decay."""

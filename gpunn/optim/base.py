@@ -17,9 +17,10 @@ from gpunn.nn.parameter import Parameter
 from gpunn.optim.holder import ParameterHolder
 from gpunn.optim.parameters import check_grads
 from gpunn.optim.schedules import Constant, Schedule, as_schedule
+from gpunn.optim.state import Stateful
 
 
-class Optimizer(ParameterHolder):
+class Optimizer(ParameterHolder, Stateful):
     """The base of the optimizers.
 
     A subclass defines `update`: how parameters change, given a gradient g. That is the gradient of

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from gpunn.arrays.checks import number, whole_number
+from gpunn.arrays.state import check_kind, check_names, plain_attributes, set_plain_attributes
 from gpunn.errors import SettingError
 from gpunn.optim.patience import Patience
 
@@ -35,6 +36,14 @@ class Constant:
     def __call__(self, step: int) -> float:  # noqa: ARG002
         """Return the learning rate of update `step`, counted from 0."""
         return self.learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings, and what has been observed, by name."""
+        return _own_state(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        _load_own_state(self, state)
 
     def __repr__(self) -> str:
         """Return the expression that makes this schedule."""
@@ -153,6 +162,16 @@ class WarmUp:
         """Pass an epoch's loss on to the schedule that follows."""
         observe(self.after, loss)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings, and the state of the schedule that follows."""
+        return _own_state(self, "after") | {"after": schedule_state(self.after)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        rest = dict(state)
+        load_schedule_state(self.after, rest.pop("after", {}))
+        _load_own_state(self, rest, "after")
+
     def __repr__(self) -> str:
         """Return the expression that makes this schedule."""
         return f"WarmUp({self.steps}, {self.after!r})"
@@ -206,6 +225,46 @@ class ReduceOnPlateau(Constant):
         if self._so_far.waited >= self.patience:
             self.learning_rate = max(self.learning_rate * self.factor, self.minimum)
             self._so_far.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings, and how long which loss has not been improved on."""
+        counted = {"best": self._so_far.best, "waited": self._so_far.waited}
+        return _own_state(self, "_so_far") | counted
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        rest = dict(state)
+        check_names(type(self).__name__, rest, self.state_dict())
+        so_far = Patience(rest.pop("best"), rest.pop("waited"))
+        _load_own_state(self, rest, "_so_far")
+        self._so_far = so_far
+
+
+def schedule_state(schedule: Schedule) -> dict[str, Any]:
+    """Return what a schedule has to remember; of a function, nothing but that it is one."""
+    own = getattr(schedule, "state_dict", None)
+    return dict(own()) if own is not None else _own_state(schedule)
+
+
+def load_schedule_state(schedule: Schedule, state: Any) -> None:
+    """Let a schedule go on from a state."""
+    own = getattr(schedule, "load_state_dict", None)
+    if own is not None:
+        own(state)
+    else:
+        _load_own_state(schedule, state)
+
+
+def _own_state(schedule: Any, *known: str) -> dict[str, Any]:
+    """Return the class and the plain attributes of a schedule, but for those known elsewhere."""
+    return {"kind": type(schedule).__name__, **plain_attributes(schedule, known=known)}
+
+
+def _load_own_state(schedule: Any, state: Any, *known: str) -> None:
+    """Set the attributes that `_own_state` has returned."""
+    check_kind("Schedule", schedule, state)
+    check_names(type(schedule).__name__, state, _own_state(schedule, *known))
+    set_plain_attributes(schedule, {k: value for k, value in state.items() if k != "kind"})
 
 
 def observe(schedule: Schedule, loss: float) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import RNG
 from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.state import check_names
+from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
+from gpunn.data.order import part_of_order
+from gpunn.errors import StateError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
@@ -57,6 +62,16 @@ class EpochRunner:
         self._rng = rng
         self._accumulate = accumulate
         self.program = Program() if program is None else program
+        #: The number of batches of a begun epoch that are done.
+        self.done = 0
+        self._began = False
+        self._order: Any = None
+        self._drawn_from: Any = None
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether an epoch can be made in parts: its batches must be rows in an order."""
+        return type(self.loader) is Loader
 
     def run(
         self,
@@ -67,8 +82,11 @@ class EpochRunner:
         *,
         decays: Callable[[], Sequence[float]] | None = None,
         tell: Callable[[int], object] = _ignore,
+        pace: Callable[[int], int] | None = None,
     ) -> None:
         """Learn from each batch once; the loader's device must be the current one.
+
+        An epoch that has stopped before its end goes on from there.
 
         Parameters
         ----------
@@ -81,6 +99,10 @@ class EpochRunner:
             then include the penalty.
         tell : function, optional
             Called now and then with the number of further steps done.
+        pace : function, optional
+            Called between parts of an epoch with the number of batches done; returns how many to
+            do next, or 0 to stop. All that has been drawn or computed until then belongs to these
+            batches.
 
         Raises
         ------
@@ -99,46 +121,123 @@ class EpochRunner:
                 outputs=bool(readings.metrics),
             )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
-            if steps is None:
-                self._one_by_one(*parts, readings, decays, tell)
-            else:
-                self._recorded(steps, optimizer, readings, decays, tell)
+            if not self.can_pause:
+                batches = lend(loader.__iter__, model, loss, *readings.metrics)
+                each = None if decays is None else decays()
+                self._one_by_one(batches, *parts, readings, each, tell)
+                return
+            self._begin(keep=pace is not None)
+            each = None if decays is None else decays()
+            try:
+                while self.done < len(loader):
+                    stop = len(loader) if pace is None else self._next_stop(pace(self.done))
+                    if stop == self.done:
+                        return
+                    rows = self._rows(stop)
+                    some = None if each is None else each[self.done : stop]
+                    if steps is None:
+                        readers = model, loss, *readings.metrics
+                        batches = lend(partial(loader.batches, *rows), *readers)
+                        self._one_by_one(batches, *parts, readings, some, tell)
+                    else:
+                        self._recorded(steps, rows, optimizer, readings, some, tell)
+                    self.done = stop
+            except BaseException:
+                self._end()
+                raise
+            self._end()
 
-    def _recorded(
+    def _begin(self, *, keep: bool) -> None:
+        """Draw the order of an epoch, unless one has begun; keep what it is drawn from."""
+        if self._began:
+            return
+        self._drawn_from = self.loader.state_dict()["rng"] if keep else None
+        self._order, self._began = self.loader.draw_order(), True
+
+    def _end(self) -> None:
+        """Forget the order: the next `run` begins an epoch."""
+        self.done, self._began = 0, False
+        self._order = self._drawn_from = None
+
+    def _next_stop(self, wanted: int) -> int:
+        """Return the number of batches up to the next pause: whole updates."""
+        whole = -(-wanted // self._accumulate) * self._accumulate
+        return min(self.done + whole, len(self.loader))
+
+    def _rows(self, stop: int) -> tuple[Any, int]:
+        """Return the order of the rows up to batch number `stop`, and how many they are."""
+        first = self.done * self.loader.batch_size
+        last = min(stop * self.loader.batch_size, self.loader.n_turns)
+        return part_of_order(self._order, first, last), last - first
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the epoch is, and the state of the loader."""
+        drawn = callable(self.loader.shuffle) or not self._began
+        return {
+            "done": self.done,
+            "loader": self.loader.state_dict(),
+            "drawn_from": None if drawn else self._drawn_from,
+            "order": self._order if self._began and callable(self.loader.shuffle) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next `run` makes what is left of the epoch."""
+        check_names("EpochRunner", state, ("done", "loader", "drawn_from", "order"))
+        self._end()
+        self.loader.load_state_dict(state["loader"])
+        done = state["done"]
+        if not done:
+            return
+        if not self.can_pause:
+            raise StateError(
+                f"Trainer.fit: the state is from the middle of an epoch, and "
+                f"{type(self.loader).__name__} makes batches in a way of its own, which cannot "
+                "begin there; give fit a gn.Loader, as it was given one for the state"
+            )
+        self._drawn_from = state["drawn_from"]
+        if self._drawn_from is None:
+            self._order = state["order"]
+        else:
+            self.loader.load_state_dict({**state["loader"], "rng": self._drawn_from})
+            self._order = self.loader.draw_order()
+            self.loader.load_state_dict(state["loader"])
+        self.done, self._began = done, True
+
+    def _recorded(  # noqa: PLR0917 (see `run`)
         self,
         steps: Any,
+        rows: tuple[Any, int],
         optimizer: Optimizer,
         readings: Readings,
-        decays: Callable[[], Sequence[float]] | None,
+        decays: Sequence[float] | None,
         tell: Callable[[int], object],
     ) -> None:
-        loader = self.loader
-        order = loader.draw_order()
-        each = [optimizer.weight_decay] * len(loader) if decays is None else decays()
+        loader, (order, n_rows) = self.loader, rows
+        n = -(-n_rows // loader.batch_size)
+        each = [optimizer.weight_decay] * n if decays is None else decays
         settings: Any = {"outputs": bool(readings.metrics), "rng": self._rng}
-        for results, data, rows in steps.run_over(loader, order, loader.n_turns, each, **settings):
-            readings.add_many(results, data, rows, loader.batch_size)
+        for results, data, place in steps.run_over(loader, order, n_rows, each, **settings):
+            readings.add_many(results, data, place, loader.batch_size)
             tell(len(results.costs))
         if decays is not None:
             optimizer.weight_decay = each[-1]
 
     def _one_by_one(  # noqa: PLR0917 (see `run`)
         self,
+        batches: Generator[Batch, None, None],
         model: Layer,
         loss: Loss,
         optimizer: Optimizer,
         readings: Readings,
-        decays: Callable[[], Sequence[float]] | None,
+        decays: Sequence[float] | None,
         tell: Callable[[int], object],
     ) -> None:
         part = optimizer.part or part_of(model, optimizer)
         values = [p.value for p in (*optimizer.parameters, *part.frozen)]
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
-        readers = model, loss, *readings.metrics
         group = Accumulation(self._accumulate) if self._accumulate > 1 else None
-        epoch = lend(self.loader.__iter__, *readers)
-        with closing(epoch) as batches, threads:  # ends a thread that fetches ahead
-            each = None if decays is None else iter(decays())
+        with closing(batches), threads:  # ends a thread that fetches ahead
+            each = None if decays is None else iter(decays)
             for x, y, weight in batches:
                 penalty = None
                 if each is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+from gpunn.arrays.state import check_names
 from gpunn.errors import SettingError
 from gpunn.nn.notebook import html_table
 
@@ -122,6 +123,22 @@ class History:
         """Return plain lists and strings, ready for JSON or a data frame."""
         columns = {name: self._filled(name) for name in self.columns}
         return {"epoch": list(range(1, len(self) + 1)), **columns, "stopped": self.stopped}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all columns, what is monitored, and why training ended."""
+        return {
+            "columns": {name: list(column) for name, column in self.columns.items()},
+            "monitor": self._monitor,
+            "higher_is_better": self.higher_is_better,
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take all from a state; early stopping counts its patience from these columns."""
+        check_names("History", state, ("columns", "monitor", "higher_is_better", "stopped"))
+        self.columns = {name: [*column] for name, column in state["columns"].items()}
+        self._monitor, self.higher_is_better = state["monitor"], state["higher_is_better"]
+        self.stopped = state["stopped"]
 
     def _filled(self, name: str) -> list[float]:
         """Return a column with an entry for each epoch, NaN where there is none."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
-from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.exchange import joined
+from gpunn.arrays.state import check_names
 from gpunn.data.batch import Batch
 from gpunn.data.lending import is_ours, kept_apart
-from gpunn.errors import DataError
+from gpunn.errors import DataError, StateError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.training.metrics import Metric
@@ -27,8 +27,8 @@ _FOLD = 1024
 class _Column:
     """One small array per batch, always of the same shape."""
 
-    def __init__(self) -> None:
-        self._folded: list[Array] = []
+    def __init__(self, values: Array | None = None) -> None:
+        self._folded: list[Array] = [] if values is None or not len(values) else [values]
         self._loose: list[Array] = []
 
     def append(self, x: Array) -> None:
@@ -43,13 +43,21 @@ class _Column:
 
     def read(self) -> list[Any]:
         """Return all values as Python numbers or lists; wait for the device."""
-        self._fold()
-        return list(chain.from_iterable(to_numpy(block).tolist() for block in self._folded))
+        values: list[Any] = self.values().tolist()
+        return values
 
     def sum(self) -> float:
-        """Return the sum of all values; wait for the device."""
+        """Return the sum of all values; wait for the device.
+
+        It does not depend on how many values came at a time.
+        """
+        values = self.values()
+        return _sum([float(values.sum(dtype="float64"))] if len(values) else [])
+
+    def values(self) -> Any:
+        """Return all values as one array on the host; wait for the device."""
         self._fold()
-        return _sum(float(to_numpy(block).sum(dtype="float64")) for block in self._folded)
+        return joined(self._folded)
 
     def _fold(self) -> None:
         if self._loose:
@@ -162,6 +170,36 @@ class Readings:
             rows = list(zip(*(column.read() for column in columns), strict=True))
             numbers[metric.name] = metric.combine(rows, self.counts)
         return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been collected so far; wait for the device."""
+        return {
+            "counts": list(self.counts),
+            "costs": self._costs.values(),
+            "weights": self._weights.values(),
+            "statistics": [[c.values() for c in columns] for _, columns in self._statistics],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on collecting from a state.
+
+        Raises
+        ------
+        StateError
+            If it was collected with another number of metrics.
+        """
+        check_names("Readings", state, ("counts", "costs", "weights", "statistics"))
+        if len(state["statistics"]) != len(self._statistics):
+            raise StateError(
+                f"Readings.load_state_dict: {len(state['statistics'])} metrics were measured, and "
+                f"there are {len(self._statistics)} here; give the trainer the same ones"
+            )
+        self.counts = [int(count) for count in state["counts"]]
+        self._costs, self._weights = _Column(state["costs"]), _Column(state["weights"])
+        self._statistics = [
+            (metric, [_Column(values) for values in columns])
+            for metric, columns in zip(self.metrics, state["statistics"], strict=True)
+        ]
 
     def _mean_cost(self, weights: list[Any]) -> float:
         """Return the mean of the costs, weighted by batch."""

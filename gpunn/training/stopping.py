@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.checks import number, one_of, whole_number
 from gpunn.arrays.memory import copy_of
 from gpunn.arrays.settings import Frozen
+from gpunn.arrays.state import check_arrays, check_names, write_arrays
 from gpunn.errors import SettingError
 from gpunn.nn.layer import Layer
 from gpunn.optim.patience import Patience
@@ -173,7 +175,8 @@ class BestWeights:
     def __init__(self, model: Layer) -> None:
         self.loss = math.inf
         self.epoch = 0
-        self._held = [*model.parameters(), *model.buffers()]
+        self._named = {**model.named_parameters(), **model.named_buffers()}
+        self._held = list(self._named.values())
         self._copies = [copy_of(item.value) for item in self._held]
 
     def offer(self, epoch: int, loss: float) -> None:
@@ -193,3 +196,16 @@ class BestWeights:
         for item, copy in zip(self._held, self._copies, strict=True):
             with scope_of(copy):
                 item.value[...] = copy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the lowest loss, its epoch, and the weights and buffers by name."""
+        copies = dict(zip(self._named, self._copies, strict=True))
+        return {"loss": self.loss, "epoch": self.epoch, "weights": copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take all from a state."""
+        check_names("BestWeights", state, ("loss", "epoch", "weights"))
+        copies = dict(zip(self._named, self._copies, strict=True))
+        check_arrays("BestWeights", state["weights"], copies)
+        write_arrays(state["weights"], copies)
+        self.loss, self.epoch = float(state["loss"]), int(state["epoch"])

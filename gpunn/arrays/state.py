@@ -1,0 +1,187 @@
+"""States: what an object must remember to go on, as plain numbers and arrays by name.
+
+A state is a dict whose values are None, booleans, numbers, strings, arrays, lists of these, or
+dicts of the same kind. It holds no objects, so it can be written to a file and read without running
+any code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name
+from gpunn.errors import StateError
+
+#: What an attribute may hold to be a part of a state as it is.
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def plain_attributes(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
+    """Return the attributes of an object that are plain, by name without a leading underscore.
+
+    Parameters
+    ----------
+    instance : object
+    known : collection of str
+        Attributes that are dealt with elsewhere.
+
+    Raises
+    ------
+    StateError
+        If another attribute is not plain: it might be something to remember.
+    """
+    found = {}
+    for name, value in vars(instance).items():
+        if name in known:
+            continue
+        number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, _PLAIN):
+            kind = type(instance).__name__
+            raise StateError(
+                f"{kind}.state_dict: the attribute {name!r} is a {type(value).__name__}, and no "
+                f"number; define state_dict and load_state_dict in {kind}, so that they say what "
+                "to remember"
+            )
+        found[name.removeprefix("_")] = number
+    return found
+
+
+def set_plain_attributes(instance: Any, values: Mapping[str, Any]) -> None:
+    """Assign attributes that `plain_attributes` returned, through their checks if they have any.
+
+    What is switched off goes first: it may need another setting to be on, as Nesterov's momentum
+    needs momentum.
+    """
+    for name, value in sorted(values.items(), key=lambda item: item[1] is not False):
+        public = getattr(type(instance), name, None)
+        if isinstance(public, property) and public.fset is not None:
+            if getattr(instance, name) != value:
+                setattr(instance, name, value)
+        else:
+            vars(instance)[name if name in vars(instance) else f"_{name}"] = value
+
+
+def check_kind(owner: str, instance: Any, state: Any) -> None:
+    """Check that a state is that of an object of the same class.
+
+    Raises
+    ------
+    StateError
+        If it is not.
+    """
+    kind = state.get("kind") if isinstance(state, Mapping) else None
+    if kind != type(instance).__name__:
+        raise StateError(
+            f"{owner}.load_state_dict: the state is that of {kind or 'something else'}, and this "
+            f"is {type(instance).__name__}; make the objects as they were made for the state"
+        )
+
+
+@contextmanager
+def all_or_nothing(instance: Any) -> Iterator[None]:
+    """Return a context in which a state is loaded: if it fails, the one before is loaded again."""
+    before = on_host(instance.state_dict())
+    try:
+        yield
+    except BaseException:
+        instance._load(before)
+        raise
+
+
+def check_names(owner: str, state: Any, wanted: Collection[str]) -> None:
+    """Check that a state is a dict with exactly these names.
+
+    Raises
+    ------
+    StateError
+        If it is not.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(
+            f"{owner}.load_state_dict: expected a dict from state_dict, got {type(state).__name__}"
+        )
+    missing = [name for name in wanted if name not in state]
+    unexpected = [str(name) for name in state if name not in wanted]
+    if missing or unexpected:
+        parts = [f"missing: {', '.join(missing)}"] * bool(missing)
+        parts += [f"unexpected: {', '.join(unexpected)}"] * bool(unexpected)
+        raise StateError(f"{owner}.load_state_dict: the state does not fit; {'; '.join(parts)}")
+
+
+def check_arrays(owner: str, given: Any, held: Mapping[str, Array]) -> None:
+    """Check that arrays have the names, shapes and dtypes of those that they will replace.
+
+    Raises
+    ------
+    StateError
+        With all that differs.
+    """
+    check_names(owner, given, held)
+    differences = [line for name in held for line in _differences(name, given[name], held[name])]
+    if differences:
+        raise StateError(
+            f"{owner}.load_state_dict: the state does not fit:\n  " + "\n  ".join(differences)
+        )
+
+
+def _differences(name: str, given: Any, held: Array) -> Iterator[str]:
+    if backend_of(given) is None:
+        yield f"{name} is a {type(given).__name__}, and no array"
+        return
+    if tuple(given.shape) != tuple(held.shape):
+        yield f"{name} is {tuple(given.shape)} in the state and {tuple(held.shape)} here"
+    if dtype_name(given) != dtype_name(held):
+        yield f"{name} is {dtype_name(given)} in the state and {dtype_name(held)} here"
+
+
+def write_arrays(given: Mapping[str, Any], held: Mapping[str, Array]) -> None:
+    """Write arrays, of any library, over those of the same names, in place."""
+    for name, array in held.items():
+        place = backend_of(array)
+        assert place is not None  # noqa: S101 (`check_arrays` has seen it)
+        with scope_of(array):
+            array[...] = place.asarray(given[name])
+
+
+def generator_state(rng: np.random.Generator) -> dict[str, Any]:
+    """Return the state of a generator: its kind, and numbers or arrays."""
+    return dict(rng.bit_generator.state)
+
+
+def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
+    """Let a generator go on from a state.
+
+    Raises
+    ------
+    StateError
+        If it is the state of a generator of another kind, or of none.
+    """
+    here = type(rng.bit_generator).__name__
+    kind = state.get("bit_generator") if isinstance(state, Mapping) else None
+    if kind != here:
+        raise StateError(
+            f"{owner}.load_state_dict: the state is that of a generator {kind}, and this one is "
+            f"{here}; make it with numpy.random.Generator(numpy.random.{kind}())"
+        )
+    try:
+        rng.bit_generator.state = on_host(state)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StateError(
+            f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"
+        ) from error
+
+
+def on_host(state: Any) -> Any:
+    """Return a copy of a state with all arrays in NumPy's memory."""
+    if isinstance(state, Mapping):
+        return {name: on_host(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [on_host(value) for value in state]
+    return state if isinstance(state, _PLAIN) else np.array(to_numpy(state))
