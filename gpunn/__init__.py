@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from gpunn.optim.sgd import SGD
     from gpunn.tools.gradcheck import GradientReport, check_gradients
     from gpunn.tools.plots import plot_confusion, plot_history, plot_weights
+    from gpunn.training.checkpoint import Checkpoint
     from gpunn.training.history import History
     from gpunn.training.metrics import (
         MAE,
@@ -122,6 +123,7 @@ _HOMES = {
     "BinaryCrossEntropy": "gpunn.losses.binary_cross_entropy",
     "Buffer": "gpunn.nn.parameter",
     "CELU": "gpunn.nn.activation_smooth",
+    "Checkpoint": "gpunn.training.checkpoint",
     "Constant": "gpunn.optim.schedules",
     "Conv1d": "gpunn.nn.convolution",
     "Conv2d": "gpunn.nn.convolution",
@@ -272,6 +274,7 @@ __all__ = [
     "BinaryAccuracy",
     "BinaryCrossEntropy",
     "Buffer",
+    "Checkpoint",
     "Constant",
     "Conv1d",
     "Conv2d",

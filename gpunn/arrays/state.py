@@ -23,8 +23,11 @@ from gpunn.errors import StateError
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def plain_attributes(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
-    """Return the attributes of an object that are plain, by name without a leading underscore.
+def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
+    """Return what the attributes of an object have to remember, by name without an underscore.
+
+    These are numbers, strings, arrays, generators, and lists and tuples of them. Functions have
+    nothing to remember.
 
     Parameters
     ----------
@@ -35,26 +38,37 @@ def plain_attributes(instance: Any, *, known: Collection[str] = ()) -> dict[str,
     Raises
     ------
     StateError
-        If another attribute is not plain: it might be something to remember.
+        If another attribute is anything else: it might be something to remember.
     """
     found = {}
-    for name, value in vars(instance).items():
-        if name in known:
+    for name, value in getattr(instance, "__dict__", {}).items():
+        if name in known or callable(value):
             continue
-        number = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(number, _PLAIN):
+        try:
+            found[name.removeprefix("_")] = _told(value)
+        except TypeError:
             kind = type(instance).__name__
             raise StateError(
-                f"{kind}.state_dict: the attribute {name!r} is a {type(value).__name__}, and no "
-                f"number; define state_dict and load_state_dict in {kind}, so that they say what "
-                "to remember"
-            )
-        found[name.removeprefix("_")] = number
+                f"{kind}.state_dict: the attribute {name!r} is a {type(value).__name__}, and it is "
+                f"not known what to remember of it; define state_dict and load_state_dict in {kind}"
+            ) from None
     return found
 
 
-def set_plain_attributes(instance: Any, values: Mapping[str, Any]) -> None:
-    """Assign attributes that `plain_attributes` returned, through their checks if they have any.
+def _told(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.random.Generator):
+        return generator_state(value)
+    if isinstance(value, (list, tuple)):
+        return [_told(item) for item in value]
+    if isinstance(value, _PLAIN) or backend_of(value) is not None:
+        return value
+    raise TypeError
+
+
+def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
+    """Assign what `attributes_of` has returned, through the attributes' checks if they have any.
 
     What is switched off goes first: it may need another setting to be on, as Nesterov's momentum
     needs momentum.
@@ -64,8 +78,23 @@ def set_plain_attributes(instance: Any, values: Mapping[str, Any]) -> None:
         if isinstance(public, property) and public.fset is not None:
             if getattr(instance, name) != value:
                 setattr(instance, name, value)
+            continue
+        held = vars(instance)
+        own = name if name in held else f"_{name}"
+        if isinstance(held[own], np.random.Generator):
+            restore_generator(type(instance).__name__, held[own], value)
+        elif backend_of(held[own]) is not None:
+            check_arrays(type(instance).__name__, {name: value}, {name: held[own]})
+            held[own] = _like(held[own], value)
         else:
-            vars(instance)[name if name in vars(instance) else f"_{name}"] = value
+            held[own] = tuple(value) if isinstance(held[own], tuple) else value
+
+
+def _like(array: Array, values: Any) -> Array:
+    place = backend_of(array)
+    assert place is not None  # noqa: S101 (the caller has asked)
+    with place.scope():
+        return place.xp.asarray(place.asarray(values), copy=True)
 
 
 def check_kind(owner: str, instance: Any, state: Any) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpunn.arrays.state import (
+    attributes_of,
     check_kind,
     check_names,
     generator_state,
-    plain_attributes,
     restore_generator,
-    set_plain_attributes,
+    set_attributes,
 )
 from gpunn.errors import StateError
 
@@ -44,9 +44,9 @@ class Stateful:
         return {
             "samples": self.n_samples,
             "settings": {name: getattr(self, name) for name in _SETTINGS},
-            "shuffle": "function" if callable(self.shuffle) else self.shuffle,
+            "shuffle": _told(self.shuffle),
             "rng": generator_state(self._rng),
-            "transform": _transform_state(self.transform),
+            "transform": _told(self.transform),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -65,12 +65,11 @@ class Stateful:
                 f"samples, and this one has {self.n_samples}; give it the same data"
             )
         check_names("Loader", state["settings"], _SETTINGS)
-        if (state["shuffle"] == "function") != callable(self.shuffle):
-            raise StateError(
-                f"Loader.load_state_dict: shuffle is {state['shuffle']!r} in the state and "
-                f"{self.shuffle!r} here; make the loader as it was made for the state"
-            )
-        load_transform_state(self.transform, state["transform"])
+        for name in ("shuffle", "transform"):
+            _check_alike(name, state[name], getattr(self, name))
+        for name in ("shuffle", "transform"):
+            if callable(getattr(self, name)):
+                _go_on(getattr(self, name), state[name])
         restore_generator("Loader", self._rng, state["rng"])
         for name, value in state["settings"].items():
             setattr(self, name, value)
@@ -78,29 +77,32 @@ class Stateful:
             self.shuffle = state["shuffle"]
 
 
-def _transform_state(transform: Any) -> dict[str, Any] | None:
-    """Return what a transform has to remember; of a function, nothing but that it is one."""
-    if transform is None:
-        return None
-    own = getattr(transform, "state_dict", None)
-    if own is not None:
-        return dict(own())
-    kept = plain_attributes(transform) if hasattr(transform, "__dict__") else {}
-    return {"kind": type(transform).__name__, **kept}
+def _told(value: Any) -> Any:
+    """Return a setting, or what a function or an object that stands for one has to remember."""
+    if not callable(value):
+        return value
+    own = getattr(value, "state_dict", None)
+    return (
+        dict(own()) if own is not None else {"kind": type(value).__name__, **attributes_of(value)}
+    )
 
 
-def load_transform_state(transform: Any, state: Any) -> None:
-    """Let a transform go on from a state."""
-    if (transform is None) != (state is None):
+def _check_alike(name: str, state: Any, value: Any) -> None:
+    """Check that a setting is a function if it was one, and None if it was."""
+    was = "a function" if isinstance(state, Mapping) else repr(state)
+    now = "a function" if callable(value) else repr(value)
+    if was != now and "a function" in {was, now}:
         raise StateError(
-            f"Loader.load_state_dict: {'there was' if transform is None else 'there was no'} "
-            "transform when the state was taken; make the loader as it was made for the state"
+            f"Loader.load_state_dict: {name} is {was} in the state and {now} here; make the loader "
+            "as it was made for the state"
         )
-    if transform is None:
-        return
-    own = getattr(transform, "load_state_dict", None)
+
+
+def _go_on(function: Any, state: Any) -> None:
+    """Let a function, or an object that stands for one, go on from what it remembered."""
+    own = getattr(function, "load_state_dict", None)
     if own is not None:
         own(state)
         return
-    check_kind("Loader.transform", transform, state)
-    set_plain_attributes(transform, {k: v for k, v in state.items() if k != "kind"})
+    check_kind("Loader", function, state)
+    set_attributes(function, {k: v for k, v in state.items() if k != "kind"})

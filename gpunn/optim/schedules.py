@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from gpunn.arrays.checks import number, whole_number
-from gpunn.arrays.state import check_kind, check_names, plain_attributes, set_plain_attributes
+from gpunn.arrays.state import attributes_of, check_kind, check_names, set_attributes
 from gpunn.errors import SettingError
 from gpunn.optim.patience import Patience
 
@@ -257,14 +257,14 @@ def load_schedule_state(schedule: Schedule, state: Any) -> None:
 
 def _own_state(schedule: Any, *known: str) -> dict[str, Any]:
     """Return the class and the plain attributes of a schedule, but for those known elsewhere."""
-    return {"kind": type(schedule).__name__, **plain_attributes(schedule, known=known)}
+    return {"kind": type(schedule).__name__, **attributes_of(schedule, known=known)}
 
 
 def _load_own_state(schedule: Any, state: Any, *known: str) -> None:
     """Set the attributes that `_own_state` has returned."""
     check_kind("Schedule", schedule, state)
     check_names(type(schedule).__name__, state, _own_state(schedule, *known))
-    set_plain_attributes(schedule, {k: value for k, value in state.items() if k != "kind"})
+    set_attributes(schedule, {k: value for k, value in state.items() if k != "kind"})
 
 
 def observe(schedule: Schedule, loss: float) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from gpunn._typing import Array
 from gpunn.arrays.state import (
     all_or_nothing,
+    attributes_of,
     check_arrays,
     check_kind,
     check_names,
-    plain_attributes,
-    set_plain_attributes,
+    set_attributes,
     write_arrays,
 )
 from gpunn.errors import StateError
@@ -53,7 +53,7 @@ class Stateful:
         """
         return {
             "kind": type(self).__name__,
-            "settings": plain_attributes(self, known=_ELSEWHERE),
+            "settings": attributes_of(self, known=_ELSEWHERE),
             "schedule": schedule_state(self.schedule),
             "states": self._named_states(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -73,7 +73,7 @@ class Stateful:
         name = type(self).__name__
         check_kind(name, self, state)
         check_names(name, state, ("kind", "settings", "schedule", "states", "average"))
-        check_names(name, state["settings"], plain_attributes(self, known=_ELSEWHERE))
+        check_names(name, state["settings"], attributes_of(self, known=_ELSEWHERE))
         if (state["average"] is None) != (self.average is None):
             has, lacks = ("the state has", "this optimizer has")[:: 1 if state["average"] else -1]
             raise StateError(
@@ -85,7 +85,7 @@ class Stateful:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of this class."""
-        set_plain_attributes(self, state["settings"])
+        set_attributes(self, state["settings"])
         load_schedule_state(self.schedule, state["schedule"])
         held = self._named_states()
         check_arrays(type(self).__name__, state["states"], held)

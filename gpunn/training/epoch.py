@@ -69,6 +69,11 @@ class EpochRunner:
         self._drawn_from: Any = None
 
     @property
+    def has_begun(self) -> bool:
+        """Whether an epoch's order is drawn, and its end is not reached."""
+        return self._began
+
+    @property
     def can_pause(self) -> bool:
         """Whether an epoch can be made in parts: its batches must be rows in an order."""
         return type(self.loader) is Loader
@@ -185,9 +190,8 @@ class EpochRunner:
         check_names("EpochRunner", state, ("done", "loader", "drawn_from", "order"))
         self._end()
         self.loader.load_state_dict(state["loader"])
-        done = state["done"]
-        if not done:
-            return
+        if state["drawn_from"] is None and state["order"] is None:
+            return  # between two epochs
         if not self.can_pause:
             raise StateError(
                 f"Trainer.fit: the state is from the middle of an epoch, and "
@@ -201,7 +205,7 @@ class EpochRunner:
             self.loader.load_state_dict({**state["loader"], "rng": self._drawn_from})
             self._order = self.loader.draw_order()
             self.loader.load_state_dict(state["loader"])
-        self.done, self._began = done, True
+        self.done, self._began = state["done"], True
 
     def _recorded(  # noqa: PLR0917 (see `run`)
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypeAlias, TypeVar
 
 from gpunn._typing import RNG, Array
@@ -12,6 +13,7 @@ from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.settings import checked
+from gpunn.arrays.state import all_or_nothing
 from gpunn.data.loader import Loader
 from gpunn.errors import (
     DataError,
@@ -26,7 +28,6 @@ from gpunn.nn.layer import Layer
 from gpunn.nn.tree import entrance
 from gpunn.optim.average import averaged
 from gpunn.optim.base import Optimizer
-from gpunn.optim.schedules import observe
 from gpunn.program import Program, release
 from gpunn.training.arguments import (
     as_callbacks,
@@ -38,8 +39,8 @@ from gpunn.training.arguments import (
     takes_a_loader,
 )
 from gpunn.training.bar import progress_bar
-from gpunn.training.divergence import check_finite
-from gpunn.training.epoch import EpochRunner, memory_advice
+from gpunn.training.checkpoint import Checkpoint
+from gpunn.training.epoch import memory_advice
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
 from gpunn.training.history import History, columns_of
@@ -48,6 +49,7 @@ from gpunn.training.loaders import Data, as_loader, loader_of
 from gpunn.training.metrics import Metric
 from gpunn.training.ordering import in_order
 from gpunn.training.readings import Readings
+from gpunn.training.run import Run, load_trainer_state, trainer_state
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
 
 #: Called after each epoch with the trainer and the history so far; returning True ends training.
@@ -134,6 +136,7 @@ class Trainer:
         validation: Data | None = None,
         early_stopping: EarlyStopping | None = None,
         callbacks: Iterable[Callback] = (),
+        resume: str | os.PathLike[str] | Checkpoint | None = None,
         progress: bool | None = None,
     ) -> History:
         """Train for a number of epochs, or until early stopping or a callback ends it.
@@ -150,7 +153,10 @@ class Trainer:
             When to stop, and whether to restore the best weights.
         callbacks : iterable of functions
             Each is called after each epoch as ``callback(trainer, history)``; training ends when
-            one returns True.
+            one returns True. A `Checkpoint` writes what is needed to go on.
+        resume : path or Checkpoint, optional
+            Go on from this file, or from the newest of a `Checkpoint` if there is one. `epochs`
+            and the history then include those before.
         progress : bool or None, default None
             Whether to show a progress bar; None does so if the output is a terminal.
 
@@ -170,6 +176,11 @@ class Trainer:
             Before the first epoch, if model, loss and data do not fit together.
         SettingError
             If the model has new parameters that the optimizer does not hold.
+        FileError
+            If a checkpoint cannot be written, or `resume` cannot be read. The files before are
+            intact, and training may go on.
+        StateError
+            If `resume` holds the state of other objects. Nothing has changed then.
         """
         epochs = whole_number("Trainer.fit", "epochs", epochs)
         one_of("Trainer.fit", "progress", progress, (None, True, False))
@@ -182,34 +193,42 @@ class Trainer:
         penalized = self.optimizer.penalty() is not None
         columns = columns_of(self.metrics, penalized=penalized, validated=validation is not None)
         history = follow(early_stopping, columns, appended=bool(callbacks))
-        best = BestWeights(self.model)
         self.optimizer.clear()
         part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
         if not self._program.is_recorded:
             release(self._evaluation, self._prediction)  # the steps need memory
-        runner = EpochRunner(loader, self._rng, self._program, accumulate=self.accumulate)
         bar = progress_bar(epochs * len(loader), show=progress)
-        try:
-            while len(history) < epochs and not history.stopped:
-                with loader.backend.scope():
-                    self._epoch(runner, validation, history, bar)
-                check_finite(history, best, self.optimizer)
-                history.stopped = self._reason(history, early_stopping, callbacks)
-                if callbacks:  # they may have moved the model
-                    self._check_home(loader)
-                latest = history.to_minimize[-1]
-                with averaged(self.optimizer):
-                    best.offer(len(history), latest)
-                observe(self.optimizer.schedule, latest)
-            history.stopped = history.stopped or f"all {epochs} epochs run"
-        except KeyboardInterrupt:
-            history.stopped = f"interrupted in epoch {len(history) + 1}"
-            self.optimizer.clear()
-        finally:
-            bar.close()
+        parts: Any = {"validation": validation, "early_stopping": early_stopping}
+        run = Run(self, loader, history, **parts, callbacks=callbacks, bar=bar)
+        with closing(bar):
+            if resume is not None:
+                run.resume(resume)
+            run.go(epochs)
         if early_stopping is not None and early_stopping.restore_best:
-            self._go_back_to(best, history)
+            self._go_back_to(run.best, history)
         return history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of model, optimizer and the generator of dropout's masks.
+
+        The arrays are those in use: copy or write them before training goes on. `Checkpoint`
+        remembers the history and the place in an epoch, too.
+        """
+        return trainer_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, on the device where the model is.
+
+        Raises
+        ------
+        StateError
+            If it is the state of another model or optimizer. Nothing has changed then.
+        """
+        with all_or_nothing(self):
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        load_trainer_state(self, state)
 
     def explain(self) -> str:
         """Return which way the model runs, and why: as recorded steps, or step by step.
@@ -286,28 +305,6 @@ class Trainer:
         outputs = self.predict(x, batch_size=batch_size)
         with scope_of(outputs):
             return self.loss.probabilities(outputs)
-
-    def _epoch(
-        self, runner: EpochRunner, validation: Loader | None, history: History, bar: Any
-    ) -> None:
-        """Train for an epoch, then validate; append both to the history."""
-        rate = self.optimizer.learning_rate
-        readings = Readings(self.loss, self.metrics)
-        start = time.perf_counter()
-        runner.run(self.model, self.loss, self.optimizer, readings, tell=bar.update)
-        record = readings.read()
-        penalty = self.optimizer.penalty()
-        if penalty is not None or "cost" in history:
-            record["cost"] = record["loss"] + (0.0 if penalty is None else float(penalty))
-        elapsed = time.perf_counter() - start
-        if validation is not None:
-            numbers = self._evaluate(validation)
-            record |= {f"validation_{name}": value for name, value in numbers.items()}
-        samples = sum(readings.counts)
-        record |= {"learning_rate": rate, "elapsed_s": elapsed, "samples_per_s": samples / elapsed}
-        history.append(record)
-        if not bar.disable:
-            bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
         def work() -> dict[str, float]:

@@ -1,0 +1,177 @@
+"""Checkpoints: files from which training goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gpunn.arrays.checks import number, one_of, whole_number
+from gpunn.errors import PathError, SettingError
+from gpunn.files.states import read_state, write_state
+from gpunn.files.tensors import Format
+
+if TYPE_CHECKING:
+    from gpunn.training.history import History
+
+#: What the files say that they are.
+CHECKPOINT = Format("gpunn checkpoint", 1)
+
+
+class Checkpoint:
+    """A callback that writes all that training needs to go on from where it is.
+
+    ``trainer.fit(loader, epochs, resume=checkpoint, callbacks=[checkpoint])`` begins where the
+    newest file says, or anew if there is none yet. It ends with the same bits as a run that was
+    never interrupted: weights, states of the optimizer and its schedule, the order of the
+    samples, random draws, the history and early stopping, in the middle of an epoch, too. A file
+    is written when it is due, when training ends, and after Ctrl-C and SIGTERM, which end training
+    within the time of a few batches; a second Ctrl-C ends it at once.
+
+    Parameters
+    ----------
+    path : path
+        Usually ends in ``.safetensors``. The folder must exist. A crash at any instant leaves the
+        older file or the new one.
+    every : int or float, default 1
+        Above 0, in units: a whole number of epochs or steps, or seconds.
+    unit : {"epochs", "steps", "seconds"}, default "epochs"
+        A step is a batch. With ``Trainer(accumulate=k)`` a file waits for the next update.
+    keep : int, default 1
+        How many files to keep, at least 1. With more than one, the number of steps becomes a part
+        of each file's name, and the oldest ones are removed.
+
+    Notes
+    -----
+    A file holds arrays and JSON, and no code. It holds neither the data nor functions: to go on,
+    build the same model, loss, optimizer, loader and trainer. Settings of optimizer and loader are
+    then those of the file. Callbacks, transforms and schedules of your own are remembered if they
+    have methods ``state_dict`` and ``load_state_dict``. A subclass of `Loader` makes batches in a
+    way of its own: its checkpoints wait for the end of an epoch.
+
+    Examples
+    --------
+    >>> import tempfile, gpunn as gn
+    >>> x, y = gn.datasets.load_digits()
+    >>> model = gn.Sequential(gn.Flatten(), gn.Dense(64, 10, rng=0))
+    >>> trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.Adam(model.parameters()))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoint = gn.Checkpoint(f"{folder}/digits.safetensors", every=500, unit="steps")
+    ...     loader = gn.Loader(x, y, rng=0)
+    ...     history = trainer.fit(loader, 3, resume=checkpoint, callbacks=[checkpoint])
+    ...     history = trainer.fit(loader, 5, resume=checkpoint, callbacks=[checkpoint])
+    >>> len(history)
+    5
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        every: float = 1,
+        *,
+        unit: Literal["epochs", "steps", "seconds"] = "epochs",
+        keep: int = 1,
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise SettingError(
+                f"Checkpoint: path must be the path of a file, got {type(path).__name__}"
+            )
+        one_of("Checkpoint", "unit", unit, ("epochs", "steps", "seconds"))
+        self.path = Path(path)
+        if unit == "seconds":
+            self.every = number("Checkpoint", "every", every, "(0, inf)")
+        else:
+            self.every = whole_number("Checkpoint", "every", every)
+        self.unit = unit
+        self.keep = whole_number("Checkpoint", "keep", keep)
+        self._written_at = -1
+        self._last_time = time.monotonic()
+
+    def __call__(self, trainer: Any, history: History) -> None:
+        """Do nothing: `Trainer.fit` asks when a file is due, in the middle of epochs, too."""
+
+    def latest(self) -> Path | None:
+        """Return the newest file; None if there is none."""
+        files = self._files()
+        return files[-1] if files else None
+
+    def begin(self, step: int) -> None:
+        """Count from here: a file for this step is there, or none is due."""
+        self._written_at, self._last_time = step, time.monotonic()
+
+    def steps_until_due(self, step: int) -> int | None:
+        """Return how many steps may be made before the next look; None for any number."""
+        return int(self.every) - step % int(self.every) if self.unit == "steps" else None
+
+    def is_due(self, step: int, epochs: int | None) -> bool:
+        """Return whether to write; `epochs` are those that have ended, None within one."""
+        if step == self._written_at:
+            return False
+        if self.unit == "seconds":
+            return time.monotonic() - self._last_time >= self.every
+        count = step if self.unit == "steps" else epochs
+        return count is not None and count % int(self.every) == 0
+
+    def write(self, state: dict[str, Any], step: int) -> None:
+        """Write a state after so many steps, unless that was done; remove what is too old."""
+        if step == self._written_at:
+            return
+        write_state("Checkpoint", self._name(step), CHECKPOINT, state)
+        self.begin(step)
+        for old in self._files()[: -self.keep]:
+            old.unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what processes that were killed while they wrote have left behind."""
+        name = re.escape(f".{self.path.stem}") + r"(-\d{12})?" + re.escape(self.path.suffix)
+        left = re.compile(name + r"\.[0-9a-f]{12}\.part")
+        for each in self._siblings(left):
+            each.unlink(missing_ok=True)
+
+    def _name(self, step: int) -> Path:
+        if self.keep == 1:
+            return self.path
+        return self.path.with_name(f"{self.path.stem}-{step:012d}{self.path.suffix}")
+
+    def _files(self) -> list[Path]:
+        """Return the files that are there, the newest last."""
+        if self.keep == 1:
+            return [self.path] if self.path.exists() else []
+        name = re.escape(self.path.stem) + r"-\d{12}" + re.escape(self.path.suffix)
+        return self._siblings(re.compile(name))
+
+    def _siblings(self, pattern: re.Pattern[str]) -> list[Path]:
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise PathError(f"Checkpoint: there is no folder {folder}; make it first")
+        return sorted(each for each in folder.iterdir() if pattern.fullmatch(each.name))
+
+    def __repr__(self) -> str:
+        """Return the expression that makes this checkpoint."""
+        return f"Checkpoint({str(self.path)!r}, {self.every}, unit={self.unit!r}, keep={self.keep})"
+
+
+def found(resume: Any) -> Path | None:
+    """Return the file to go on from: that of a path, or the newest of a `Checkpoint`.
+
+    Raises
+    ------
+    SettingError
+        If `resume` is neither.
+    """
+    if isinstance(resume, Checkpoint):
+        resume.remove_unfinished()
+        return resume.latest()
+    if isinstance(resume, (str, os.PathLike)):
+        return Path(resume)
+    raise SettingError(
+        "Trainer.fit: resume must be the path of a checkpoint, or a Checkpoint, got "
+        f"{type(resume).__name__}"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the state of a run from a file."""
+    return read_state("Trainer.fit", path, CHECKPOINT)

@@ -1,0 +1,272 @@
+"""One call of `Trainer.fit`: its epochs, how far it is, and the state from which it can go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpunn.arrays.state import all_or_nothing, check_names, generator_state, restore_generator
+from gpunn.data.loader import Loader
+from gpunn.errors import GpunnError, StateError
+from gpunn.optim.average import averaged
+from gpunn.optim.schedules import observe
+from gpunn.training import checkpoint
+from gpunn.training.checkpoint import Checkpoint
+from gpunn.training.divergence import check_finite
+from gpunn.training.epoch import EpochRunner
+from gpunn.training.history import History
+from gpunn.training.readings import Readings
+from gpunn.training.signals import heard
+from gpunn.training.stopping import BestWeights, EarlyStopping
+
+#: Between looks at the clock and at signals passes about so much time, in seconds.
+_BETWEEN_LOOKS = 0.25
+
+#: The first look is after so many batches.
+_FIRST_BATCHES = 16
+
+
+class Run:
+    """The epochs of a call of `Trainer.fit`.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    loader : Loader
+        The training data.
+    history : History
+        Empty; it grows.
+    validation : Loader or None
+        What to evaluate after each epoch.
+    early_stopping : EarlyStopping or None
+    callbacks : sequence of functions
+        Asked after each epoch. The `Checkpoint` objects among them are told when to write.
+    bar : object
+        Shows the progress.
+
+    Attributes
+    ----------
+    best : BestWeights
+        Those of the best epoch so far.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        loader: Loader,
+        history: History,
+        *,
+        validation: Loader | None,
+        early_stopping: EarlyStopping | None,
+        callbacks: Sequence[Any],
+        bar: Any,
+    ) -> None:
+        self._trainer, self._loader, self._validation = trainer, loader, validation
+        self._history, self._early_stopping, self._bar = history, early_stopping, bar
+        self._callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        self._checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
+        settings = {"accumulate": trainer.accumulate}
+        self._runner = EpochRunner(loader, trainer._rng, trainer._program, **settings)
+        self.best = BestWeights(trainer.model)
+        self._begin_epoch()
+        self._batches, self._looked = 0, 0.0
+        self._ending: Any = None
+
+    def go(self, epochs: int) -> None:
+        """Train until there are so many epochs, or something ends it."""
+        history = self._history
+        try:
+            with heard(wanted=bool(self._checkpoints) and self._runner.can_pause) as self._ending:
+                while len(history) < epochs and not history.stopped:
+                    with self._loader.backend.scope():
+                        self._epoch()
+                    self._after_epoch()
+                self._write_if(due=False)
+                history.stopped = history.stopped or f"all {epochs} epochs run"
+        except KeyboardInterrupt:
+            history.stopped = self._interrupted()
+            self._trainer.optimizer.clear()
+
+    def _begin_epoch(self) -> None:
+        self._readings = Readings(self._trainer.loss, self._trainer.metrics)
+        self._rate = self._trainer.optimizer.learning_rate
+        self._elapsed = 0.0
+
+    def _epoch(self) -> None:
+        """Train for what is left of an epoch, then validate; append both to the history."""
+        trainer, history = self._trainer, self._history
+        model, loss, optimizer = trainer.model, trainer.loss, trainer.optimizer
+        if not self._runner.done:
+            self._begin_epoch()
+        self._start = time.perf_counter()
+        pace = self._pace if self._checkpoints and self._runner.can_pause else None
+        tell = self._bar.update
+        self._runner.run(model, loss, optimizer, self._readings, tell=tell, pace=pace)
+        if history.stopped:
+            return
+        record = self._readings.read()
+        penalty = optimizer.penalty()
+        if penalty is not None or "cost" in history:
+            record["cost"] = record["loss"] + (0.0 if penalty is None else float(penalty))
+        elapsed = self._elapsed_so_far()
+        if self._validation is not None:
+            numbers = trainer._evaluate(self._validation)
+            record |= {f"validation_{name}": value for name, value in numbers.items()}
+        speed = sum(self._readings.counts) / elapsed
+        record |= {"learning_rate": self._rate, "elapsed_s": elapsed, "samples_per_s": speed}
+        history.append(record)
+        if not self._bar.disable:
+            self._bar.set_postfix(loss=f"{record['loss']:.4g}")
+
+    def _after_epoch(self) -> None:
+        """Draw the consequences of an epoch, unless it was stopped before its end."""
+        trainer, history = self._trainer, self._history
+        if self._runner.has_begun:
+            return
+        check_finite(history, self.best, trainer.optimizer)
+        history.stopped = trainer._reason(history, self._early_stopping, self._callbacks)
+        if self._callbacks:  # they may have moved the model
+            trainer._check_home(self._loader)
+        latest = history.to_minimize[-1]
+        with averaged(trainer.optimizer):
+            self.best.offer(len(history), latest)
+        observe(trainer.optimizer.schedule, latest)
+        self._begin_epoch()
+        self._write_if(due=True, epochs=len(history))
+        self._stop_if_asked()
+
+    def _pace(self, done: int) -> int:
+        """Write what is due within an epoch, and return how many batches to make next."""
+        self._stop_if_asked()
+        if self._history.stopped:
+            return 0
+        if done:
+            self._write_if(due=True)
+        now = time.perf_counter()
+        if self._batches:
+            fitting = int(self._batches * _BETWEEN_LOOKS / max(now - self._looked, 1e-9))
+            self._batches = max(1, min(fitting, 4 * self._batches))
+        else:
+            self._batches = _FIRST_BATCHES
+        self._looked = now
+        limits = [each.steps_until_due(self._step()) for each in self._checkpoints]
+        return min([self._batches, *(limit for limit in limits if limit is not None)])
+
+    def _step(self) -> int:
+        """Return the number of batches so far."""
+        return len(self._history) * len(self._loader) + self._runner.done
+
+    def _write_if(self, *, due: bool, epochs: int | None = None) -> None:
+        """Write the checkpoints, those alone that are `due` or all."""
+        step, state = self._step(), None
+        for each in self._checkpoints:
+            if due and not each.is_due(step, epochs):
+                continue
+            state = state or self.state_dict()
+            each.write(state, step)
+
+    def _stop_if_asked(self) -> None:
+        """Write and stop if a signal has asked for it."""
+        if self._ending.asked_by and not self._history.stopped:
+            self._write_if(due=False)
+            self._history.stopped = self._interrupted()
+
+    def _interrupted(self) -> str:
+        return f"interrupted in epoch {len(self._history) + 1}"
+
+    def _elapsed_so_far(self) -> float:
+        return self._elapsed + time.perf_counter() - self._start
+
+    def resume(self, resume: Any) -> None:
+        """Go on from a path, or from the newest file of a `Checkpoint` if it has one.
+
+        Raises
+        ------
+        FileError
+            If the file is not there, is damaged or is none of these.
+        StateError
+            If it is the state of other objects. Nothing has changed then.
+        """
+        path = checkpoint.found(resume)
+        if path is None:
+            return
+        state = checkpoint.read(path)
+        try:
+            self.load_state_dict(state)
+        except (GpunnError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"Trainer.fit: cannot resume from {path}: {error}") from error
+        for each in self._checkpoints:
+            each.begin(self._step() if each.latest() == path else -1)
+        self._bar.update(self._step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that training needs to go on from here; wait for the device."""
+        inside = self._runner.has_begun
+        return {
+            "trainer": self._trainer.state_dict(),
+            "history": {**self._history.state_dict(), "stopped": ""},
+            "best": self.best.state_dict(),
+            "order": self._runner.state_dict(),
+            "epoch": {
+                "learning_rate": self._rate,
+                "elapsed_s": self._elapsed_so_far() if inside else 0.0,
+                "readings": self._readings.state_dict() if inside else None,
+            },
+            "callbacks": [
+                each.state_dict() if hasattr(each, "state_dict") else None
+                for each in self._callbacks
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: all of it, or nothing changes."""
+        check_names("Run", state, ("trainer", "history", "best", "order", "epoch", "callbacks"))
+        if len(state["callbacks"]) != len(self._callbacks):
+            raise StateError(
+                f"the state was taken with {len(state['callbacks'])} callbacks beside checkpoints, "
+                f"and there are {len(self._callbacks)} now; pass the same ones"
+            )
+        with all_or_nothing(self):
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        history, monitored = self._history, self._history.monitored
+        self._trainer.load_state_dict(state["trainer"])
+        self.best.load_state_dict(state["best"])
+        self._runner.load_state_dict(state["order"])
+        # Last: a loader may share its generator with the trainer.
+        restore_generator("Trainer", self._trainer._rng, state["trainer"]["rng"])
+        history.load_state_dict(state["history"])
+        if len(history) and history.monitored != monitored:
+            raise StateError(
+                f"the history was monitored by {history.monitored!r}, and is to be by "
+                f"{monitored!r} now; pass the same validation and early_stopping"
+            )
+        epoch = state["epoch"]
+        self._begin_epoch()
+        self._rate, self._elapsed = epoch["learning_rate"], epoch["elapsed_s"]
+        if epoch["readings"] is not None:
+            self._readings.load_state_dict(epoch["readings"])
+        for callback, kept in zip(self._callbacks, state["callbacks"], strict=True):
+            if kept is not None:
+                callback.load_state_dict(kept)
+        if len(history) and not self._runner.has_begun and self._early_stopping is not None:
+            history.stopped = self._early_stopping.reason(history) or ""
+
+
+def trainer_state(trainer: Any) -> dict[str, Any]:
+    """Return the state of a trainer: model, optimizer, and the generator of masks."""
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "rng": generator_state(trainer._rng),
+    }
+
+
+def load_trainer_state(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Let a trainer go on from a state."""
+    check_names("Trainer", state, ("model", "optimizer", "rng"))
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.model.load_state_dict(state["model"])  # in place, where the optimizer has laid it out
+    restore_generator("Trainer", trainer._rng, state["rng"])
