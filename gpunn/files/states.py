@@ -11,6 +11,9 @@ from gpunn.files.tensors import Format, read_as, write
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: A training run. The weights in it have names that begin so.
+CHECKPOINT, MODEL = Format("gpunn checkpoint", 1), "trainer/model/"
+
 #: What stands in the JSON for an array: a dict with this name alone.
 _ARRAY = "$array"
 

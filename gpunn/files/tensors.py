@@ -70,6 +70,13 @@ class File(NamedTuple):
         """The format that the file states; empty if it states none."""
         return self.metadata.get("format", "")
 
+    def part(self, beginning: str) -> File:
+        """Return what has names with this beginning, by the rest of its name."""
+        names = [name.removeprefix(beginning) for name in self.names if name.startswith(beginning)]
+        known = {name: self.found.get(beginning + name) for name in names}
+        found = {name: stored for name, stored in known.items() if stored is not None}
+        return File(names, found, self.metadata)
+
 
 def write(
     owner: str,

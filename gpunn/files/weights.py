@@ -15,6 +15,7 @@ from gpunn.arrays.checks import one_of
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
 from gpunn.errors import DeviceMemoryError, FileError, SettingError
+from gpunn.files.states import CHECKPOINT, MODEL
 from gpunn.files.tensors import WEIGHTS, Stored, check_format, holds, read, write
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -89,7 +90,7 @@ def load(
     Parameters
     ----------
     path : path
-        A file written by `save`, or any safetensors file with the model's names.
+        A file written by `save` or `Checkpoint`, or any safetensors file with the model's names.
     model : Layer
         With the structure that was saved, on any backend. Unchanged if loading fails.
     strict : bool, default True
@@ -124,9 +125,12 @@ def load(
     held = _held("load", model)
     one_of("load", "strict", strict, (True, False))
     one_of("load", "layout", layout, ("gpunn", "torch", None))
-    file = read("load", place, held)
+    file = read("load", place, dict.fromkeys([*held, *(MODEL + name for name in held)]))
+    kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
     if file.written_by.split(" ")[0] == WEIGHTS.name:
-        check_format("load", place, file, WEIGHTS)
+        check_format("load", place, file, kind)
+    if kind is CHECKPOINT:
+        file = file.part(MODEL)
     _check_layout(place, file.written_by, layout)
     report = LoadReport(
         missing=[name for name in held if name not in file.names],

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gpunn.arrays.checks import number, one_of, whole_number
 from gpunn.errors import PathError, SettingError
-from gpunn.files.states import read_state, write_state
-from gpunn.files.tensors import Format
+from gpunn.files.states import CHECKPOINT, read_state, write_state
 
 if TYPE_CHECKING:
     from gpunn.training.history import History
-
-#: What the files say that they are.
-CHECKPOINT = Format("gpunn checkpoint", 1)
 
 
 class Checkpoint:
