@@ -144,6 +144,23 @@ def races(session: nox.Session) -> None:
         session.error(f"failed: {'; '.join(failed)}")
 
 
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Fuzz each reader of files for a minute; `-- 10`: for ten.
+
+    What is found goes to the session's folder `tmp`: inputs that reach new lines, to be added to
+    `tests/corpus` in part, and the one that a reader failed on.
+    """
+    seconds = int(60 * float(session.posargs[0] if session.posargs else 1))
+    session.install(".", "atheris", *(each for each in TEST if each.startswith("safetensors")))
+    for kept in sorted(Path("tests/corpus").iterdir()):
+        found = Path(session.create_tmp(), kept.name)
+        found.mkdir(exist_ok=True)
+        limits = (f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=512")
+        report = ("-print_final_stats=1", f"-artifact_prefix={found}.failed.")
+        session.run("python", "bench/fuzz.py", kept.name, *limits, *report, str(found), str(kept))
+
+
 def succeeds(run: Callable[..., object], *command: str) -> bool:
     """Run a command; return whether it succeeded."""
     try:

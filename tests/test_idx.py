@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -166,10 +167,12 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(gn.errors.PathError, match=r"cannot read .*nothing"):
+    with pytest.raises(gn.errors.PathError, match=r"read_idx: there is no file .*nothing"):
         gn.datasets.read_idx(tmp_path / "nothing")
     with pytest.raises(gn.errors.PathError, match="is a folder; load_idx"):
         gn.datasets.read_idx(tmp_path)
+    with pytest.raises(gn.errors.PathError, match="is a device, a pipe or a socket; name a file"):
+        gn.datasets.read_idx(os.devnull)
     with pytest.raises(gn.errors.SettingError, match="expected a path, got int"):
         gn.datasets.read_idx(3)  # type: ignore[arg-type]
 

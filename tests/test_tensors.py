@@ -110,6 +110,18 @@ class TestFormat:
         with pytest.raises(FileError, match=r"state a digest, as gpunn\.sha256, and it does not"):
             read_as("load", path, KIND)
 
+    @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+    def test_metadata_that_are_no_json(
+        self, path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(json, "dumps", lambda value, dumps=json.dumps, **how: (
+                text if value == "odd" else dumps(value, **how)
+            ))  # fmt: skip
+            write("save", path, KIND, {}, {"step": "odd"})
+        with pytest.raises(FileError, match=f"^load: the metadata of {path} are no JSON"):
+            read_as("load", path, KIND)
+
     def test_models_of_a_newer_gpunn_and_other_files_of_this_one(self, path: Path) -> None:
         model = gn.Dense(2, 1, rng=0)
         state = {name: p.value for name, p in model.named_parameters().items()}
@@ -186,6 +198,21 @@ class TestDamage:
         with pytest.raises(FileError, match="is damaged"):
             read("load", path)
 
+    def test_a_digest_that_is_there_twice(self, path: Path) -> None:
+        write("save", path, KIND, {}, {})
+        stated = path.read_bytes()[8:].split(b'"')[9]
+        assert len(stated) == 64
+        content = path.read_bytes().replace(b'"gpunn.sha256"', b'"%b":"","gpunn.sha256"' % stated)
+        path.write_bytes(struct.pack("<Q", len(content) - 8) + content[8:])
+        with pytest.raises(FileError, match="is not 64 digits"):
+            read("load", path)
+
+    def test_an_error_stays_short(self, path: Path) -> None:
+        path.write_bytes(raw({"w" * 10_000: 3}))
+        with pytest.raises(FileError, match="the entry of www") as caught:
+            read("load", path)
+        assert len(str(caught.value)) < 1000
+
     def test_truth_values_that_are_neither(self, path: Path) -> None:
         path.write_bytes(raw({"m": {"dtype": "BOOL", "shape": [1], "data_offsets": [0, 1]}}, b"\2"))
         with pytest.raises(FileError, match="m is BOOL, with bytes that are neither 0 nor 1"):
@@ -201,6 +228,8 @@ class TestPlace:
             read("load", path.parent)
         with pytest.raises(PathError, match=r"is a device, a pipe or a socket"):
             read("load", Path(os.devnull))
+        with pytest.raises(PathError, match=r"load: cannot read .*null"):
+            read("load", path / "a\0b")
 
     @pytest.mark.skipif(os.name != "posix", reason="pipes with names are POSIX's")
     def test_a_pipe_is_not_waited_for(self, path: Path) -> None:

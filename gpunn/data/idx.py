@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 
 from gpunn.errors import FileError, PathError, SettingError
+from gpunn.files.opening import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +66,10 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
 
     Raises
     ------
+    MissingFileError
+        If there is no such file.
     PathError
-        If there is no such file, or it cannot be read.
+        If it cannot be read.
     FileError
         If it is not an IDX file, is cut off, is longer than its header says, or is damaged.
     """
@@ -75,7 +78,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     path = Path(path)
     if path.is_dir():
         raise PathError(f"read_idx: {path} is a folder; load_idx reads the four files in one")
-    with _opened(path) as file:
+    with _unpacked(path) as file:
         header = _read_header(path, file)
         content = _read_entries(path, file, header)
     stored = np.frombuffer(content, header.dtype).reshape(header.shape)
@@ -83,23 +86,21 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
     """Open a file; unpack it, if it is compressed, as it is read."""
-    try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if not compressed:
-                yield file
-                return
+    with opened("read_idx", path) as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        try:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield cast("BinaryIO", unpacked)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FileError(
-            f"read_idx: {path} is damaged, or cut off: {error}. Download it again"
-        ) from error
-    except OSError as error:
-        raise PathError(f"read_idx: cannot read {path}: {error.strerror or error}") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FileError(
+                f"read_idx: {path} is damaged, or cut off: {error}. Download it again"
+            ) from error
 
 
 def _read_header(path: Path, file: BinaryIO) -> _Header:

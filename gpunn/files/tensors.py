@@ -10,17 +10,16 @@ file on purpose can compute it anew.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from gpunn.arrays.exchange import to_numpy
-from gpunn.errors import DTypeError, FileError, MissingFileError, PathError, SettingError
+from gpunn.errors import DTypeError, FileError, SettingError
 from gpunn.files.atomic import replace_file
 from gpunn.files.header import LONGEST, NUMPY_DTYPES, Entry, Header, compose, lay_out, parse
+from gpunn.files.opening import opened
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -153,20 +152,30 @@ def read(owner: str, path: Path, wanted: Collection[str] | None = None) -> File:
     FileError
         If it is not a safetensors file, or is damaged.
     """
-    with _opened(owner, path) as file:
-        prefix, header = _read_header(file)
-        digest = _begun(prefix, header.metadata)
-        found = {}
-        for name, entry in header.entries.items():
-            if wanted is None or name in wanted:
-                found[name] = _stored(name, entry, _read_array(file, entry, digest))
-            else:
-                _skip(file, entry, digest)
-        if digest is not None and digest.hexdigest() != header.metadata[_DIGEST]:
-            raise ValueError(
-                f"its bytes do not have the digest that its metadata state as {_DIGEST}. Restore "
-                "it from a copy; a program that changed it on purpose must leave out the digest"
-            )
+    with opened(owner, path) as file:
+        try:
+            return _read(file, wanted)
+        except ValueError as error:
+            raise FileError(
+                f"{owner}: {path} is no safetensors file, or is damaged: {error!s:.500}"
+            ) from error
+
+
+def _read(file: BinaryIO, wanted: Collection[str] | None) -> File:
+    """Read arrays of an open file; raise ValueError if it is damaged."""
+    prefix, header = _read_header(file)
+    digest = _begun(prefix, header.metadata)
+    found = {}
+    for name, entry in header.entries.items():
+        if wanted is None or name in wanted:
+            found[name] = _stored(name, entry, _read_array(file, entry, digest))
+        else:
+            _skip(file, entry, digest)
+    if digest is not None and digest.hexdigest() != header.metadata[_DIGEST]:
+        raise ValueError(
+            f"its bytes do not have the digest that its metadata state as {_DIGEST}. Restore it "
+            "from a copy; a program that changed it on purpose must leave out the digest"
+        )
     order = found if wanted is None else [name for name in wanted if name in found]
     return File(sorted(header.entries), {name: found[name] for name in order}, header.metadata)
 
@@ -212,34 +221,6 @@ def check_format(owner: str, path: Path, file: File, kind: Format) -> None:
             f"{owner}: {path} is damaged: files of format {file.written_by!r} state a digest, as "
             f"{_DIGEST}, and it does not"
         )
-
-
-@contextmanager
-def _opened(owner: str, path: Path) -> Iterator[BinaryIO]:
-    """Open a file; explain errors in reading it."""
-    try:
-        _check_kind(owner, path)
-        with path.open("rb") as file:
-            yield file
-    except PathError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"{owner}: there is no file {path}") from error
-    except OSError as error:
-        raise PathError(f"{owner}: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise FileError(
-            f"{owner}: {path} is no safetensors file, or is damaged: {error!s:.500}"
-        ) from error
-
-
-def _check_kind(owner: str, path: Path) -> None:
-    """Refuse what is no file. To open a pipe would wait for somebody to write to it."""
-    kind = path.stat().st_mode
-    if stat.S_ISDIR(kind):
-        raise PathError(f"{owner}: {path} is a folder; name a file in it")
-    if not stat.S_ISREG(kind):
-        raise PathError(f"{owner}: {path} is a device, a pipe or a socket; name a file")
 
 
 def _read_header(file: BinaryIO) -> tuple[bytes, Header]:

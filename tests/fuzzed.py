@@ -1,0 +1,122 @@
+"""What fuzzers call: each function has a reader read bytes, and raises if it does what it must not.
+
+A reader may take a file or refuse it by a `FileError`; any other error is a fault, and so is a file
+taken otherwise than it reads, or a model that a refused file has changed. `TARGETS` names them;
+``tests/corpus/NAME`` has inputs of each. `test_fuzz.py` runs them on these and on variations,
+`bench/fuzz.py` on what it finds with a look at which lines are run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, deserialize
+
+import gpunn as gn
+from gpunn.data.idx import read_idx
+from gpunn.errors import FileError
+from gpunn.files.tensors import Format, read, read_as
+
+CORPUS = Path(__file__).parent / "corpus"
+
+#: The format of the corpus's files that are not models.
+KIND = Format("gpunn test", 3)
+
+_ZEROS = b"0" * 64
+_IDX_CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    memory = Path("/dev/shm")  # noqa: S108 (quicker than a disk; the folder is private)
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+
+
+def as_file(content: bytes) -> Path:
+    """Write bytes to the one file that all readers read."""
+    path = Path(_folder().name) / "file"
+    path.write_bytes(content)
+    return path
+
+
+def signed(content: bytes) -> bytes:
+    """Return a file in which the first 64 zeros in a row are the digest of the whole."""
+    return content.replace(_ZEROS, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def outcome(reader: Callable[[], Any]) -> Any:
+    """Return what a reader returns, None if it refuses the file."""
+    try:
+        return reader()
+    except FileError as error:
+        kind, message = type(error), str(error)
+    assert kind is FileError, "the path was right"
+    assert 10 < len(message) < 3000
+    return None
+
+
+def safetensors(content: bytes) -> None:
+    """Read arrays: the format's own reader, if it takes the file, too, finds the same."""
+    path = as_file(content)
+    file = outcome(lambda: read("load", path))
+    if file is None:
+        return
+    try:
+        entries = dict(deserialize(content))
+    except SafetensorError:
+        return  # it is stricter about JSON
+    assert file.names == sorted(entries)
+    for name, stored in file.found.items():
+        assert stored.shape == tuple(entries[name]["shape"])
+        if stored.array is not None and stored.dtype != "bfloat16":
+            assert stored.array.tobytes() == bytes(entries[name]["data"])
+
+
+def state(content: bytes) -> None:
+    """Read arrays and metadata of a file whose digest is right."""
+    path = as_file(signed(content))
+    found = outcome(lambda: read_as("load", path, KIND))
+    if found is not None:
+        arrays, _ = found
+        assert sum(x.nbytes for x in arrays.values()) <= 2 * len(content)  # bfloat16 grows
+
+
+def weights(content: bytes) -> None:
+    """Load a model: as a whole, or it is as it was."""
+    path = as_file(signed(content))
+    for strict in (True, False):
+        model = gn.Dense(2, 1, rng=0)
+        before = [p.value.tobytes() for p in model.parameters()]
+        report = outcome(lambda: gn.load(path, model, strict=strict))  # noqa: B023 (called here)
+        if report is None:
+            assert [p.value.tobytes() for p in model.parameters()] == before
+        elif strict:
+            assert report == ([], [])
+        assert [(p.value.shape, str(p.value.dtype)) for p in model.parameters()] == [
+            ((2, 1), "float32"),
+            ((1,), "float32"),
+        ]
+
+
+def idx(content: bytes) -> None:
+    """Read an array: it is the one that the file holds, compressed or not."""
+    array = outcome(lambda: read_idx(as_file(content)))
+    packed = outcome(lambda: read_idx(as_file(gzip.compress(content, 1))))
+    if array is None or content[:2] == b"\x1f\x8b":
+        return
+    assert packed.tobytes() == array.tobytes()
+    big = array.astype(array.dtype.newbyteorder(">"))
+    code = bytes([0, 0, _IDX_CODES[big.dtype.str[1:]], array.ndim])
+    assert content == code + struct.pack(f">{array.ndim}I", *array.shape) + big.tobytes()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    function.__name__: function for function in (safetensors, state, weights, idx)
+}

@@ -1,0 +1,92 @@
+"""The readers of files on inputs that fuzzers found worth keeping, and on variations of them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fuzzed import CORPUS, TARGETS
+
+KEPT = {name: sorted(path for path in (CORPUS / name).iterdir()) for name in TARGETS}
+CONTENTS = {name: [path.read_bytes() for path in paths] for name, paths in KEPT.items()}
+
+#: Words of headers, right and wrong, and what is near the bounds of numbers.
+WORDS = st.sampled_from(
+    (
+        *("weight", "bias", "__metadata__", "format", "gpunn.sha256", "gpunn 1", "gpunn 2", "pt"),
+        *("gpunn test 3", "step", "dtype", "shape", "data_offsets", "F32", "BOOL", "BF16", "F4"),
+        *("[1]", "[" * 900, "0" * 64, "\ud800", ""),
+    )
+)
+NUMBERS = st.one_of(
+    st.integers(-1, 9), st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**400, 0.5, 1e999])
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, WORDS),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+
+
+@st.composite
+def entries(draw: Any) -> Any:
+    """Draw an entry that may well fit the data, or one in which a part is anything."""
+    dtype = draw(st.sampled_from(["F32", "F64", "BOOL", "BF16", "F8_E4M3", "U8", "F99"]))
+    begin = draw(st.integers(0, 8))
+    place = [begin, begin + draw(st.integers(0, 16))]
+    entry: dict[str, Any] = {"dtype": dtype, "shape": draw(SHAPES), "data_offsets": place}
+    for name in draw(st.lists(st.sampled_from(sorted(entry)), max_size=1)):
+        entry[name] = draw(VALUES)
+    return entry
+
+
+@st.composite
+def files(draw: Any) -> bytes:
+    """Draw a file in the safetensors format whose header is made of the right words."""
+    header = draw(st.dictionaries(WORDS, st.one_of(entries(), VALUES), max_size=3))
+    if draw(st.booleans()):
+        header["__metadata__"] = draw(st.dictionaries(WORDS, st.one_of(WORDS, VALUES), max_size=3))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + draw(st.binary(max_size=24))
+
+
+@st.composite
+def variations(draw: Any, kept: list[bytes]) -> bytes:
+    """Draw an input that was kept, with a few pieces replaced by bytes or by pieces of another."""
+    content = draw(st.sampled_from(kept))
+    for _ in range(draw(st.integers(0, 3))):
+        begin, other = draw(st.integers(0, len(content))), draw(st.sampled_from(kept))
+        end = begin + draw(st.integers(0, 9))
+        copied = draw(st.integers(0, len(other)))
+        piece = draw(st.one_of(st.binary(max_size=9), st.just(other[copied : copied + 20])))
+        content = content[:begin] + piece + content[end:]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [pytest.param(name, path, id=f"{name}/{path.name}") for name in KEPT for path in KEPT[name]],
+)
+def test_what_was_kept(name: str, path: Path) -> None:
+    TARGETS[name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_variations(name: str, data: Any) -> None:
+    TARGETS[name](data.draw(variations(CONTENTS[name])))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "state", "weights"])
+@given(content=files())
+@settings(deadline=None, max_examples=300)
+def test_headers_of_the_right_words(name: str, content: bytes) -> None:
+    TARGETS[name](content)
