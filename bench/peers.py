@@ -54,6 +54,7 @@ BARS: dict[str, dict[str, float]] = {
     "regression": {"torch": 0.80},
     "transformer": {"torch": 1.00},
     "cnn": {"torch": 0.80},
+    "cnn_norm": {"torch": 0.80},
     "predict": {"torch": 1.12},
     "predict1": {"torch": 1.20},
     "stream": {"torch": 0.25},

@@ -43,6 +43,8 @@ class Workload(NamedTuple):
     #: The channels of convolutions before the layers: 3 by 3 entries, as large an output as the
     #: input, ReLU, and the largest of 2 by 2 pixels.
     convolutions: tuple[int, ...] = ()
+    #: Whether a batch norm follows each convolution, before ReLU.
+    batch_norm: bool = False
     predict: bool = False
     #: Where the data are: as near as they fit, or in the host's memory or a file, to be streamed.
     source: Literal["resident", "host", "file"] = "resident"
@@ -58,6 +60,17 @@ class Workload(NamedTuple):
 
 
 _MNIST = (784, 512, 256, 10)
+
+_CNN = Workload(
+    (7 * 7 * 32, 10),
+    6400,
+    64,
+    1,
+    momentum=0.9,
+    learning_rate=0.01,
+    image=(28, 28, 1),
+    convolutions=(16, 32),
+)
 
 WORKLOADS = {
     "logreg": Workload((30, 1), 4096, 32, 30, "binary"),
@@ -85,16 +98,8 @@ WORKLOADS = {
     "wide": Workload((1024, 4096, 4096, 1000), 1024, 256, 1, learning_rate=0.01),
     "regression": Workload((100, 256, 256, 1), 6400, 64, 6, "numbers", "tanh", learning_rate=0.01),
     "transformer": Workload((128, 512, 10), 640, 32, 1, block=(64, 4), learning_rate=0.01),
-    "cnn": Workload(
-        (7 * 7 * 32, 10),
-        6400,
-        64,
-        1,
-        momentum=0.9,
-        learning_rate=0.01,
-        image=(28, 28, 1),
-        convolutions=(16, 32),
-    ),
+    "cnn": _CNN,
+    "cnn_norm": _CNN._replace(batch_norm=True),
     "predict": Workload(_MNIST, 10_000, 10_000, 5, predict=True),
     "predict1": Workload(_MNIST, 1, 1, 3000, predict=True),
     "stream": Workload((64, 1), 2_000_000, 1024, 1, "binary", source="file"),

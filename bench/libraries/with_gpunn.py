@@ -127,7 +127,12 @@ def _convolutions(work: Workload) -> list[gn.Layer]:
     layers: list[gn.Layer] = []
     for given in filters(work):
         settings: Any = {"padding": "same", "init": lambda *_, given=given: given}
-        layers += [gn.Conv2d(*given.shape[2:], 3, "relu", **settings), gn.MaxPool2d(2)]
+        if work.batch_norm:
+            norm = [gn.BatchNorm(given.shape[-1]), gn.ReLU()]
+            layers += [gn.Conv2d(*given.shape[2:], 3, **settings), *norm]
+        else:
+            layers.append(gn.Conv2d(*given.shape[2:], 3, "relu", **settings))
+        layers.append(gn.MaxPool2d(2))
     return [*layers, gn.Flatten()] if layers else []
 
 

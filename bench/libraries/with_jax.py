@@ -32,7 +32,7 @@ class State(NamedTuple):
 
 def serves(work: Workload, variant: str) -> bool:
     """Return whether this variant can run the workload: predictions have no epochs."""
-    if work.block:
+    if work.block or work.batch_norm:
         return False
     return not (variant and (work.predict or work.source == "host"))
 

@@ -222,7 +222,8 @@ def _image_model(work: Workload) -> nn.Module:
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(given.transpose(3, 2, 0, 1)))
             layer.bias.zero_()
-        layers += [layer, nn.ReLU(), nn.MaxPool2d(2)]
+        norm = [nn.BatchNorm2d(given.shape[-1])] if work.batch_norm else []
+        layers += [layer, *norm, nn.ReLU(), nn.MaxPool2d(2)]
     (weight,) = weights(work)
     height, width = (side >> len(work.convolutions) for side in work.image[:2])
     pixels = weight.reshape(height, width, -1, weight.shape[1])
