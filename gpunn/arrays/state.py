@@ -87,6 +87,7 @@ def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
             check_arrays(type(instance).__name__, {name: value}, {name: held[own]})
             held[own] = _like(held[own], value)
         else:
+            check_like(type(instance).__name__, {name: value}, {name: held[own]})
             held[own] = tuple(value) if isinstance(held[own], tuple) else value
 
 
@@ -95,6 +96,41 @@ def _like(array: Array, values: Any) -> Array:
     assert place is not None  # noqa: S101 (the caller has asked)
     with place.scope():
         return place.xp.asarray(place.asarray(values), copy=True)
+
+
+def check_like(owner: str, given: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Check that values are of the kinds of others: truth values, numbers, strings, lists, dicts.
+
+    None may be a number, a string or a list in the state, and anything may be None there.
+
+    Raises
+    ------
+    StateError
+        If one is not.
+    """
+    for name, held in like.items():
+        here, there = _kind(held), _kind(given[name])
+        appeared = here == "None" and there not in {"dict", "array"}
+        if there not in {here, "None"} and not appeared:
+            raise StateError(
+                f"{owner}.load_state_dict: {name} is a {there} in the state, and a {here} is "
+                "expected"
+            )
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a value of a state, in words."""
+    kinds: dict[str, Any] = {
+        "truth value": bool,
+        "number": (int, float),
+        "string": str,
+        "list": (list, tuple),
+        "dict": Mapping,
+    }
+    if value is None:
+        return "None"
+    value = value.item() if isinstance(value, np.generic) else value
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "array")
 
 
 def check_kind(owner: str, instance: Any, state: Any) -> None:
@@ -201,7 +237,7 @@ def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
         )
     try:
         rng.bit_generator.state = on_host(state)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise StateError(
             f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"
         ) from error
