@@ -15,12 +15,16 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.checks import is_whole
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import StateError
 
 #: What an attribute may hold to be a part of a state as it is.
 _PLAIN = (type(None), bool, int, float, str)
+
+#: How many numbers MT19937 and Philox have ready, by the name of their place in them.
+_READY_NUMBERS = {"pos": 624, "buffer_pos": 4}
 
 
 def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
@@ -236,11 +240,23 @@ def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
             f"{here}; make it with numpy.random.Generator(numpy.random.{kind}())"
         )
     try:
+        _check_positions(state)
         rng.bit_generator.state = on_host(state)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise StateError(
             f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"
         ) from error
+
+
+def _check_positions(state: Mapping[str, Any]) -> None:
+    """Check where a generator is in its ready numbers: NumPy does not, and would read past them."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _check_positions(value)
+        elif name in _READY_NUMBERS and (
+            not is_whole(value) or not 0 <= value <= _READY_NUMBERS[name]
+        ):
+            raise ValueError(f"{name} is {value!r}, and must be from 0 to {_READY_NUMBERS[name]}")
 
 
 def on_host(state: Any) -> Any:
