@@ -17,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, deserialize
 
 import gpunn as gn
 from gpunn.data.idx import read_idx
-from gpunn.errors import FileError
+from gpunn.errors import FileError, StateError
 from gpunn.files.tensors import Format, read, read_as
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -117,6 +118,29 @@ def idx(content: bytes) -> None:
     assert content == code + struct.pack(f">{array.ndim}I", *array.shape) + big.tobytes()
 
 
+def checkpoint(content: bytes) -> None:
+    """Go on from a checkpoint whose digest is right; if it is refused, nothing has changed."""
+    path = as_file(signed(content))
+    trainer, loader = training()
+    before = repr(trainer.state_dict())
+    try:
+        with np.errstate(all="ignore"):
+            trainer.fit(loader, 2, resume=path, progress=False)
+    except (FileError, StateError):
+        assert repr(trainer.state_dict()) == before
+    except ArithmeticError:
+        pass  # a rate or a schedule that somebody chose leads nowhere
+
+
+def training() -> tuple[gn.Trainer, gn.Loader]:
+    """Return a small trainer, and a loader for it."""
+    model = gn.Sequential(gn.Dense(2, 3, "relu", rng=0), gn.Dropout(0.5), gn.Dense(3, 2, rng=1))
+    optimizer = gn.SGD(model.parameters(), gn.StepDecay(0.1, every=2), momentum=0.9)
+    trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer, metrics=["accuracy"], rng=2)
+    x, y = np.arange(10, dtype="float32").reshape(5, 2) / 10, np.arange(5) % 2
+    return trainer, gn.Loader(x, y, batch_size=2, backend="numpy", rng=3)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (safetensors, state, weights, idx)
+    function.__name__: function for function in (safetensors, state, weights, checkpoint, idx)
 }

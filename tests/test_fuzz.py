@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzzed import CORPUS, TARGETS
+import gpunn as gn
+from gpunn.errors import StateError
+from tests.fuzzed import CORPUS, TARGETS, as_file, signed, training
 
 KEPT = {name: sorted(path for path in (CORPUS / name).iterdir()) for name in TARGETS}
 CONTENTS = {name: [path.read_bytes() for path in paths] for name, paths in KEPT.items()}
@@ -83,6 +88,77 @@ def test_what_was_kept(name: str, path: Path) -> None:
 @settings(deadline=None, max_examples=300)
 def test_variations(name: str, data: Any) -> None:
     TARGETS[name](data.draw(variations(CONTENTS[name])))
+
+
+#: What may stand in a state where something else is expected.
+ODD = (
+    *(None, True, -1, 0, 7, 2**70, 0.5, float("nan"), 1e300, "x", [], [3], [9] * 5, {}, {"a": 1}),
+    *({"$array": "trainer/model/layers.0.bias"}, {"$array": "nothing"}, {"$array": 3}),
+)
+
+
+def parts(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the ways to all parts of a state, by names and places in lists."""
+    if way:
+        yield way
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, part in value.items() if isinstance(value, dict) else ():
+        yield from parts(part, (*way, name))
+
+
+def opened(content: bytes) -> tuple[Any, Any, bytes]:
+    """Return the header of a file, the JSON in its metadata, and the rest."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    texts = {k: v for k, v in header["__metadata__"].items() if k not in {"format", "gpunn.sha256"}}
+    return header, {name: json.loads(text) for name, text in texts.items()}, content[end:]
+
+
+def changed(content: bytes, way: tuple[Any, ...], value: Any) -> bytes:
+    """Return a file with another part in its state."""
+    header, whole, data = opened(content)
+    inner = whole
+    for name in way[:-1]:
+        inner = inner[name]
+    inner[way[-1]] = value
+    header["__metadata__"] |= {name: json.dumps(part) for name, part in whole.items()}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@cache
+def written(unit: Any) -> bytes:
+    """Return a checkpoint from the end or the middle of an epoch, with zeros for its digest."""
+
+    class Last(gn.Checkpoint):
+        def write(self, state: dict[str, Any], step: int) -> None:
+            super().write(state, step)
+            raise KeyboardInterrupt
+
+    (trainer, loader), path = training(), as_file(b"")
+    trainer.fit(loader, 2, callbacks=[Last(path, 1, unit=unit)], progress=False)
+    content = path.read_bytes()
+    return re.sub(rb'(?<="gpunn\.sha256":")[0-9a-f]{64}', b"0" * 64, content)
+
+
+@given(data=st.data(), unit=st.sampled_from(["epochs", "steps"]))
+@settings(deadline=None, max_examples=400)
+def test_a_part_of_a_checkpoint_is_something_else(data: Any, unit: str) -> None:
+    content = written(unit)
+    way = data.draw(st.sampled_from([*parts(opened(content)[1])]))
+    TARGETS["checkpoint"](changed(content, way, data.draw(st.sampled_from(ODD))))
+
+
+@pytest.mark.parametrize(
+    "order", [[], [0], [0, 1, 2, 3, 5], [0, 1, 2, 3, -1], [2**62] * 5, [0.5] * 5]
+)
+def test_an_order_past_the_data(order: list[int]) -> None:
+    """Compiled steps would read what lies beside the data."""
+    path = as_file(signed(changed(written("epochs"), ("order", "order"), order)))
+    trainer, loader = training()
+    with pytest.raises(StateError, match=r"cannot resume from .*shuffle must return"):
+        trainer.fit(loader, 2, resume=path, progress=False)
 
 
 @pytest.mark.parametrize("name", ["safetensors", "state", "weights"])

@@ -9,7 +9,7 @@ import pytest
 from conftest import Place
 
 import gpunn as gn
-from gpunn.arrays.state import attributes_of, on_host
+from gpunn.arrays.state import attributes_of, generator_state, on_host, restore_generator
 from gpunn.errors import StateError
 
 OPTIMIZERS: dict[str, Any] = {
@@ -146,3 +146,15 @@ class TestRefused:
         for part in (gn.Dense(2, 1), gn.History(), gn.Constant(0.1), gn.Loader(X)):
             with pytest.raises(StateError):
                 part.load_state_dict([])  # type: ignore[arg-type, attr-defined]
+
+    @pytest.mark.parametrize("position", [-1, 10**9, "1", None, 0.5])
+    @pytest.mark.parametrize("kind", ["MT19937", "Philox"])
+    def test_a_generator_that_would_read_past_its_numbers(self, kind: str, position: Any) -> None:
+        rng = np.random.Generator(getattr(np.random, kind)(1))
+        state = generator_state(rng)
+        before = str(state)
+        inner = state["state"] if kind == "MT19937" else state
+        inner["pos" if kind == "MT19937" else "buffer_pos"] = position
+        with pytest.raises(StateError, match=f"that is no state of a generator {kind}"):
+            restore_generator("Part", rng, state)
+        assert str(generator_state(rng)) == before

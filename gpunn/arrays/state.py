@@ -15,12 +15,16 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.checks import is_whole
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import StateError
 
 #: What an attribute may hold to be a part of a state as it is.
 _PLAIN = (type(None), bool, int, float, str)
+
+#: How many numbers MT19937 and Philox have ready, by the name of their place in them.
+_READY_NUMBERS = {"pos": 624, "buffer_pos": 4}
 
 
 def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
             check_arrays(type(instance).__name__, {name: value}, {name: held[own]})
             held[own] = _like(held[own], value)
         else:
+            check_like(type(instance).__name__, {name: value}, {name: held[own]})
             held[own] = tuple(value) if isinstance(held[own], tuple) else value
 
 
@@ -95,6 +100,41 @@ def _like(array: Array, values: Any) -> Array:
     assert place is not None  # noqa: S101 (the caller has asked)
     with place.scope():
         return place.xp.asarray(place.asarray(values), copy=True)
+
+
+def check_like(owner: str, given: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Check that values are of the kinds of others: truth values, numbers, strings, lists, dicts.
+
+    None may be a number, a string or a list in the state, and anything may be None there.
+
+    Raises
+    ------
+    StateError
+        If one is not.
+    """
+    for name, held in like.items():
+        here, there = _kind(held), _kind(given[name])
+        appeared = here == "None" and there not in {"dict", "array"}
+        if there not in {here, "None"} and not appeared:
+            raise StateError(
+                f"{owner}.load_state_dict: {name} is a {there} in the state, and a {here} is "
+                "expected"
+            )
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a value of a state, in words."""
+    kinds: dict[str, Any] = {
+        "truth value": bool,
+        "number": (int, float),
+        "string": str,
+        "list": (list, tuple),
+        "dict": Mapping,
+    }
+    if value is None:
+        return "None"
+    value = value.item() if isinstance(value, np.generic) else value
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "array")
 
 
 def check_kind(owner: str, instance: Any, state: Any) -> None:
@@ -200,11 +240,23 @@ def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
             f"{here}; make it with numpy.random.Generator(numpy.random.{kind}())"
         )
     try:
+        _check_positions(state)
         rng.bit_generator.state = on_host(state)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise StateError(
             f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"
         ) from error
+
+
+def _check_positions(state: Mapping[str, Any]) -> None:
+    """Check where a generator is in its ready numbers: NumPy does not, and would read past them."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _check_positions(value)
+        elif name in _READY_NUMBERS and (
+            not is_whole(value) or not 0 <= value <= _READY_NUMBERS[name]
+        ):
+            raise ValueError(f"{name} is {value!r}, and must be from 0 to {_READY_NUMBERS[name]}")
 
 
 def on_host(state: Any) -> Any:

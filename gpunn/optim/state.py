@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpunn._typing import Array
+from gpunn.arrays.checks import whole_number
 from gpunn.arrays.state import (
     all_or_nothing,
     attributes_of,
@@ -85,6 +86,7 @@ class Stateful:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of this class."""
+        whole_number(type(self).__name__, "steps", state["settings"]["steps"], 0)
         set_attributes(self, state["settings"])
         load_schedule_state(self.schedule, state["schedule"])
         held = self._named_states()

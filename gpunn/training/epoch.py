@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import RNG
 from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.checks import whole_number
 from gpunn.arrays.state import check_names
 from gpunn.data.batch import Batch
 from gpunn.data.lending import lend
 from gpunn.data.loader import Loader
 from gpunn.data.order import part_of_order
+from gpunn.data.validation import check_order
 from gpunn.errors import StateError
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
@@ -198,14 +200,20 @@ class EpochRunner:
                 f"{type(self.loader).__name__} makes batches in a way of its own, which cannot "
                 "begin there; give fit a gn.Loader, as it was given one for the state"
             )
+        done = whole_number("EpochRunner", "done", state["done"], 0)
+        if done >= len(self.loader):
+            raise StateError(
+                f"Trainer.fit: the state is from batch {done} of an epoch, and this loader has "
+                f"{len(self.loader)}"
+            )
         self._drawn_from = state["drawn_from"]
-        if self._drawn_from is None:
-            self._order = state["order"]
+        if self._drawn_from is None:  # compiled steps take the order's rows as they are
+            self._order = check_order(state["order"], self.loader.n_samples)
         else:
             self.loader.load_state_dict({**state["loader"], "rng": self._drawn_from})
             self._order = self.loader.draw_order()
             self.loader.load_state_dict(state["loader"])
-        self.done, self._began = state["done"], True
+        self.done, self._began = done, True
 
     def _recorded(  # noqa: PLR0917 (see `run`)
         self,

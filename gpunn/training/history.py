@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from gpunn.arrays.state import check_names
-from gpunn.errors import SettingError
+from gpunn.arrays.state import check_like, check_names
+from gpunn.errors import SettingError, StateError
 from gpunn.nn.notebook import html_table
 
 #: Columns that the table leaves out; their total is in its title.
@@ -136,7 +136,16 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take all from a state; early stopping counts its patience from these columns."""
         check_names("History", state, ("columns", "monitor", "higher_is_better", "stopped"))
-        self.columns = {name: [*column] for name, column in state["columns"].items()}
+        like = {"columns": {}, "monitor": "", "higher_is_better": True, "stopped": ""}
+        check_like("History", state, like)
+        columns = state["columns"]
+        for name, column in columns.items():
+            shorter = isinstance(column, list) and len(column) <= len(columns.get("loss", ()))
+            if not shorter or not all(map(_is_number, column)):
+                raise StateError(
+                    f"History.load_state_dict: {name!r} is not a list of numbers, one an epoch"
+                )
+        self.columns = {name: [*column] for name, column in columns.items()}
         self._monitor, self.higher_is_better = state["monitor"], state["higher_is_better"]
         self.stopped = state["stopped"]
 
@@ -189,6 +198,11 @@ class History:
         return ["epoch", *columns], rows
 
 
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number; 0-d arrays are."""
+    return isinstance(value, Real) or getattr(value, "shape", None) == ()
+
+
 def _check_numbers(record: Any) -> None:
     """Check that a record maps names to numbers; 0-d arrays count as numbers."""
     if not isinstance(record, Mapping):
@@ -200,7 +214,7 @@ def _check_numbers(record: Any) -> None:
             raise SettingError(
                 f"History.append: the names of columns must be strings, got {name!r}"
             )
-        if not isinstance(value, Real) and getattr(value, "shape", None) != ():
+        if not _is_number(value):
             raise SettingError(f"History.append: {name!r} must be a number, got {value!r}")
 
 

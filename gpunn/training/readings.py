@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
+from gpunn.arrays.checks import is_whole
 from gpunn.arrays.exchange import joined
 from gpunn.arrays.state import check_names
 from gpunn.data.batch import Batch
@@ -194,7 +195,17 @@ class Readings:
                 f"Readings.load_state_dict: {len(state['statistics'])} metrics were measured, and "
                 f"there are {len(self._statistics)} here; give the trainer the same ones"
             )
-        self.counts = [int(count) for count in state["counts"]]
+        n = len(state["counts"])
+        columns = [state["costs"], *(each for metric in state["statistics"] for each in metric)]
+        columns += [state["weights"]] * bool(len(state["weights"]))
+        measured = all(map(len, state["statistics"])) or not n
+        if not all(map(is_whole, state["counts"])) or not measured:
+            raise StateError("Readings.load_state_dict: expected numbers for each batch")
+        if any(tuple(getattr(column, "shape", ()))[:1] != (n,) for column in columns):
+            raise StateError(
+                f"Readings.load_state_dict: expected arrays of {n} numbers, one for each batch"
+            )
+        self.counts = list(state["counts"])
         self._costs, self._weights = _Column(state["costs"]), _Column(state["weights"])
         self._statistics = [
             (metric, [_Column(values) for values in columns])

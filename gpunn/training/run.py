@@ -194,7 +194,7 @@ class Run:
         state = checkpoint.read(path)
         try:
             self.load_state_dict(state)
-        except (GpunnError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (GpunnError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise StateError(f"Trainer.fit: cannot resume from {path}: {error}") from error
         for each in self._checkpoints:
             each.begin(self._step() if each.latest() == path else -1)
@@ -244,8 +244,9 @@ class Run:
                 f"{monitored!r} now; pass the same validation and early_stopping"
             )
         epoch = state["epoch"]
+        check_names("Run", epoch, ("learning_rate", "elapsed_s", "readings"))
         self._begin_epoch()
-        self._rate, self._elapsed = epoch["learning_rate"], epoch["elapsed_s"]
+        self._rate, self._elapsed = float(epoch["learning_rate"]), float(epoch["elapsed_s"])
         if epoch["readings"] is not None:
             self._readings.load_state_dict(epoch["readings"])
         for callback, kept in zip(self._callbacks, state["callbacks"], strict=True):
