@@ -84,8 +84,8 @@ def survive(folder: Path, kills: int, seed: int) -> Survival:
     """Kill so many children; raise if one that ends has other bits than it should have."""
     rng = random.Random(seed)  # noqa: S311 (no secret)
     whole, took = measured(folder)
-    killed = ended = unfinished = 0
-    while killed < kills:
+    killed = ended = unfinished = lives = 0
+    while killed < kills or ended < len(whole):
         streamed, readable = bool(ended & 1), bool(ended & 2)
         path = folder / f"{ended}.safetensors"
 
@@ -94,15 +94,17 @@ def survive(folder: Path, kills: int, seed: int) -> Survival:
                 epoch.feed_of = lambda *_: None
             return train(gn.Checkpoint(path, EVERY, unit="steps"), streamed=streamed)
 
-        found = run(work, folder / "digest", rng.uniform(0.0, took))
+        # Longer and longer, so that training comes to its end on a busy machine, too.
+        found = run(work, folder / "digest", rng.uniform(0.0, took) * (1 + lives / 20))
         killed += found is None
         if found is None:
+            lives += 1
             unfinished += len(list(folder.glob("*.part")))
             continue
         # A readable step adds sums up in another order than a compiled one.
         assert found == whole[streamed, readable], f"training {ended} ended with other bits"
         path.unlink()
-        ended += 1
+        ended, lives = ended + 1, 0
     return Survival(killed, ended, unfinished)
 
 

@@ -71,6 +71,10 @@ class StateError(GpunnError, ValueError):
     """A state does not fit the object that is to go on from it, or cannot be told."""
 
 
+class BusyError(GpunnError, RuntimeError):
+    """Another thread is at work on the same object."""
+
+
 class MovedError(GpunnError, ImportError):
     """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
 

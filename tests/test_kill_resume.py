@@ -18,6 +18,7 @@ def test_two_hundred_kills_change_no_bit() -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "200"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     assert done.returncode == 0, done.stderr
-    survived = re.match(r"200 kills survived: (\d+) trainings ended", done.stdout)
+    survived = re.match(r"(\d+) kills survived: (\d+) trainings ended", done.stdout)
     assert survived is not None
-    assert int(survived[1]) >= 8  # streamed or not, compiled or not
+    assert int(survived[1]) >= 200
+    assert int(survived[2]) >= 4  # streamed or not, compiled or not

@@ -41,6 +41,7 @@ from gpunn.training.arguments import (
 from gpunn.training.bar import progress_bar
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.epoch import memory_advice
+from gpunn.training.exclusive import trained_alone
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
 from gpunn.training.history import History, columns_of
@@ -179,6 +180,8 @@ class Trainer:
         FileError
             If a checkpoint cannot be written, or `resume` cannot be read. The files before are
             intact, and training may go on.
+        BusyError
+            If another thread is training the same parameters.
         StateError
             If `resume` holds the state of other objects. Nothing has changed then.
         """
@@ -200,7 +203,7 @@ class Trainer:
         bar = progress_bar(epochs * len(loader), show=progress)
         parts: Any = {"validation": validation, "early_stopping": early_stopping}
         run = Run(self, loader, history, **parts, callbacks=callbacks, bar=bar)
-        with closing(bar):
+        with closing(bar), trained_alone("Trainer.fit", self.optimizer.parameters):
             if resume is not None:
                 run.resume(resume)
             run.go(epochs)
