@@ -37,6 +37,22 @@ def to_numpy(x: Any) -> NDArray[Any]:
     return np.asarray(x)
 
 
+def check_ordinary(owner: str, name: str, x: Any) -> None:
+    """Check that an array computes as NumPy's own do.
+
+    Raises
+    ------
+    DTypeError
+        If it is masked, and so has no number in some places; or a matrix, whose * is a product.
+    """
+    if type(x) is np.ndarray or not isinstance(x, np.ndarray):
+        return
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(f"{owner}: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
+    if isinstance(x, np.matrix):
+        raise DTypeError(f"{owner}: {name} is a matrix; pass an array, numpy.asarray({name})")
+
+
 def joined(arrays: list[Any]) -> NDArray[Any]:
     """Return arrays of any libraries as one NumPy array, along the first axis; wait for devices."""
     if len(arrays) == 1:

@@ -13,7 +13,7 @@ from gpunn._typing import Array
 from gpunn.arrays import facts
 from gpunn.arrays.backend import backend_of
 from gpunn.arrays.checks import one_of, whole_number
-from gpunn.arrays.exchange import adopt, to_numpy
+from gpunn.arrays.exchange import adopt, check_ordinary, to_numpy
 from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.arrays.memory import read_only
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
@@ -38,8 +38,7 @@ def as_array(name: str, x: Any) -> Any:
         return _by_rows(x)
     if backend_of(x) is None:
         x = _read(name, x)
-    if isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(f"Loader: {name} is masked; fill the gaps first, e.g. {name}.filled(0)")
+    check_ordinary("Loader", name, x)
     kinds = ("bool", "integral", "real floating")
     place = backend_of(x)
     if place is None or not is_kind(place.xp, x.dtype, kinds):

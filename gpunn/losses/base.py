@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.checks import one_of
+from gpunn.arrays.exchange import check_ordinary
+from gpunn.arrays.facts import is_kind
 from gpunn.arrays.settings import checked
 from gpunn.errors import DeviceError, DTypeError, ShapeError
 from gpunn.kernels import kernels
@@ -21,6 +23,10 @@ from gpunn.kernels.host import has_nan, is_on_host
 from gpunn.nn.tape import Tape
 
 Reduction = Literal["mean", "sum", "none"]
+
+
+#: The kinds of dtypes that predictions, targets and weights may have.
+_NUMBERS = ("bool", "integral", "real floating")
 
 
 class Loss:
@@ -183,6 +189,7 @@ class Loss:
             given["sample_weight"] = sample_weight
         for name, x in given.items():
             _same_library(self, prediction, x, name)
+            _check_numbers(self, name, x)
         with scope_of(prediction):
             self.check_target(target, tuple(prediction.shape[1:]))
             return self.forward(prediction, target, tape, sample_weight)
@@ -292,6 +299,14 @@ class Loss:
 def _owner(kind: type, name: str) -> Any:
     """Return the class that defines an attribute of `kind`."""
     return next(base for base in kind.__mro__ if name in vars(base))
+
+
+def _check_numbers(loss: Loss, name: str, x: Array) -> None:
+    """Check that a part holds real numbers, and is an ordinary array."""
+    check_ordinary(repr(loss), name, x)
+    place = backend_of(x)
+    if place is not None and not is_kind(place.xp, x.dtype, _NUMBERS):
+        raise DTypeError(f"{loss!r}: {name} must hold real numbers, got {x.dtype}")
 
 
 def _same_library(loss: Loss, prediction: Array, other: Array, name: str = "target") -> None:

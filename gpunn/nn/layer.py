@@ -10,9 +10,10 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend, scope_of
 from gpunn.arrays.capacity import memory_for, shortage
 from gpunn.arrays.checks import float_dtype, sample_shape
+from gpunn.arrays.exchange import check_ordinary
 from gpunn.arrays.facts import is_floating, is_integer, is_out_of_memory
 from gpunn.arrays.state import check_arrays
-from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError, SettingError
+from gpunn.errors import DeviceError, DeviceMemoryError, DTypeError, SettingError, ShapeError
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.nn.parameter import Buffer, Held, Parameter, all_or_none
 from gpunn.nn.tape import Tape
@@ -112,6 +113,8 @@ class Layer(Node):
         DTypeError
             If `x` is not an array of floating-point numbers; or not of integers, for a layer that
             takes them.
+        ShapeError
+            If `x` has no first axis.
         DeviceError
             If `x` and the layer's parameters are on different devices.
         DeviceMemoryError
@@ -121,6 +124,11 @@ class Layer(Node):
         if place is None:
             raise DTypeError(
                 f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
+            )
+        check_ordinary(repr(self), "x", x)
+        if not x.ndim:
+            raise ShapeError(
+                f"{self!r}: expected a batch, x of shape (N, ...), got a single number"
             )
         if entrance(self).takes_integers:
             if not is_integer(place.xp, x.dtype):

@@ -56,6 +56,8 @@ class Pool(Layer):
             raise ShapeError(
                 f"{self!r}: expected {what} of shape ({layout}, C), got {tuple(x.shape)}"
             )
+        if not x.shape[-1]:
+            raise ShapeError(f"{self!r}: expected at least one channel, got {tuple(x.shape)}")
         settings = settings_of(self.kernel_size, self.stride, self.padding)
         return window_over(self, x.shape, settings)
 
@@ -243,7 +245,7 @@ class GlobalPool(Layer):
 
     def _window(self, x: Array) -> Window:
         """Return the window that is as large as the images; a sequence is an image of height 1."""
-        if x.ndim not in (3, 4) or not all(x.shape[1:-1]):
+        if x.ndim not in (3, 4) or not all(x.shape[1:]):
             raise ShapeError(
                 f"{self!r}: expected images (N, H, W, C) or sequences (N, T, C), with at least one "
                 f"pixel, got {tuple(x.shape)}"
