@@ -402,15 +402,19 @@ def assert_same_bits(one: Any, other: Any) -> None:
 
 
 def fit_until_interrupted(trainer: gn.Trainer, loader: gn.Loader, after_s: float) -> gn.History:
-    """Train until a timer does what Control-C does."""
+    """Train until a timer does what Control-C does, later if training has not begun by then."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    handler = signal.signal(signal.SIGALRM, interrupt)
+    handler, steps = signal.signal(signal.SIGALRM, interrupt), trainer.optimizer.steps
     try:
         signal.setitimer(signal.ITIMER_REAL, after_s)
         history = trainer.fit(loader, 100_000, progress=False)
+    except KeyboardInterrupt:
+        if trainer.optimizer.steps > steps:
+            raise
+        return fit_until_interrupted(trainer, loader, 2 * after_s)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
