@@ -68,6 +68,8 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     ------
     PathError
         If the folder does not exist, or the file cannot be written.
+    FileError
+        If the format cannot hold a name.
     DTypeError
         If a buffer has numbers that the format lacks.
     SettingError
