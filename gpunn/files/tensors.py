@@ -1,37 +1,46 @@
 """Files of arrays by name, in the safetensors format, with a digest of all their bytes.
 
-`write` and `read` are the one way in which gpunn writes and reads such files. What gpunn wrote says
-so in its metadata: ``format`` is the name and version of a `Format`, and ``gpunn.sha256`` the
-SHA-256 of the whole file in which the 64 digits of this digest itself are zeros. A file that states
-the digest is read only if it is right. It finds damage; it is no signature, since whoever changes a
-file on purpose can compute it anew.
+`write` and `read` are the one way in which gpunn writes and reads such files; the format itself is
+the library `safetensors`'s. What gpunn wrote says so in its metadata: the entry ``gpunn`` is JSON
+with ``sha256``, ``format``, the name and version of a `Format`, and ``metadata``. All is in one
+entry because the library writes several in any order. ``sha256`` is the SHA-256 of the whole file
+in which its own 64 digits are zeros. A file that states it is read only if it is right. It finds
+damage; it is no signature, since whoever changes a file on purpose can compute it anew.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gpunn.arrays.exchange import to_numpy
-from gpunn.errors import DTypeError, FileError, SettingError
+from gpunn.errors import DTypeError, FileError
 from gpunn.files.atomic import replace_file
-from gpunn.files.header import LONGEST, NUMPY_DTYPES, Entry, Header, compose, lay_out, parse
 from gpunn.files.opening import opened
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-#: Where the metadata have the digest, and what stands for it while it is computed.
-_DIGEST, _ZEROS = "gpunn.sha256", "0" * 64
+#: The names of types in a file, with those of NumPy.
+_NUMPY_DTYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (64, 32, 16)},
+    **{f"I{bits}": f"int{bits}" for bits in (64, 32, 16, 8)},
+    **{f"U{bits}": f"uint{bits}" for bits in (64, 32, 16, 8)},
+    "C64": "complex64",
+    "BOOL": "bool",
+}
 
-#: Bytes that are read at a time.
-_PIECE = 1 << 20
+#: Where a header has metadata, and the entry of gpunn's in them.
+_METADATA, _ENTRY = "__metadata__", "gpunn"
+
+#: What stands for the digest while it is computed, and where it is: the entry begins with it.
+_ZEROS = "0" * 64
+_STATED = re.compile(rb'"\{\\"sha256\\":\\"([0-9a-f]{64})\\"')
 
 
 class Format(NamedTuple):
@@ -58,23 +67,32 @@ class Stored(NamedTuple):
 
 
 class File(NamedTuple):
-    """The contents of a file: all names, the wanted arrays, and the metadata, as text."""
+    """The contents of a file: all names, the wanted arrays, and what the metadata say.
+
+    Attributes
+    ----------
+    names : list of str
+    found : dict from str to Stored
+    written_by : str
+        The format that the file states; empty if it states none.
+    guarded : bool
+        Whether it states a digest, which is right then.
+    metadata : dict from str to JSON
+        What `write` was given; empty if another program wrote the file.
+    """
 
     names: list[str]
     found: dict[str, Stored]
-    metadata: dict[str, str]
-
-    @property
-    def written_by(self) -> str:
-        """The format that the file states; empty if it states none."""
-        return self.metadata.get("format", "")
+    written_by: str
+    guarded: bool
+    metadata: dict[str, Any]
 
     def part(self, beginning: str) -> File:
         """Return what has names with this beginning, by the rest of its name."""
         names = [name.removeprefix(beginning) for name in self.names if name.startswith(beginning)]
         known = {name: self.found.get(beginning + name) for name in names}
         found = {name: stored for name, stored in known.items() if stored is not None}
-        return File(names, found, self.metadata)
+        return self._replace(names=names, found=found)
 
 
 def write(
@@ -98,50 +116,76 @@ def write(
         On any backend. Equal arrays give equal files.
     metadata : mapping from str to JSON, optional
         Values of dicts, lists, strings, numbers, booleans and None; they are read back as they
-        were, floats to the last bit, but tuples as lists. All keys are strings.
+        were, floats to the last bit, but tuples as lists. All keys are strings. Equal ones in the
+        same order give equal files.
 
     Raises
     ------
     PathError
         If the file cannot be written.
+    FileError
+        If the format has no such name of an array.
     DTypeError
-        If the format has no numbers like those of an array.
+        If it has no numbers like those of an array.
+
+    Notes
+    -----
+    The content is made in memory before it is written, so that its digest is right even if another
+    thread trains on meanwhile.
     """
-    import hashlib  # noqa: PLC0415
-    import json  # noqa: PLC0415
+    import json  # noqa: PLC0415 (not needed to import gpunn)
 
-    if {"format", _DIGEST} & set(metadata or {}):
-        raise SettingError(f"{owner}: the metadata 'format' and {_DIGEST!r} are written here")
-    # Copies, so that the digest is right even if another thread trains on meanwhile.
-    copies = {name: _copied(owner, name, array) for name, array in arrays.items()}
-    texts = {name: json.dumps(value) for name, value in (metadata or {}).items()}
-    entries = lay_out(copies)
-    header = compose(Header(entries, {"format": str(kind), _DIGEST: _ZEROS, **texts}))
-    pieces = [copies[name].reshape(-1).view(np.uint8).data for name in entries]
-    digest = hashlib.sha256(header)
-    for piece in pieces:
-        digest.update(piece)
-    # The first zeros in a row are those: only the format stands before them.
-    header = header.replace(_ZEROS.encode(), digest.hexdigest().encode(), 1)
-    replace_file(owner, path, [header, *pieces])
+    ordered = {name: _as_stored(owner, name, array) for name, array in arrays.items()}
+    said = {"sha256": _ZEROS, "format": str(kind), "metadata": metadata or {}}
+    content = _serialized(owner, path, ordered, json.dumps(said, separators=(",", ":")))
+    begin = content.index(_ZEROS.encode())  # metadata come first in a file, and the digest in them
+    digits, rest = _digest(content, begin), memoryview(content)[begin + len(_ZEROS) :]
+    replace_file(owner, path, [content[:begin], digits, rest])
 
 
-def _copied(owner: str, name: str, array: Any) -> NDArray[Any]:
-    """Return a copy of an array as a file has it: in C's order, the lowest byte first."""
-    copy = np.array(to_numpy(array), order="C")
-    if copy.dtype.name not in NUMPY_DTYPES.values():
+def _as_stored(owner: str, name: str, array: Any) -> NDArray[Any]:
+    """Return an array on the host and in C's order, as the library takes it."""
+    if name == _METADATA:  # the library would write a file that it cannot read
+        raise FileError(f"{owner}: no array can be called {_METADATA} in a safetensors file")
+    here = np.asarray(to_numpy(array), order="C")
+    if here.dtype.name not in _NUMPY_DTYPES.values():
         raise DTypeError(
-            f"{owner}: {name} is {copy.dtype}, of which a safetensors file has no numbers; "
-            f"expected one of {', '.join(NUMPY_DTYPES.values())}"
+            f"{owner}: {name} is {here.dtype}, of which a safetensors file has no numbers; "
+            f"expected one of {', '.join(_NUMPY_DTYPES.values())}"
         )
-    return copy.astype(copy.dtype.newbyteorder("<"), copy=False)
+    return here
+
+
+def _serialized(owner: str, path: Path, arrays: dict[str, NDArray[Any]], entry: str) -> bytes:
+    """Return the content of a file, by the library."""
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.numpy import save  # noqa: PLC0415
+
+    try:
+        return save(arrays, {_ENTRY: entry})
+    except (SafetensorError, ValueError) as error:
+        raise FileError(
+            f"{owner}: {path} was not written, since the safetensors format cannot hold the "
+            f"arrays: {error!s:.500}"
+        ) from error
+
+
+def _digest(content: bytes, begin: int) -> bytes:
+    """Return the digest of a file whose own digits of it begin there."""
+    import hashlib  # noqa: PLC0415
+
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:begin])
+    digest.update(_ZEROS.encode())
+    digest.update(view[begin + len(_ZEROS) :])
+    return digest.hexdigest().encode()
 
 
 def read(owner: str, path: Path, wanted: Collection[str] | None = None) -> File:
     """Read arrays of a file that gpunn or another program wrote; None means all.
 
-    No more memory is taken than the arrays have bytes in the file. Those that are not wanted may
-    have any dtype.
+    While it is read, it is in memory twice: as a whole, and as arrays. Those that are not wanted
+    may have any dtype.
 
     Raises
     ------
@@ -152,32 +196,58 @@ def read(owner: str, path: Path, wanted: Collection[str] | None = None) -> File:
     FileError
         If it is not a safetensors file, or is damaged.
     """
+    from safetensors import SafetensorError  # noqa: PLC0415
+
     with opened(owner, path) as file:
-        try:
-            return _read(file, wanted)
-        except ValueError as error:
-            raise FileError(
-                f"{owner}: {path} is no safetensors file, or is damaged: {error!s:.500}"
-            ) from error
+        content = file.read()
+    try:
+        return _read(content, wanted)
+    except (SafetensorError, ValueError, OverflowError, RecursionError) as error:
+        raise FileError(
+            f"{owner}: {path} is no safetensors file, or is damaged: {error!s:.500}"
+        ) from error
 
 
-def _read(file: BinaryIO, wanted: Collection[str] | None) -> File:
-    """Read arrays of an open file; raise ValueError if it is damaged."""
-    prefix, header = _read_header(file)
-    digest = _begun(prefix, header.metadata)
-    found = {}
-    for name, entry in header.entries.items():
-        if wanted is None or name in wanted:
-            found[name] = _stored(name, entry, _read_array(file, entry, digest))
-        else:
-            _skip(file, entry, digest)
-    if digest is not None and digest.hexdigest() != header.metadata[_DIGEST]:
+def _read(content: bytes, wanted: Collection[str] | None) -> File:
+    """Read arrays of a file; raise an error if it is damaged."""
+    from safetensors import deserialize  # noqa: PLC0415
+
+    guarded = _is_guarded(content)
+    entries = dict(sorted(deserialize(content)))  # type: ignore[no-untyped-call]
+    written_by, metadata = _told(content)
+    order = entries if wanted is None else [name for name in wanted if name in entries]
+    found = {name: _stored(name, entries[name]) for name in order}
+    return File(list(entries), found, written_by, guarded, metadata)
+
+
+def _is_guarded(content: bytes) -> bool:
+    """Return whether a file states a digest; raise ValueError if that is not right."""
+    header = min(8 + int.from_bytes(content[:8], "little"), len(content))
+    stated = _STATED.search(content, 8, header)
+    if stated is None:
+        return False
+    if stated[1] != _digest(content, stated.start(1)):
         raise ValueError(
-            f"its bytes do not have the digest that its metadata state as {_DIGEST}. Restore it "
-            "from a copy; a program that changed it on purpose must leave out the digest"
+            "its bytes do not have the digest sha256 that its metadata state. Restore it from a "
+            "copy; a program that changed it on purpose must leave out the digest"
         )
-    order = found if wanted is None else [name for name in wanted if name in found]
-    return File(sorted(header.entries), {name: found[name] for name in order}, header.metadata)
+    return True
+
+
+def _told(content: bytes) -> tuple[str, dict[str, Any]]:
+    """Return the format that a file states, and gpunn's metadata; the library returns neither."""
+    import json  # noqa: PLC0415
+
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    texts = header.get(_METADATA) or {}
+    if _ENTRY not in texts:
+        return texts.get("format", ""), {}
+    said = json.loads(texts[_ENTRY])
+    said = said if isinstance(said, dict) else {}
+    written_by, metadata = said.get("format"), said.get("metadata")
+    if type(written_by) is not str or type(metadata) is not dict:
+        raise ValueError(f"the entry {_ENTRY} of its metadata lacks a format or metadata")
+    return written_by, metadata
 
 
 def read_as(owner: str, path: Path, kind: Format) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -192,16 +262,9 @@ def read_as(owner: str, path: Path, kind: Format) -> tuple[dict[str, NDArray[Any
     FileError
         If it is of another format or of a newer version, or is damaged.
     """
-    import json  # noqa: PLC0415
-
     file = read(owner, path)
     check_format(owner, path, file, kind)
-    try:
-        texts = {k: v for k, v in file.metadata.items() if k not in {"format", _DIGEST}}
-        metadata = {name: json.loads(text) for name, text in texts.items()}
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{owner}: the metadata of {path} are no JSON: {error}") from error
-    return {name: stored.array for name, stored in file.found.items()}, metadata
+    return {name: stored.array for name, stored in file.found.items()}, file.metadata
 
 
 def check_format(owner: str, path: Path, file: File, kind: Format) -> None:
@@ -216,78 +279,27 @@ def check_format(owner: str, path: Path, file: File, kind: Format) -> None:
             f"{owner}: {path} is of format {file.written_by!r}, and this gpunn reads those up to "
             f"{str(kind)!r}; a newer gpunn wrote it, and reads it"
         )
-    if _DIGEST not in file.metadata and file.written_by != "gpunn 1":
+    if not file.guarded and file.written_by != "gpunn 1":
         raise FileError(
             f"{owner}: {path} is damaged: files of format {file.written_by!r} state a digest, as "
-            f"{_DIGEST}, and it does not"
+            "sha256, and it does not"
         )
 
 
-def _read_header(file: BinaryIO) -> tuple[bytes, Header]:
-    """Read the header, and the bytes up to its end."""
-    size = os.fstat(file.fileno()).st_size
-    begin = file.read(8)
-    length = int.from_bytes(begin, "little")
-    if len(begin) < 8 or length > size - 8:
-        raise ValueError(f"its {size} bytes are too few for its header")
-    if length > LONGEST:
-        raise ValueError(f"its header is longer than {LONGEST} bytes")
-    text = file.read(length)
-    return begin + text, parse(text, size - 8 - length)
-
-
-def _begun(prefix: bytes, metadata: Mapping[str, str]) -> _Hash | None:
-    """Return the digest of the bytes up to the end of the header; None if the file states none."""
-    import hashlib  # noqa: PLC0415
-
-    if _DIGEST not in metadata:
-        return None
-    stated = metadata[_DIGEST].encode()
-    if len(stated) != len(_ZEROS) or prefix.count(stated) != 1:
-        raise ValueError(f"{_DIGEST} in its metadata is not 64 digits")
-    return hashlib.sha256(prefix.replace(stated, _ZEROS.encode()))
-
-
-def _read_array(file: BinaryIO, entry: Entry, digest: _Hash | None) -> NDArray[np.uint8]:
-    """Read the bytes of an array."""
-    content = np.empty(entry.end - entry.begin, np.uint8)
-    for begin in range(0, len(content), _PIECE):
-        piece = content[begin : begin + _PIECE].data
-        _fill(file, piece, digest)
-    return content
-
-
-def _skip(file: BinaryIO, entry: Entry, digest: _Hash | None) -> None:
-    """Pass over an array that nobody wants."""
-    if digest is None:
-        file.seek(entry.end - entry.begin, os.SEEK_CUR)
-        return
-    content = memoryview(bytearray(min(_PIECE, entry.end - entry.begin)))
-    for begin in range(entry.begin, entry.end, _PIECE):
-        _fill(file, content[: entry.end - begin], digest)
-
-
-def _fill(file: BinaryIO, piece: memoryview, digest: _Hash | None) -> None:
-    """Read as many bytes as there is room for."""
-    if file.readinto(piece) != len(piece):  # type: ignore[attr-defined]
-        raise ValueError("it became shorter while it was read")
-    if digest is not None:
-        digest.update(piece)
-
-
-def _stored(name: str, entry: Entry, content: NDArray[np.uint8]) -> Stored:
+def _stored(name: str, entry: Mapping[str, Any]) -> Stored:
     """Return an array of a file; bfloat16 becomes float32, whose upper half it is."""
-    dtype, shape = entry.dtype, entry.shape
+    dtype, shape, data = entry["dtype"], tuple(entry["shape"]), entry["data"]
     if dtype == "BF16":
-        halves = content.view("<u2").astype(np.uint32)
-        return Stored("bfloat16", shape, (halves << 16).view(np.float32).reshape(shape))
-    if dtype not in NUMPY_DTYPES:
+        halves = np.frombuffer(data, "<u2").astype(np.uint32)
+        halves <<= 16
+        return Stored("bfloat16", shape, halves.view(np.float32).reshape(shape))
+    if dtype not in _NUMPY_DTYPES:
         return Stored(dtype, shape, None)
-    if dtype == "BOOL" and (content > 1).any():
+    if dtype == "BOOL" and (np.frombuffer(data, np.uint8) > 1).any():
         raise ValueError(f"{name} is BOOL, with bytes that are neither 0 nor 1")
-    stored = np.dtype(NUMPY_DTYPES[dtype]).newbyteorder("<")
-    native = content.view(stored).reshape(shape).astype(stored.newbyteorder("="), copy=False)
-    return Stored(NUMPY_DTYPES[dtype], shape, native)
+    stored = np.dtype(_NUMPY_DTYPES[dtype]).newbyteorder("<")
+    array = np.frombuffer(data, stored).reshape(shape)
+    return Stored(_NUMPY_DTYPES[dtype], shape, array.astype(stored.newbyteorder("="), copy=False))
 
 
 def holds(dtype: str, array: NDArray[Any]) -> bool:

@@ -68,6 +68,8 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
     ------
     PathError
         If the folder does not exist, or the file cannot be written.
+    FileError
+        If the format cannot hold a name.
     DTypeError
         If a buffer has numbers that the format lacks.
     SettingError
@@ -131,12 +133,13 @@ def load(
         check_format("load", place, file, kind)
     if kind is CHECKPOINT:
         file = file.part(MODEL)
+    found = {name: stored for name, stored in file.found.items() if name in held}
     _check_layout(place, file.written_by, layout)
     report = LoadReport(
         missing=[name for name in held if name not in file.names],
         unexpected=[name for name in file.names if name not in held],
     )
-    if (held or file.names) and not file.found:
+    if (held or file.names) and not found:
         raise FileError(
             f"load: {path} and the model have no name in common, so that nothing was loaded:\n"
             f"  in the file: {_some(file.names)}\n  in the model: {_some(list(held))}"
@@ -144,12 +147,12 @@ def load(
     dense = _dense_weights(model, set())
     misfits = [
         line
-        for name, stored in file.found.items()
+        for name, stored in found.items()
         for line in _misfits(name, stored, held[name], dense=id(held[name]) in dense, layout=layout)
     ]
-    _check_fit(path, misfits, list(_differences(report, file.found, held)) if strict else [])
+    _check_fit(path, misfits, list(_differences(report, found, held)) if strict else [])
     turned = {name for name, item in held.items() if layout == "torch" and id(item) in dense}
-    arrays = {name: stored.array for name, stored in file.found.items()}
+    arrays = {name: stored.array for name, stored in found.items()}
     _write(held, {name: x.T if name in turned else x for name, x in arrays.items()})
     return report
 
