@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gpunn.data.augment import Augment
     from gpunn.data.batch import Batch
     from gpunn.data.loader import Loader
+    from gpunn.files.onnx_export import export_onnx
     from gpunn.files.weights import LoadReport, load, save
     from gpunn.losses.base import Loss
     from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -208,6 +209,7 @@ _HOMES = {
     "datasets": "gpunn.data.datasets",
     "errors": "gpunn.errors",
     "estimators": "gpunn.estimators",  # needs scikit-learn
+    "export_onnx": "gpunn.files.onnx_export",
     "get_backend": "gpunn.arrays.backend",
     "init": "gpunn.nn.init",
     "load": "gpunn.files.weights",
@@ -352,6 +354,7 @@ __all__ = [
     "check_gradients",
     "datasets",
     "errors",
+    "export_onnx",
     "get_backend",
     "init",
     "load",
