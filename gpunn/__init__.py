@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gpunn.data.augment import Augment
     from gpunn.data.batch import Batch
     from gpunn.data.loader import Loader
+    from gpunn.files.onnx_export import export_onnx
+    from gpunn.files.onnx_import import import_onnx
     from gpunn.files.weights import LoadReport, load, save
     from gpunn.losses.base import Loss
     from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -208,7 +210,9 @@ _HOMES = {
     "datasets": "gpunn.data.datasets",
     "errors": "gpunn.errors",
     "estimators": "gpunn.estimators",  # needs scikit-learn
+    "export_onnx": "gpunn.files.onnx_export",
     "get_backend": "gpunn.arrays.backend",
+    "import_onnx": "gpunn.files.onnx_import",
     "init": "gpunn.nn.init",
     "load": "gpunn.files.weights",
     "logistic_regression": "gpunn.losses.logistic",
@@ -352,7 +356,9 @@ __all__ = [
     "check_gradients",
     "datasets",
     "errors",
+    "export_onnx",
     "get_backend",
+    "import_onnx",
     "init",
     "load",
     "logistic_regression",

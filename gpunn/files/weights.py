@@ -17,10 +17,9 @@ from gpunn.arrays.memory import copy_of
 from gpunn.errors import DeviceMemoryError, FileError, SettingError
 from gpunn.files.states import CHECKPOINT, MODEL
 from gpunn.files.tensors import WEIGHTS, Stored, check_format, holds, read, write
-from gpunn.nn.dense import Dense
+from gpunn.files.torch_layout import Names, Order, TorchLayout, renamed, shape_there, turned
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
-from gpunn.nn.tree import children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +85,7 @@ def load(
     strict: bool = True,  # noqa: FBT001, FBT002
     *,
     layout: Literal["gpunn", "torch"] | None = None,
+    names: Names = None,
 ) -> LoadReport:
     """Read a model's parameters and buffers from a file into the model, on its device.
 
@@ -100,9 +100,14 @@ def load(
         converted, and the rest reported. Shapes must always agree, floats are never converted to
         integers, and no number may overflow or wrap around.
     layout : {"gpunn", "torch", None}, default None
-        The layout of `Dense` weights in the file: (inputs, outputs) as in gpunn, or (outputs,
-        inputs) as in PyTorch, which are transposed. None means "gpunn", and refuses files that
+        The layout and names of arrays in the file: as in gpunn, or as in PyTorch, whose weights of
+        `Dense` are (outputs, inputs) and of filters (outputs, inputs, height, width), and whose
+        names end otherwise (the gain of a norm is ``weight``, a running variance ``running_var``,
+        the projection of attention ``in_proj_weight``). None means "gpunn", and refuses files that
         PyTorch wrote.
+    names : dict, function or None, default None
+        The names in the file, by or from those of the model with the ends that `layout` gives them;
+        a dict may also name whole layers: ``{"layers.0": "fc1"}``. What it lacks keeps its name.
 
     Returns
     -------
@@ -127,33 +132,41 @@ def load(
     held = _held("load", model)
     one_of("load", "strict", strict, (True, False))
     one_of("load", "layout", layout, ("gpunn", "torch", None))
-    file = read("load", place, dict.fromkeys([*held, *(MODEL + name for name in held)]))
+    torch = TorchLayout(model)
+    theirs = renamed(held, torch.names if layout == "torch" else {}, names)
+    wanted = [*theirs.values(), *(MODEL + name for name in theirs.values())]
+    file = read("load", place, dict.fromkeys(wanted))
     kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
     if file.written_by.split(" ")[0] == WEIGHTS.name:
         check_format("load", place, file, kind)
     if kind is CHECKPOINT:
         file = file.part(MODEL)
-    found = {name: stored for name, stored in file.found.items() if name in held}
+    found = {name: file.found[theirs[name]] for name in held if theirs[name] in file.found}
     _check_layout(place, file.written_by, layout)
+    there, expected = set(file.names), {*theirs.values()}
+    if layout == "torch":
+        expected |= torch.ignored(theirs)
     report = LoadReport(
-        missing=[name for name in held if name not in file.names],
-        unexpected=[name for name in file.names if name not in held],
+        missing=[name for name in held if theirs[name] not in there],
+        unexpected=[name for name in file.names if name not in expected],
     )
     if (held or file.names) and not found:
         raise FileError(
             f"load: {path} and the model have no name in common, so that nothing was loaded:\n"
-            f"  in the file: {_some(file.names)}\n  in the model: {_some(list(held))}"
+            f"  in the file: {_some(file.names)}\n  in the model: {_some(list(theirs.values()))}"
         )
-    dense = _dense_weights(model, set())
+    orders = {name: torch.orders.get(id(item)) for name, item in held.items()}
     misfits = [
         line
         for name, stored in found.items()
-        for line in _misfits(name, stored, held[name], dense=id(held[name]) in dense, layout=layout)
+        for line in _misfits(name, stored, held[name], order=orders[name], layout=layout)
     ]
     _check_fit(path, misfits, list(_differences(report, found, held)) if strict else [])
-    turned = {name for name, item in held.items() if layout == "torch" and id(item) in dense}
     arrays = {name: stored.array for name, stored in found.items()}
-    _write(held, {name: x.T if name in turned else x for name, x in arrays.items()})
+    if layout == "torch":
+        shapes = {name: tuple(held[name].value.shape) for name in arrays}
+        arrays = {name: turned(x, shapes[name], orders[name]) for name, x in arrays.items()}
+    _write(held, arrays)
     return report
 
 
@@ -209,14 +222,14 @@ def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
 
 
 def _misfits(
-    name: str, stored: Stored, item: Parameter | Buffer, *, dense: bool, layout: str | None
+    name: str, stored: Stored, item: Parameter | Buffer, *, order: Order | None, layout: str | None
 ) -> Iterator[str]:
     """Yield why an array of a file cannot be loaded, even if converted."""
     there, here = stored.shape, tuple(item.value.shape)
-    transposed = dense and layout == "torch"
-    if there != (here[::-1] if transposed else here):
+    transposed = order is not None and layout == "torch"
+    if there != (shape_there(here, order) if transposed else here):
         hint = ", where it would be transposed" if transposed else ""
-        if dense and not transposed and there == here[::-1]:
+        if order is not None and not transposed and there == shape_there(here, order):
             hint = "; it would fit transposed, layout='torch'"
         yield f"misshapen: {name} is {there} in the file and {here} in the model{hint}"
     if stored.array is None:
@@ -251,16 +264,6 @@ def _converts(stored: Stored, item: Parameter | Buffer) -> bool:
     """Return whether an array has a kind of dtype that converts to that of a value."""
     known = stored.array is not None
     return known and np.can_cast(stored.array.dtype, dtype_name(item.value), "same_kind")
-
-
-def _dense_weights(value: Any, seen: set[int]) -> set[int]:
-    """Return the ids of the weights of all dense layers in a model."""
-    found = {id(value.weight)} if isinstance(value, Dense) else set()
-    for _, item in children(value):
-        if id(item) not in seen:
-            seen.add(id(item))
-            found |= _dense_weights(item, seen)
-    return found
 
 
 def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[Any]]) -> None:

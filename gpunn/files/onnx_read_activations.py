@@ -1,0 +1,116 @@
+"""The activation of each ONNX operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpunn.files.onnx_chain import Chain, Node
+from gpunn.nn import activation as plain
+from gpunn.nn import activation_hard as hard
+from gpunn.nn import activation_smooth as smooth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpunn.nn.layer import Layer
+
+
+def _activation(make: Callable[[Node], Layer], inputs: int = 1) -> Callable[[Chain, Node], None]:
+    def read(chain: Chain, node: Node) -> None:
+        chain.data_first(node, inputs)
+        chain.add(make(node), chain.shape)
+
+    return read
+
+
+def _over_last(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
+    def read(chain: Chain, node: Node) -> None:
+        axis = node.take("axis", -1)
+        if axis not in (-1, len(chain.shape)):
+            raise node.refused(f"axis is {axis}, and only the last one can be read")
+        chain.add(make(), chain.shape)
+
+    return read
+
+
+def _gelu(node: Node) -> Layer:
+    how = node.take("approximate", "none")
+    if how not in ("none", "tanh"):
+        raise node.refused(f"approximate is {how!r:.99}")
+    return plain.GELU(approximate=how == "tanh")
+
+
+def _hard_sigmoid(node: Node) -> Layer:
+    alpha, beta = node.take("alpha", 0.2), node.take("beta", 0.5)
+    if np.float32(alpha) != np.float32(1 / 6) or beta != 0.5:
+        raise node.refused(f"alpha and beta are {alpha} and {beta}, and gpunn has 1/6 and 1/2")
+    return hard.Hardsigmoid()
+
+
+def _softshrink(node: Node) -> Layer:
+    limit, bias = node.take("lambd", 0.5), node.take("bias", 0.0)
+    if limit != bias:
+        raise node.refused(f"lambd and bias are {limit} and {bias}, which gpunn has alike")
+    return hard.Softshrink(limit)
+
+
+def _clip(chain: Chain, node: Node) -> None:
+    chain.data_first(node, 3)
+    lowest, highest = (float(chain.constant(node, i, 0)) for i in (1, 2))
+    if (lowest, highest) == (0.0, 6.0):
+        chain.add(hard.ReLU6(), chain.shape)
+    elif -lowest == highest:
+        chain.add(hard.Hardtanh(highest), chain.shape)
+    else:
+        raise node.refused(f"its limits are {lowest} and {highest}; gpunn has 0 and 6, or -l and l")
+
+
+def _sigmoid(chain: Chain, node: Node) -> None:
+    """Read a sigmoid, or the product of one with its input, which is SiLU."""
+    before = chain.name
+    chain.name = node.outputs[0]
+    product = chain.take("Mul")
+    if product is None:
+        chain.name = before
+        chain.add(plain.Sigmoid(), chain.shape)
+    elif sorted(product.inputs) != sorted([before, node.outputs[0]]):
+        raise product.refused("it is not the product of a Sigmoid and its input")
+    else:
+        chain.add(plain.SiLU(), chain.shape)
+        node.outputs = product.outputs
+
+
+def _log_sigmoid(chain: Chain, node: Node) -> None:
+    """Read Neg, Softplus, Neg."""
+    for operator in ("Softplus", "Neg"):
+        chain.name = node.outputs[0]
+        more = chain.take(operator)
+        if more is None:
+            raise node.refused(f"it is read only as the log of a sigmoid, before {operator}")
+        node.outputs = more.outputs
+    chain.add(smooth.LogSigmoid(), chain.shape)
+
+
+#: What reads each operator.
+ACTIVATION_READERS: dict[str, Callable[[Chain, Node], None]] = {
+    "Sigmoid": _sigmoid,
+    "Neg": _log_sigmoid,
+    "Tanh": _activation(lambda _: plain.Tanh()),
+    "Relu": _activation(lambda _: plain.ReLU()),
+    "Softplus": _activation(lambda _: plain.Softplus()),
+    "Mish": _activation(lambda _: smooth.Mish()),
+    "Selu": _activation(lambda _: smooth.SELU()),
+    "Softsign": _activation(lambda _: smooth.Softsign()),
+    "HardSwish": _activation(lambda _: hard.Hardswish()),
+    "LeakyRelu": _activation(lambda node: plain.LeakyReLU(node.take("alpha", 0.01))),
+    "Elu": _activation(lambda node: plain.ELU(node.take("alpha", 1.0))),
+    "Celu": _activation(lambda node: smooth.CELU(node.take("alpha", 1.0))),
+    "Gelu": _activation(_gelu),
+    "HardSigmoid": _activation(_hard_sigmoid),
+    "Shrink": _activation(_softshrink),
+    "Softmax": _over_last(plain.Softmax),
+    "LogSoftmax": _over_last(plain.LogSoftmax),
+    "Clip": _clip,
+}

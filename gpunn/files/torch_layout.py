@@ -1,0 +1,152 @@
+"""How PyTorch names and lays out the arrays of layers that gpunn has, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpunn.errors import SettingError
+from gpunn.nn.attention import MultiHeadAttention
+from gpunn.nn.batch_norm import BatchNorm
+from gpunn.nn.convolution import Conv1d, Convolution
+from gpunn.nn.dense import Dense
+from gpunn.nn.norm import Norm
+from gpunn.nn.prelu import PReLU
+from gpunn.nn.tree import children
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpunn._typing import Shape
+
+#: From names of the model to names of a file.
+Names: TypeAlias = "Mapping[str, str] | Callable[[str], str] | None"
+
+#: The axes of an array of PyTorch's, as numbers of the axes of gpunn's.
+Order: TypeAlias = "tuple[int, ...]"
+
+#: Names within a layer, where they differ.
+_RENAMED: dict[type, dict[str, str]] = {
+    Norm: {"gain": "weight"},
+    BatchNorm: {"running_variance": "running_var"},
+    PReLU: {"slope": "weight"},
+    MultiHeadAttention: {
+        "projection.weight": "in_proj_weight",
+        "projection.bias": "in_proj_bias",
+        "output.weight": "out_proj.weight",
+        "output.bias": "out_proj.bias",
+    },
+}
+
+#: What a batch norm of PyTorch's counts beside its statistics, and gpunn's does not.
+_COUNTED = "num_batches_tracked"
+
+
+class TorchLayout:
+    """The names and orders of axes that PyTorch has for the arrays of a model.
+
+    Attributes
+    ----------
+    names : dict from str to str
+        By gpunn's dotted names, where they differ: the last parts are PyTorch's.
+    orders : dict from int to tuple of int
+        By the id of a parameter, where they differ.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.names: dict[str, str] = {}
+        self.orders: dict[int, Order] = {}
+        self._walk(model, "", set())
+
+    def _walk(self, value: Any, prefix: str, seen: set[int]) -> None:
+        for kind, renamed in _RENAMED.items():
+            if isinstance(value, kind):
+                self.names.update(
+                    {prefix + ours: prefix + theirs for ours, theirs in renamed.items()}
+                )
+        if isinstance(value, (Dense, Convolution)):
+            self.orders[id(value.weight)] = _order(value)
+        for name, item in children(value):
+            if id(item) not in seen:
+                seen.add(id(item))
+                self._walk(item, f"{prefix}{name}.", seen)
+
+    @staticmethod
+    def ignored(theirs: Mapping[str, str]) -> set[str]:
+        """Return the names of what PyTorch keeps beside running statistics, by those of a file."""
+        ends = [name.removesuffix("running_var") for name in theirs.values()]
+        return {
+            end + _COUNTED for end, name in zip(ends, theirs.values(), strict=True) if end != name
+        }
+
+
+def _order(layer: Dense | Convolution) -> Order:
+    """Return where PyTorch has the axes of a layer's weights."""
+    if isinstance(layer, Dense):
+        return (1, 0)  # (outputs, inputs)
+    return (3, 2, 1) if isinstance(layer, Conv1d) else (3, 2, 0, 1)  # (outputs, inputs, ...)
+
+
+def shape_there(shape: Shape, order: Order | None) -> Shape:
+    """Return the shape that an array of gpunn's has in PyTorch."""
+    return shape if order is None else tuple(shape[i] for i in order)
+
+
+def turned(array: NDArray[Any], shape: Shape, order: Order | None) -> NDArray[Any]:
+    """Return an array of PyTorch's as gpunn has it; an axis that is not there has a length of 1."""
+    if order is None:
+        return array
+    back = sorted(range(len(order)), key=lambda i: order[i])
+    return array.transpose(back).reshape(shape)
+
+
+def renamed(ours: Iterable[str], translated: Mapping[str, str], names: Names) -> dict[str, str]:
+    """Return the name in the file for each name of the model.
+
+    Parameters
+    ----------
+    ours : iterable of str
+    translated : mapping from str to str
+        The layout's own names, where they differ.
+    names : mapping, function or None
+        The user's, from those names; a mapping's keys may also name layers.
+
+    Raises
+    ------
+    SettingError
+        If `names` is neither, names what the model does not have, or gives what is no name.
+    """
+    usual = {name: translated.get(name, name) for name in ours}
+    if names is None:
+        return usual
+    if isinstance(names, Mapping):
+        unknown = [key for key in names if not any(_within(name, key) for name in usual.values())]
+        if unknown:
+            raise SettingError(
+                f"load: names has {unknown[0]!r}, and the model has no such array or layer; it has "
+                f"{', '.join([*usual.values()][:10])}"
+            )
+    elif not callable(names):
+        raise SettingError(f"load: names must be a dict or a function, got {names!r:.99}")
+    found = {name: _mapped(theirs, names) for name, theirs in usual.items()}
+    wrong = [name for name, theirs in found.items() if not isinstance(theirs, str)]
+    if wrong:
+        raise SettingError(f"load: names gives {found[wrong[0]]!r:.99} for {wrong[0]}, and no name")
+    return found
+
+
+def _within(name: str, key: Any) -> bool:
+    """Return whether a key is a name, or that of a layer whose array has it."""
+    return isinstance(key, str) and (name == key or name.startswith(f"{key}."))
+
+
+def _mapped(name: str, names: Mapping[str, str] | Callable[[str], str]) -> str:
+    """Return a name as the user maps it: by the longest key that fits, or by the function."""
+    if not isinstance(names, Mapping):
+        return names(name)
+    keys = [key for key in names if _within(name, key)]
+    if not keys:
+        return name
+    longest = max(keys, key=len)
+    value = names[longest]
+    return value + name[len(longest) :] if isinstance(value, str) else value
