@@ -11,6 +11,7 @@ import pytest
 import gpunn as gn
 from gpunn.errors import FileError, MissingFileError, SettingError
 from tests.cases import LAYERS, LayerCase
+from tests.conftest import Place
 from tests.test_onnx_export import stirred
 
 onnx = pytest.importorskip("onnx")
@@ -72,6 +73,14 @@ def test_a_network_trains_on(path: Path) -> None:
     optimizer = gn.SGD(read.parameters(), learning_rate=0.1)
     gn.train_step(read, gn.SoftmaxCrossEntropy(), optimizer, x, np.array([0, 1, 2]))
     assert not np.array_equal(read(x), model(x))
+
+
+def test_it_comes_to_the_default_backend(path: Path, place: Place) -> None:
+    with gn.use(backend=place.backend):
+        read = gn.import_onnx(path)
+    x = np.random.default_rng(0).standard_normal((3, 5, 6, 2)).astype("float32")
+    got = gn.to_numpy(read(place.backend.asarray(x)))
+    np.testing.assert_allclose(got, network()(x), rtol=1e-5, atol=1e-5)
 
 
 def edited(path: Path, change: Any) -> Path:

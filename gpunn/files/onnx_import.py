@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpunn.arrays.backend import get_backend, use
 from gpunn.errors import FileError, GpunnError, SettingError
 from gpunn.files.onnx_chain import Chain, Node, UnreadableError, array_of
 from gpunn.files.onnx_readers import read_operator
@@ -37,7 +38,7 @@ def import_onnx(path: str | os.PathLike[str]) -> Sequential:
     Returns
     -------
     Sequential
-        On NumPy, in float32. It computes what the graph does.
+        On the default backend, as new layers are, in float32. It computes what the graph does.
 
     Raises
     ------
@@ -70,9 +71,12 @@ def import_onnx(path: str | os.PathLike[str]) -> Sequential:
             raise FileError(f"import_onnx: {path} is no ONNX file: those have up to 2 GiB")
         content = file.read(size)
     try:
-        return Sequential(*_layers(content))
+        with use(backend="numpy"):  # constants are written into new layers, on the host
+            model = Sequential(*_layers(content))
     except UnreadableError as error:
         raise FileError(f"import_onnx: {path}: {error!s:.900}") from error
+    model.to(get_backend())
+    return model
 
 
 def _layers(content: bytes) -> list[Any]:
