@@ -7,24 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from gpunn.files.onnx_chain import Chain, Node, fill
 from gpunn.files.onnx_read_activations import ACTIVATION_READERS
-from gpunn.kernels.window import Window, window_on
+from gpunn.files.onnx_read_windows import read_convolution, read_pool
 from gpunn.nn.batch_norm import BatchNorm
-from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.dense import Dense
 from gpunn.nn.embedding import Embedding, Position
-from gpunn.nn.images import settings_of, window_over
 from gpunn.nn.norm import LayerNorm
-from gpunn.nn.pooling import (
-    AveragePool1d,
-    AveragePool2d,
-    GlobalAveragePool,
-    GlobalMaxPool,
-    MaxPool1d,
-    MaxPool2d,
-)
+from gpunn.nn.pooling import GlobalAveragePool, GlobalMaxPool
 from gpunn.nn.prelu import PReLU
 from gpunn.nn.shape import Flatten, Reshape
-from gpunn.nn.transposed import ConvTranspose2d
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,115 +96,6 @@ def _embedding(chain: Chain, node: Node) -> None:
     chain.add(layer, (*chain.shape, table.shape[1]))
 
 
-# -- Windows
-
-
-def _window_settings(node: Node, axes: int) -> dict[str, Any]:
-    """Take the settings of a window: each a number for each axis."""
-    node.only("auto_pad", "NOTSET")
-    taken = {
-        "kernel_size": node.take("kernel_shape", []),
-        "stride": node.take("strides", [1] * axes),
-        "dilation": node.take("dilations", [1] * axes),
-    }
-    for name, numbers in taken.items():
-        if len(numbers) != axes:
-            raise node.refused(f"{name} is {numbers!r:.99}, and {axes} numbers are expected")
-    return {name: tuple(numbers) for name, numbers in taken.items()}
-
-
-def _placed(
-    chain: Chain,
-    node: Node,
-    make: Callable[[Any], Layer],
-    window_of: Callable[[Any], Window | None],
-) -> tuple[Layer, Window]:
-    """Return the layer with the padding of an operator, and its window.
-
-    As much padding on both sides is a number; else it may be what "same" means for this image.
-    """
-    axes = len(chain.shape) - 1
-    pads = node.take("pads", [0] * 2 * axes)
-    before, after = tuple(pads[:axes]), tuple(pads[axes:])
-    layer = make(before if before == after else "same")
-    window = window_of(layer)
-    if window is None or (window.before[-axes:], window.after[-axes:]) != (before, after):
-        raise node.refused(f"pads are {pads!r:.99}, which is not what padding='same' means here")
-    return layer, window
-
-
-def _convolution(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 3)
-    axes, transposed = len(chain.shape) - 1, node.operator == "ConvTranspose"
-    if axes not in (1, 2) or (transposed and axes == 1):
-        raise node.refused(f"samples have the shape {chain.shape}")
-    filters = chain.constant(node, 1, axes + 2)
-    settings = _window_settings(_with_kernel(node, filters), axes)
-    groups, bias = node.take("group", 1), len(node.inputs) > 2
-    own, other = filters.shape[1] * groups, filters.shape[0]
-    kind: Any = ConvTranspose2d if transposed else (Conv1d, Conv2d)[axes - 1]
-    channels = (other, own) if transposed else (own, other)
-    if transposed:
-        node.only("output_shape", [])
-        settings["output_padding"] = tuple(node.take("output_padding", [0, 0]))
-
-    def make(padding: Any) -> Layer:
-        layer: Layer = kind(*channels, padding=padding, groups=groups, bias=bias, rng=0, **settings)
-        return layer
-
-    layer: Any
-    layer, window = _placed(chain, node, make, lambda made: _convolved(made, chain.shape))
-    moved = filters[:, :, None] if axes == 1 else filters
-    fill(node, layer.weight, moved.transpose(2, 3, 1, 0))
-    if bias:
-        fill(node, layer.bias, chain.constant(node, 2, 1))
-    image = window.image if transposed else window.output[-axes:]
-    chain.add(layer, (*image, layer.out_channels))
-
-
-def _with_kernel(node: Node, filters: NDArray[Any]) -> Node:
-    """Check the size of the filters, which a convolution need not state."""
-    node.only("kernel_shape", list(filters.shape[2:]))
-    node.settings["kernel_shape"] = list(filters.shape[2:])
-    return node
-
-
-def _convolved(layer: Any, shape: tuple[int, ...]) -> Window | None:
-    settings = layer._settings()
-    if not isinstance(layer, ConvTranspose2d):
-        return window_over(layer, (1, *shape), settings)
-    height, width = (layer._side(axis, shape[axis]) for axis in (0, 1))
-    return window_on((height, width), settings)
-
-
-def _pool(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 1)
-    axes = len(chain.shape) - 1
-    if axes not in (1, 2):
-        raise node.refused(f"samples have the shape {chain.shape}")
-    settings = _window_settings(node, axes)
-    if set(settings.pop("dilation")) != {1}:
-        raise node.refused("its window has gaps (dilations)")
-    node.only("ceil_mode", 0)
-    kind: Any = (MaxPool1d, MaxPool2d)[axes - 1]
-    if node.operator == "MaxPool":
-        node.only("storage_order", 0)
-    else:
-        kind = (AveragePool1d, AveragePool2d)[axes - 1]
-        settings["count_include_pad"] = bool(node.take("count_include_pad", 0))
-
-    def make(padding: Any) -> Layer:
-        layer: Layer = kind(padding=padding, **settings)
-        return layer
-
-    def window_of(made: Any) -> Window:
-        own = settings_of(made.kernel_size, made.stride, made.padding)
-        return window_over(made, (1, *chain.shape), own)
-
-    layer, window = _placed(chain, node, make, window_of)
-    chain.add(layer, (*window.output[-axes:], chain.shape[-1]))
-
-
 def _reduced(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
     def read(chain: Chain, node: Node) -> None:
         chain.data_first(node, 2)
@@ -292,10 +173,10 @@ def _flatten(chain: Chain, node: Node) -> None:
 
 
 _TURNED: dict[str, Callable[[Chain, Node], None]] = {
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "MaxPool": _pool,
-    "AveragePool": _pool,
+    "Conv": read_convolution,
+    "ConvTranspose": read_convolution,
+    "MaxPool": read_pool,
+    "AveragePool": read_pool,
     "BatchNormalization": _batch_norm,
 }
 
