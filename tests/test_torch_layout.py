@@ -112,7 +112,8 @@ def as_torch(model: gn.Sequential, named: Any) -> dict[str, Any]:
         "1.running_mean": norm.running_mean.value,
         "1.running_var": norm.running_variance.value + 2,
         "1.num_batches_tracked": np.array(7),
-        "3.weight": dense.weight.value.T,
+        # Its rows are those of 3 steps of 3 channels, which PyTorch flattens channel by channel.
+        "3.weight": dense.weight.value.reshape(3, 3, 2).transpose(2, 1, 0).reshape(2, 9),
         "3.bias": dense.bias.value,
     }
     return {named(name): np.ascontiguousarray(x) for name, x in arrays.items()}

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from gpunn.errors import SettingError
+from gpunn.files.flattened import Channels
+from gpunn.files.rearranged import Rearranged, filters, matrix, vector
 from gpunn.nn.attention import MultiHeadAttention
 from gpunn.nn.batch_norm import BatchNorm
-from gpunn.nn.convolution import Conv1d, Convolution
+from gpunn.nn.convolution import Convolution
 from gpunn.nn.dense import Dense
 from gpunn.nn.norm import Norm
+from gpunn.nn.parameter import Held
 from gpunn.nn.prelu import PReLU
 from gpunn.nn.tree import children
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from gpunn._typing import Shape
-
 #: From names of the model to names of a file.
 Names: TypeAlias = "Mapping[str, str] | Callable[[str], str] | None"
-
-#: The axes of an array of PyTorch's, as numbers of the axes of gpunn's.
-Order: TypeAlias = "tuple[int, ...]"
 
 #: Names within a layer, where they differ.
 _RENAMED: dict[type, dict[str, str]] = {
@@ -43,19 +38,26 @@ _COUNTED = "num_batches_tracked"
 
 
 class TorchLayout:
-    """The names and orders of axes that PyTorch has for the arrays of a model.
+    """The names and layouts that PyTorch has for the arrays of a model.
+
+    Parameters
+    ----------
+    model : Layer
+    channels : mapping from int to Channels
+        See `channels_of`.
 
     Attributes
     ----------
     names : dict from str to str
         By gpunn's dotted names, where they differ: the last parts are PyTorch's.
-    orders : dict from int to tuple of int
-        By the id of a parameter, where they differ.
+    layouts : dict from int to Rearranged
+        By the id of a parameter or buffer, where they differ.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, channels: Mapping[int, Channels]) -> None:
         self.names: dict[str, str] = {}
-        self.orders: dict[int, Order] = {}
+        self.layouts: dict[int, Rearranged] = {}
+        self._channels = channels
         self._walk(model, "", set())
 
     def _walk(self, value: Any, prefix: str, seen: set[int]) -> None:
@@ -64,12 +66,27 @@ class TorchLayout:
                 self.names.update(
                     {prefix + ours: prefix + theirs for ours, theirs in renamed.items()}
                 )
-        if isinstance(value, (Dense, Convolution)):
-            self.orders[id(value.weight)] = _order(value)
+        self._lay_out(value, self._channels.get(id(value), Channels()))
         for name, item in children(value):
             if id(item) not in seen:
                 seen.add(id(item))
                 self._walk(item, f"{prefix}{name}.", seen)
+
+    def _lay_out(self, layer: Any, channels: Channels) -> None:
+        """Note the layouts of a layer's own arrays."""
+        if isinstance(layer, Convolution):
+            weight = layer.weight
+            self.layouts[id(weight)] = filters(tuple(weight.value.shape), layer.axes)
+        elif isinstance(layer, Dense):
+            weight = layer.weight
+            self.layouts[id(weight)] = matrix(tuple(weight.value.shape), *channels)
+        if channels == Channels():
+            return
+        # A layer without a matrix has numbers for the features that it takes and returns alike.
+        across = channels.outputs if isinstance(layer, Dense) else max(channels)
+        for item in [*vars(layer).values()]:
+            if isinstance(item, Held) and item.value.ndim == 1:
+                self.layouts[id(item)] = vector(tuple(item.value.shape), across)
 
     @staticmethod
     def ignored(theirs: Mapping[str, str]) -> set[str]:
@@ -80,31 +97,15 @@ class TorchLayout:
         }
 
 
-def _order(layer: Dense | Convolution) -> Order:
-    """Return where PyTorch has the axes of a layer's weights."""
-    if isinstance(layer, Dense):
-        return (1, 0)  # (outputs, inputs)
-    return (3, 2, 1) if isinstance(layer, Conv1d) else (3, 2, 0, 1)  # (outputs, inputs, ...)
-
-
-def shape_there(shape: Shape, order: Order | None) -> Shape:
-    """Return the shape that an array of gpunn's has in PyTorch."""
-    return shape if order is None else tuple(shape[i] for i in order)
-
-
-def turned(array: NDArray[Any], shape: Shape, order: Order | None) -> NDArray[Any]:
-    """Return an array of PyTorch's as gpunn has it; an axis that is not there has a length of 1."""
-    if order is None:
-        return array
-    back = sorted(range(len(order)), key=lambda i: order[i])
-    return array.transpose(back).reshape(shape)
-
-
-def renamed(ours: Iterable[str], translated: Mapping[str, str], names: Names) -> dict[str, str]:
+def renamed(
+    owner: str, ours: Iterable[str], translated: Mapping[str, str], names: Names
+) -> dict[str, str]:
     """Return the name in the file for each name of the model.
 
     Parameters
     ----------
+    owner : str
+        Who speaks in errors.
     ours : iterable of str
     translated : mapping from str to str
         The layout's own names, where they differ.
@@ -123,15 +124,16 @@ def renamed(ours: Iterable[str], translated: Mapping[str, str], names: Names) ->
         unknown = [key for key in names if not any(_within(name, key) for name in usual.values())]
         if unknown:
             raise SettingError(
-                f"load: names has {unknown[0]!r}, and the model has no such array or layer; it has "
-                f"{', '.join([*usual.values()][:10])}"
+                f"{owner}: names has {unknown[0]!r}, and the model has no such array or layer; "
+                f"it has {', '.join([*usual.values()][:10])}"
             )
     elif not callable(names):
-        raise SettingError(f"load: names must be a dict or a function, got {names!r:.99}")
+        raise SettingError(f"{owner}: names must be a dict or a function, got {names!r:.99}")
     found = {name: _mapped(theirs, names) for name, theirs in usual.items()}
     wrong = [name for name, theirs in found.items() if not isinstance(theirs, str)]
     if wrong:
-        raise SettingError(f"load: names gives {found[wrong[0]]!r:.99} for {wrong[0]}, and no name")
+        given = f"{found[wrong[0]]!r:.99} for {wrong[0]}"
+        raise SettingError(f"{owner}: names gives {given}, and no name")
     return found
 
 

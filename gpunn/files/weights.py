@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,12 +13,15 @@ import numpy as np
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.capacity import memory_for
 from gpunn.arrays.checks import one_of
+from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
 from gpunn.errors import DeviceMemoryError, FileError, SettingError
+from gpunn.files.flattened import channels_of
+from gpunn.files.rearranged import Rearranged
 from gpunn.files.states import CHECKPOINT, MODEL
-from gpunn.files.tensors import WEIGHTS, Stored, check_format, holds, read, write
-from gpunn.files.torch_layout import Names, Order, TorchLayout, renamed, shape_there, turned
+from gpunn.files.tensors import WEIGHTS, Format, Stored, check_format, holds, read, write
+from gpunn.files.torch_layout import Names, TorchLayout, renamed
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
 
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 #: The formats whose dense layers have weights (outputs, inputs).
 _TRANSPOSED = ("pt", "mlx")
+
+#: What `save` writes in the layout of PyTorch.
+TORCH = Format("pt", 1)
 
 #: The most names that an error lists.
 _MOST_NAMES = 10
@@ -48,7 +55,13 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
 
 
-def save(path: str | os.PathLike[str], model: Layer) -> None:
+def save(
+    path: str | os.PathLike[str],
+    model: Layer,
+    *,
+    layout: Literal["gpunn", "torch"] = "gpunn",
+    names: Names = None,
+) -> None:
     """Write a model's parameters and buffers to a file, by dotted name.
 
     The file is written under a temporary name, flushed to the disk and then renamed, so a crash at
@@ -62,21 +75,35 @@ def save(path: str | os.PathLike[str], model: Layer) -> None:
         Usually ends in ``.safetensors``.
     model : Layer
         On any backend; the file does not depend on it.
+    layout, names
+        The layout and names of arrays in the file, as for `load`.
 
     Raises
     ------
     PathError
         If the folder does not exist, or the file cannot be written.
     FileError
-        If the format cannot hold a name.
+        If the format cannot hold a name, or two arrays have the same; or if PyTorch flattens images
+        in the model in an order that cannot be told.
     DTypeError
         If a buffer has numbers that the format lacks.
     SettingError
-        If `model` is not a layer, or `path` not a path.
+        If `model` is not a layer, `path` not a path, or a setting is not valid.
     """
     target = _path("save", path, model)
     held = _held("save", model)
-    write("save", target, WEIGHTS, {name: item.value for name, item in held.items()})
+    turns = one_of("save", "layout", layout, ("gpunn", "torch")) == "torch"
+    torch = TorchLayout(model, channels_of(model, "PyTorch")) if turns else None
+    theirs = renamed("save", held, torch.names if torch else {}, names)
+    twice = [name for name, n in Counter(theirs.values()).items() if n > 1]
+    if twice:
+        raise FileError(f"save: names gives {twice[0]!r:.99} for several arrays of the model")
+    arrays = {theirs[name]: item.value for name, item in held.items()}
+    if torch:
+        forms = {theirs[name]: torch.layouts.get(id(item)) for name, item in held.items()}
+        turned = {name: form for name, form in forms.items() if form}
+        arrays |= {name: form.to_theirs(to_numpy(arrays[name])) for name, form in turned.items()}
+    write("save", target, TORCH if torch else WEIGHTS, arrays)
 
 
 def load(
@@ -101,8 +128,9 @@ def load(
         integers, and no number may overflow or wrap around.
     layout : {"gpunn", "torch", None}, default None
         The layout and names of arrays in the file: as in gpunn, or as in PyTorch, whose weights of
-        `Dense` are (outputs, inputs) and of filters (outputs, inputs, height, width), and whose
-        names end otherwise (the gain of a norm is ``weight``, a running variance ``running_var``,
+        `Dense` are (outputs, inputs) and of filters (outputs, inputs, height, width), whose
+        `Flatten` makes rows of images in the order (channels, height, width), and whose names end
+        otherwise (the gain of a norm is ``weight``, a running variance ``running_var``,
         the projection of attention ``in_proj_weight``). None means "gpunn", and refuses files that
         PyTorch wrote.
     names : dict, function or None, default None
@@ -124,16 +152,25 @@ def load(
         If `model` is not a layer, or a setting is not valid.
     FileError
         If it is not a safetensors file, is damaged, of a newer version of gpunn, or does not fit
-        the model; everything that does not fit is listed.
+        the model; everything that does not fit is listed. Also if PyTorch flattens images in the
+        model in an order that cannot be told.
     DeviceMemoryError
         If the model's device has too little memory for another copy of the values.
+
+    Notes
+    -----
+    Where a network flattens images, PyTorch's order of the features is found by following what one
+    layer returns to the next: through `Sequential`, `Parallel` and `Residual`, and through a layer
+    of another class as if those within it were applied in the order of its attributes. That a batch
+    is images is known from a convolution before; images that a network flattens right away are
+    taken to have their pixels in the same order there.
     """
     place = _path("load", path, model)
     held = _held("load", model)
     one_of("load", "strict", strict, (True, False))
     one_of("load", "layout", layout, ("gpunn", "torch", None))
-    torch = TorchLayout(model)
-    theirs = renamed(held, torch.names if layout == "torch" else {}, names)
+    torch = TorchLayout(model, channels_of(model, "PyTorch") if layout == "torch" else {})
+    theirs = renamed("load", held, torch.names if layout == "torch" else {}, names)
     wanted = [*theirs.values(), *(MODEL + name for name in theirs.values())]
     file = read("load", place, dict.fromkeys(wanted))
     kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
@@ -155,17 +192,17 @@ def load(
             f"load: {path} and the model have no name in common, so that nothing was loaded:\n"
             f"  in the file: {_some(file.names)}\n  in the model: {_some(list(theirs.values()))}"
         )
-    orders = {name: torch.orders.get(id(item)) for name, item in held.items()}
+    layouts = {name: torch.layouts.get(id(item)) for name, item in held.items()}
     misfits = [
         line
         for name, stored in found.items()
-        for line in _misfits(name, stored, held[name], order=orders[name], layout=layout)
+        for line in _misfits(name, stored, held[name], theirs=layouts[name], layout=layout)
     ]
     _check_fit(path, misfits, list(_differences(report, found, held)) if strict else [])
     arrays = {name: stored.array for name, stored in found.items()}
     if layout == "torch":
-        shapes = {name: tuple(held[name].value.shape) for name in arrays}
-        arrays = {name: turned(x, shapes[name], orders[name]) for name, x in arrays.items()}
+        turned = {name: form for name, form in layouts.items() if form and name in arrays}
+        arrays |= {name: form.to_ours(arrays[name]) for name, form in turned.items()}
     _write(held, arrays)
     return report
 
@@ -208,7 +245,7 @@ def _held(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
 
 def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
     """Refuse a file whose weights may be transposed, unless `layout` is given."""
-    if layout is None and written_by in _TRANSPOSED:
+    if layout is None and written_by.partition(" ")[0] in _TRANSPOSED:
         raise FileError(
             f"load: {path} says that its format is {written_by!r}: there the weights of a dense "
             "layer are (outputs, inputs), and in gpunn (inputs, outputs); say layout='torch' to "
@@ -222,14 +259,19 @@ def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
 
 
 def _misfits(
-    name: str, stored: Stored, item: Parameter | Buffer, *, order: Order | None, layout: str | None
+    name: str,
+    stored: Stored,
+    item: Parameter | Buffer,
+    *,
+    theirs: Rearranged | None,
+    layout: str | None,
 ) -> Iterator[str]:
     """Yield why an array of a file cannot be loaded, even if converted."""
     there, here = stored.shape, tuple(item.value.shape)
-    transposed = order is not None and layout == "torch"
-    if there != (shape_there(here, order) if transposed else here):
+    transposed = theirs is not None and layout == "torch"
+    if there != (theirs.theirs if theirs is not None and transposed else here):
         hint = ", where it would be transposed" if transposed else ""
-        if order is not None and not transposed and there == shape_there(here, order):
+        if theirs is not None and not transposed and there == theirs.theirs:
             hint = "; it would fit transposed, layout='torch'"
         yield f"misshapen: {name} is {there} in the file and {here} in the model{hint}"
     if stored.array is None:
