@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,136 @@ class TestFiles:
             assert_array_equal(a.value, b.value)
 
 
+class TestMany:
+    """What a review found: many parts, several calls, several runs."""
+
+    def test_many_short_parts(self, path: Path) -> None:
+        """Parts that are cut short say little about how many batches fit into a quarter second."""
+        x, y = np.zeros((40, 2), "float32"), np.zeros(40, int)
+
+        def make() -> Parts:
+            model = gn.Dense(2, 2, rng=0)
+            return gn.Trainer(model, gn.SoftmaxCrossEntropy(), gn.SGD(model.parameters())), (
+                gn.Loader(x, y, batch_size=20, rng=0)
+            )
+
+        assert len(straight(make, 700, callbacks=[gn.Checkpoint(path, 700)])[1]) == 700
+
+    def test_each_call_of_fit_writes(self, path: Path) -> None:
+        last = gn.Checkpoint(path, 10)
+        trainer, loader = network()
+        trainer.fit(loader, 2, callbacks=[last], progress=False)
+        first = path.read_bytes()
+        trainer.fit(loader, 2, callbacks=[last], progress=False)
+        assert path.read_bytes() != first
+        path.unlink()
+        trainer.fit(loader, 2, callbacks=[last], resume=last, progress=False)
+        assert path.exists()
+
+    def test_numbered_files_of_another_run_are_told(self, path: Path) -> None:
+        last = gn.Checkpoint(path, keep=2)
+        straight(network, 3, callbacks=[last])
+        with pytest.raises(SettingError, match="is there from another run"):
+            straight(network, 2, callbacks=[last])
+        straight(network, 5, callbacks=[last], resume=last)
+        names = sorted(file.stem[-4:] for file in path.parent.iterdir())
+        assert names == ["0028", "0035"]
+
+    def test_batches_that_grow(self, path: Path) -> None:
+        """The count of steps, and with it the newest file, does not fall."""
+
+        def grow(trainer: gn.Trainer, history: gn.History) -> None:
+            if len(history) == 2:
+                loader.batch_size = 50
+
+        trainer, loader = network()
+        last = gn.Checkpoint(path, keep=2)
+        trainer.fit(loader, 4, callbacks=[grow, last], progress=False)
+        names = sorted(file.stem[-4:] for file in path.parent.iterdir())
+        assert names == ["0016", "0018"]
+
+    def test_what_is_due_waits_for_an_update(self, path: Path) -> None:
+        trainer, loader = network()
+        trainer.accumulate = 3
+        last = gn.Checkpoint(path, 4, unit="steps", keep=99)
+        trainer.fit(loader, 2, callbacks=[last], progress=False)
+        names = sorted(int(file.stem[-4:]) for file in path.parent.iterdir())
+        assert names == [6, 10, 13, 14]
+
+    @pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")
+    def test_no_file_has_weights_that_are_no_numbers(self, path: Path) -> None:
+        trainer, loader = network(adam=False)
+        last = gn.Checkpoint(path, 1, unit="steps")
+
+        def spoil(trainer: gn.Trainer, history: gn.History) -> None:
+            trainer.model.parameters()[0].value[...] = np.nan
+
+        with pytest.raises(gn.errors.DivergenceError):
+            trainer.fit(loader, 4, callbacks=[spoil, last], progress=False)
+        other, _ = network()
+        gn.load(path, other.model, strict=False)
+
+    def test_images_of_validation_go_on_being_moved(self) -> None:
+        def fit() -> Any:
+            data = network(transform=gn.Augment(1, rng=8))[1]
+            return {"validation": data}
+
+        import tempfile  # noqa: PLC0415
+
+        with tempfile.TemporaryDirectory() as folder:
+            where = Path(folder) / "a"
+            fatal = Fatal(where, 3, "steps", 5)
+            with pytest.raises(Stopped):
+                straight(network, 4, callbacks=[fatal], **fit())
+            assert_same_bits(
+                straight(network, 4, **fit()), straight(network, 4, resume=where, **fit())
+            )
+
+
 class TestRefused:
+    def test_a_folder_is_missed_before_training(self, path: Path) -> None:
+        trainer, loader = network()
+        with pytest.raises(PathError, match="there is no folder"):
+            trainer.fit(loader, 9, callbacks=[gn.Checkpoint(path / "a" / "b", 9)], progress=False)
+        assert trainer.optimizer.steps == 0
+
+    @pytest.mark.parametrize("kind", ["closure", "partial", "method", "attribute", "layer"])
+    def test_generators_that_cannot_be_remembered(self, path: Path, kind: str) -> None:
+        rng = np.random.default_rng(0)
+
+        class Jitter:
+            keeps_shape = True
+
+            def __init__(self) -> None:
+                self.rng, self.inner = rng, gn.Augment(1)
+
+            def move(self, x: Any) -> Any:
+                return x + self.rng.normal()
+
+            def __call__(self, x: Any) -> Any:
+                return x
+
+        class Noise(gn.Layer):
+            def __init__(self) -> None:
+                self.rng = rng
+
+            def forward(self, x: Any, tape: Any = None) -> Any:
+                return x
+
+        transforms: dict[str, Any] = {
+            "closure": lambda x: x + rng.normal(),
+            "partial": partial(lambda rng, x: x + rng.normal(), rng),
+            "method": Jitter().move,
+            "attribute": Jitter(),
+        }
+        trainer, loader = network()
+        if kind == "layer":
+            trainer.model.layers.append(Noise())  # type: ignore[attr-defined]
+        else:
+            loader.transform = transforms[kind]
+        with pytest.raises(StateError, match=r"generator of|define state_dict"):
+            trainer.fit(loader, 1, callbacks=[gn.Checkpoint(path)], progress=False)
+
     def test_a_path_that_is_none(self) -> None:
         with pytest.raises(SettingError, match="resume must be the path of a checkpoint"):
             straight(network, 1, resume=3)
@@ -239,7 +369,9 @@ class TestRefused:
         if what == "another model":
             model = gn.Sequential(gn.Flatten(), gn.Dense(36, 3, rng=0))
             rate = trainer.optimizer.schedule
-            trainer = gn.Trainer(model, trainer.loss, gn.Adam(model.parameters(), rate))
+            trainer = gn.Trainer(
+                model, trainer.loss, gn.Adam(model.parameters(), rate), metrics=["accuracy"]
+            )
         if what == "other metrics":
             trainer.metrics = ()
         if what == "another generator":
@@ -255,7 +387,7 @@ class TestRefused:
             ("an average", "this optimizer has a WeightAverage and the state has none"),
             ("other data", "of a loader of 53 samples, and this one has 9"),
             ("another model", "does not fit"),
-            ("other metrics", "1 metrics were measured, and there are 0 here"),
+            ("other metrics", r"metrics was \['accuracy'\] and is \[\] now"),
             ("another generator", "a generator PCG64, and this one is MT19937"),
             ("a transform", "transform is None in the state and a function here"),
         ],
@@ -276,11 +408,11 @@ class TestRefused:
 
     def test_other_callbacks_or_another_history(self, path: Path) -> None:
         interrupted(path)
-        with pytest.raises(StateError, match="0 callbacks beside checkpoints, and there are 1"):
+        with pytest.raises(StateError, match="callbacks was 0 and is 1 now"):
             straight(network, 4, resume=path, callbacks=[lambda *_: None])
         gn.Checkpoint(path)
         straight(network, 2, callbacks=[gn.Checkpoint(path)])
-        with pytest.raises(StateError, match="monitored by 'loss', and is to be by 'validation"):
+        with pytest.raises(StateError, match="validation was False and is True now"):
             straight(network, 4, resume=path, validation=network()[1])
 
     def test_damage(self, path: Path) -> None:

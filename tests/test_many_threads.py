@@ -113,3 +113,44 @@ def test_other_models_and_the_same_thread_are_not() -> None:
     thread = Meeting(lambda: one.fit(loader, 1, progress=False))
     thread._try()
     assert thread.error is None
+
+
+def test_threads_that_predict_by_an_average_wait_for_each_other() -> None:
+    """The average takes the place of the weights meanwhile."""
+    one, loader = trainer(3), gn.Loader(X, Y, batch_size=16, rng=1)
+    gn.WeightAverage(one.optimizer, 0.9)
+    one.fit(loader, 2, progress=False)
+    before = [x.copy() for x in one.model.state_dict().values()]
+    outputs = one.predict(X)
+
+    def ask() -> bool:
+        return all(np.array_equal(one.predict(X), outputs) for _ in range(30))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all([task.result() for task in [pool.submit(ask) for _ in range(8)]])  # noqa: C419
+    for a, b in zip(before, one.model.state_dict().values(), strict=True):
+        assert_array_equal(a, b)
+    meeting = Meeting(lambda: one.predict(X))
+    one.fit(loader, 2, callbacks=[meeting], progress=False)
+    assert isinstance(meeting.error, BusyError)
+
+
+def test_who_is_refused_disturbs_nobody() -> None:
+    one, loader = trainer(1), gn.Loader(X, Y, batch_size=16, rng=1)
+    seen: list[Any] = []
+
+    def act() -> None:
+        try:
+            one.fit(loader, 1, progress=False)
+        finally:
+            seen.append(one.model.parameters()[0].grad)
+
+    def with_gradients(_: gn.Trainer, history: gn.History) -> None:
+        one.model.parameters()[0].grad = np.ones((12, 16), "float32")
+        meeting(one, history)
+        one.model.parameters()[0].grad = None
+
+    meeting = Meeting(act)
+    one.fit(loader, 1, callbacks=[with_gradients], progress=False)
+    assert isinstance(meeting.error, BusyError)
+    assert seen[0] is not None

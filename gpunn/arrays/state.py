@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,10 @@ from gpunn.arrays.checks import is_whole
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import StateError
+
+#: What draws random numbers; what is code, and has nothing to remember.
+GENERATORS = (np.random.Generator, np.random.RandomState)
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, type, partial, np.ufunc)
 
 #: What an attribute may hold to be a part of a state as it is.
 _PLAIN = (type(None), bool, int, float, str)
@@ -44,9 +50,13 @@ def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, An
     StateError
         If another attribute is anything else: it might be something to remember.
     """
+    _check_code(instance)
     found = {}
     for name, value in getattr(instance, "__dict__", {}).items():
-        if name in known or callable(value):
+        if name in known:
+            continue
+        if isinstance(value, _CODE):
+            _check_code(value)
             continue
         try:
             found[name.removeprefix("_")] = _told(value)
@@ -57,6 +67,31 @@ def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, An
                 f"not known what to remember of it; define state_dict and load_state_dict in {kind}"
             ) from None
     return found
+
+
+def _check_code(value: Any) -> None:
+    """Refuse a function that draws from a generator, and an object whose attributes are hidden."""
+    if isinstance(value, partial):
+        parts: list[Any] = [*value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        parts = list(getattr(value.__self__, "__dict__", {}).values())
+    elif isinstance(value, FunctionType):
+        cells = (value.__closure__ or ()) + (value.__defaults__ or ())
+        parts = [getattr(cell, "cell_contents", cell) for cell in cells]
+        parts += (value.__kwdefaults__ or {}).values()
+    elif isinstance(value, _CODE) or hasattr(value, "__dict__"):
+        return
+    else:
+        kind = type(value).__name__
+        raise StateError(
+            f"{kind}.state_dict: it has no attributes to look at; define state_dict and "
+            f"load_state_dict in {kind}"
+        )
+    if any(isinstance(part, GENERATORS) for part in parts):
+        raise StateError(
+            f"state_dict: {getattr(value, '__name__', value)!r} draws from a generator of its own, "
+            "which cannot be remembered; make it a class with the generator as an attribute"
+        )
 
 
 def _told(value: Any) -> Any:

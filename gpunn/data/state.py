@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpunn.arrays.state import (
+    GENERATORS,
+    all_or_nothing,
     attributes_of,
     check_kind,
     check_names,
@@ -41,6 +43,13 @@ class Stateful:
             If the transform has an attribute that is no number, and does not say how to tell it
             (``state_dict`` and ``load_state_dict``).
         """
+        for name, value in vars(self).items():
+            if isinstance(value, GENERATORS) and value is not self._rng:
+                kind = type(self).__name__
+                raise StateError(
+                    f"{kind}.state_dict: {name!r} is a generator of its own; define state_dict and "
+                    f"load_state_dict in {kind}, so that they remember it, too"
+                )
         return {
             "samples": self.n_samples,
             "settings": {name: getattr(self, name) for name in _SETTINGS},
@@ -65,6 +74,11 @@ class Stateful:
                 f"samples, and this one has {self.n_samples}; give it the same data"
             )
         check_names("Loader", state["settings"], _SETTINGS)
+        with all_or_nothing(self):
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of such a loader."""
         for name in ("shuffle", "transform"):
             _check_alike(name, state[name], getattr(self, name))
         for name in ("shuffle", "transform"):

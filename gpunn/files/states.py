@@ -69,6 +69,8 @@ def _told(value: Any, name: str, arrays: dict[str, Any]) -> Any:
             f"{name} in the state is a {type(value).__name__}; a state holds numbers, strings, "
             "arrays, and lists and dicts of these"
         )
+    if name in arrays:
+        raise StateError(f"{name} in the state stands for two arrays; take '/' out of the names")
     arrays[name] = value
     return {_ARRAY: name}
 

@@ -25,10 +25,6 @@ from gpunn.nn.tape import Tape
 Reduction = Literal["mean", "sum", "none"]
 
 
-#: The kinds of dtypes that predictions, targets and weights may have.
-_NUMBERS = ("bool", "integral", "real floating")
-
-
 class Loss:
     r"""The base of the losses: weights, reduction, checks and the tape.
 
@@ -305,7 +301,7 @@ def _check_numbers(loss: Loss, name: str, x: Array) -> None:
     """Check that a part holds real numbers, and is an ordinary array."""
     check_ordinary(repr(loss), name, x)
     place = backend_of(x)
-    if place is not None and not is_kind(place.xp, x.dtype, _NUMBERS):
+    if place is not None and is_kind(place.xp, x.dtype, "complex floating"):
         raise DTypeError(f"{loss!r}: {name} must hold real numbers, got {x.dtype}")
 
 

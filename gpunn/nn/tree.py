@@ -48,7 +48,7 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def holders(
-    value: Any, kind: type, holder: Any = None, seen: set[int] | None = None
+    value: Any, kind: type | tuple[type, ...], holder: Any = None, seen: set[int] | None = None
 ) -> Iterator[Any]:
     """Yield, for each object of a kind, the layer that has it, itself or in containers."""
     seen = set() if seen is None else seen

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import scope_of
-from gpunn.arrays.checks import number
+from gpunn.arrays.checks import number, whole_number
 from gpunn.arrays.memory import copy_of
 from gpunn.arrays.settings import checked
 from gpunn.arrays.state import check_arrays, check_names, write_arrays
@@ -147,8 +147,9 @@ class WeightAverage:
         """Go on from a state, once the optimizer has: its steps are counted from there."""
         check_names("WeightAverage", state, ("decay", "updates", "sums"))
         check_arrays("WeightAverage", state["sums"], self._named_sums())
+        updates = whole_number("WeightAverage", "updates", state["updates"], 0)
         self.decay = state["decay"]
-        self._start = self._optimizer.steps - state["updates"]
+        self._start = self._optimizer.steps - updates
         write_arrays(state["sums"], self._named_sums())
 
     def _named_sums(self) -> dict[str, Array]:

@@ -235,7 +235,10 @@ class ReduceOnPlateau(Constant):
         """Go on from a state."""
         rest = dict(state)
         check_names(type(self).__name__, rest, self.state_dict())
-        so_far = Patience(rest.pop("best"), rest.pop("waited"))
+        best, waited = rest.pop("best"), whole_number("Schedule", "waited", rest.pop("waited"), 0)
+        if not isinstance(best, float):
+            raise SettingError(f"{type(self).__name__}: best must be a number, got {best!r}")
+        so_far = Patience(best, waited)
         _load_own_state(self, rest, "_so_far")
         self._so_far = so_far
 

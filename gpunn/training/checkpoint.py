@@ -37,7 +37,8 @@ class Checkpoint:
         A step is a batch. With ``Trainer(accumulate=k)`` a file waits for the next update.
     keep : int, default 1
         How many files to keep, at least 1. With more than one, the number of steps becomes a part
-        of each file's name, and the oldest ones are removed.
+        of each file's name, and the oldest ones of this run are removed. Go on from the newest, or
+        begin in a folder without such files.
 
     Notes
     -----
@@ -45,7 +46,11 @@ class Checkpoint:
     build the same model, loss, optimizer, loader and trainer. Settings of optimizer and loader are
     then those of the file. Callbacks, transforms and schedules of your own are remembered if they
     have methods ``state_dict`` and ``load_state_dict``. A subclass of `Loader` makes batches in a
-    way of its own: its checkpoints wait for the end of an epoch.
+    way of its own: its checkpoints wait for the end of an epoch, and signals end it at once, as
+    everywhere outside the main thread. Layers of your own that draw from generators of their own
+    are not remembered; draw from the tape's (`Tape.draw_key`). The weights in a file are the
+    last ones, neither the best nor their average. No file is written in an epoch whose loss is not
+    finite.
 
     Examples
     --------
@@ -82,7 +87,9 @@ class Checkpoint:
             self.every = whole_number("Checkpoint", "every", every)
         self.unit = unit
         self.keep = whole_number("Checkpoint", "keep", keep)
+        #: The step of the last file, and the files that this object may remove.
         self._written_at = -1
+        self._kept: list[Path] = []
         self._last_time = time.monotonic()
 
     def __call__(self, trainer: Any, history: History) -> None:
@@ -93,9 +100,26 @@ class Checkpoint:
         files = self._files()
         return files[-1] if files else None
 
-    def begin(self, step: int) -> None:
-        """Count from here: a file for this step is there, or none is due."""
-        self._written_at, self._last_time = step, time.monotonic()
+    def begin(self, step: int, resumed: Path | None) -> None:
+        """Begin with a call of `Trainer.fit`, which goes on from a file, if it is one of these.
+
+        Raises
+        ------
+        PathError
+            If there is no folder to write to.
+        SettingError
+            If numbered files are there from which the call does not go on: they would count as the
+            newest ones.
+        """
+        files = self._files()
+        ours = resumed is not None and resumed in files
+        self._written_at, self._last_time = step if ours else -1, time.monotonic()
+        self._kept = files[: files.index(resumed) + 1] if ours and resumed else []
+        if self.keep > 1 and files and (not ours or files[-1] != resumed):
+            raise SettingError(
+                f"Checkpoint: {files[-1]} is there from another run; go on from it, "
+                "fit(..., resume=checkpoint), or move such files away"
+            )
 
     def steps_until_due(self, step: int) -> int | None:
         """Return how many steps may be made before the next look; None for any number."""
@@ -107,17 +131,21 @@ class Checkpoint:
             return False
         if self.unit == "seconds":
             return time.monotonic() - self._last_time >= self.every
-        count = step if self.unit == "steps" else epochs
-        return count is not None and count % int(self.every) == 0
+        every = int(self.every)
+        if self.unit == "steps":  # of a loader that cannot be stopped, or later for whole updates
+            return step // every > max(self._written_at, 0) // every
+        return epochs is not None and epochs % every == 0
 
     def write(self, state: dict[str, Any], step: int) -> None:
         """Write a state after so many steps, unless that was done; remove what is too old."""
         if step == self._written_at:
             return
-        write_state("Checkpoint", self._name(step), CHECKPOINT, state)
-        self.begin(step)
-        for old in self._files()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        name = self._name(step)
+        write_state("Checkpoint", name, CHECKPOINT, state)
+        self._written_at, self._last_time = step, time.monotonic()
+        self._kept = [*(file for file in self._kept if file != name), name]
+        while len(self._kept) > self.keep:
+            self._kept.pop(0).unlink(missing_ok=True)
 
     def remove_unfinished(self) -> None:
         """Remove what processes that were killed while they wrote have left behind."""
@@ -134,15 +162,17 @@ class Checkpoint:
     def _files(self) -> list[Path]:
         """Return the files that are there, the newest last."""
         if self.keep == 1:
-            return [self.path] if self.path.exists() else []
+            return [self.path] if (self._folder() / self.path.name).exists() else []
         name = re.escape(self.path.stem) + r"-\d{12}" + re.escape(self.path.suffix)
         return self._siblings(re.compile(name))
 
     def _siblings(self, pattern: re.Pattern[str]) -> list[Path]:
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise PathError(f"Checkpoint: there is no folder {folder}; make it first")
-        return sorted(each for each in folder.iterdir() if pattern.fullmatch(each.name))
+        return sorted(each for each in self._folder().iterdir() if pattern.fullmatch(each.name))
+
+    def _folder(self) -> Path:
+        if not self.path.parent.is_dir():
+            raise PathError(f"Checkpoint: there is no folder {self.path.parent}; make it first")
+        return self.path.parent
 
     def __repr__(self) -> str:
         """Return the expression that makes this checkpoint."""

@@ -1,25 +1,29 @@
-"""One thread at a time trains a parameter."""
+"""One thread at a time trains a parameter, or puts an average in its place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from threading import Lock, get_ident
+from threading import Lock, RLock, get_ident
 
 from gpunn.errors import BusyError
 from gpunn.nn.parameter import Parameter
+from gpunn.optim.average import averaged
+from gpunn.optim.base import Optimizer
 
 #: Which thread trains each parameter, by the parameter's id, and how many of its calls do.
 _owners: dict[int, tuple[int, int]] = {}
 _lock = Lock()
+#: Held by the thread that computes with averaged weights.
+_averaging = RLock()
 
 
 def _forget_all() -> None:
     """Begin anew in a forked process: the threads that trained are not there."""
-    global _lock  # noqa: PLW0603
+    global _lock, _averaging
     _owners.clear()
-    _lock = Lock()
+    _lock, _averaging = Lock(), RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -52,3 +56,21 @@ def trained_alone(owner: str, parameters: Iterable[Parameter]) -> Iterator[None]
                 _, calls = _owners.pop(key)
                 if calls > 1:
                     _owners[key] = me, calls - 1
+
+
+@contextmanager
+def by_average(owner: str, optimizer: Optimizer) -> Iterator[None]:
+    """Return a context in which the weights are their average, if the optimizer has one.
+
+    The average takes the place of the weights meanwhile, so threads wait for each other.
+
+    Raises
+    ------
+    BusyError
+        If there is an average, and another thread is training these weights.
+    """
+    if optimizer.average is None:
+        yield
+        return
+    with _averaging, trained_alone(owner, optimizer.parameters), averaged(optimizer):
+        yield

@@ -172,6 +172,10 @@ class Readings:
             numbers[metric.name] = metric.combine(rows, self.counts)
         return numbers
 
+    def are_finite(self) -> bool:
+        """Return whether all costs so far are numbers; wait for the device."""
+        return math.isfinite(self._costs.sum())
+
     def state_dict(self) -> dict[str, Any]:
         """Return what has been collected so far; wait for the device."""
         return {

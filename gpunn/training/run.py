@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from gpunn.arrays.state import all_or_nothing, check_names, generator_state, restore_generator
+from gpunn.arrays.checks import whole_number
+from gpunn.arrays.state import (
+    GENERATORS,
+    all_or_nothing,
+    check_names,
+    generator_state,
+    restore_generator,
+)
 from gpunn.data.loader import Loader
 from gpunn.errors import GpunnError, StateError
+from gpunn.nn.tree import holders
 from gpunn.optim.average import averaged
 from gpunn.optim.schedules import observe
 from gpunn.training import checkpoint
@@ -70,7 +79,8 @@ class Run:
         self._runner = EpochRunner(loader, trainer._rng, trainer._program, **settings)
         self.best = BestWeights(trainer.model)
         self._begin_epoch()
-        self._batches, self._looked = 0, 0.0
+        #: Batches of the epochs before; those until the next look; the last look, and those then.
+        self._earlier, self._batches, self._looked, self._seen = 0, _FIRST_BATCHES, 0.0, 0
         self._ending: Any = None
 
     def go(self, epochs: int) -> None:
@@ -116,6 +126,7 @@ class Run:
         speed = sum(self._readings.counts) / elapsed
         record |= {"learning_rate": self._rate, "elapsed_s": elapsed, "samples_per_s": speed}
         history.append(record)
+        self._earlier += len(self._loader)
         if not self._bar.disable:
             self._bar.set_postfix(loss=f"{record['loss']:.4g}")
 
@@ -143,23 +154,23 @@ class Run:
             return 0
         if done:
             self._write_if(due=True)
-        now = time.perf_counter()
-        if self._batches:
-            fitting = int(self._batches * _BETWEEN_LOOKS / max(now - self._looked, 1e-9))
-            self._batches = max(1, min(fitting, 4 * self._batches))
-        else:
-            self._batches = _FIRST_BATCHES
-        self._looked = now
+        now, made = time.perf_counter(), done - self._seen
+        if done and made > 0:  # not across an epoch's end, which takes time of its own
+            fitting = int(made * _BETWEEN_LOOKS / max(now - self._looked, 1e-6))
+            self._batches = max(1, min(fitting, 4 * self._batches, len(self._loader)))
+        self._looked, self._seen = now, done
         limits = [each.steps_until_due(self._step()) for each in self._checkpoints]
         return min([self._batches, *(limit for limit in limits if limit is not None)])
 
     def _step(self) -> int:
         """Return the number of batches so far."""
-        return len(self._history) * len(self._loader) + self._runner.done
+        return self._earlier + self._runner.done
 
     def _write_if(self, *, due: bool, epochs: int | None = None) -> None:
         """Write the checkpoints, those alone that are `due` or all."""
         step, state = self._step(), None
+        if self._runner.has_begun and not self._readings.are_finite():
+            return  # the last file has weights that are numbers; the epoch ends in an error
         for each in self._checkpoints:
             if due and not each.is_due(step, epochs):
                 continue
@@ -179,7 +190,7 @@ class Run:
         return self._elapsed + time.perf_counter() - self._start
 
     def resume(self, resume: Any) -> None:
-        """Go on from a path, or from the newest file of a `Checkpoint` if it has one.
+        """Go on from a path, or from the newest file of a `Checkpoint` if it has one; else begin.
 
         Raises
         ------
@@ -188,17 +199,24 @@ class Run:
         StateError
             If it is the state of other objects. Nothing has changed then.
         """
-        path = checkpoint.found(resume)
+        path = None if resume is None else checkpoint.found(resume)
         if path is None:
+            self.begin()
             return
         state = checkpoint.read(path)
         try:
             self.load_state_dict(state)
         except (GpunnError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise StateError(f"Trainer.fit: cannot resume from {path}: {error}") from error
-        for each in self._checkpoints:
-            each.begin(self._step() if each.latest() == path else -1)
+        self.begin(path)
         self._bar.update(self._step())
+
+    def begin(self, resumed: Path | None = None) -> None:
+        """Let checkpoints begin, and refuse now what could not be written later."""
+        for each in self._checkpoints:
+            each.begin(self._step(), resumed)
+        if self._checkpoints and resumed is None:
+            self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that training needs to go on from here; wait for the device."""
@@ -208,7 +226,10 @@ class Run:
             "history": {**self._history.state_dict(), "stopped": ""},
             "best": self.best.state_dict(),
             "order": self._runner.state_dict(),
+            "validation": None if self._validation is None else self._validation.state_dict(),
+            "settings": self._settings(),
             "epoch": {
+                "batches_before": self._earlier,
                 "learning_rate": self._rate,
                 "elapsed_s": self._elapsed_so_far() if inside else 0.0,
                 "readings": self._readings.state_dict() if inside else None,
@@ -219,34 +240,52 @@ class Run:
             ],
         }
 
+    def _settings(self) -> dict[str, Any]:
+        """Return what has to be the same when training goes on."""
+        trainer = self._trainer
+        return {
+            "loss": type(trainer.loss).__name__,
+            "metrics": [metric.name for metric in trainer.metrics],
+            "accumulate": trainer.accumulate,
+            "validation": self._validation is not None,
+            "callbacks": len(self._callbacks),
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: all of it, or nothing changes."""
-        check_names("Run", state, ("trainer", "history", "best", "order", "epoch", "callbacks"))
-        if len(state["callbacks"]) != len(self._callbacks):
-            raise StateError(
-                f"the state was taken with {len(state['callbacks'])} callbacks beside checkpoints, "
-                f"and there are {len(self._callbacks)} now; pass the same ones"
-            )
+        names = ("trainer", "history", "best", "order", "validation", "settings", "epoch")
+        check_names("Run", state, (*names, "callbacks"))
+        check_names("Run", state["settings"], self._settings())
+        for name, now in self._settings().items():
+            if state["settings"][name] != now:
+                raise StateError(
+                    f"{name} was {state['settings'][name]!r} and is {now!r} now; pass to Trainer "
+                    "and fit what was passed before (checkpoints are not counted as callbacks)"
+                )
         with all_or_nothing(self):
             self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        history, monitored = self._history, self._history.monitored
+        history = self._history
+        monitored = history.monitored, history.higher_is_better
         self._trainer.load_state_dict(state["trainer"])
         self.best.load_state_dict(state["best"])
         self._runner.load_state_dict(state["order"])
+        if self._validation is not None:
+            self._validation.load_state_dict(state["validation"])
         # Last: a loader may share its generator with the trainer.
         restore_generator("Trainer", self._trainer._rng, state["trainer"]["rng"])
         history.load_state_dict(state["history"])
-        if len(history) and history.monitored != monitored:
+        if (history.monitored, history.higher_is_better) != monitored:
             raise StateError(
                 f"the history was monitored by {history.monitored!r}, and is to be by "
-                f"{monitored!r} now; pass the same validation and early_stopping"
+                f"{monitored[0]!r} now; pass the same validation and early_stopping"
             )
         epoch = state["epoch"]
-        check_names("Run", epoch, ("learning_rate", "elapsed_s", "readings"))
+        check_names("Run", epoch, ("batches_before", "learning_rate", "elapsed_s", "readings"))
         self._begin_epoch()
         self._rate, self._elapsed = float(epoch["learning_rate"]), float(epoch["elapsed_s"])
+        self._earlier = whole_number("Run", "batches_before", epoch["batches_before"], 0)
         if epoch["readings"] is not None:
             self._readings.load_state_dict(epoch["readings"])
         for callback, kept in zip(self._callbacks, state["callbacks"], strict=True):
@@ -257,7 +296,18 @@ class Run:
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
-    """Return the state of a trainer: model, optimizer, and the generator of masks."""
+    """Return the state of a trainer: model, optimizer, and the generator of masks.
+
+    Raises
+    ------
+    StateError
+        If a layer has a generator of its own.
+    """
+    for layer in holders(trainer.model, GENERATORS):
+        raise StateError(
+            f"{type(layer).__name__} has a generator of its own, which cannot be remembered; draw "
+            "from the tape's (tape.draw_key()), as Dropout does"
+        )
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),

@@ -43,12 +43,16 @@ def heard(*, wanted: bool) -> Iterator[Ending]:
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield ending
         return
-    before = {number: signal.signal(number, ending) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, ending)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as of a program in the background
+    }
     try:
         yield ending
     finally:
         for number, handler in before.items():
             # None: it was not installed from Python, and cannot be put back from there.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if ending.asked_by == signal.SIGTERM:
-        signal.raise_signal(signal.SIGTERM)
+        if ending.asked_by == signal.SIGTERM:  # after an error, too
+            signal.raise_signal(signal.SIGTERM)

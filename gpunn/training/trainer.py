@@ -26,7 +26,6 @@ from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
 from gpunn.nn.layer import Layer
 from gpunn.nn.tree import entrance
-from gpunn.optim.average import averaged
 from gpunn.optim.base import Optimizer
 from gpunn.program import Program, release
 from gpunn.training.arguments import (
@@ -41,7 +40,7 @@ from gpunn.training.arguments import (
 from gpunn.training.bar import progress_bar
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.epoch import memory_advice
-from gpunn.training.exclusive import trained_alone
+from gpunn.training.exclusive import by_average, trained_alone
 from gpunn.training.freezing import part_of
 from gpunn.training.heads import check_head
 from gpunn.training.history import History, columns_of
@@ -196,16 +195,15 @@ class Trainer:
         penalized = self.optimizer.penalty() is not None
         columns = columns_of(self.metrics, penalized=penalized, validated=validation is not None)
         history = follow(early_stopping, columns, appended=bool(callbacks))
-        self.optimizer.clear()
-        part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
-        if not self._program.is_recorded:
-            release(self._evaluation, self._prediction)  # the steps need memory
         bar = progress_bar(epochs * len(loader), show=progress)
-        parts: Any = {"validation": validation, "early_stopping": early_stopping}
-        run = Run(self, loader, history, **parts, callbacks=callbacks, bar=bar)
         with closing(bar), trained_alone("Trainer.fit", self.optimizer.parameters):
-            if resume is not None:
-                run.resume(resume)
+            self.optimizer.clear()
+            part_of(self.model, self.optimizer)  # the optimizer may have been used elsewhere
+            if not self._program.is_recorded:
+                release(self._evaluation, self._prediction)  # the steps need memory
+            parts: Any = {"validation": validation, "early_stopping": early_stopping}
+            run = Run(self, loader, history, **parts, callbacks=callbacks, bar=bar)
+            run.resume(resume)
             run.go(epochs)
         if early_stopping is not None and early_stopping.restore_best:
             self._go_back_to(run.best, history)
@@ -295,7 +293,7 @@ class Trainer:
         batch_size = whole_number("Trainer.predict", "batch_size", batch_size)
         rng, size = self._rng, batch_size
         loader = x if isinstance(x, Loader) else loader_of(self.model, rng, x, batch_size=size)
-        with averaged(self.optimizer):
+        with by_average("Trainer.predict", self.optimizer):
             return self._with_room_for(lambda: predict(self.model, loader, self._prediction))
 
     @in_order
@@ -316,7 +314,7 @@ class Trainer:
             with loader.backend.scope():
                 return readings.read()
 
-        with averaged(self.optimizer):
+        with by_average("Trainer.evaluate", self.optimizer):
             return self._with_room_for(work)
 
     def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
