@@ -54,7 +54,7 @@ _PASSING = (Activation, Dropout)
 _BY_FEATURE = (BatchNorm, LayerNorm, RMSNorm, GroupNorm, PReLU)
 
 
-def channels_of(model: Any, library: str) -> dict[int, Channels]:
+def channels_of(model: Any, origin: str) -> dict[int, Channels]:
     """Return the channels that the features of layers stand for, by the id of the layer.
 
     What one layer returns is followed to the next through `Sequential`, `Residual` and `Parallel`;
@@ -66,7 +66,7 @@ def channels_of(model: Any, library: str) -> dict[int, Channels]:
     FileError
         If the order cannot be told.
     """
-    marks = _Marks(library, {}, set())
+    marks = _Marks(origin, {}, set())
     _follow(model, _Flow(), marks)
     return marks.found
 
@@ -74,7 +74,7 @@ def channels_of(model: Any, library: str) -> dict[int, Channels]:
 class _Marks(NamedTuple):
     """The result so far, whose layout it is, and the layers that are being walked through."""
 
-    library: str
+    origin: str
     found: dict[int, Channels]
     within: set[int]
 
@@ -97,7 +97,7 @@ class _Marks(NamedTuple):
     def unclear(self, layer: Any, why: str) -> FileError:
         """Return the error for features whose order is not known."""
         return FileError(
-            f"{layer!r}: its features are images, which {self.library} flattens in another order; "
+            f"{layer!r}: its features are images, which {self.origin} flattens in another order; "
             f"which one cannot be told: {why}. Rearrange the weights by hand, and load them with "
             "layout='gpunn'"
         )

@@ -20,7 +20,7 @@ from gpunn.errors import DeviceMemoryError, FileError, SettingError
 from gpunn.files.flattened import channels_of
 from gpunn.files.rearranged import Rearranged
 from gpunn.files.states import CHECKPOINT, MODEL
-from gpunn.files.tensors import WEIGHTS, Format, Stored, check_format, holds, read, write
+from gpunn.files.tensors import WEIGHTS, File, Format, Stored, check_format, holds, read, write
 from gpunn.files.torch_layout import Names, TorchLayout, renamed
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
@@ -171,13 +171,7 @@ def load(
     one_of("load", "layout", layout, ("gpunn", "torch", None))
     torch = TorchLayout(model, channels_of(model, "PyTorch") if layout == "torch" else {})
     theirs = renamed("load", held, torch.names if layout == "torch" else {}, names)
-    wanted = [*theirs.values(), *(MODEL + name for name in theirs.values())]
-    file = read("load", place, dict.fromkeys(wanted))
-    kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
-    if file.written_by.split(" ")[0] == WEIGHTS.name:
-        check_format("load", place, file, kind)
-    if kind is CHECKPOINT:
-        file = file.part(MODEL)
+    file = _read_weights(place, list(theirs.values()))
     found = {name: file.found[theirs[name]] for name in held if theirs[name] in file.found}
     _check_layout(place, file.written_by, layout)
     there, expected = set(file.names), {*theirs.values()}
@@ -205,6 +199,15 @@ def load(
         arrays |= {name: form.to_ours(arrays[name]) for name, form in turned.items()}
     _write(held, arrays)
     return report
+
+
+def _read_weights(path: Path, names: list[str]) -> File:
+    """Read arrays of a model by name, also those in a checkpoint."""
+    file = read("load", path, dict.fromkeys([*names, *(MODEL + name for name in names)]))
+    kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
+    if file.written_by.split(" ")[0] == WEIGHTS.name:
+        check_format("load", path, file, kind)
+    return file.part(MODEL) if kind is CHECKPOINT else file
 
 
 def _check_fit(path: Any, misfits: list[str], differences: list[str]) -> None:
