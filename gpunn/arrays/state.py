@@ -97,7 +97,7 @@ def _check_code(value: Any) -> None:
 def _told(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.random.Generator):
+    if isinstance(value, GENERATORS):
         return generator_state(value)
     if isinstance(value, (list, tuple)):
         return [_told(item) for item in value]
@@ -120,7 +120,7 @@ def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
             continue
         held = vars(instance)
         own = name if name in held else f"_{name}"
-        if isinstance(held[own], np.random.Generator):
+        if isinstance(held[own], GENERATORS):
             restore_generator(type(instance).__name__, held[own], value)
         elif backend_of(held[own]) is not None:
             check_arrays(type(instance).__name__, {name: value}, {name: held[own]})
@@ -254,12 +254,16 @@ def write_arrays(given: Mapping[str, Any], held: Mapping[str, Array]) -> None:
             array[...] = place.asarray(given[name])
 
 
-def generator_state(rng: np.random.Generator) -> dict[str, Any]:
+def generator_state(rng: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
     """Return the state of a generator: its kind, and numbers or arrays."""
+    if isinstance(rng, np.random.RandomState):
+        return dict(rng.get_state(legacy=False))
     return dict(rng.bit_generator.state)
 
 
-def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
+def restore_generator(
+    owner: str, rng: np.random.Generator | np.random.RandomState, state: Any
+) -> None:
     """Let a generator go on from a state.
 
     Raises
@@ -267,7 +271,7 @@ def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
     StateError
         If it is the state of a generator of another kind, or of none.
     """
-    here = type(rng.bit_generator).__name__
+    here = generator_state(rng)["bit_generator"]
     kind = state.get("bit_generator") if isinstance(state, Mapping) else None
     if kind != here:
         raise StateError(
@@ -276,7 +280,10 @@ def restore_generator(owner: str, rng: np.random.Generator, state: Any) -> None:
         )
     try:
         _check_positions(state)
-        rng.bit_generator.state = on_host(state)
+        if isinstance(rng, np.random.RandomState):
+            rng.set_state(on_host(state))
+        else:
+            rng.bit_generator.state = on_host(state)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise StateError(
             f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"

@@ -25,6 +25,7 @@ from gpunn.estimators.labels import readable
 from gpunn.estimators.loop import TrainingLoop
 from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
+from gpunn.estimators.resuming import Saved
 from gpunn.estimators.samples import Samples, given_validation, split
 from gpunn.estimators.settings import as_metrics, check_solver, place_of
 from gpunn.estimators.solvers import make_optimizer, up_to_date
@@ -143,8 +144,11 @@ class NetworkEstimator(TrainingLoop):
         undo = None if fresh else self._progress.mark()
         begun = False
         try:
+            saved = Saved(self, resume=fresh and self.warm_start, wanted=not incremental)
             given = Samples(X, y, sample_weight)
-            epochs, held_out = self._prepare(given, validation, classes, fresh, incremental)
+            epochs, held_out = self._prepare(
+                given, validation, classes, saved, fresh=fresh, incremental=incremental
+            )
             hooks = Hooks(
                 self,
                 1 if incremental else self.max_iter,
@@ -152,7 +156,7 @@ class NetworkEstimator(TrainingLoop):
                 self._as_if_fitted,
             )
             begun = True
-            self._train(epochs, held_out, hooks, incremental=incremental)
+            self._train(epochs, held_out, hooks, saved, incremental=incremental)
         except BaseException:  # including an interrupt before training
             for name in vars(self).keys() - before.keys():
                 if "callback" not in name:  # callbacks have yet to be notified
@@ -172,8 +176,10 @@ class NetworkEstimator(TrainingLoop):
         given: Samples,
         validation: Samples | None,
         classes: Any,
-        fresh: bool,  # noqa: FBT001
-        incremental: bool,  # noqa: FBT001
+        saved: Saved,
+        *,
+        fresh: bool,
+        incremental: bool,
     ) -> tuple[Epochs, Loader | None]:
         """Return the epochs to run, and the held-out data, if any."""
         name = type(self).__name__
@@ -188,7 +194,7 @@ class NetworkEstimator(TrainingLoop):
         train = self._validated(given, reset=fresh)
         self._origin = Origin.of(train.x)
         n_outputs = self._learn_targets(train.y, classes, fresh=fresh, incremental=incremental)
-        rng = self._random_state = check_random_state(self.random_state)
+        rng = check_random_state(self.random_state)
         if fresh:
             place = place_of(name, self.backend, self.device, self._origin.backend)
             dtype = dtype_name(train.x)
@@ -201,6 +207,7 @@ class NetworkEstimator(TrainingLoop):
             else:
                 self._optimizer = make_optimizer(self)
             self._made = self._made | {"solver": self.solver}
+        rng = self._random_state = saved.generator(rng)
         train = self._encoded(train)
         total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
         held_out = None
@@ -271,17 +278,15 @@ class NetworkEstimator(TrainingLoop):
         assert loader is not None  # noqa: S101
         given = as_metrics(type(self).__name__, self.metrics)
         metrics = [self._metric(metric) for metric in given]
-        trainer = Trainer(self._network, self._loss, self._optimizer, metrics=metrics)
+        parts = self._network, self._loss, self._optimizer
+        trainer = Trainer(*parts, metrics=metrics, rng=self._dropout_rng)
         trainer.check(loader)
         return Epochs(
-            self._network,
-            self._loss,
-            self._optimizer,
+            trainer,
             loader,
             order,
             decay=self._decay(total),
             scale=self._loss_scale(),
-            metrics=trainer.metrics,
             rng=self._dropout_rng,
             program=self._program,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.nn.activation import Activation
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 
@@ -104,6 +106,12 @@ class MLPClassifier(Classifying, Perceptron):
         else NumPy.
     device : int or None, default None
         The index of the GPU, for backend "cupy" or "auto".
+    checkpoint : path, Checkpoint or None, default None
+        A file that `fit` writes after each epoch, or as often as a `gpunn.Checkpoint` says. With
+        `warm_start`, the first call of `fit` goes on from it if it is there, with the same bits as
+        if it had never stopped; a fit that had ended is returned as it was. The data and the
+        settings must be those of then, but for `max_iter`, `tol`, `n_iter_no_change`, `verbose`
+        and the device. Ctrl-C and SIGTERM end training after an epoch, with the file written.
 
     Attributes
     ----------
@@ -189,6 +197,7 @@ class MLPClassifier(Classifying, Perceptron):
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -218,6 +227,7 @@ class MLPClassifier(Classifying, Perceptron):
         self.metrics = metrics
         self.backend = backend
         self.device = device
+        self.checkpoint = checkpoint
 
     @property
     def out_activation_(self) -> str:

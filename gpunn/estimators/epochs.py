@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpunn._typing import Array
+from gpunn.arrays.state import check_arrays, generator_state, restore_generator
 from gpunn.data.loader import Loader
-from gpunn.errors import DeviceMemoryError
-from gpunn.losses.base import Loss
+from gpunn.errors import DeviceMemoryError, StateError
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.losses.squared_error import MeanSquaredError
-from gpunn.nn.layer import Layer
-from gpunn.optim.base import Optimizer
 from gpunn.program import Program
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.inference import evaluate, join
-from gpunn.training.metrics import Metric
 from gpunn.training.readings import Readings
+from gpunn.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,14 +74,29 @@ class Order:
         sums = np.add.reduceat(self._weights[self._indices], self._starts, dtype=np.float64)
         return sums.tolist()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order of the last epoch, and the state of what shuffles it."""
+        rng = None if self._rng is None else generator_state(self._rng)
+        return {"indices": self._indices, "rng": rng}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        check_arrays("Order", {"indices": state["indices"]}, {"indices": self._indices})
+        indices = np.array(state["indices"])
+        if not np.array_equal(np.sort(indices), np.arange(len(indices))):
+            raise StateError("Order.load_state_dict: the indices are not an order of the samples")
+        if self._rng is not None:
+            restore_generator("Order", self._rng, state["rng"])
+        self._indices = indices
+
 
 class Epochs:
     """Runs a network over its training data, one epoch per call.
 
     Parameters
     ----------
-    network, loss, optimizer : Layer, Loss, Optimizer
-        What to train, and how.
+    trainer : Trainer
+        What to train, how, and what to measure.
     loader : Loader
         The data.
     order : Order
@@ -92,8 +105,6 @@ class Epochs:
         Returns the weight decay lambda of a step from the weight sum of its batch.
     scale : float
         A factor of the reported loss, but not of the gradient.
-    metrics : sequence of Metric
-        Further quantities to measure.
     rng : numpy.random.Generator or None
         For dropout.
     program : Program
@@ -107,24 +118,20 @@ class Epochs:
 
     def __init__(
         self,
-        network: Layer,
-        loss: Loss,
-        optimizer: Optimizer,
+        trainer: Trainer,
         loader: Loader,
         order: Order,
         *,
         decay: Callable[[float], float],
         scale: float,
-        metrics: Sequence[Metric],
         rng: np.random.Generator | None,
         program: Program,
     ) -> None:
-        self.network = network
-        self.loss = loss
-        self.optimizer = optimizer
+        self.trainer = trainer
+        self.network, self.loss = trainer.model, trainer.loss
+        self.optimizer, self.metrics = trainer.optimizer, trainer.metrics
         self.loader = loader
-        self.metrics = metrics
-        self._order = order
+        self.order = order
         self._decay = decay
         self._scale = scale
         self._runner = EpochRunner(loader, rng, program)
@@ -152,7 +159,7 @@ class Epochs:
 
     def _decays(self) -> list[float]:
         """Return the weight decay of each step of the epoch whose order was drawn last."""
-        return [self._decay(total) for total in self._order.weight_sums()]
+        return [self._decay(total) for total in self.order.weight_sums()]
 
     def penalty(self) -> float:
         """Return the penalty of the current weights, with the weight decay of the last batch."""

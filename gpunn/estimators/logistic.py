@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
 from gpunn.estimators.settings import CLASSES, TRAINING
 from gpunn.nn.containers import Sequential
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 
@@ -55,7 +57,7 @@ class LogisticRegression(AssignedLinear):
         from 0.1, in at most 500 epochs. An epoch that does not bring the cost 1e-5 down is in vain.
     verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction
         How to train.
-    beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device
+    beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device, checkpoint
         How to train, for how long, and where; `n_iter_no_change` is 5 by default.
 
     Attributes
@@ -116,6 +118,7 @@ class LogisticRegression(AssignedLinear):
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.C = C
         self.fit_intercept = fit_intercept
@@ -142,6 +145,7 @@ class LogisticRegression(AssignedLinear):
         self.metrics = metrics
         self.backend = backend
         self.device = device
+        self.checkpoint = checkpoint
 
     def decision_function(self, X: Any) -> Any:
         """Return the logits.

@@ -16,6 +16,7 @@ from gpunn.estimators.convergence import diverged, explosion, not_converged
 from gpunn.estimators.epochs import Epochs
 from gpunn.estimators.fitted import FittedNetwork
 from gpunn.estimators.hooks import DECORATORS, CallbackSupportMixin, Hooks
+from gpunn.estimators.resuming import Saved
 from gpunn.estimators.solvers import epoch_ended
 from gpunn.kernels import kernels
 from gpunn.training.stopping import BestWeights
@@ -29,28 +30,36 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         raise NotImplementedError
 
     def _train(
-        self, epochs: Epochs, held_out: Loader | None, hooks: Hooks, *, incremental: bool
+        self,
+        epochs: Epochs,
+        held_out: Loader | None,
+        hooks: Hooks,
+        saved: Saved,
+        *,
+        incremental: bool,
     ) -> None:
         """Run epochs until training stops improving, or `max_iter` is reached."""
         progress = self._progress
         best = BestWeights(self._network) if progress.early_stopping else None
         if best is not None and progress.best_score is not None:
             best.loss = -progress.best_score
-        stopped = False
+        stopped = saved.begin(epochs, held_out, progress, best)
         try:
-            while not stopped and progress.n_iter < hooks.n_epochs:
-                hooks.epoch_begins()
-                record = epochs.run()
-                if not math.isfinite(record["loss"]):
-                    self._give_up(best, record["loss"])
-                    stopped = True
-                    break
-                score = self._record(record, epochs, held_out, incremental=incremental)
-                if best is not None and score is not None:
-                    best.offer(progress.n_iter, -score)
-                # A call of partial_fit is not an epoch of fit: it neither lowers rates nor stops.
-                stopped = not incremental and epoch_ended(self, progress, self._optimizer)
-                stopped = hooks.epoch_ends() or stopped
+            with saved.listening():
+                while not stopped and progress.n_iter < hooks.n_epochs:
+                    hooks.epoch_begins()
+                    record = epochs.run()
+                    if not math.isfinite(record["loss"]):
+                        self._give_up(best, record["loss"])
+                        stopped = True
+                        break
+                    score = self._record(record, epochs, held_out, incremental=incremental)
+                    if best is not None and score is not None:
+                        best.offer(progress.n_iter, -score)
+                    # A call of partial_fit is no epoch of fit: it neither lowers rates nor stops.
+                    stopped = not incremental and epoch_ended(self, progress, self._optimizer)
+                    stopped = hooks.epoch_ends() or stopped
+                    saved.epoch_ended(stopped=stopped, last=progress.n_iter >= hooks.n_epochs)
         except KeyboardInterrupt:
             self._optimizer.clear()  # the gradient may be incomplete
             warnings.warn("Training interrupted by user.", stacklevel=4 + DECORATORS)

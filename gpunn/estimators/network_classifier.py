@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from gpunn.estimators.perceptron import Solver
 from gpunn.estimators.settings import CLASSES, loss_or
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 
@@ -39,8 +41,8 @@ class NetworkClassifier(Classifying, CustomNetwork):
         must not change.
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, loss, class_weight, metrics
         How long to train, and on what cost.
-    backend, device
-        Where to compute.
+    backend, device, checkpoint
+        Where to compute, and what to write meanwhile.
 
     Attributes
     ----------
@@ -106,6 +108,7 @@ class NetworkClassifier(Classifying, CustomNetwork):
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.network = network
         self.network_params = network_params
@@ -134,3 +137,4 @@ class NetworkClassifier(Classifying, CustomNetwork):
         self.metrics = metrics
         self.backend = backend
         self.device = device
+        self.checkpoint = checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from gpunn.estimators.regressing import Regressing
 from gpunn.estimators.settings import loss_or
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 
@@ -31,6 +33,8 @@ class NetworkRegressor(Regressing, CustomNetwork):
         How to train; early stopping goes by R^2.
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device
         How long to train, what else, and where.
+    checkpoint : path, Checkpoint or None, default None
+        What to write meanwhile; see `MLPClassifier`.
     loss : "squared_error" or Loss, default "squared_error"
         A loss object replaces the squared error.
 
@@ -85,6 +89,7 @@ class NetworkRegressor(Regressing, CustomNetwork):
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.network = network
         self.network_params = network_params
@@ -112,3 +117,4 @@ class NetworkRegressor(Regressing, CustomNetwork):
         self.metrics = metrics
         self.backend = backend
         self.device = device
+        self.checkpoint = checkpoint

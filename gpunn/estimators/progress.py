@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
+from gpunn.arrays.state import check_like, check_names
+from gpunn.errors import StateError
 from gpunn.optim.patience import Patience
 from gpunn.training.history import History
+
+#: The counts of epochs without an improvement.
+_PATIENCES = ("losses", "negative_scores")
 
 
 def _patience() -> Patience:
@@ -72,6 +78,32 @@ class Progress:
             self.scores, self.negative_scores = None, _patience()
             self.best_loss = min(self.loss_curve, default=math.inf)
             self.__post_init__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all curves and counts, as numbers and lists by name."""
+        patiences = {name: vars(getattr(self, name)) for name in _PATIENCES}
+        return {**vars(self), **patiences, "history": self.history.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take all from a state.
+
+        Raises
+        ------
+        StateError
+            If it is the state of a progress by another measure, or of something else.
+        """
+        check_names("Progress", state, vars(self))
+        if state["early_stopping"] != self.early_stopping:
+            raise StateError("Progress.load_state_dict: early_stopping has changed")
+        numbers = {k: v for k, v in state.items() if k not in ("history", *_PATIENCES)}
+        check_like("Progress", numbers, {name: vars(self)[name] for name in numbers})
+        for name in _PATIENCES:
+            held = vars(getattr(self, name))
+            check_names("Progress", state[name], held)
+            check_like("Progress", state[name], held)
+            held.update(state[name])
+        self.history.load_state_dict(state["history"])
+        vars(self).update(numbers)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that undoes whatever follows this call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from gpunn.estimators.regressing import Regressing
 from gpunn.estimators.settings import NETWORK, TRAINING, loss_or
 from gpunn.losses.base import Loss
 from gpunn.nn.activation import Activation
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 
@@ -33,7 +35,7 @@ class MLPRegressor(Regressing, Perceptron):
         How to train.
     nesterovs_momentum, early_stopping, validation_fraction, beta_1, beta_2, epsilon
         How to train; early stopping goes by R^2.
-    n_iter_no_change, dropout, metrics, backend, device
+    n_iter_no_change, dropout, metrics, backend, device, checkpoint
         How long to train, what else, and where.
 
     Attributes
@@ -92,6 +94,7 @@ class MLPRegressor(Regressing, Perceptron):
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -120,6 +123,7 @@ class MLPRegressor(Regressing, Perceptron):
         self.metrics = metrics
         self.backend = backend
         self.device = device
+        self.checkpoint = checkpoint
 
     @property
     def out_activation_(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
@@ -20,6 +21,7 @@ from gpunn.errors import SettingError
 from gpunn.estimators.network import NAMES
 from gpunn.losses.base import Loss
 from gpunn.nn.activation import Activation
+from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
 _FRACTION = Interval(Real, 0, 1, closed="left")
@@ -40,6 +42,7 @@ TRAINING: dict[str, Any] = {
     "tol": [_NOT_NEGATIVE],
     "verbose": ["verbose"],
     "warm_start": ["boolean"],
+    "checkpoint": [str, os.PathLike, Checkpoint, None],
     "momentum": [_FRACTION],
     "nesterovs_momentum": ["boolean"],
     "early_stopping": ["boolean"],

@@ -198,6 +198,6 @@ def found(resume: Any) -> Path | None:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, owner: str = "Trainer.fit") -> dict[str, Any]:
     """Read the state of a run from a file."""
-    return read_state("Trainer.fit", path, CHECKPOINT)
+    return read_state(owner, path, CHECKPOINT)

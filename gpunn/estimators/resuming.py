@@ -1,0 +1,225 @@
+"""Checkpoints of `fit`: training goes on from where an earlier process left it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import InvalidParameterError
+
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.state import check_names, generator_state, restore_generator
+from gpunn.data.loader import Loader
+from gpunn.errors import GpunnError, StateError
+from gpunn.estimators.epochs import Epochs
+from gpunn.estimators.progress import Progress
+from gpunn.training import checkpoint as files
+from gpunn.training.checkpoint import Checkpoint
+from gpunn.training.signals import Ending, heard
+from gpunn.training.stopping import BestWeights
+
+#: The settings that may change when training goes on: they say how long, where and from what.
+_MAY_CHANGE = frozenset(
+    {"max_iter", "n_iter_no_change", "tol", "verbose", "warm_start", "checkpoint"}
+    | {"backend", "device", "random_state"}
+)
+
+#: What a setting may be to be told by its value; others are told by their names.
+_PLAIN = (type(None), bool, int, float, str)
+
+
+class Saved:
+    """What a call of `fit` writes to its checkpoint, and where it goes on from.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Without a setting `checkpoint`, nothing is written or read.
+    resume : bool
+        Whether to go on from the file, if it is there.
+    wanted : bool, default True
+        Whether there is anything to write: `partial_fit` writes nothing.
+
+    Raises
+    ------
+    FileError
+        If the file is damaged or of another kind.
+    """
+
+    def __init__(self, estimator: Any, *, resume: bool, wanted: bool = True) -> None:
+        self._name = type(estimator).__name__
+        self._checkpoint = as_checkpoint(self._name, estimator.checkpoint) if wanted else None
+        self._parameters = estimator.get_params(deep=False)
+        self._state: dict[str, Any] | None = None
+        self._path = None
+        if self._checkpoint is not None and resume:
+            self._path = files.found(self._checkpoint)
+        if self._path is not None:
+            self._state = files.read(self._path, f"{self._name}.fit")
+
+    def generator(self, rng: np.random.RandomState) -> np.random.RandomState:
+        """Return what to draw the split and the orders from.
+
+        If training goes on, this is in the state that it was in then, and NumPy's global generator
+        stays as it is.
+        """
+        if self._state is not None:
+            with self._refusing():
+                if "fit" not in self._state:
+                    raise StateError("it was written by Trainer.fit, and not by an estimator")
+                check_names("fit", self._state, ("trainer", "order", "progress", "best", "fit"))
+                about = self._state["fit"]
+                check_names("fit", about, ("drawn", "data", "settings", "stopped"))
+                if self._parameters["random_state"] is None:
+                    rng = np.random.RandomState()
+                restore_generator("fit", rng, about["drawn"])
+        if self._checkpoint is not None:
+            self._drawn = generator_state(rng)
+        return rng
+
+    def begin(
+        self,
+        epochs: Epochs,
+        held_out: Loader | None,
+        progress: Progress,
+        best: BestWeights | None,
+    ) -> bool:
+        """Take all from the state, if training goes on; return whether it had ended there.
+
+        Raises
+        ------
+        StateError
+            If the settings or the data are others.
+        """
+        if self._checkpoint is None:
+            return False
+        self._parts: dict[str, Any] = {
+            "trainer": epochs.trainer,
+            "order": epochs.order,
+            "progress": progress,
+        }
+        self._best, self._progress = best, progress
+        self._about: dict[str, Any] = {
+            "drawn": self._drawn,
+            "data": digest(epochs.loader, held_out),
+            "settings": {"estimator": self._name, **_told(self._parameters)},
+        }
+        stopped = False
+        if self._state is None:
+            self._told(stopped=False)  # refuses now what could not be written later
+        else:
+            with self._refusing():
+                stopped = self._load(self._state)
+        self._checkpoint.begin(progress.n_samples, self._path)
+        return stopped
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Return a context in which Ctrl-C and SIGTERM wait for the end of an epoch."""
+        with heard(wanted=self._checkpoint is not None) as self._ending:
+            yield
+
+    def epoch_ended(self, *, stopped: bool, last: bool) -> None:
+        """Write the file if it is due.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If a signal came during the epoch. The file is written then.
+        """
+        if self._checkpoint is None:
+            return
+        step, n_iter, asked = self._progress.n_samples, self._progress.n_iter, self._ending.asked_by
+        if stopped or last or asked or self._checkpoint.is_due(step, n_iter):
+            self._checkpoint.write(self._told(stopped=stopped), step)
+        if asked:
+            raise KeyboardInterrupt
+
+    _ending = Ending()
+
+    def _told(self, *, stopped: bool) -> dict[str, Any]:
+        return {
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "best": None if self._best is None else self._best.state_dict(),
+            "fit": {**self._about, "stopped": stopped},
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> bool:
+        then, now = state["fit"]["settings"], self._about["settings"]
+        for name in now.keys() | then.keys():
+            if then.get(name) != now.get(name):
+                raise StateError(f"{name} was {then.get(name)!r} and is {now.get(name)!r} now")
+        if state["fit"]["data"] != self._about["data"]:
+            raise StateError("it was written for other training data")
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        if self._best is not None:
+            self._best.load_state_dict(state["best"])
+        return bool(state["fit"]["stopped"])
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (GpunnError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StateError(
+                f"{self._name}.fit: cannot go on from {self._path}: {error}. Give the data and "
+                "settings of then, or start over: warm_start=False, or another file"
+            ) from error
+
+
+def as_checkpoint(estimator: str, value: Any) -> Checkpoint | None:
+    """Return the checkpoint of a setting; a path stands for a file after every epoch.
+
+    Raises
+    ------
+    InvalidParameterError
+        For a checkpoint that an estimator cannot write.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, os.PathLike)):
+        return Checkpoint(value)
+    if value.unit == "steps" or value.keep > 1:
+        raise InvalidParameterError(
+            f"{estimator}: checkpoint is a path, or gpunn.Checkpoint(path, every, unit='epochs' or "
+            f"'seconds'): an estimator writes one file, after whole epochs; got {value!r}"
+        )
+    return value
+
+
+def digest(*loaders: Loader | None) -> str:
+    """Return the digest of all data of loaders, wherever they are."""
+    found = hashlib.blake2b(digest_size=16)
+    sets = [loader.stored for loader in loaders if loader is not None]
+    parts: list[Any] = [part for data in sets for part in (data.x, data.y, data.sample_weight)]
+    for part in parts:
+        pieces = [part]
+        if hasattr(part, "tocsr"):
+            csr = part.tocsr()
+            pieces = [csr.data, csr.indices, csr.indptr]
+        for piece in pieces:
+            array = np.zeros(0) if piece is None else np.ascontiguousarray(to_numpy(piece))
+            found.update(f"{array.shape}{array.dtype.str}".encode())
+            found.update(array.data.cast("B") if array.size else b"")
+    return found.hexdigest()
+
+
+def _told(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must not change, as JSON has them."""
+    return {name: _as_json(v) for name, v in parameters.items() if name not in _MAY_CHANGE}
+
+
+def _as_json(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return getattr(value, "__qualname__", type(value).__qualname__)
