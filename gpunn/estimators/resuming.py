@@ -53,7 +53,8 @@ class Saved:
     def __init__(self, estimator: Any, *, resume: bool, wanted: bool = True) -> None:
         self._name = type(estimator).__name__
         self._checkpoint = as_checkpoint(self._name, estimator.checkpoint) if wanted else None
-        self._parameters = estimator.get_params(deep=False)
+        wants = self._checkpoint is not None
+        self._parameters = estimator.get_params(deep=False) if wants else {}
         self._state: dict[str, Any] | None = None
         self._path = None
         if self._checkpoint is not None and resume:

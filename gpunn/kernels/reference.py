@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace, Shape
@@ -56,11 +57,10 @@ class Kernels(
 
     def __init__(self, xp: Namespace) -> None:
         self.xp = xp
+        kind: Any = type(self)
         #: The methods `fused_<name>`, by name.
         self._fused: dict[str | None, Callable[..., Any]] = {
-            name.removeprefix("fused_"): getattr(self, name)
-            for name in dir(type(self))
-            if name.startswith("fused_")
+            name.removeprefix("fused_"): getattr(self, name) for name in _fused_in(kind)
         }
 
     def keep_memory(self) -> None:
@@ -302,6 +302,12 @@ class Kernels(
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
         """Return the rows of each array at `indices` (N,), as new arrays; all are in range."""
         return [self.xp.take(x, indices, axis=0) for x in arrays]
+
+
+@cache
+def _fused_in(kind: Any) -> list[str]:
+    """Return the names of a class's methods `fused_<name>`; each recording makes kernels anew."""
+    return [name for name in dir(kind) if name.startswith("fused_")]
 
 
 def _written(x: Array, into: Array | None) -> Array:
