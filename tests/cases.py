@@ -338,6 +338,9 @@ LOSSES = [
     LossCase("Huber(0.3)", lambda **others: gn.Huber(0.3, **others), 1, "real"),
     LossCase("Poisson", gn.Poisson, 3, "counts"),
     LossCase("Poisson(one)", gn.Poisson, 1, "binary labels"),
+    LossCase(
+        "Poisson(deviance)", lambda **others: gn.Poisson(deviance=True, **others), 3, "counts"
+    ),
     *(
         LossCase(
             f"Hinge(squared={squared}, {target})",

@@ -56,8 +56,9 @@ def _huber(loss: Any, x: Any, y: Any) -> Any:
     return scipy.special.huber(loss.delta, x - y).sum(axis=1), grad
 
 
-def _poisson(_: Any, z: Any, y: Any) -> Any:
-    return (np.exp(z) - y * z).sum(axis=1), np.exp(z) - y
+def _poisson(loss: Any, z: Any, y: Any) -> Any:
+    rest = scipy.special.xlogy(y, y) - y if loss.deviance else 0.0
+    return (np.exp(z) - y * z + rest).sum(axis=1), np.exp(z) - y
 
 
 def _hinge(loss: Any, z: Any, y: Any) -> Any:

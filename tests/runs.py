@@ -86,6 +86,7 @@ OTHERS: dict[str, Callable[..., gn.Loss]] = {
     "divergence": gn.KLDivergence,
     "logarithms": partial(gn.KLDivergence, from_logits=False),
     "poisson": gn.Poisson,
+    "deviance": partial(gn.Poisson, deviance=True),
     "hinge": gn.Hinge,
     "squared hinge": partial(gn.Hinge, squared=True),
 }

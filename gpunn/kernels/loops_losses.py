@@ -18,7 +18,7 @@ ABSOLUTE_ERROR, HUBER, POISSON, HINGE = range(4)
 BY_OUTPUT: dict[str, tuple[int, str | None]] = {
     "absolute_error": (ABSOLUTE_ERROR, None),
     "huber": (HUBER, "delta"),
-    "poisson": (POISSON, None),
+    "poisson": (POISSON, "deviance"),
     "hinge": (HINGE, "squared"),
 }
 
@@ -60,7 +60,8 @@ def _loss(kind: int, p: Any, x: Any, y: Any) -> Any:
     if kind == ABSOLUTE_ERROR:
         return abs(x - y)
     if kind == POISSON:
-        return np.exp(x) - y * x
+        rest = times_log(y) - y if p != of(0) else of(0)
+        return np.exp(x) - y * x + rest
     if kind == HINGE:
         margin = _margin(_sign(y - of(0.5)), x)
         return margin * margin if p != of(0) else margin

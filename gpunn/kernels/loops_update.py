@@ -118,6 +118,15 @@ def lion(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
 
 
 @compiled
+def gradient_sum(value: Array, grad: Array, states: Any, common: Any, _: Any) -> None:
+    """Add the gradient, times the step size, to a sum; the value stays."""
+    rate, _, decay, _, limit, factor = _in_dtype(value, common)
+    total, _, _ = states
+    for i in range(value.size):
+        total[i] += rate * _regular(grad[i], value[i], decay, limit, factor)
+
+
+@compiled
 def average(value: Array, grad: Array, _: Any, common: Any, __: Any) -> None:
     """Move an average towards the weight that stands in the place of a gradient."""
     rate = value.dtype.type(common[0])
@@ -127,5 +136,5 @@ def average(value: Array, grad: Array, _: Any, common: Any, __: Any) -> None:
 
 #: The rules by the names of their kernels.
 UPDATES: dict[str, Callable[..., None]] = {
-    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion, average)
+    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion, gradient_sum, average)
 }

@@ -53,6 +53,10 @@ def _lion(rule: Any) -> Fused:
     return Fused("lion", (float(rule.beta_1), float(rule.beta_2), 0.0), _FIRST)
 
 
+def _gradient_sum(rule: Any) -> Fused:  # noqa: ARG001 (it has no settings)
+    return Fused("gradient_sum", (0.0, 0.0, 0.0), _FIRST)
+
+
 def _average(rule: Any) -> Fused:  # noqa: ARG001 (it has no settings)
     return Fused("average", (0.0, 0.0, 0.0), _NONE)
 
@@ -64,6 +68,7 @@ _RULES: dict[str | None, Callable[[Any], Fused]] = {
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
     "lion": _lion,
+    "gradient_sum": _gradient_sum,
     "average": _average,
 }
 #: The names of the rules.

@@ -36,7 +36,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "squared_error": (),
     "absolute_error": (),
     "huber": ("delta",),
-    "poisson": (),
+    "poisson": ("deviance",),
     "hinge": ("squared",),
     "cosine_distance": ("epsilon",),
 }

@@ -236,9 +236,11 @@ extern "C" __global__ void huber(
 
 extern "C" __global__ void poisson(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
-    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p) {
+    T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double deviance) {
+  bool whole = deviance != 0.0;
   by_output(prediction, target, scale, stride, constant, losses, cost, arrived, grad, n, p,
-            [](T x, T y) { return exp(x) - y * x; }, [](T x, T y) { return exp(x) - y; });
+            [=](T x, T y) { return exp(x) - y * x + (whole ? times_log(y) - y : T(0)); },
+            [](T x, T y) { return exp(x) - y; });
 }
 
 // Targets are 0 and 1, or -1 and 1.

@@ -166,6 +166,13 @@ struct lion {  // p and q: the betas
   }
 };
 
+struct gradient_sum {  // the value stays
+  enum { states = 1 };
+  static __device__ void apply(const Numbers& number, T&, T g, T* s) {
+    s[0] += number.rate * g;
+  }
+};
+
 struct average {  // of what stands in the place of the gradient
   enum { states = 0 };
   static __device__ void apply(const Numbers& number, T& x, T g, T*) {

@@ -92,6 +92,12 @@ def lion(op: int, ctx: int, one: Any) -> None:
 
 
 @by_name
+def gradient_sum(op: int, ctx: int, one: Any) -> None:
+    """Add gradients to sums."""
+    loops_update.gradient_sum(*_operands(op, ctx, one))
+
+
+@by_name
 def average(op: int, ctx: int, one: Any) -> None:
     """Move m averages at a towards the numbers at b, by the share p."""
     w, f = words_of(op), numbers_of(op)
