@@ -20,7 +20,7 @@ from gpunn.estimators.classifying import Classifying
 from gpunn.estimators.labels import Labels, converted
 from gpunn.estimators.layered import LayeredNetwork
 from gpunn.estimators.origin import HOST, Origin
-from gpunn.estimators.settings import check_solver, place_of
+from gpunn.estimators.settings import place_of
 from gpunn.estimators.weights import fitting, numbers, write
 
 _PARTS = ("coef_", "intercept_", "classes_")
@@ -110,7 +110,6 @@ class AssignedLinear(Classifying, LayeredNetwork):
         """Make the network from the parts, as if `fit` had found them."""
         name, labels = type(self).__name__, Labels.among(classes)
         self._validate_params()
-        check_solver(name, self.solver)
         k = labels.n_outputs
         if coef.ndim != 2 or coef.shape[0] != k:
             n_features = coef.shape[-1] if coef.ndim else 1

@@ -20,15 +20,15 @@ from gpunn.data.loader import Loader
 from gpunn.estimators.changes import check_place, check_unchanged
 from gpunn.estimators.epochs import Epochs, Order
 from gpunn.estimators.fitted import ROWS
+from gpunn.estimators.full_batch import FullBatchTraining, Penalty, equal_parts
 from gpunn.estimators.hooks import DECORATORS, Hooks, with_callbacks
 from gpunn.estimators.labels import readable
-from gpunn.estimators.loop import TrainingLoop
 from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.resuming import Saved
 from gpunn.estimators.samples import Samples, given_validation, split
-from gpunn.estimators.settings import as_metrics, check_solver, place_of
-from gpunn.estimators.solvers import make_optimizer, up_to_date
+from gpunn.estimators.settings import as_metrics, place_of
+from gpunn.estimators.solvers import is_full_batch, make_optimizer, up_to_date
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.program import Program
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     outputs: int
 
 
-class NetworkEstimator(TrainingLoop):
+class NetworkEstimator(FullBatchTraining):
     """An estimator around a network.
 
     A subclass has scikit-learn's settings as attributes, and defines the targets, the loss, the
@@ -88,6 +88,10 @@ class NetworkEstimator(TrainingLoop):
         scikit-learn divides the penalty by the size of the batch, whatever the batch.
         """
         return lambda mass: self.alpha / mass if mass > 0 else 0.0
+
+    def _penalty(self, total: float) -> Penalty:
+        """Return the penalty beside the mean loss of data whose weights add up to `total`."""
+        return Penalty(0.0, self._decay(total)(total))
 
     # Training
 
@@ -156,7 +160,10 @@ class NetworkEstimator(TrainingLoop):
                 self._as_if_fitted,
             )
             begun = True
-            self._train(epochs, held_out, hooks, saved, incremental=incremental)
+            if is_full_batch(self.solver):
+                self._minimize(epochs, held_out, hooks)
+            else:
+                self._train(epochs, held_out, hooks, saved, incremental=incremental)
         except BaseException:  # including an interrupt before training
             for name in vars(self).keys() - before.keys():
                 if "callback" not in name:  # callbacks have yet to be notified
@@ -183,7 +190,6 @@ class NetworkEstimator(TrainingLoop):
     ) -> tuple[Epochs, Loader | None]:
         """Return the epochs to run, and the held-out data, if any."""
         name = type(self).__name__
-        check_solver(name, self.solver)
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
         if not fresh:
@@ -200,7 +206,7 @@ class NetworkEstimator(TrainingLoop):
             dtype = dtype_name(train.x)
             self._begin(Sizes(tuple(train.x.shape[1:]), n_outputs), rng, dtype, place)
         else:
-            self._progress.begin(early_stopping=self.early_stopping)
+            self._progress.begin(early_stopping=self._holds_out)
             if incremental:
                 held = self._optimizer
                 self._optimizer = up_to_date(self, held, self._made["solver"])
@@ -213,7 +219,7 @@ class NetworkEstimator(TrainingLoop):
         held_out = None
         if validation is not None:
             held_out = self._encoded(self._validated(validation, reset=False))
-        elif self.early_stopping:
+        elif self._holds_out:
             binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
             train, held_out = split(train, self.validation_fraction, rng, stratify=binary)
         return self._epochs(train, rng, total), self._loader(held_out)
@@ -231,7 +237,7 @@ class NetworkEstimator(TrainingLoop):
         self._network = self._make_network(sizes, rng, dtype, place)
         self._dropout_rng = generator(rng) if self._is_random() else None
         self._program = Program()
-        self._progress = Progress(self.early_stopping)
+        self._progress = Progress(self._holds_out)
         self._optimizer = make_optimizer(self)
 
     def _validated(self, given: Samples, *, reset: bool) -> Samples:
@@ -265,16 +271,9 @@ class NetworkEstimator(TrainingLoop):
     def _epochs(self, train: Samples, rng: np.random.RandomState, total: float) -> Epochs:
         """Return the epochs over the training data."""
         n_samples = train.x.shape[0]
-        batch_size = min(self._AUTO, n_samples) if self.batch_size == "auto" else self.batch_size
-        if batch_size > n_samples:
-            warnings.warn(
-                f"Got `batch_size` {batch_size}, more than the number of samples; it is clipped to "
-                f"{n_samples}",
-                stacklevel=5 + DECORATORS,
-            )
-            batch_size = n_samples
-        order = Order(n_samples, batch_size, rng if self.shuffle else None, train.weight)
-        loader = self._loader(train, batch_size, shuffle=order if self.shuffle else False)
+        batch_size, shuffle = self._batching(n_samples)
+        order = Order(n_samples, batch_size, rng if shuffle else None, train.weight)
+        loader = self._loader(train, batch_size, shuffle=order if shuffle else False)
         assert loader is not None  # noqa: S101
         given = as_metrics(type(self).__name__, self.metrics)
         metrics = [self._metric(metric) for metric in given]
@@ -290,6 +289,26 @@ class NetworkEstimator(TrainingLoop):
             rng=self._dropout_rng,
             program=self._program,
         )
+
+    def _batching(self, n_samples: int) -> tuple[int, bool]:
+        """Return the size of a batch, and whether batches are shuffled."""
+        if is_full_batch(self.solver):
+            return equal_parts(n_samples), False
+        if self.batch_size == "auto":
+            return min(self._AUTO, n_samples), self.shuffle
+        if self.batch_size <= n_samples:
+            return self.batch_size, self.shuffle
+        warnings.warn(
+            f"Got `batch_size` {self.batch_size}, more than the number of samples; it is clipped "
+            f"to {n_samples}",
+            stacklevel=6 + DECORATORS,
+        )
+        return n_samples, self.shuffle
+
+    @property
+    def _holds_out(self) -> bool:
+        """Whether `fit` stops by data that it holds out; solvers of all data never do."""
+        return self.early_stopping and not is_full_batch(self.solver)
 
     def _loader(
         self, samples: Samples | None, batch_size: int = ROWS, *, shuffle: Any = False

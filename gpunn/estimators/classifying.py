@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import is_multilabel
 from sklearn.utils.validation import check_is_fitted
 
@@ -27,6 +28,7 @@ from gpunn.estimators.labels import (
     readable,
 )
 from gpunn.estimators.origin import Origin, namespace_of
+from gpunn.estimators.solvers import is_stochastic
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -75,6 +77,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     # Training
 
+    @available_if(is_stochastic)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
         """Go over some data once, and keep what was learned before.

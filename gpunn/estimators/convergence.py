@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 #: Training has diverged if the loss is above this many times the loss of zero weights.
 _FACTOR = 2.0
@@ -11,12 +12,28 @@ _FACTOR = 2.0
 _NEGLIGIBLE = 100.0
 
 
-def diverged(owner: str, what: str, epoch: int, rate: float) -> str:
-    """Return the message for weights or losses that are not finite."""
+def diverged(owner: str, what: str, epoch: int, rate: float | None) -> str:
+    """Return the message for weights or losses that are not finite; with a rate that is too high.
+
+    Its second sentence is scikit-learn's.
+    """
+    lower = "" if rate is None else f", or lower learning_rate_init (now {rate:g})"
     return (
-        f"{owner}: {what} in epoch {epoch}: training has "
-        f"diverged. Lower learning_rate_init (now {rate:g}), or scale the "
-        "features first, e.g. with sklearn.preprocessing.StandardScaler"
+        f"{owner}: {what} in epoch {epoch}: training has diverged. Solver produced non-finite "
+        "parameter weights. The input data may contain large values and need to be preprocessed. "
+        f"Scale the features, e.g. with sklearn.preprocessing.StandardScaler{lower}"
+    )
+
+
+def not_minimized(owner: str, result: Any, max_iter: int) -> str:
+    """Return the message for a run of L-BFGS-B that did not converge, from SciPy's result."""
+    advice = "Scale the features, e.g. with sklearn.preprocessing.StandardScaler"
+    if result.status == 1:  # a limit
+        which = f"max_iter (now {max_iter})" if result.nit >= max_iter else "max_fun"
+        advice = f"Increase {which}, or scale the features"
+    return (
+        f"{owner}: lbfgs failed to converge after {result.nit} iteration(s) "
+        f"(status={result.status}): {str(result.message).rstrip('.')}. {advice}."
     )
 
 

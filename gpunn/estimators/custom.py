@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpunn._typing import Shape
 from gpunn.arrays.backend import Backend
 from gpunn.estimators.base import NetworkEstimator, Sizes, generator
-from gpunn.estimators.settings import PENALTY, TRAINING
+from gpunn.estimators.settings import LIMIT, PENALTY, TRAINING
 from gpunn.nn.containers import Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
@@ -46,6 +46,7 @@ class CustomNetwork(NetworkEstimator):
     _CUSTOM: ClassVar[dict[str, Any]] = {
         **TRAINING,
         **PENALTY,
+        **LIMIT,
         "network": [callable, None],
         "network_params": [dict, None],
     }

@@ -16,9 +16,11 @@ from gpunn.errors import DeviceMemoryError, StateError
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.losses.squared_error import MeanSquaredError
+from gpunn.optim.gradient_sum import GradientSum
 from gpunn.program import Program
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.inference import evaluate, join
+from gpunn.training.objective import Objective
 from gpunn.training.readings import Readings
 from gpunn.training.trainer import Trainer
 
@@ -160,6 +162,26 @@ class Epochs:
     def _decays(self) -> list[float]:
         """Return the weight decay of each step of the epoch whose order was drawn last."""
         return [self._decay(total) for total in self.order.weight_sums()]
+
+    def took(self, elapsed_s: float) -> None:
+        """Note the time of a pass that was not made by `run`."""
+        self.times = {"elapsed_s": elapsed_s, "samples_per_s": self.loader.n_samples / elapsed_s}
+
+    def objective(self) -> Objective:
+        """Return the mean loss over the data as a function of the parameters, without a penalty."""
+        optimizer = self.optimizer
+        assert isinstance(optimizer, GradientSum)  # noqa: S101 (that of such a solver)
+        parts = self.network, self.loss, optimizer, self.loader
+        return Objective(*parts, metrics=self.metrics, program=self._runner.program)
+
+    def numbers(self, numbers: dict[str, float], penalty: float) -> dict[str, float]:
+        """Return the numbers of a pass as they are reported: the loss with the penalty."""
+        return {**numbers, "loss": self._scale * numbers["loss"] + penalty}
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the samples' weights."""
+        return math.fsum(self.order.weight_sums())
 
     def penalty(self) -> float:
         """Return the penalty of the current weights, with the weight decay of the last batch."""

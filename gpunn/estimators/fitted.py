@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -124,8 +123,7 @@ class FittedNetwork(BaseEstimator):
     @property
     def loss_(self) -> float:
         """The loss of the last epoch, with the penalty."""
-        curve = self._fitted_progress().loss_curve
-        return curve[-1] if curve else math.nan  # where training was interrupted at once
+        return self._fitted_progress().loss
 
     @property
     def loss_curve_(self) -> list[float]:

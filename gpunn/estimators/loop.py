@@ -17,7 +17,7 @@ from gpunn.estimators.epochs import Epochs
 from gpunn.estimators.fitted import FittedNetwork
 from gpunn.estimators.hooks import DECORATORS, CallbackSupportMixin, Hooks
 from gpunn.estimators.resuming import Saved
-from gpunn.estimators.solvers import epoch_ended
+from gpunn.estimators.solvers import epoch_ended, is_full_batch
 from gpunn.kernels import kernels
 from gpunn.training.stopping import BestWeights
 
@@ -93,7 +93,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         curve, what = progress.loss_curve[-progress.n_iter :], ""
         if epoch:
             loss = curve[epoch - 1]
-            if self.early_stopping:  # the best epoch may have started far from where it ended
+            if progress.early_stopping:  # the best epoch may have started far from where it ended
                 held_out = progress.history["validation_loss"][epoch - 1 - progress.n_iter]
                 loss = min(loss, held_out + epochs.penalty())
             what = explosion(loss, epochs.loss_of_zeros(self.n_outputs_), self.tol, rate)
@@ -112,15 +112,15 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         incremental: bool,
     ) -> float | None:
         """Record an epoch; return the score of the held-out data."""
-        score = None
+        score, progress = None, self._progress
         if held_out is not None:
             numbers, outputs = epochs.evaluate(held_out)
             record |= {f"validation_{name}": value for name, value in numbers.items()}
-            if self.early_stopping:
+            if progress.early_stopping:
                 weight = held_out.stored.sample_weight
                 score = self._score_of(outputs, to_numpy(held_out.targets), weight)
                 record["validation_score"] = score
-        progress, n_samples = self._progress, epochs.loader.n_samples
+        n_samples = epochs.loader.n_samples
         record |= epochs.times
         progress.record_epoch(record, n_samples, score, self.tol, incremental=incremental)
         if self.verbose:
@@ -140,5 +140,6 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
                 raise ValueError(self._diverged("the solver has produced non-finite weights"))
 
     def _diverged(self, what: str) -> str:
-        epoch, rate = self._progress.n_iter + 1, self.learning_rate_init
+        epoch = self._progress.n_iter + 1
+        rate = None if is_full_batch(self.solver) else self.learning_rate_init
         return diverged(type(self).__name__, what, epoch, rate)

@@ -103,6 +103,7 @@ class NetworkClassifier(Classifying, CustomNetwork):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: int = 10,
+        max_fun: int = 15000,
         loss: str | Loss = "log_loss",
         class_weight: Any = None,
         metrics: Sequence[str | Metric] = (),
@@ -132,6 +133,7 @@ class NetworkClassifier(Classifying, CustomNetwork):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.loss = loss
         self.class_weight = class_weight
         self.metrics = metrics

@@ -86,6 +86,7 @@ class NetworkRegressor(Regressing, CustomNetwork):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: int = 10,
+        max_fun: int = 15000,
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
         device: int | None = None,
@@ -114,6 +115,7 @@ class NetworkRegressor(Regressing, CustomNetwork):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.metrics = metrics
         self.backend = backend
         self.device = device

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import column_or_1d
 
 from gpunn._typing import Array
@@ -16,6 +17,7 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.origin import namespace_of
+from gpunn.estimators.solvers import is_stochastic
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
@@ -25,6 +27,7 @@ from gpunn.losses.squared_error import MeanSquaredError
 class Regressing(RegressorMixin, NetworkEstimator):
     """A network whose outputs are numbers."""
 
+    @available_if(is_stochastic)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Go over some data once, and keep what was learned before; see `MLPClassifier`.

@@ -90,6 +90,7 @@ class MLPRegressor(Regressing, Perceptron):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: int = 10,
+        max_fun: int = 15000,
         dropout: float | Sequence[float] = 0.0,
         metrics: Sequence[str | Metric] = (),
         backend: str | Backend | None = None,
@@ -119,6 +120,7 @@ class MLPRegressor(Regressing, Perceptron):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.dropout = dropout
         self.metrics = metrics
         self.backend = backend

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils._param_validation import (
-    Hidden,
     Interval,
     InvalidParameterError,
     Options,
@@ -31,7 +30,7 @@ _COUNT = Interval(Integral, 1, None, closed="left")
 
 #: Settings of all estimators.
 TRAINING: dict[str, Any] = {
-    "solver": [StrOptions({"sgd", "adam"}), Hidden(StrOptions({"lbfgs"})), callable],
+    "solver": [StrOptions({"sgd", "adam", "lbfgs"}), callable],
     "batch_size": [StrOptions({"auto"}), _COUNT],
     "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
     "learning_rate_init": [_POSITIVE],
@@ -56,12 +55,16 @@ TRAINING: dict[str, Any] = {
     "device": [Interval(Integral, 0, None, closed="left"), None],
 }
 
+#: The most evaluations of the cost by "lbfgs".
+LIMIT: dict[str, Any] = {"max_fun": [_COUNT]}
+
 #: The setting of scikit-learn's penalty.
 PENALTY: dict[str, Any] = {"alpha": [_NOT_NEGATIVE]}
 
 #: Further settings of the perceptrons.
 NETWORK: dict[str, Any] = {
     **PENALTY,
+    **LIMIT,
     "hidden_layer_sizes": ["array-like", _COUNT],
     "activation": [StrOptions(NAMES), Activation, list, tuple],
     "dropout": [_FRACTION, list, tuple],
@@ -70,19 +73,9 @@ NETWORK: dict[str, Any] = {
 CLASSES: dict[str, Any] = {"class_weight": [StrOptions({"balanced"}), dict, list, None]}
 
 
-def loss_or(name: str) -> list[Any]:
-    """Return the constraint of a loss: that name, or a `Loss`."""
-    return [StrOptions({name}), Loss]
-
-
-def check_solver(estimator: str, solver: Any) -> None:
-    """Refuse the solver of scikit-learn that gpunn does not have."""
-    if isinstance(solver, str) and solver == "lbfgs":
-        raise InvalidParameterError(
-            f"{estimator}: solver='lbfgs' is not here: it takes the whole data set in each step. "
-            "Say solver='adam' (the default of the perceptrons) or 'sgd', or give a function from "
-            "parameters to an optimizer, such as functools.partial(gpunn.SGD, clip_norm=1.0)"
-        )
+def loss_or(*names: str) -> list[Any]:
+    """Return the constraint of a loss: one of these names, or a `Loss`."""
+    return [StrOptions(set(names)), Loss]
 
 
 def place_of(estimator: str, backend: Any, device: int | None, given: Backend | None) -> Backend:

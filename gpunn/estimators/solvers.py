@@ -8,11 +8,33 @@ from gpunn.estimators.changes import alike
 from gpunn.estimators.progress import Progress
 from gpunn.optim.adam import Adam
 from gpunn.optim.base import Optimizer
+from gpunn.optim.gradient_sum import GradientSum
 from gpunn.optim.schedules import Constant, observe
 from gpunn.optim.sgd import SGD
 
 #: "adaptive" divides the learning rate by the first, down to the second.
 _DIVISOR, _LOWEST_RATE = 5.0, 1e-6
+
+
+def is_full_batch(solver: Any) -> bool:
+    """Return whether a solver takes all data in each step, and has no epochs of batches."""
+    return isinstance(solver, str) and solver == "lbfgs"
+
+
+def is_stochastic(estimator: Any) -> bool:
+    """Return whether an estimator can learn from data in parts; raise as scikit-learn's does.
+
+    Raises
+    ------
+    AttributeError
+        If it cannot, so that it has no such method.
+    """
+    if is_full_batch(estimator.solver):
+        raise AttributeError(
+            "partial_fit is only available for stochastic optimizers. "
+            f"{estimator.solver} is not stochastic; say solver='adam' or 'sgd'"
+        )
+    return True
 
 
 def make_optimizer(estimator: Any) -> Optimizer:
@@ -24,6 +46,8 @@ def make_optimizer(estimator: Any) -> Optimizer:
     if estimator.solver == "sgd":
         momentum, nesterov = _momentum(estimator)
         return SGD(parameters, rate, momentum=momentum, nesterov=nesterov)
+    if is_full_batch(estimator.solver):
+        return GradientSum(parameters)
     name, optimizer = type(estimator).__name__, estimator.solver(parameters)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(

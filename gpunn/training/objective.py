@@ -52,6 +52,8 @@ class Objective:
         The loss and the metrics of the last pass.
     passes : int
         How many there were.
+    is_random : bool
+        Whether the model draws random numbers, as dropout does: J is no function of it then.
     """
 
     def __init__(
@@ -67,9 +69,12 @@ class Objective:
         self.loss = loss
         self.numbers: dict[str, float] = {}
         self.passes = 0
+        self.is_random = False
         self._model, self._loader, self._metrics = model, loader, metrics
         self._gradients = gradients
-        self._runner = EpochRunner(loader, program=program)
+        self._rng = np.random.default_rng(0)
+        self._unused = self._rng.bit_generator.state
+        self._runner = EpochRunner(loader, self._rng, program)
         gradients.separate_decaying()
         blocks = gradients.blocks()
         stops = [0, *accumulate(block.size for block in blocks.values)]
@@ -113,6 +118,7 @@ class Objective:
                 raise
         else:
             self.passes += 1
+            self.is_random = self._rng.bit_generator.state != self._unused
             return self.numbers["loss"], self._gather(self._gradients.sums())
         loader.batch_size = (loader.batch_size + 1) // 2
         self._gradients.shares = self._shares()
