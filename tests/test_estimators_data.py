@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,21 @@ class TestLabels:
             got = MLPClassifier(**FEW).fit(x, make(YES))
             assert_allclose(got.loss_curve_, wanted.loss_curve_, rtol=1e-12)
             assert MLPClassifier(**FEW).partial_fit(x, make(YES)).n_outputs_ == 3
+
+    @pytest.mark.parametrize("kind", ["matrix", "array"])
+    def test_sparse_answers_to_sparse_targets(self, kind: str) -> None:
+        """As in scikit-learn, but of the kind of the targets."""
+        make, rows = (getattr(scipy.sparse, f"{form}_{kind}") for form in ("coo", "csr"))
+        model = MLPClassifier(**FEW).fit(X, make(YES))
+        wanted = MLPClassifier(**FEW).fit(X, YES)
+        answer = model.predict(X)
+        assert type(answer) is rows
+        assert_array_equal(answer.toarray(), wanted.predict(X))
+        assert model.score(X, make(YES)) == wanted.score(X, YES)
+        assert type(pickle.loads(pickle.dumps(model)).predict(X)) is rows
+        model.classes_ = model.classes_
+        assert type(model.predict(X)) is rows
+        assert type(model.partial_fit(X, YES).predict(X)) is rows
 
 
 def place_of(x: Any) -> str:

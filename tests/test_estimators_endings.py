@@ -52,7 +52,9 @@ class TestDivergenceWithEarlyStopping:
         assert [warning.filename for warning in w] == [__file__]
         scores = model.validation_scores_
         assert len(scores) == model.n_iter_ == len(model.loss_curve_) < 60
-        assert np.isfinite(model.loss_curve_).all()
+        assert np.isfinite(model.loss_curve_[:-1]).all()
+        assert [np.isfinite(x) for x in (model.loss_, scores[-1])] == [False, False]
+        assert {len(column) for column in model.history_.columns.values()} == {model.n_iter_}
         assert model.best_validation_score_ == np.nanmax(scores)
         n = int(np.nanargmax(scores)) + 1
         best = kind(**self.SETTINGS | {"solver": self.growing, "max_iter": n}).fit(X, Y)

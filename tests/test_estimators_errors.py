@@ -32,11 +32,6 @@ def network(**settings: Any) -> MLPClassifier:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_solver_that_is_not_here(self, kind: Any) -> None:
-        with pytest.raises(InvalidParameterError, match=r"lbfgs.*'adam'.*'sgd'.*function"):
-            kind(solver="lbfgs").fit(X, Y)
-
     BAD = (
         ("solver", "newton"), ("batch_size", 0), ("batch_size", "all"), ("batch_size", 2.5),
         ("learning_rate", "optimal"), ("learning_rate_init", 0.0), ("learning_rate_init", -1.0),
@@ -108,7 +103,7 @@ class TestSettings:
         with pytest.raises(InvalidParameterError, match=message):
             LogisticRegression(**settings).fit(X, Y)
 
-    @pytest.mark.parametrize("loss", [gn.Poisson(), gn.Hinge(), gn.KLDivergence()], ids=repr)
+    @pytest.mark.parametrize("loss", [gn.Hinge(), gn.KLDivergence()], ids=repr)
     def test_a_regressor_whose_outputs_are_no_predictions(self, loss: gn.Loss) -> None:
         with pytest.raises(InvalidParameterError, match=r"predict gives.*outputs.*gpunn\.Trainer"):
             MLPRegressor(loss=loss).fit(X, Y)

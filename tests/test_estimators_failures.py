@@ -49,7 +49,8 @@ class TestFailures:
         y = 1e100 * Y if kind is MLPRegressor else Y
         what = "the loss is (nan|inf) in epoch [12]" if max_iter > 1 else ".*"
         message = (
-            rf"{kind.__name__}: {what}.*diverged\. Lower learning_rate_init \(now 1e\+200\).*scale"
+            rf"{kind.__name__}: {what}.*diverged\. Solver produced non-finite parameter "
+            r"weights\..*Lower learning_rate_init \(now 1e\+200\).*scale"
         )
         with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
             model.fit(1e150 * X, y)

@@ -288,7 +288,7 @@ class TestLogistic:
         def fail(_: Any) -> None:
             raise ZeroDivisionError
 
-        for settings in ({"solver": fail}, {"solver": "lbfgs"}, {"backend": "tpu"}, {"C": -1.0}):
+        for settings in ({"solver": fail}, {"backend": "tpu"}, {"C": -1.0}):
             model = LogisticRegression(**settings)
             model.coef_, model.intercept_ = np.ones((1, 5)), [0.0]
             with pytest.raises((ValueError, ZeroDivisionError)):

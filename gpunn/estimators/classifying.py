@@ -64,7 +64,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         if known is None:
             self._assign("classes_", in_library(classes, origin))
         else:
-            self._labels = Labels(classes, known.kind, origin)
+            self._labels = Labels(classes, known.kind, origin, known.sparse)
 
     @property
     def _assigned(self) -> dict[str, Any]:
@@ -271,6 +271,9 @@ class Classifying(ClassifierMixin, NetworkEstimator):
             return LogSoftmax()(outputs)
         if _has_probabilities_of(BinaryCrossEntropy, loss) and loss.from_logits:
             yes, no = -Softplus()(-outputs), -Softplus()(outputs)  # log s(z) = -log(1 + e^-z)
+            if kind == "multilabel":  # probabilities that round to the same are the same here, too
+                p = kernels(outputs).clip(loss.probabilities(outputs), 0.5, 1.0)
+                yes = xp.where(outputs > 0, xp.log(p), yes)
         else:  # of numbers near 0 and 1
             eps = float(xp.finfo(outputs.dtype).eps)
             p = kernels(outputs).clip(loss.probabilities(outputs), eps, 1.0 - eps)
@@ -289,7 +292,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         if self.__sklearn_is_fitted__():
             known = self._labels
             origin = Origin.at(converted(known.given, convert))
-            moved._labels = Labels(known.classes, known.kind, origin)
+            moved._labels = Labels(known.classes, known.kind, origin, known.sparse)
         return moved
 
     def __sklearn_tags__(self) -> Any:

@@ -15,13 +15,13 @@ _NEGLIGIBLE = 100.0
 def diverged(owner: str, what: str, epoch: int, rate: float | None) -> str:
     """Return the message for weights or losses that are not finite; with a rate that is too high.
 
-    Its second sentence is scikit-learn's.
+    Two of its sentences are scikit-learn's.
     """
-    lower = "" if rate is None else f", or lower learning_rate_init (now {rate:g})"
+    advice = "Scale" if rate is None else f"Lower learning_rate_init (now {rate:g}), or scale"
     return (
         f"{owner}: {what} in epoch {epoch}: training has diverged. Solver produced non-finite "
         "parameter weights. The input data may contain large values and need to be preprocessed. "
-        f"Scale the features, e.g. with sklearn.preprocessing.StandardScaler{lower}"
+        f"{advice} the features first, e.g. with sklearn.preprocessing.StandardScaler"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from array_api_compat import is_array_api_obj
+from scipy.sparse import csr_array, csr_matrix, issparse, isspmatrix
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
@@ -15,7 +16,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.streams import finished
-from gpunn.estimators.origin import Origin, namespace_of
+from gpunn.estimators.origin import HOST, Origin, namespace_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,21 +39,29 @@ class Labels:
         The labels, ascending, on the host: labels are checked before they go to a device.
     origin : Origin
         Where the user's labels were.
+    sparse : type or None
+        The class of SciPy's in which answers of several labels are given; None for dense arrays.
     """
 
-    def __init__(self, classes: NDArray[Any], kind: Kind, origin: Origin) -> None:
+    sparse: Any = None
+
+    def __init__(
+        self, classes: NDArray[Any], kind: Kind, origin: Origin, sparse: Any = None
+    ) -> None:
         self.classes = classes
         self.kind = kind
         self.origin = origin
+        self.sparse = sparse
 
     @classmethod
     def of(cls, y: Any, *, several: bool = False) -> Labels:
         """Return the labels that occur in y, (N,) or (N, K) of zeros and ones."""
+        sparse = _rows_like(y) if issparse(y) else None
         origin, y = Origin.of_labels(y), as_labels(y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "multilabel-indicator":
-            return cls(np.arange(y.shape[1]), "multilabel", origin)
+            return cls(np.arange(y.shape[1]), "multilabel", origin, sparse)
         if kind == "multiclass-multioutput":
             raise ValueError(
                 "y has several columns of more than two classes; train a model for each column "
@@ -140,14 +149,23 @@ class Labels:
         return answers[:, 0] * (len(self.classes) - 1)  # a single class is always predicted
 
     def decode(self, codes: Array, origin: Origin) -> Any:
-        """Return the labels of codes, in the library that `origin` names; strings in NumPy."""
+        """Return the labels of codes, in the library that `origin` names; strings in NumPy.
+
+        Several labels of a sample are sparse on the host, if they were in `fit`.
+        """
         if self.kind == "multilabel":
-            return origin.give(codes)
+            to_sparse = self.sparse if origin == HOST else None
+            return origin.give(codes) if to_sparse is None else to_sparse(to_numpy(codes))
         if _is_text(self.classes):
             return self.classes[to_numpy(codes)]
         classes = origin.give(self.classes)
         with scope_of(classes):
             return finished(namespace_of(classes).take(classes, origin.give(codes)))
+
+
+def _rows_like(y: Any) -> Any:
+    """Return the class of sparse rows for a sparse array, or for a sparse matrix."""
+    return csr_matrix if isspmatrix(y) else csr_array
 
 
 def _distinct(y: NDArray[Any], *, several: bool) -> tuple[NDArray[Any], Kind]:

@@ -50,7 +50,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
                     hooks.epoch_begins()
                     record = epochs.run()
                     if not math.isfinite(record["loss"]):
-                        self._give_up(best, record["loss"])
+                        self._give_up(best, record, epochs)
                         stopped = True
                         break
                     score = self._record(record, epochs, held_out, incremental=incremental)
@@ -71,11 +71,17 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         if not incremental and progress.n_iter:
             self._warn(epochs, progress.n_iter if best is None else best.epoch, stopped=stopped)
 
-    def _give_up(self, best: BestWeights | None, loss: float) -> None:
+    def _give_up(
+        self, best: BestWeights | None, record: dict[str, float], epochs: Epochs
+    ) -> None:
         """End training whose loss is not finite: restore the best weights, or raise."""
-        message = self._diverged(f"the loss is {loss}")
+        message = self._diverged(f"the loss is {record['loss']}")
         if best is None or not best.epoch:
             raise ValueError(message)
+        progress = self._progress
+        held_out = [name for name in progress.history.columns if name.startswith("validation_")]
+        record |= dict.fromkeys(held_out, math.nan) | epochs.times
+        progress.record_epoch(record, epochs.loader.n_samples, math.nan, self.tol)
         best.restore()
         self._optimizer.reset()  # its state may not be finite
         warnings.warn(

@@ -31,12 +31,12 @@ class NetworkRegressor(Regressing, CustomNetwork):
         What to train, and how.
     shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping
         How to train; early stopping goes by R^2.
-    validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device
-        How long to train, what else, and where.
+    validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, metrics, backend
+        How long to train, what else, and where; likewise `device`.
     checkpoint : path, Checkpoint or None, default None
         What to write meanwhile; see `MLPClassifier`.
-    loss : "squared_error" or Loss, default "squared_error"
-        A loss object replaces the squared error.
+    loss : {"squared_error", "poisson"} or Loss, default "squared_error"
+        See `MLPRegressor`.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class NetworkRegressor(Regressing, CustomNetwork):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **CustomNetwork._CUSTOM,
-        "loss": loss_or("squared_error"),
+        "loss": loss_or("squared_error", "poisson"),
     }
 
     def __init__(

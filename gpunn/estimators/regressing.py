@@ -21,6 +21,7 @@ from gpunn.estimators.solvers import is_stochastic
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
+from gpunn.losses.poisson import Poisson
 from gpunn.losses.squared_error import MeanSquaredError
 
 
@@ -44,7 +45,7 @@ class Regressing(RegressorMixin, NetworkEstimator):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> Any:
-        """Return the network's answer for each sample.
+        """Return the network's answer for each sample: its outputs, or the means of counts.
 
         Parameters
         ----------
@@ -56,6 +57,7 @@ class Regressing(RegressorMixin, NetworkEstimator):
             In the library and on the device of X.
         """
         outputs, origin = self._outputs(X, "predict")
+        outputs = self._answers(outputs)
         return origin.give(outputs[:, 0] if self.n_outputs_ == 1 else outputs)
 
     def _learn_targets(
@@ -88,8 +90,11 @@ class Regressing(RegressorMixin, NetworkEstimator):
             raise InvalidParameterError(
                 f"{type(self).__name__}: {self.loss!r} is a loss of classes; use a classifier"
             )
-        loss = self.loss if isinstance(self.loss, Loss) else MeanSquaredError()
-        if loss.outputs != "predictions":
+        if isinstance(self.loss, Loss):
+            loss = self.loss
+        else:
+            loss = Poisson(deviance=True) if self.loss == "poisson" else MeanSquaredError()
+        if loss.outputs != "predictions" and not isinstance(loss, Poisson):
             raise InvalidParameterError(
                 f"{type(self).__name__}: predict gives the network's outputs, and with {loss!r} "
                 f"these are {loss.outputs}; train the network with gpunn.Trainer"
@@ -99,11 +104,18 @@ class Regressing(RegressorMixin, NetworkEstimator):
     def _loss_scale(self) -> float:
         return 1.0 / self.n_outputs_ if isinstance(self._loss, MeanSquaredError) else 1.0
 
+    def _answers(self, outputs: Array) -> Array:
+        """Return what outputs stand for: themselves, or the logarithms of answers."""
+        if not isinstance(self._loss, Poisson):
+            return outputs
+        with scope_of(outputs):
+            return namespace_of(outputs).exp(outputs)
+
     def _checks(self) -> dict[str, Any]:
         return super()._checks() | {"y_numeric": True}
 
     def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
-        answers = to_numpy(outputs)
+        answers = to_numpy(self._answers(outputs))
         if not np.isfinite(answers).all():
             return math.nan
         weight = None if weight is None else to_numpy(weight)

@@ -13,6 +13,7 @@ from gpunn.estimators.perceptron import Perceptron, Solver
 from gpunn.estimators.regressing import Regressing
 from gpunn.estimators.settings import NETWORK, TRAINING, loss_or
 from gpunn.losses.base import Loss
+from gpunn.losses.poisson import Poisson
 from gpunn.nn.activation import Activation
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
@@ -27,15 +28,16 @@ class MLPRegressor(Regressing, Perceptron):
 
     Parameters
     ----------
-    loss : "squared_error" or Loss, default "squared_error"
-        A loss object replaces the squared error. "poisson" is not supported.
+    loss : {"squared_error", "poisson"} or Loss, default "squared_error"
+        "poisson" is half the deviance of counts y >= 0 from :math:`e^z`, of the network's outputs
+        z; it and `gpunn.Poisson` make `predict` return :math:`e^z`. A loss object replaces both.
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init
         See `MLPClassifier`; likewise the following.
     power_t, max_iter, shuffle, random_state, tol, verbose, warm_start, momentum
         How to train.
     nesterovs_momentum, early_stopping, validation_fraction, beta_1, beta_2, epsilon
         How to train; early stopping goes by R^2.
-    n_iter_no_change, dropout, metrics, backend, device, checkpoint
+    n_iter_no_change, max_fun, dropout, metrics, backend, device, checkpoint
         How long to train, what else, and where.
 
     Attributes
@@ -61,7 +63,7 @@ class MLPRegressor(Regressing, Perceptron):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TRAINING,
         **NETWORK,
-        "loss": loss_or("squared_error"),
+        "loss": loss_or("squared_error", "poisson"),
     }
 
     def __init__(
@@ -129,6 +131,6 @@ class MLPRegressor(Regressing, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What the last layer's activation is."""
+        """What makes answers of outputs: "exp" for a loss of counts, else "identity"."""
         check_is_fitted(self)
-        return "identity"
+        return "exp" if isinstance(self._loss, Poisson) else "identity"

@@ -46,10 +46,11 @@ def split(
     )
     if len(rows) < 2:
         raise too_small
-    n_held_out, n_classes = math.ceil(fraction * len(rows)), 0
-    if stratify:
-        n_classes = len(np.unique(samples.y[rows]))
-    if n_held_out < n_classes:
+    # Of bool, as in scikit-learn, whose messages name the classes.
+    classes = samples.y[rows] > 0.5 if stratify else np.zeros(0, bool)
+    counts = np.unique(classes, return_counts=True)[1]
+    n_held_out, n_classes = math.ceil(fraction * len(rows)), len(counts)
+    if n_held_out < n_classes and counts.min() > 1:  # else scikit-learn says what is wrong
         counted = "samples" if samples.weight is None else "samples of a weight above 0"
         raise ValueError(
             f"The validation set is too small: early stopping holds out {n_held_out} of "
@@ -60,7 +61,7 @@ def split(
         rows,
         random_state=rng,
         test_size=fraction,
-        stratify=samples.y[rows] if stratify else None,
+        stratify=classes if stratify else None,
     )
     if len(held_out) < 2:
         raise too_small

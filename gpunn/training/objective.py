@@ -96,7 +96,7 @@ class Objective:
         place = self._loader.backend
         for block, part in zip(self._gradients.blocks().values, self._parts, strict=True):
             with scope_of(block):
-                block[...] = place.asarray(theta[part], block.dtype)
+                block[...] = place.asarray(theta[part].reshape(block.shape), block.dtype)
 
     def __call__(self, theta: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         """Return J and its gradient, after writing theta to the model.
@@ -128,7 +128,7 @@ class Objective:
         """Return blocks as one vector on the host."""
         vector = np.empty(self._size)
         for block, part in zip(blocks, self._parts, strict=True):
-            vector[part] = to_numpy(block)
+            vector[part] = to_numpy(block).ravel()
         return vector
 
     def _shares(self) -> list[float]:
@@ -151,6 +151,8 @@ class Objective:
                 rows = slice(start, min(start + loader.batch_size, loader.n_samples))
                 y = place.asarray(targets[rows, ...])
                 weight = None if weights is None else place.asarray(weights[rows], like.dtype)
-                zeros = place.xp.zeros((y.shape[0], *outputs), dtype=like.dtype)
+                zeros = place.xp.zeros(
+                    (y.shape[0], *outputs), dtype=like.dtype, device=place.device
+                )
                 mass = self.loss.total_weight(zeros, y, weight)
                 yield float(rows.stop - rows.start if mass is None else mass)
