@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 
 from gpunn.arrays.backend import Backend
 from gpunn.estimators.assigned import AssignedLinear
 from gpunn.estimators.base import Sizes
+from gpunn.estimators.full_batch import Penalty
+from gpunn.estimators.hooks import DECORATORS
 from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
 from gpunn.estimators.settings import CLASSES, TRAINING
+from gpunn.estimators.solvers import is_full_batch
 from gpunn.nn.containers import Sequential
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
@@ -86,14 +90,18 @@ class LogisticRegression(AssignedLinear):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **TRAINING,
         **CLASSES,
+        "penalty": [StrOptions({"auto", "l2", "l1", "elasticnet"}), None],
         "C": [Interval(Real, 0, None, closed="right")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both"), None],
         "fit_intercept": ["boolean"],
     }
 
     def __init__(
         self,
         *,
+        penalty: str | None = "auto",
         C: float = 1.0,
+        l1_ratio: float | None = 0.0,
         fit_intercept: bool = True,
         class_weight: Any = None,
         solver: Solver = "sgd",
@@ -120,7 +128,9 @@ class LogisticRegression(AssignedLinear):
         device: int | None = None,
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
+        self.penalty = penalty
         self.C = C
+        self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.solver = solver
@@ -161,6 +171,10 @@ class LogisticRegression(AssignedLinear):
         outputs, origin = self._outputs(X, "decision_function")
         return origin.give(outputs[:, 0] if self._labels.kind == "binary" else outputs)
 
+    def _begin(self, *arguments: Any) -> None:
+        self._check_penalty()
+        super()._begin(*arguments)
+
     def _checks(self) -> dict[str, Any]:
         return super()._checks() | {"multi_output": False}
 
@@ -182,4 +196,48 @@ class LogisticRegression(AssignedLinear):
     _AUTO = 32
 
     def _decay(self, total: float) -> Callable[[float], float]:
-        return lambda _: 1.0 / (self.C * total)
+        l1, l2 = self._penalty(total)
+        if l1 and not is_full_batch(self.solver):
+            raise InvalidParameterError(
+                f"{type(self).__name__}: solver={self.solver!r} has the penalty 'l2' or none; for "
+                "'l1' and 'elasticnet' (an l1_ratio above 0) say solver='lbfgs'"
+            )
+        return lambda _: l2
+
+    def _penalty(self, total: float) -> Penalty:
+        if self.penalty is None:
+            return Penalty(0.0, 0.0)
+        ratio, strength = self._ratio(), 1.0 / (self.C * total)
+        return Penalty(ratio * strength, (1.0 - ratio) * strength)
+
+    def _ratio(self) -> float:
+        """Return the share of the absolute values in the penalty."""
+        ratio = self.l1_ratio
+        if self.penalty in ("l1", "l2"):
+            return float(self.penalty == "l1")
+        if ratio is None and self.penalty == "elasticnet":
+            raise InvalidParameterError(
+                f"{type(self).__name__}: l1_ratio must be specified when penalty is elasticnet: a "
+                "number from 0 (all 'l2') to 1 (all 'l1')"
+            )
+        return float(ratio or 0.0)
+
+    def _check_penalty(self) -> None:
+        """Warn of settings that have no effect, as scikit-learn does."""
+        ignored = ""
+        if self.penalty is None and self.C != 1.0:
+            ignored = "Setting penalty=None will ignore the C and l1_ratio parameters"
+        elif self.penalty in ("l1", "l2") and self.l1_ratio not in (None, 0.0, self._ratio()):
+            ignored = (
+                "l1_ratio parameter is only used when penalty is 'elasticnet' or 'auto'. Got "
+                f"(penalty={self.penalty})"
+            )
+        if ignored:
+            warnings.warn(f"{type(self).__name__}: {ignored}", stacklevel=6 + DECORATORS)
+
+    def _limits(self) -> dict[str, Any]:
+        # The weaker the penalty, the flatter the minimum: the same gradient is farther from it.
+        weakness = 100.0 if self.penalty is None else min(max(self.C, 1.0), 100.0)
+        # scikit-learn's, too: not to stop before the gradient is small.
+        exact = {"maxls": 50, "ftol": 64 * np.finfo(np.float64).eps}
+        return {"maxiter": self.max_iter, "gtol": self.tol / weakness, **exact}

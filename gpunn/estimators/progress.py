@@ -35,8 +35,8 @@ class Progress:
         The training loss of each epoch, penalty included.
     scores : list of float or None
         The score of the held-out data after each epoch; None without early stopping.
-    first_loss : float
-        The loss that the last call began with, where that is known; else NaN.
+    first_loss : float or None
+        The loss that the last call began with, where that is known.
     best_loss, best_score : float or None
         The lowest loss or the highest score; the other one is None, as in scikit-learn.
     losses, negative_scores : Patience
@@ -53,7 +53,7 @@ class Progress:
     best_loss: float | None = math.inf
     losses: Patience = field(default_factory=_patience)
     negative_scores: Patience = field(default_factory=_patience)
-    first_loss: float = math.nan
+    first_loss: float | None = None
 
     def __post_init__(self) -> None:
         """Start without scores."""
@@ -63,7 +63,7 @@ class Progress:
     @property
     def loss(self) -> float:
         """The loss of the last epoch; NaN if it is not known."""
-        if not (self.n_iter or math.isnan(self.first_loss)):
+        if self.first_loss is not None and not self.n_iter:
             return self.first_loss
         return self.loss_curve[-1] if self.loss_curve else math.nan
 
@@ -82,7 +82,7 @@ class Progress:
 
         Where it stops by another measure than the last call, patience starts anew.
         """
-        self.n_iter, self.first_loss = 0, math.nan
+        self.n_iter, self.first_loss = 0, None
         if early_stopping != self.early_stopping:
             self.early_stopping, self.losses.waited = early_stopping, 0
             self.scores, self.negative_scores = None, _patience()

@@ -161,11 +161,11 @@ class CudaSteps(RecordedSteps):
         assert isinstance(source, StoredRows)  # noqa: S101
         if not are_of(self._marks, batch):  # the graphs have the addresses of the others
             raise RuntimeError("the data have changed since the step was captured")
-        order = np.ascontiguousarray(np.arange(stop) if order is None else order, np.int64)
+        order = None if order is None else np.ascontiguousarray(order, np.int64)
         for turns, steps in self._stretches(stop):
             with self._lock:  # the board and the graphs' memory are those of one run
                 self._follow_last()
-                rows = source.set_order(order[turns])
+                rows = source.set_order(order, turns)
                 self._make_steps(turns, decays[steps], rng)
                 targets = kernels(rows).gather([batch.y], rows)[0] if self._wants_targets else None
                 results = self._results(turns, targets)

@@ -41,10 +41,13 @@ class StoredRows:
         """Let go of the data, once all is captured: they are kept by whom they belong to."""
         self._data = None
 
-    def set_order(self, order: Array) -> Array:
-        """Upload the order of the next rows, and return it."""
-        there = self._order[: len(order)]
-        there.set(order)
+    def set_order(self, order: Array | None, turns: slice) -> Array:
+        """Return the next rows, on the device: those of some turns; None is the stored order."""
+        there = self._order[: turns.stop - turns.start]
+        if order is None:
+            there[...] = cupy.arange(turns.start, turns.stop, dtype=np.int64)
+        else:
+            there.set(order[turns])
         return there
 
     def batch(self, n: int, first: Cell) -> Batch:
