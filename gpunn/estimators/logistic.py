@@ -238,6 +238,8 @@ class LogisticRegression(AssignedLinear):
     def _limits(self) -> dict[str, Any]:
         # The weaker the penalty, the flatter the minimum: the same gradient is farther from it.
         weakness = 100.0 if self.penalty is None else min(max(self.C, 1.0), 100.0)
-        # scikit-learn's, too: not to stop before the gradient is small.
-        exact = {"maxls": 50, "ftol": 64 * np.finfo(np.float64).eps}
-        return {"maxiter": self.max_iter, "gtol": self.tol / weakness, **exact}
+        # scikit-learn's, too: not to stop before the gradient is small. Within bounds, a step may
+        # gain nothing long before.
+        gain = 0.0 if self._penalty(1.0).l1 else 64 * np.finfo(np.float64).eps
+        limits = {"maxiter": self.max_iter, "gtol": self.tol / weakness}
+        return limits | {"maxls": 50, "ftol": gain}
