@@ -96,6 +96,13 @@ def oracles(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "torch", "--require-torch", *session.posargs)
 
 
+@nox.session
+def drop_in(session: nox.Session) -> None:
+    """Run scikit-learn's own tests of its networks on gpunn's."""
+    session.install("-e", ".", *TEST)
+    session.run("python", "tests/drop_in.py", *session.posargs)
+
+
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
 @nox.session(venv_params=["--system-site-packages"])
 def gpu(session: nox.Session) -> None:

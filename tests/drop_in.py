@@ -2,72 +2,58 @@
 
     python tests/drop_in.py [OPTIONS OF PYTEST]
 
-The file is the installed one, of whatever version; nothing of it is copied. The tests in `PRIVATE`
-read what is no part of scikit-learn's interface, and are expected to fail. All others have to pass,
-and so the run fails if one of these does.
+The file is that of the installed version; nothing of it is copied. The tests in `PRIVATE` look into
+what is no part of scikit-learn's interface: they have to fail, and all others to pass.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sklearn.neural_network
-from sklearn.neural_network.tests import __file__ as tests
 
 import gpunn.estimators
 
 #: What stands in the place of scikit-learn's classes of the same names.
 OURS = ("MLPClassifier", "MLPRegressor")
 
-#: Tests that read private attributes, and which.
+#: Tests that look at private attributes, and at which.
 PRIVATE = {
-    "test_fit": "sets _coef_grads, _coef_velocity and the like before there is a network",
-    "test_gradient": "calls _loss_grad_lbfgs, with lists for what lies between layers",
+    "test_fit": "sets _coef_grads, _coef_velocity and others where there is no network yet",
+    "test_gradient": "calls _loss_grad_lbfgs, with lists for what lies between the layers",
     "test_n_iter_no_change": "reads _no_improvement_count",
     "test_n_iter_no_change_inf": "reads _no_improvement_count",
 }
 
 
-class DropIn:
-    """Marks the private tests, and notes which of them there are."""
+class PrivateTests:
+    """Expects the private tests to fail."""
 
-    def __init__(self) -> None:
-        self.missing = set(PRIVATE)
-
+    @pytest.hookimpl(tryfirst=True)  # before any is left out by an option
     def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
-        """Expect the private tests to fail; that one passes is a failure."""
+        """Mark them; refuse names of tests that are not there."""
         for item in items:
-            name = item.originalname
-            self.missing.discard(name)
-            if name in PRIVATE:
-                item.add_marker(pytest.mark.xfail(reason=PRIVATE[name], strict=True))
-
-
-@contextmanager
-def replaced() -> Iterator[None]:
-    """Put gpunn's classes where tests import scikit-learn's from."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in OURS:
-            patch.setattr(sklearn.neural_network, name, getattr(gpunn.estimators, name))
-        yield
+            if item.originalname in PRIVATE:
+                reason = PRIVATE[item.originalname]
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        missing = PRIVATE.keys() - {item.originalname for item in items}
+        if missing:
+            raise pytest.UsageError(f"there is no {', '.join(sorted(missing))}: see PRIVATE")
 
 
 def main() -> int:
-    """Run the tests; return pytest's exit status, or 1 if a private test is not there."""
-    file, drop_in = Path(str(tests)).with_name("test_mlp.py"), DropIn()
-    package = Path(sklearn.__file__).parent  # its conftest is needed; this project's is not
-    alone = ("-c", str(Path(__file__).with_suffix(".ini")), f"--rootdir={package}")
-    settings = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestConfigWarning", "-rxX")
-    with replaced():
-        status = pytest.main([str(file), *alone, *settings, *sys.argv[1:]], plugins=[drop_in])
-    if drop_in.missing and len(sys.argv) == 1:
-        print(f"not in {file}: {', '.join(sorted(drop_in.missing))}; take them out of PRIVATE")
-        return 1
-    return int(status)
+    """Run the tests; return pytest's exit status."""
+    package = Path(sklearn.__file__).parent
+    file = package / "neural_network" / "tests" / "test_mlp.py"
+    # With the conftest of scikit-learn's, and without the settings of this project.
+    apart = ("-c", os.devnull, f"--rootdir={package}", "-p", "no:cacheprovider")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OURS:
+            patch.setattr(sklearn.neural_network, name, getattr(gpunn.estimators, name))
+        return pytest.main([str(file), *apart, "-rxX", *sys.argv[1:]], plugins=[PrivateTests()])
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class TestLabels:
         assert type(answer) is rows
         assert_array_equal(answer.toarray(), wanted.predict(X))
         assert model.score(X, make(YES)) == wanted.score(X, YES)
-        assert type(pickle.loads(pickle.dumps(model)).predict(X)) is rows
+        assert type(pickle.loads(pickle.dumps(model)).predict(X)) is rows  # noqa: S301
         model.classes_ = model.classes_
         assert type(model.predict(X)) is rows
         assert type(model.partial_fit(X, YES).predict(X)) is rows

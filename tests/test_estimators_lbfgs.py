@@ -17,9 +17,9 @@ from sklearn.utils._param_validation import InvalidParameterError
 import gpunn as gn
 from gpunn.errors import DeviceMemoryError
 from gpunn.estimators import MLPClassifier, MLPRegressor, NetworkClassifier, full_batch
+from gpunn.estimators.objective import Objective
 from gpunn.optim.gradient_sum import GradientSum
 from gpunn.training import epoch
-from gpunn.training.objective import Objective
 from tests.conftest import Place, get_place
 from tests.quick_estimators import NUMBERS, WEIGHT, X, Y
 from tests.runs import WAYS
@@ -110,14 +110,18 @@ class TestScikitLearn:
 
 
 class TestObjective:
-    def objective(self, place: Place, batch_size: int, loss: dict[str, Any], **data: Any) -> Objective:
+    def objective(
+        self, place: Place, batch_size: int, loss: dict[str, Any], **data: Any
+    ) -> Objective:
         model = gn.Sequential(
             gn.Dense(5, 4, "tanh", rng=0, dtype="float64"), gn.Dense(4, 3, rng=1, dtype="float64")
         ).to(place.backend)
         settings = {"batch_size": batch_size, "shuffle": False, "dtype": "float64"}
         x = data.pop("x", X)
         loader = gn.Loader(x, Y["multiclass"], backend=place.backend, **settings, **data)
-        return Objective(model, gn.SoftmaxCrossEntropy(**loss), GradientSum(model.parameters()), loader)
+        return Objective(
+            model, gn.SoftmaxCrossEntropy(**loss), GradientSum(model.parameters()), loader
+        )
 
     LOSSES: ClassVar[dict[str, Any]] = {
         "plain": {},
@@ -218,7 +222,7 @@ class TestTheEstimator:
     def test_warm_start_and_pickles(self) -> None:
         model = self.model(warm_start=True).fit(X, Y["binary"])
         first = model.loss_
-        copied = pickle.loads(pickle.dumps(model))
+        copied = pickle.loads(pickle.dumps(model))  # noqa: S301
         for one in (model, copied):
             assert one.fit(X, Y["binary"]).loss_ < first
             assert len(one.loss_curve_) == 30

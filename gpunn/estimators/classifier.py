@@ -36,8 +36,8 @@ class MLPClassifier(Classifying, Perceptron):
     where N is the weight sum of the batch. The same `random_state` gives this estimator and
     scikit-learn's the same initial weights, order and split, and so the same curves. (Where outputs
     saturate, as with unscaled features, the curves differ: scikit-learn clips the log-loss of a
-    sample at 36 in double precision; here it is exact.) Not supported are "lbfgs" with its
-    `max_fun`, and sparse predictions for sparse multilabel targets.
+    sample at 36 in double precision; here it is exact.) "lbfgs" minimises J over all data, with N
+    their weight sum.
 
     Parameters
     ----------
@@ -46,9 +46,13 @@ class MLPClassifier(Classifying, Perceptron):
     activation : str, Activation or list, default "relu"
         The activation of the hidden layers: ``"identity"``, ``"logistic"``, ``"tanh"``, ``"relu"``
         or another name in `gpunn.ACTIVATIONS`, or an object. A list has one per hidden layer.
-    solver : {"adam", "sgd"} or function, default "adam"
-        The optimizer. A function takes parameters and returns a gpunn optimizer with its own
-        learning rate, such as ``functools.partial(gpunn.SGD, learning_rate=0.1, clip_norm=1.0)``.
+    solver : {"adam", "sgd", "lbfgs"} or function, default "adam"
+        The optimizer. "lbfgs" is SciPy's L-BFGS-B on all data, for data of which there are few: no
+        setting of batches, learning rates or early stopping applies to it, there is no
+        `partial_fit`, `max_iter` counts its iterations, and it stops where no entry of the
+        gradient is above `tol`. Dropout and checkpoints do not go with it. A function takes
+        parameters and returns a gpunn optimizer with its own learning rate, such as
+        ``functools.partial(gpunn.SGD, learning_rate=0.1, clip_norm=1.0)``.
     alpha : float, default 0.0001
         The penalty, at least 0.
     batch_size : int or "auto", default "auto"
@@ -63,7 +67,7 @@ class MLPClassifier(Classifying, Perceptron):
     power_t : float, default 0.5
         The exponent of "invscaling", at least 0.
     max_iter : int, default 200
-        The maximum number of epochs, at least 1.
+        The maximum number of epochs (iterations for "lbfgs"), at least 1.
     shuffle : bool, default True
         Whether each epoch has a new order.
     random_state : int, RandomState or None, default None
@@ -89,6 +93,8 @@ class MLPClassifier(Classifying, Perceptron):
         For solver "adam"; see `gpunn.Adam`.
     n_iter_no_change : int, default 10
         Training stops after more than this many epochs in a row without an improvement.
+    max_fun : int, default 15000
+        The most passes over the data of solver "lbfgs".
     loss : "log_loss" or Loss, default "log_loss"
         A loss object, such as ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``, replaces the
         log-loss. A cross-entropy has one output per class; other losses get targets of zeros and

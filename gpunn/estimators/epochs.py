@@ -13,6 +13,7 @@ from gpunn._typing import Array
 from gpunn.arrays.state import check_arrays, generator_state, restore_generator
 from gpunn.data.loader import Loader
 from gpunn.errors import DeviceMemoryError, StateError
+from gpunn.estimators.objective import Objective
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
 from gpunn.losses.cross_entropy import CrossEntropy
 from gpunn.losses.squared_error import MeanSquaredError
@@ -20,7 +21,6 @@ from gpunn.optim.gradient_sum import GradientSum
 from gpunn.program import Program
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.inference import evaluate, join
-from gpunn.training.objective import Objective
 from gpunn.training.readings import Readings
 from gpunn.training.trainer import Trainer
 

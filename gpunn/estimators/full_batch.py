@@ -18,7 +18,7 @@ from gpunn.estimators.convergence import not_minimized
 from gpunn.estimators.epochs import Epochs
 from gpunn.estimators.hooks import DECORATORS, Hooks
 from gpunn.estimators.loop import TrainingLoop
-from gpunn.training.objective import Objective
+from gpunn.estimators.objective import Objective
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,7 +119,7 @@ class _Minimization:
     ----------
     cost : PenalizedCost
     begins, ends : function
-        Called at the beginning and at the end of each iteration; the second returns whether to stop.
+        Called at the beginning and at the end of each iteration. The second says whether to stop.
 
     Attributes
     ----------
@@ -175,6 +175,11 @@ class FullBatchTraining(TrainingLoop):
 
     def _minimize(self, epochs: Epochs, held_out: Loader | None, hooks: Hooks) -> None:
         """Minimize the cost; each iteration is recorded as an epoch is."""
+        if self.checkpoint is not None:
+            raise InvalidParameterError(
+                f"{type(self).__name__}: solver='lbfgs' cannot write checkpoints, since what SciPy "
+                "remembers of earlier gradients cannot be saved; leave checkpoint out"
+            )
         progress, objective = self._progress, epochs.objective()
         cost = PenalizedCost(objective, self._penalty(epochs.total_weight))
         warning, stacklevel = "", 4 + DECORATORS

@@ -1,4 +1,4 @@
-"""Logistic regression, by stochastic gradient descent."""
+"""Logistic regression, by stochastic gradient descent or by L-BFGS on all data."""
 
 from __future__ import annotations
 
@@ -26,39 +26,52 @@ from gpunn.training.metrics import Metric
 
 
 class LogisticRegression(AssignedLinear):
-    r"""Logistic regression, trained by minibatches.
+    r"""Logistic regression, by minibatches or by all data at once.
 
     Of two classes, :math:`h = \sigma(\theta^T x)` is the probability of the second; of more,
     :math:`h = \mathrm{softmax}(\Theta^T x)`. Minimised is scikit-learn's cost,
 
-    .. math:: \frac12 \|\theta\|^2 + C \sum_i w_i L_i,
+    .. math:: \rho \|\theta\|_1 + \frac{1 - \rho}{2} \|\theta\|^2 + C \sum_i w_i L_i,
 
     divided by :math:`C \sum_i w_i`, so that a learning rate means the same for any C and N. The
-    intercept is not in the penalty. The default schedule, "adaptive", lowers the learning rate of
-    `fit` whenever the cost stops falling, until it is too small to matter; `partial_fit` has
-    `learning_rate_init` in each call, and so follows data that drift. On standardised features the
-    cost is then within 1 % of its minimum for C up to 1; where the penalty is weaker, a smaller
-    `tol` and more epochs bring it as near. scikit-learn's own solvers are exact, and the
-    better choice where they can be had; this one is for data that come in parts, and for a GPU.
-    Its settings are those of the networks: there is no `penalty`, `l1_ratio` or `n_jobs`,
-    `max_iter` counts epochs, and `tol` is how much of the cost an epoch must take off.
+    intercept is not in the penalty.
+
+    With ``solver="lbfgs"`` it is minimised as scikit-learn minimises it, by a quasi-Newton method
+    on the gradient over all data: on standardised features the cost is within 0.1 % of its minimum
+    for C from 0.01 to 100, on the CPU or with the data on a GPU. It takes the penalties of absolute
+    values, too, and finds weights that are exactly 0.
+
+    The default, "sgd", is for data that come in parts, and for those that take long to go over. Its
+    schedule, "adaptive", lowers the learning rate of `fit` whenever the cost stops falling, until
+    it is too small to matter; `partial_fit` has `learning_rate_init` in each call, and so follows
+    data that drift. On standardised features the cost is then within 1 % of its minimum for C up to
+    1; where the penalty is weaker, a smaller `tol` and more epochs bring it as near.
+
+    Its settings are those of the networks, and scikit-learn's `penalty`, `C` and `l1_ratio`;
+    `max_iter` counts epochs, or iterations of "lbfgs", and there is no `n_jobs` or `dual`.
 
     In `partial_fit` the penalty is divided by the data of the call: where all data come in k parts,
     k times `C` gives the cost that `fit` has over all of them.
 
     Parameters
     ----------
+    penalty : {"auto", "l2", "l1", "elasticnet"} or None, default "auto"
+        "auto" and "elasticnet" go by `l1_ratio`; "l2" and "l1" are the ratios 0 and 1; None is no
+        penalty. Ratios above 0 need ``solver="lbfgs"``.
     C : float, default 1.0
         The inverse of the penalty's strength, above 0; `numpy.inf` is no penalty.
+    l1_ratio : float or None, default 0.0
+        :math:`\rho`, from 0 to 1; None is 0.
     fit_intercept : bool, default True
         Whether there is an intercept.
     class_weight : dict, "balanced" or None, default None
         What multiplies the weights of each class's samples.
-    solver : {"sgd", "adam"} or function, default "sgd"
+    solver : {"sgd", "adam", "lbfgs"} or function, default "sgd"
         As for `MLPClassifier`; so are the following.
     batch_size, learning_rate, learning_rate_init, power_t, max_iter, shuffle, random_state, tol
         How to train: by default in batches of "auto" (here the smaller of 32 and N), "adaptive"
         from 0.1, in at most 500 epochs. An epoch that does not bring the cost 1e-5 down is in vain.
+        "lbfgs" stops where no entry of the gradient is above `tol` (divided by C, from 1 to 100).
     verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction
         How to train.
     beta_1, beta_2, epsilon, n_iter_no_change, metrics, backend, device, checkpoint

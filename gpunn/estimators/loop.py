@@ -71,9 +71,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         if not incremental and progress.n_iter:
             self._warn(epochs, progress.n_iter if best is None else best.epoch, stopped=stopped)
 
-    def _give_up(
-        self, best: BestWeights | None, record: dict[str, float], epochs: Epochs
-    ) -> None:
+    def _give_up(self, best: BestWeights | None, record: dict[str, float], epochs: Epochs) -> None:
         """End training whose loss is not finite: restore the best weights, or raise."""
         message = self._diverged(f"the loss is {record['loss']}")
         if best is None or not best.epoch:

@@ -39,8 +39,8 @@ class NetworkClassifier(Classifying, CustomNetwork):
     random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping
         How to train. With `warm_start` and in `partial_fit`, `network`, `network_params` and `loss`
         must not change.
-    validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, loss, class_weight, metrics
-        How long to train, and on what cost.
+    validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, loss, class_weight
+        How long to train, and on what cost; likewise `metrics`.
     backend, device, checkpoint
         Where to compute, and what to write meanwhile.
 
