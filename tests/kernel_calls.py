@@ -10,6 +10,7 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.kernels.update import Slots, Update
+from gpunn.optim.gradient_sum import GradientSum
 from tests.norm_calls import norm_calls
 from tests.sequence_calls import sequence_calls
 from tests.window_calls import window_calls
@@ -163,6 +164,7 @@ def calls(rng: np.random.Generator, n: int, p: int) -> dict[str, list[tuple[Any,
                         (gn.RMSprop([NOTHING], beta=0.9, epsilon=1e-2), 1),
                         (gn.RMSprop([NOTHING], beta=0.9, momentum=0.5, epsilon=1e-2), 2),
                         (gn.Adagrad([NOTHING], epsilon=1e-2), 1),
+                        (GradientSum([NOTHING]), 1),
                     )
                     for update in updates(n_states)
                 ),

@@ -30,6 +30,12 @@ from tests.quick_estimators import (
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
+def balanced(column: Any, weight: Any) -> Any:
+    """Return factors for weights, so that those of each label add up to the same."""
+    sums = {label: weight[column == label].sum() for label in (0, 1, 2) if label in column}
+    return np.array([weight.sum() / (len(sums) * sums[label]) for label in column])
+
+
 class TestWeights:
     BY_CLASS = (
         ("multiclass", {0: 3.0, 1: 0.5, 2: 1.0}),
@@ -47,6 +53,8 @@ class TestWeights:
     ) -> None:
         y = Y[kind]
         by_class = compute_sample_weight(class_weight, y)
+        if class_weight == "balanced" and weight is not None:  # unlike `compute_sample_weight`
+            by_class = np.prod([balanced(column, weight) for column in np.atleast_2d(y.T)], axis=0)
         one = classifier(class_weight=class_weight).fit(X, y, weight)
         other = classifier().fit(X, y, by_class if weight is None else by_class * weight)
         assert_same(one, other)

@@ -64,8 +64,8 @@ class NetworkEstimator(FullBatchTraining):
         """Return y as the loss expects it, with floats of that dtype."""
         raise NotImplementedError
 
-    def _class_weights(self, y: Any) -> Any:  # noqa: ARG002
-        """Return the weight (N,) that each sample has by its class, or None."""
+    def _class_weights(self, y: Any, weight: Any) -> Any:  # noqa: ARG002
+        """Return the factor (N,) that each sample's weight has by its class, or None."""
         return None
 
     def _structure(self) -> Iterator[tuple[str, Any]]:
@@ -255,7 +255,7 @@ class NetworkEstimator(FullBatchTraining):
     def _encoded(self, samples: Samples) -> Samples:
         """Return y as the loss expects it, and sample weights multiplied by class weights."""
         y, weight = self._targets(samples.y, self._dtype), samples.weight
-        by_class = self._class_weights(samples.y)
+        by_class = self._class_weights(samples.y, weight)
         if by_class is not None:
             weight = by_class if weight is None else weight * by_class
         if weight is not None and not weight.sum() > 0:

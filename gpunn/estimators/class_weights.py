@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.utils import compute_class_weight, compute_sample_weight
+from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import InvalidParameterError
 
 from gpunn.arrays.checks import number
@@ -48,18 +48,21 @@ def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
             raise InvalidParameterError(f"{owner}: {name} is of the labels 0 and 1, got {one!r}")
 
 
-def by_class(class_weight: Any, y: NDArray[Any], labels: Labels) -> NDArray[Any] | None:
-    """Return the weight of each sample by its label, or None for equal weights.
+def by_class(
+    class_weight: Any, y: NDArray[Any], labels: Labels, weight: NDArray[Any] | None = None
+) -> NDArray[Any] | None:
+    """Return the factor of each sample's weight by its label, or None for equal ones.
 
-    The classes are those of `labels`; y may have only some of them.
+    The classes are those of `labels`; y may have only some of them. "balanced" gives all that there
+    are the same sum of weights, `weight` times the factor, as scikit-learn's linear models do.
     """
-    if class_weight is None or (isinstance(class_weight, str) and labels.kind == "multilabel"):
-        return None if class_weight is None else compute_sample_weight(class_weight, y)
+    if class_weight is None:
+        return None
     if labels.kind == "multilabel":
-        columns = [_of_column(one, y[:, i]) for i, one in enumerate(class_weight)]
-        return np.prod(columns, axis=0)
+        each = [class_weight] * y.shape[1] if isinstance(class_weight, str) else class_weight
+        return np.prod([_of_column(c, y[:, i], weight) for i, c in enumerate(each)], axis=0)
     if isinstance(class_weight, str):
-        return compute_sample_weight(class_weight, y)
+        return _balanced(y, weight)
     weights = compute_class_weight(class_weight, classes=labels.classes, y=labels.classes)
     return weights[labels.places(y)]
 
@@ -70,11 +73,24 @@ def needs_all_labels(class_weight: Any) -> bool:
     return any(isinstance(one, str) for one in given)
 
 
-def _of_column(class_weight: Any, column: NDArray[Any]) -> NDArray[Any]:
+def _of_column(
+    class_weight: Any, column: NDArray[Any], weight: NDArray[Any] | None
+) -> NDArray[Any]:
+    if class_weight is None:
+        return np.ones(len(column))
     if isinstance(class_weight, dict):
         no, yes = (float(class_weight.get(label, 1.0)) for label in (0, 1))
         return np.where(column > 0, yes, no)
-    return compute_sample_weight(class_weight, column)
+    return _balanced(column, weight)
+
+
+def _balanced(y: NDArray[Any], weight: NDArray[Any] | None) -> NDArray[Any]:
+    """Return what gives each label of y the same sum of weights; those that weigh 0 stay so."""
+    _, codes = np.unique(y, return_inverse=True)
+    masses = np.bincount(codes, weight)
+    present = masses > 0
+    shares = masses.sum() / present.sum() / np.where(present, masses, 1.0)
+    return shares[codes]
 
 
 def _check_weights(owner: str, name: str, value: Any) -> None:

@@ -148,9 +148,9 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         one_hot = not isinstance(self._loss, CrossEntropy)
         return self._labels.encode(as_labels(y), dtype, one_hot=one_hot)
 
-    def _class_weights(self, y: Any) -> Any:
+    def _class_weights(self, y: Any, weight: Any) -> Any:
         check_class_weight(type(self).__name__, self.class_weight, self._labels)
-        return by_class(self.class_weight, as_labels(y), self._labels)
+        return by_class(self.class_weight, as_labels(y), self._labels, weight)
 
     def _make_loss(self) -> Loss:
         given = self._given_loss()
