@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gpunn.data.augment import Augment
     from gpunn.data.batch import Batch
     from gpunn.data.loader import Loader
+    from gpunn.distributed.communicator import Communicator, get_communicator
+    from gpunn.distributed.data_parallel import DataParallel
     from gpunn.files.onnx_export import export_onnx
     from gpunn.files.onnx_import import import_onnx
     from gpunn.files.weights import LoadReport, load, save
@@ -126,6 +128,7 @@ _HOMES = {
     "Buffer": "gpunn.nn.parameter",
     "CELU": "gpunn.nn.activation_smooth",
     "Checkpoint": "gpunn.training.checkpoint",
+    "Communicator": "gpunn.distributed.communicator",
     "Constant": "gpunn.optim.schedules",
     "Conv1d": "gpunn.nn.convolution",
     "Conv2d": "gpunn.nn.convolution",
@@ -133,6 +136,7 @@ _HOMES = {
     "Cosine": "gpunn.optim.schedules",
     "CosineDistance": "gpunn.losses.cosine",
     "CrossEntropy": "gpunn.losses.cross_entropy",
+    "DataParallel": "gpunn.distributed.data_parallel",
     "Dense": "gpunn.nn.dense",
     "Dropout": "gpunn.nn.dropout",
     "ELU": "gpunn.nn.activation",
@@ -212,6 +216,7 @@ _HOMES = {
     "estimators": "gpunn.estimators",  # needs scikit-learn
     "export_onnx": "gpunn.files.onnx_export",
     "get_backend": "gpunn.arrays.backend",
+    "get_communicator": "gpunn.distributed.communicator",
     "import_onnx": "gpunn.files.onnx_import",
     "init": "gpunn.nn.init",
     "load": "gpunn.files.weights",
@@ -279,6 +284,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "Buffer",
     "Checkpoint",
+    "Communicator",
     "Constant",
     "Conv1d",
     "Conv2d",
@@ -286,6 +292,7 @@ __all__ = [
     "Cosine",
     "CosineDistance",
     "CrossEntropy",
+    "DataParallel",
     "Dense",
     "Dropout",
     "EarlyStopping",
@@ -358,6 +365,7 @@ __all__ = [
     "errors",
     "export_onnx",
     "get_backend",
+    "get_communicator",
     "import_onnx",
     "init",
     "load",

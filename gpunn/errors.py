@@ -75,6 +75,10 @@ class BusyError(GpunnError, RuntimeError):
     """Another thread is at work on the same object."""
 
 
+class DistributedError(GpunnError, RuntimeError):
+    """Processes that train together do not agree, or one of them has ended."""
+
+
 class MovedError(GpunnError, ImportError):
     """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
 

@@ -41,7 +41,10 @@ class Tape:
         None stands for all.
     """
 
-    __slots__ = ("_entries", "_rng", "_staged", "input_grad", "parameters", "training")
+    #: Between the keys that two processes make of one draw; odd, and like no other constant here.
+    _STREAM = 0xD1342543DE82EF95
+
+    __slots__ = ("_entries", "_rng", "_staged", "input_grad", "parameters", "stream", "training")
 
     def __init__(
         self,
@@ -59,6 +62,8 @@ class Tape:
             input_grad if type(input_grad) is bool else flag("Tape", "input_grad", input_grad)
         )
         self.parameters = parameters
+        #: Which of several processes this is: they draw the same numbers, and need other masks.
+        self.stream = 0
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []
         self._staged: list[tuple[Any, tuple[Any, ...]]] = []
@@ -159,7 +164,8 @@ class Tape:
     def draw_key(self) -> int:
         """Draw a 64-bit key for one random mask, on the host."""
         self._rng = as_generator(self._rng, "Tape")
-        return int(self._rng.integers(2**64, dtype="uint64"))
+        key = int(self._rng.integers(2**64, dtype="uint64"))
+        return (key + self.stream * self._STREAM) % 2**64
 
     def __len__(self) -> int:
         """Return the number of entries that are not yet popped."""

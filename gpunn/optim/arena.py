@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from gpunn._typing import Array
@@ -103,6 +103,24 @@ class Arena:
             [[state[i] for i in held] for state in self.states],
             [weight_decay if self.decays[i] else 0.0 for i in held],
         )
+
+    def collect_grads(
+        self, parameters: Sequence[Parameter], wanted: Collection[int]
+    ) -> list[Array]:
+        """Return the blocks of gradients, once they are all there.
+
+        Parameters without a gradient have zeros there, which those that are `wanted`, by number,
+        get as a gradient.
+        """
+        for i, (parameter, place) in enumerate(zip(parameters, self.grads, strict=True)):
+            grad = parameter.grad
+            if grad is place:
+                continue
+            with scope_of(place):
+                place[...] = 0.0 if grad is None else grad
+            if i in wanted:
+                parameter.grad = place
+        return self._grad_blocks
 
     def holds_values(self, parameters: Sequence[Parameter]) -> bool:
         """Return whether the parameters' values are still the arena's."""

@@ -105,6 +105,8 @@ class Optimizer(ParameterHolder, Stateful):
 
         To sum the gradients of several batches, run backward for each of them before one `step`.
         """
+        if self.parallel is not None:
+            self.parallel.check_averaged()
         slots: Slots | None = self._blocks
         arena = self._arena
         for parameter, value, grad in zip(self.parameters, arena.values, arena.grads, strict=True):

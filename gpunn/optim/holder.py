@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -40,6 +40,9 @@ class ParameterHolder:
     _separates_decaying: bool = False
     #: What follows the weights, if anything does: a `gpunn.optim.average.WeightAverage`.
     average: Any = None
+    #: Sums its gradients over processes, if there are several: a
+    #: `gpunn.distributed.data_parallel.DataParallel`.
+    parallel: Any = None
     _arena: Arena
     _blocks: Slots
 
@@ -95,6 +98,10 @@ class ParameterHolder:
         unless `separate_decaying` was called.
         """
         return self._arena.blocks(1.0)
+
+    def collect_grads(self, wanted: Collection[int]) -> list[Array]:
+        """Return the blocks of gradients; see `Arena.collect_grads`."""
+        return self._arena.collect_grads(self.parameters, wanted)
 
     def separate_decaying(self) -> None:
         """Give parameters with weight decay blocks of their own, even while it is 0."""

@@ -22,8 +22,8 @@ from gpunn.optim.arena import Arena
 from gpunn.optim.schedules import Schedule, load_schedule_state, schedule_state
 
 #: Attributes that say where memory is, or are dealt with by name.
-_ELSEWHERE = frozenset(
-    {"parameters", "serial", "part", "average", "_schedule", "_places", "_arena", "_blocks"}
+ELSEWHERE = frozenset(
+    {"parameters", "serial", "part", "average", "parallel", "_schedule", "_places", "_arena", "_blocks"}
     | {"_separates_decaying"}
 )
 
@@ -54,7 +54,7 @@ class Stateful:
         """
         return {
             "kind": type(self).__name__,
-            "settings": attributes_of(self, known=_ELSEWHERE),
+            "settings": attributes_of(self, known=ELSEWHERE),
             "schedule": schedule_state(self.schedule),
             "states": self._named_states(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -74,7 +74,7 @@ class Stateful:
         name = type(self).__name__
         check_kind(name, self, state)
         check_names(name, state, ("kind", "settings", "schedule", "states", "average"))
-        check_names(name, state["settings"], attributes_of(self, known=_ELSEWHERE))
+        check_names(name, state["settings"], attributes_of(self, known=ELSEWHERE))
         if (state["average"] is None) != (self.average is None):
             has, lacks = ("the state has", "this optimizer has")[:: 1 if state["average"] else -1]
             raise StateError(

@@ -207,6 +207,9 @@ class RecordedSteps:
 def _why_no_update(optimizer: Optimizer) -> str | None:
     if not may_record(optimizer):
         return f"{type(optimizer).__name__} does not say in its own class body that it records"
+    if optimizer.parallel is not None:
+        n = optimizer.parallel.communicator.size
+        return f"between the backward pass and the update, gradients are summed over {n} processes"
     average = optimizer.average
     if average is not None and fused_rule(average) is None:
         return f"the average of {type(average).__name__} is not followed by a kernel"

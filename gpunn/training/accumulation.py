@@ -20,7 +20,8 @@ class Accumulation:
     .. math:: J = \frac{\sum_b W_b J_b}{\sum_b W_b},
 
     so each gradient counts by :math:`W_b`, and their sum is divided by :math:`\sum_b W_b` before
-    the update. Where costs are sums, gradients are just added.
+    the update. Where costs are sums, gradients are just added. If the optimizer is parallel, the
+    batches are those of all processes (see `gpunn.distributed.data_parallel`).
 
     Parameters
     ----------
@@ -56,7 +57,9 @@ class Accumulation:
         if not self._n_added:
             return
         total, self._n_added, self._total = self._total, 0, None
-        if total is not None:
+        if optimizer.parallel is not None:
+            optimizer.parallel.sum(total)
+        elif total is not None:
             _divide(optimizer, total)
         optimizer.step()
 

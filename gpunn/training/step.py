@@ -151,9 +151,13 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         part = part_of(model, optimizer)
     if unchecked:
         check_places(model, part.held, x, y, sample_weight)
+    parallel = optimizer.parallel
+    if parallel is not None and group is None:
+        group = Accumulation(1)
     updating = False
     try:
         tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
+        tape.stream = 0 if parallel is None else parallel.communicator.rank
         prediction = model.forward(x, tape)
         # The first step, or layers were added or removed.
         if part.owners is None or (unchecked and part.owners != tape.owners()):

@@ -1,0 +1,1 @@
+"""Training on several processes at once: how they talk, and one optimizer for all of them."""

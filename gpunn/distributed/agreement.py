@@ -1,0 +1,91 @@
+"""What several processes agree on: texts, arrays of any shapes, and whether they are alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from gpunn.distributed.communicator import Communicator
+from gpunn.errors import DistributedError
+
+
+def gather_bytes(communicator: Communicator, content: bytes) -> list[bytes]:
+    """Return the contents of all ranks, by rank."""
+    sizes = np.zeros(communicator.size, np.int64)
+    sizes[communicator.rank] = len(content)
+    communicator.allreduce(sizes)
+    stops = np.cumsum(sizes)
+    joined = np.zeros(int(stops[-1]), np.uint8)
+    stop = int(stops[communicator.rank])
+    joined[stop - len(content) : stop] = np.frombuffer(content, np.uint8)
+    communicator.allreduce(joined)
+    return [part.tobytes() for part in np.split(joined, stops[:-1])]
+
+
+def gather(communicator: Communicator, value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank: numbers, strings, lists and dicts of them."""
+    contents = gather_bytes(communicator, json.dumps(value).encode())
+    return [json.loads(content) for content in contents]
+
+
+def gather_arrays(communicator: Communicator, arrays: Sequence[Any]) -> list[list[Any]]:
+    """Return the NumPy arrays of all ranks, by rank; they may differ in number, shape and dtype."""
+    return [_unpacked(each) for each in gather_bytes(communicator, _packed(arrays))]
+
+
+def broadcast_value(communicator: Communicator, value: Any) -> Any:
+    """Return rank 0's value: numbers, strings, lists and dicts of them."""
+    content = json.dumps(value).encode() if communicator.rank == 0 else b""
+    return json.loads(gather_bytes(communicator, content)[0])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the same on all ranks, by name."""
+    modules = {name: sys.modules.get(name) for name in ("gpunn", "numpy", "cupy", "numba")}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"Python": python} | {
+        name: str(module.__version__)
+        for name, module in modules.items()
+        if hasattr(module, "__version__")
+    }
+
+
+def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, str]) -> None:
+    """Check that facts are the same on all ranks.
+
+    Raises
+    ------
+    DistributedError
+        On every rank. Names what differs, and between which ranks.
+    """
+    first, *others = gather(communicator, dict(facts))
+    faults = []
+    for name in first:
+        for rank, told in enumerate(others, 1):
+            if told.get(name) != first[name]:
+                faults.append(f"{name}: rank 0 has {first[name]}, rank {rank} {told.get(name)}")
+                break
+    if faults:
+        raise DistributedError(
+            f"{speaker}: the ranks differ, and all must run the same program on the same data. "
+            + "; ".join(faults)
+        )
+
+
+def _packed(arrays: Sequence[Any]) -> bytes:
+    buffer = BytesIO()
+    for array in arrays:
+        np.save(buffer, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> list[Any]:
+    buffer, found = BytesIO(content), []
+    while buffer.tell() < len(content):
+        found.append(np.load(buffer, allow_pickle=False))
+    return found

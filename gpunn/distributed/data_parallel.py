@@ -1,0 +1,214 @@
+"""Data-parallel training: each process takes a part of every batch, and all make one update."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.facts import dtype_name
+from gpunn.arrays.state import attributes_of
+from gpunn.distributed.agreement import check_alike, versions
+from gpunn.distributed.communicator import Communicator, get_communicator
+from gpunn.errors import SettingError
+from gpunn.kernels import kernels
+from gpunn.optim.base import Optimizer
+from gpunn.optim.state import ELSEWHERE
+
+
+class DataParallel:
+    r"""Let several processes train one model, each on its part of every batch.
+
+    Rank r has the gradient :math:`g_r` of a mean that divides by :math:`W_r`: its number of
+    samples, or the sum of their weights. The update takes
+
+    .. math:: g = \frac{\sum_r W_r\, g_r}{\sum_r W_r},
+
+    which is the gradient of one process that has all samples, however unequal the parts are.
+    Gradients are clipped after that. All parameters, and the sum of weights with them, are one
+    array, which is summed over the ranks once for each update.
+
+    From now on every step of the optimizer is one of all ranks, in `train_step`, in a `Trainer`,
+    and in a loop of your own that calls `average`. On a single process nothing changes.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Built on every rank alike. The values of its parameters, and its states, become those of
+        rank 0.
+    communicator : Communicator, optional
+        By default ``gn.get_communicator("auto")``.
+
+    Attributes
+    ----------
+    communicator : Communicator
+
+    Raises
+    ------
+    SettingError
+        If `optimizer` is none, or is parallel already.
+    DistributedError
+        If the optimizers of the ranks differ.
+
+    Notes
+    -----
+    *BatchNorm* normalises by the statistics of each rank's part of a batch, not by those of the
+    whole batch. Its running statistics are averaged over the ranks before they are used: for
+    validation, in checkpoints, and at the end of an epoch.
+    *Dropout* draws another mask on each rank.
+    *Steps* are not recorded: the readable loop runs.
+
+    Examples
+    --------
+    >>> import gpunn as gn
+    >>> communicator = gn.get_communicator()  # of `mpiexec -n 4 python train.py`
+    >>> model = gn.Dense(3, 2, rng=0)
+    >>> optimizer = gn.SGD(model.parameters())
+    >>> parallel = gn.DataParallel(optimizer, communicator)
+    """
+
+    def __init__(self, optimizer: Optimizer, communicator: Communicator | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise SettingError(
+                f"DataParallel: expected an optimizer, got {type(optimizer).__name__}; say "
+                "DataParallel(optimizer, communicator)"
+            )
+        if communicator is None:
+            communicator = get_communicator()
+        if not isinstance(communicator, Communicator):
+            raise SettingError(
+                "DataParallel: expected a communicator, such as gn.get_communicator(), got "
+                f"{type(communicator).__name__}"
+            )
+        if optimizer.parallel is not None:
+            raise SettingError("DataParallel: the optimizer is parallel: see optimizer.parallel")
+        self.communicator = communicator
+        self._optimizer = optimizer
+        self._messages: dict[str, Array] = {}
+        #: The parameters, by number, that have a gradient on some rank; None before the first step.
+        self._trained: list[int] | None = None
+        self._averaged = False
+        if communicator.size > 1:
+            check_alike("DataParallel", communicator, _facts(optimizer))
+            slots = optimizer.blocks()
+            for array in [*slots.values, *(x for kind in slots.states for x in kind)]:
+                communicator.broadcast(array)
+            optimizer.parallel = self
+
+    def average(self, weight: float | Array = 1.0) -> None:
+        """Average the gradients over all ranks, for ``optimizer.step()``, which comes next.
+
+        `train_step` and `Trainer` do it themselves.
+
+        Parameters
+        ----------
+        weight : float or array, default 1.0
+            W, what this rank's gradient counts for: its number of samples, or the sum of their
+            weights; 0-d on the device.
+        """
+        if self.communicator.size > 1:
+            self.sum(weight, scale=weight)
+
+    def sum(self, total: Any, scale: Any = None) -> None:
+        """Sum the gradients over all ranks, and divide them by the sum of the totals.
+
+        Parameters
+        ----------
+        total : float, array or None
+            What this rank's gradients count for; None leaves the sum as it is, without a division.
+        scale : float or array, optional
+            A factor of this rank's gradients.
+        """
+        grads = self._grads()
+        for name, members in _by_dtype(grads).items():
+            with scope_of(members[0]):
+                message = self._message(name, members)
+                parts = _parts(message, members)
+                for part, grad in zip(parts, members, strict=True):
+                    part[...] = grad if scale is None else grad * scale
+                message[-1] = 0.0 if total is None else total
+                self.communicator.allreduce(message)
+                if total is not None:
+                    divisor = message[-1:] + 0.0
+                    divisor += kernels(message).xp.astype(divisor == 0, message.dtype)
+                    message /= divisor
+                for part, grad in zip(parts, members, strict=True):
+                    grad[...] = part
+        self._averaged = True
+
+    def check_averaged(self) -> None:
+        """Refuse an update by the gradients of this rank alone.
+
+        Raises
+        ------
+        SettingError
+            If `average` was not called since the last update.
+        """
+        if not self._averaged:
+            raise SettingError(
+                f"{type(self._optimizer).__name__}.step: the gradients are those of rank "
+                f"{self.communicator.rank} alone; call gn.train_step, or parallel.average(n) before "
+                "the step, with n the number of its samples"
+            )
+        self._averaged = False
+
+    def _grads(self) -> list[Array]:
+        """Return the blocks of gradients, once all are there; those that are missing are 0."""
+        parameters = self._optimizer.parameters
+        present = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+        if self._trained is None:
+            counts = np.zeros(len(parameters), np.int64)
+            counts[present] = 1
+            self.communicator.allreduce(counts)
+            self._trained = np.flatnonzero(counts).tolist()
+        if unknown := set(present).difference(self._trained):
+            raise SettingError(
+                f"DataParallel: parameter {min(unknown)} of the optimizer has a gradient, and had "
+                "none on any rank in the first step; when the model changes, build the optimizer "
+                "and DataParallel anew"
+            )
+        return self._optimizer.collect_grads(self._trained)
+
+    def _message(self, name: str, members: list[Array]) -> Array:
+        """Return an array for some blocks and one number, for all steps the same."""
+        size = 1 + sum(member.size for member in members)
+        message = self._messages.get(name)
+        if message is None or message.size != size:
+            xp = kernels(members[0]).xp
+            message = self._messages[name] = xp.empty(size, dtype=members[0].dtype)
+        return message
+
+    def __repr__(self) -> str:
+        """Return the optimizer and the communicator."""
+        return f"DataParallel({self._optimizer!r}, {self.communicator!r})"
+
+
+def _by_dtype(arrays: list[Array]) -> dict[str, list[Array]]:
+    groups: dict[str, list[Array]] = {}
+    for array in arrays:
+        groups.setdefault(dtype_name(array), []).append(array)
+    return groups
+
+
+def _parts(message: Array, members: list[Array]) -> list[Array]:
+    """Return the places in a message for some blocks."""
+    stops = list(accumulate(member.size for member in members))
+    pairs = zip([0, *stops], stops, strict=False)
+    return [message[start:stop] for start, stop in pairs]
+
+
+def _facts(optimizer: Optimizer) -> dict[str, str]:
+    """Return what has to be the same on all ranks, by name."""
+    kinds = [(dtype_name(p.value), tuple(p.value.shape)) for p in optimizer.parameters]
+    shapes = ", ".join(f"{name}{shape}" for name, shape in kinds[:8])
+    more = f" and {len(kinds) - 8} more, {crc32(str(kinds).encode()):08x}" if len(kinds) > 8 else ""
+    settings = attributes_of(optimizer, known=ELSEWHERE)
+    return versions() | {
+        "parameters": shapes + more,
+        "optimizer": repr(optimizer),
+        "its settings": str(settings),
+    }

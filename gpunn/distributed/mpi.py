@@ -1,0 +1,147 @@
+"""MPI, through mpi4py."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+from typing import Any, NoReturn
+
+import numpy as np
+
+from gpunn._typing import Array
+from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.checks import number
+from gpunn.arrays.libraries import require
+from gpunn.distributed.notices import Notices
+from gpunn.errors import DistributedError, DTypeError, StateError
+
+_REMEDY = 'pip install "gpunn[mpi]"'
+_NO_LIBRARY = f"{_REMEDY}, and a library of MPI: pip install mpich, or that of the cluster"
+
+#: Looks at a request between two looks at the clock and at the notices of other ranks; and how
+#: many looks go by before the process lets others have its core.
+_POLLS_BETWEEN, _POLLS_AWAKE = 32, 512
+
+
+class MPICommunicator:
+    """The processes that `mpiexec`, `srun` or another launcher of MPI has started.
+
+    A rank that ends, by an error or otherwise, tells the others: whoever waits for it raises a
+    `DistributedError` that names it, and why. After an error that nobody catches, a rank prints its
+    traceback and ends all ranks. One that is killed is noticed by the launcher, which ends them.
+
+    Parameters
+    ----------
+    communicator : mpi4py.MPI.Comm, optional
+        Some of the processes; all by default. It is duplicated.
+    cuda_aware : bool, default False
+        Whether the library of MPI was built to read the memory of GPUs. Otherwise CuPy's arrays go
+        through pinned memory of the host.
+    timeout_s : float, default 1800
+        How long to wait for other ranks, above 0, in seconds. They may be at work on a longer
+        batch, or write a checkpoint; this is for ranks that hang.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If mpi4py or a library of MPI is not installed.
+    """
+
+    def __init__(
+        self, communicator: Any = None, *, cuda_aware: bool = False, timeout_s: float = 1800.0
+    ) -> None:
+        self._timeout_s = number("MPICommunicator", "timeout_s", timeout_s, "(0, inf)")
+        require("mpi4py", _REMEDY)
+        self._mpi = require("mpi4py.MPI", _NO_LIBRARY)
+        world = self._mpi.COMM_WORLD if communicator is None else communicator
+        self._comm = world.Dup()
+        self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
+        self._cuda_aware = cuda_aware
+        self._staged: dict[tuple[int, str], Any] = {}
+        self._notices = Notices(self._mpi, self._comm.Dup())
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """Overwrite an array on every rank by that of the rank `root`."""
+        self._exchange(array, lambda data: self._comm.Ibcast(data, root=root))
+
+    def allreduce(self, array: Array) -> None:
+        """Overwrite an array on every rank by the sum over all ranks."""
+        in_place = self._mpi.IN_PLACE
+        self._exchange(array, lambda data: self._comm.Iallreduce(in_place, data))
+
+    def barrier(self) -> None:
+        """Wait until all ranks have come here."""
+        self._wait(self._comm.Ibarrier())
+
+    def _exchange(self, array: Array, start: Any) -> None:
+        """Start an operation on the memory of an array, or on a copy of it, and wait."""
+        place = backend_of(array)
+        if place is None or place.package not in ("numpy", "cupy"):
+            raise DTypeError(
+                f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
+            )
+        if place.package == "numpy":
+            _check_contiguous(array)
+            self._wait(start(array))
+            return
+        with scope_of(array):
+            import cupy  # noqa: PLC0415 (its arrays are here)
+
+            stream = cupy.cuda.get_current_stream()
+            if self._cuda_aware:
+                stream.synchronize()  # MPI knows nothing of streams
+                self._wait(start(array))
+                return
+            staged = self._stage_for(array)
+            array.get(out=staged, stream=stream, blocking=True)
+            self._wait(start(staged))
+            array.set(staged, stream=stream)
+            stream.synchronize()  # the next call may write to the same memory
+
+    def _stage_for(self, array: Array) -> Any:
+        """Return pinned memory of the host of the shape of an array."""
+        import cupyx  # noqa: PLC0415 (as above)
+
+        key = int(array.size), str(array.dtype)
+        if key not in self._staged:
+            self._staged[key] = cupyx.empty_pinned(array.size, array.dtype)
+        return self._staged[key].reshape(array.shape)
+
+    def _wait(self, request: Any) -> None:
+        """Wait for a request; meanwhile listen whether a rank has ended."""
+        begun = 0.0
+        for polls in count(1):
+            if request.Test():
+                return
+            if polls % _POLLS_BETWEEN:
+                continue
+            self._notices.check()
+            now = time.monotonic()
+            begun = begun or now
+            if now - begun > self._timeout_s:
+                self._give_up()
+            if polls > _POLLS_AWAKE:
+                time.sleep(0)
+
+    def _give_up(self) -> NoReturn:
+        raise DistributedError(
+            f"rank {self.rank} of {self.size} has waited for the others for {self._timeout_s:g} s; "
+            "one of them hangs, or all make different calls (if they only take longer: "
+            "get_communicator(timeout_s=...))"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        raise StateError(
+            "MPICommunicator: a communicator belongs to the processes that it connects, and cannot "
+            "be pickled; make it again there with get_communicator()"
+        )
+
+    def __repr__(self) -> str:
+        """Return the rank and the size."""
+        return f"MPICommunicator(rank={self.rank}, size={self.size})"
+
+
+def _check_contiguous(array: Any) -> None:
+    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
+        raise DTypeError("MPICommunicator: expected an array in C order, since it is sent in place")

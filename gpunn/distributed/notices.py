@@ -1,0 +1,84 @@
+"""How ranks of MPI hear that another one has ended, so that nobody waits for it in vain."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from typing import Any
+
+from gpunn.errors import DistributedError
+
+#: How long a rank that has failed leaves the others to say what they heard, in seconds.
+_LAST_WORDS_S = 1.0
+
+
+class Notices:
+    """Tells all other ranks when this one ends, and hears from them.
+
+    Parameters
+    ----------
+    mpi : module
+        ``mpi4py.MPI``.
+    communicator : mpi4py.MPI.Comm
+        Used for nothing else.
+    """
+
+    def __init__(self, mpi: Any, communicator: Any) -> None:
+        self._mpi, self._comm = mpi, communicator
+        self._rank, self._size = communicator.Get_rank(), communicator.Get_size()
+        self._heard: dict[int, str] = {}
+        self._sent: list[Any] = []
+        if self._size > 1:
+            atexit.register(self._end)
+            self._hook, sys.excepthook = sys.excepthook, self._fail
+
+    def check(self) -> None:
+        """Raise if another rank has ended.
+
+        Raises
+        ------
+        DistributedError
+            Names it, and why it ended.
+        """
+        while self._comm.Iprobe():
+            self._receive()
+        if self._heard:
+            rank, text = next(iter(self._heard.items()))
+            raise DistributedError(
+                f"rank {self._rank} of {self._size} waits for rank {rank}, which {text}"
+            )
+
+    def _receive(self) -> None:
+        status = self._mpi.Status()
+        text = self._comm.recv(status=status)
+        self._heard[status.Get_source()] = text
+
+    def _tell(self, text: str) -> None:
+        """Tell all other ranks, unless they have been told."""
+        if not self._sent:
+            others = (rank for rank in range(self._size) if rank != self._rank)
+            self._sent = [self._comm.isend(text, dest=rank) for rank in others]
+
+    def _fail(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Report an error that nobody has caught, and end all ranks."""
+        self._hook(kind, error, traceback)
+        self._tell(f"has failed: {kind.__name__}: {error}")
+        print(  # noqa: T201 (the last that is heard of it)
+            f"gpunn: rank {self._rank} of {self._size} has failed, and ends the others",
+            file=sys.stderr,
+            flush=True,
+        )
+        time.sleep(_LAST_WORDS_S)
+        self._comm.Abort(1)
+
+    def _end(self) -> None:
+        """Leave when all others do, so that no notice is on its way when MPI ends."""
+        if self._mpi.Is_finalized():
+            return
+        self._tell("has ended")
+        while len(self._heard) < self._size - 1:
+            if self._comm.Iprobe():
+                self._receive()
+            else:
+                time.sleep(0.001)
