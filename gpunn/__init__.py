@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from gpunn.data.augment import Augment
     from gpunn.data.batch import Batch
     from gpunn.data.loader import Loader
-    from gpunn.distributed.communicator import Communicator, get_communicator
+    from gpunn.distributed.communicator import Communicator
     from gpunn.distributed.data_parallel import DataParallel
+    from gpunn.distributed.engines import get_communicator
     from gpunn.files.onnx_export import export_onnx
     from gpunn.files.onnx_import import import_onnx
     from gpunn.files.weights import LoadReport, load, save
@@ -216,7 +217,7 @@ _HOMES = {
     "estimators": "gpunn.estimators",  # needs scikit-learn
     "export_onnx": "gpunn.files.onnx_export",
     "get_backend": "gpunn.arrays.backend",
-    "get_communicator": "gpunn.distributed.communicator",
+    "get_communicator": "gpunn.distributed.engines",
     "import_onnx": "gpunn.files.onnx_import",
     "init": "gpunn.nn.init",
     "load": "gpunn.files.weights",

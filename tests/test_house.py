@@ -16,7 +16,8 @@ PACKAGE = Path(gn.__file__).parent
 #: The rooms, from the foundation up. A room imports itself and those before it.
 ROOMS = (
     *("errors", "_typing", "arrays", "kernels", "nn", "files", "losses", "optim"),
-    *("distributed", "data", "program", "training", "tools", "estimators", "__init__", "__main__", "layers"),
+    *("distributed", "data", "program", "training", "tools", "estimators"),
+    *("__init__", "__main__", "layers"),
 )
 
 

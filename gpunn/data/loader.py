@@ -20,6 +20,7 @@ from gpunn.data.batch import Batch, batch_dtypes, copies, gather, send, take
 from gpunn.data.lending import is_lent
 from gpunn.data.order import draw_order
 from gpunn.data.resident import fits, make_resident
+from gpunn.data.share import Sharing, as_share
 from gpunn.data.state import Stateful
 from gpunn.data.transformed import keeps_shape, transformed, transformed_group
 from gpunn.errors import SettingError
@@ -31,7 +32,7 @@ __all__ = ["Batch", "Loader"]
 _BYTES_AT_ONCE = 2 << 20
 
 
-class Loader(Stateful):
+class Loader(Sharing, Stateful):
     """Shuffled minibatches of arrays, on a device.
 
     Iterating over a loader is one epoch. The order is drawn on the host, so one seed gives the same
@@ -89,6 +90,11 @@ class Loader(Stateful):
         Whether to check the data for NaN, infinity, and numbers that overflow in `dtype`.
     rng : None, int or numpy.random.Generator, default None
         The seed of the order.
+    communicator : Communicator, optional
+        Processes that share out the samples (`gpunn.DataParallel`): all draw one order, and each
+        reads its part of every step. n processes with a `batch_size` of b take the same samples in
+        the same steps as one with n b. A last step with fewer samples is shared out, too; a process
+        that gets none has a batch without rows.
 
     Attributes
     ----------
@@ -99,7 +105,9 @@ class Loader(Stateful):
     stored : Batch
         The whole data set, where it is stored. Do not write to it.
     n_samples : int
-        The number of samples.
+        The number of samples, those of other processes among them.
+    share : Share
+        This process's part: its `rank` and the `size` of the group.
 
     Raises
     ------
@@ -150,6 +158,7 @@ class Loader(Stateful):
         resident: bool | Literal["auto"] = "auto",
         check_finite: bool = False,
         rng: RNG = None,
+        communicator: Any = None,
     ) -> None:
         dtype = None if dtype is None else float_dtype("Loader", dtype, otherwise="None, ")
         one_of("Loader", "resident", resident, (True, False, "auto"))
@@ -174,6 +183,7 @@ class Loader(Stateful):
         validation.check_weight(self.stored.sample_weight, dtype)
         if flag("Loader", "check_finite", check_finite):
             validation.check_finite(self.stored._asdict(), self._dtypes)
+        self.share = as_share(communicator, self.n_samples)
         self.batch_size = batch_size
         self.dtype = dtype
         self.backend = _choose_backend(backend, self.stored.x)
@@ -189,23 +199,15 @@ class Loader(Stateful):
         held = (part for part in self.stored if part is not None)
         self._bytes_per_sample = max(1, sum(map(size_of, held)) // self.n_samples)
 
-    @property
-    def batch_size(self) -> int:
-        """The number of samples in a batch; the last one may be smaller."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, batch_size: int | None) -> None:
-        self._batch_size = validation.check_batch_size(batch_size, self.n_samples)
-
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        whole, rest = divmod(self.n_samples, self.batch_size)
+        whole, rest = divmod(self.n_samples, self.step_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches of one epoch, each with three parts: x, y, sample_weight."""
-        return self._batches(self.draw_order(), self.n_turns)
+        order, n = self.own(self.draw_order(), self.n_turns)
+        return self.padded(self._batches(order, n), len(self))
 
     def in_order(self) -> Generator[Batch, None, None]:
         """Yield all samples as batches in stored order, whatever the settings; draw no numbers."""
@@ -217,8 +219,8 @@ class Loader(Stateful):
 
     @property
     def n_turns(self) -> int:
-        """The number of samples in an epoch."""
-        return min(self.n_samples, len(self) * self.batch_size)
+        """The number of samples in an epoch, of all processes together."""
+        return min(self.n_samples, len(self) * self.step_size)
 
     def plain_row(self) -> Batch:
         """Return the first sample as a batch of one, without the transform."""

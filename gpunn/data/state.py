@@ -19,8 +19,10 @@ from gpunn.arrays.state import (
 )
 from gpunn.errors import StateError
 
-#: The settings that may change while a loader is used.
+#: The settings that may change while a loader is used, and the attributes that hold them: the
+#: number of processes may be another one when a loader goes on, and steps stay as they were.
 _SETTINGS = ("batch_size", "block_size", "window", "drop_last")
+_ATTRIBUTES = {"batch_size": "step_size"}
 
 
 class Stateful:
@@ -52,7 +54,7 @@ class Stateful:
                 )
         return {
             "samples": self.n_samples,
-            "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "settings": {name: getattr(self, _ATTRIBUTES.get(name, name)) for name in _SETTINGS},
             "shuffle": _told(self.shuffle),
             "rng": generator_state(self._rng),
             "transform": _told(self.transform),
@@ -86,7 +88,7 @@ class Stateful:
                 _go_on(getattr(self, name), state[name])
         restore_generator("Loader", self._rng, state["rng"])
         for name, value in state["settings"].items():
-            setattr(self, name, value)
+            setattr(self, _ATTRIBUTES.get(name, name), value)
         if not callable(self.shuffle):
             self.shuffle = state["shuffle"]
 

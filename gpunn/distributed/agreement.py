@@ -13,6 +13,9 @@ import numpy as np
 from gpunn.distributed.communicator import Communicator
 from gpunn.errors import DistributedError
 
+#: The packages whose versions may change what is computed.
+_COMPUTING = ("gpunn", "numpy", "cupy", "numba")
+
 
 def gather_bytes(communicator: Communicator, content: bytes) -> list[bytes]:
     """Return the contents of all ranks, by rank."""
@@ -33,9 +36,32 @@ def gather(communicator: Communicator, value: Any) -> list[Any]:
     return [json.loads(content) for content in contents]
 
 
-def gather_arrays(communicator: Communicator, arrays: Sequence[Any]) -> list[list[Any]]:
-    """Return the NumPy arrays of all ranks, by rank; they may differ in number, shape and dtype."""
-    return [_unpacked(each) for each in gather_bytes(communicator, _packed(arrays))]
+def merge(communicator: Communicator, columns: Sequence[Any], common: int) -> list[Any]:
+    """Return columns with the entries of all ranks, as NumPy's arrays.
+
+    The ranks take turns, so the order does not depend on how often columns were merged.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    columns : sequence of arrays
+        Entries by their first axis: as many columns on each rank, and of the same dtypes.
+    common : int
+        So many entries at the beginning are those of all ranks already.
+    """
+    own = [np.asarray(column) for column in columns]
+    every = [_unpacked(each) for each in gather_bytes(communicator, _packed(own))]
+    return [_interleaved(list(parts), common) for parts in zip(*every, strict=True)]
+
+
+def _interleaved(parts: list[Any], common: int) -> Any:
+    """Return the first `common` entries, which all parts have, and the others by turns."""
+    rest = [part[common:] for part in parts if len(part) > common]
+    if not rest:
+        return parts[0]
+    turns = np.concatenate([np.arange(len(part)) for part in rest])
+    joined = np.concatenate(rest)[np.argsort(turns, kind="stable")]
+    return np.concatenate([parts[0][:common], joined]) if common else joined
 
 
 def broadcast_value(communicator: Communicator, value: Any) -> Any:
@@ -46,13 +72,10 @@ def broadcast_value(communicator: Communicator, value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Return the versions of what computes the same on all ranks, by name."""
-    modules = {name: sys.modules.get(name) for name in ("gpunn", "numpy", "cupy", "numba")}
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"Python": python} | {
-        name: str(module.__version__)
-        for name, module in modules.items()
-        if hasattr(module, "__version__")
-    }
+    modules: dict[str, Any] = {name: sys.modules.get(name) for name in _COMPUTING}
+    found = {name: getattr(module, "__version__", None) for name, module in modules.items()}
+    return {"Python": python} | {name: version for name, version in found.items() if version}
 
 
 def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, str]) -> None:

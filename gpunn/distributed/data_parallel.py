@@ -13,7 +13,8 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.state import attributes_of
 from gpunn.distributed.agreement import check_alike, versions
-from gpunn.distributed.communicator import Communicator, get_communicator
+from gpunn.distributed.communicator import Communicator
+from gpunn.distributed.engines import get_communicator
 from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.optim.base import Optimizer
@@ -151,8 +152,8 @@ class DataParallel:
         if not self._averaged:
             raise SettingError(
                 f"{type(self._optimizer).__name__}.step: the gradients are those of rank "
-                f"{self.communicator.rank} alone; call gn.train_step, or parallel.average(n) before "
-                "the step, with n the number of its samples"
+                f"{self.communicator.rank} alone; call gn.train_step, or parallel.average(n) "
+                "before the step, with n the number of its samples"
             )
         self._averaged = False
 

@@ -10,6 +10,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.libraries import INSTALL_CUPY, require
 from gpunn.distributed.communicator import Communicator
+from gpunn.distributed.mpi import MPICommunicator
 from gpunn.errors import BackendUnavailableError, DTypeError, StateError
 
 _REMEDY = 'pip install "gpunn[nccl]" (with CUDA 13: pip install nvidia-nccl-cu13)'
@@ -48,11 +49,7 @@ class NCCLCommunicator:
 
     def __init__(self, host: Communicator | None = None) -> None:
         self._nccl = _library()
-        if host is None:
-            from gpunn.distributed.mpi import MPICommunicator  # noqa: PLC0415 (unless it is given)
-
-            host = MPICommunicator()
-        self._host = host
+        self._host = host = MPICommunicator() if host is None else host
         self.rank, self.size = host.rank, host.size
         self._made: Any = None
 

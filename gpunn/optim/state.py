@@ -23,8 +23,8 @@ from gpunn.optim.schedules import Schedule, load_schedule_state, schedule_state
 
 #: Attributes that say where memory is, or are dealt with by name.
 ELSEWHERE = frozenset(
-    {"parameters", "serial", "part", "average", "parallel", "_schedule", "_places", "_arena", "_blocks"}
-    | {"_separates_decaying"}
+    {"parameters", "serial", "part", "average", "parallel", "_schedule", "_places", "_arena"}
+    | {"_blocks", "_separates_decaying"}
 )
 
 

@@ -24,6 +24,7 @@ from gpunn.optim.base import Optimizer
 from gpunn.program import Program
 from gpunn.training.accumulation import Accumulation
 from gpunn.training.freezing import part_of
+from gpunn.training.ranks import in_step
 from gpunn.training.readings import Readings
 from gpunn.training.step import learn
 
@@ -130,6 +131,7 @@ class EpochRunner:
         with memory_for("a batch", loader.backend, memory_advice(loader)):
             if not self.can_pause:
                 batches = lend(loader.__iter__, model, loss, *readings.metrics)
+                batches = in_step(optimizer, batches)
                 each = None if decays is None else decays()
                 self._one_by_one(batches, *parts, readings, each, tell)
                 return
@@ -145,6 +147,7 @@ class EpochRunner:
                     if steps is None:
                         readers = model, loss, *readings.metrics
                         batches = lend(partial(loader.batches, *rows), *readers)
+                        batches = loader.padded(batches, stop - self.done)
                         self._one_by_one(batches, *parts, readings, some, tell)
                     else:
                         self._recorded(steps, rows, optimizer, readings, some, tell)
@@ -172,10 +175,13 @@ class EpochRunner:
         return min(self.done + whole, len(self.loader))
 
     def _rows(self, stop: int) -> tuple[Any, int]:
-        """Return the order of the rows up to batch number `stop`, and how many they are."""
-        first = self.done * self.loader.batch_size
-        last = min(stop * self.loader.batch_size, self.loader.n_turns)
-        return part_of_order(self._order, first, last), last - first
+        """Return the order of the rows up to batch number `stop`, and how many they are.
+
+        Of several processes, these are the rows of this one.
+        """
+        first = self.done * self.loader.step_size
+        last = min(stop * self.loader.step_size, self.loader.n_turns)
+        return self.loader.own(part_of_order(self._order, first, last), last - first)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the epoch is, and the state of the loader."""
@@ -247,7 +253,8 @@ class EpochRunner:
         part = optimizer.part or part_of(model, optimizer)
         values = [p.value for p in (*optimizer.parameters, *part.frozen)]
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
-        group = Accumulation(self._accumulate) if self._accumulate > 1 else None
+        grouped = self._accumulate > 1 or optimizer.parallel is not None
+        group = Accumulation(self._accumulate) if grouped else None
         with closing(batches), threads:  # ends a thread that fetches ahead
             each = None if decays is None else iter(decays)
             for x, y, weight in batches:

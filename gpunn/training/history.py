@@ -69,6 +69,13 @@ class History:
             column.extend([math.nan] * (earlier - len(column)))
             column.append(value)
 
+    def replace_last(self, record: Mapping[str, float]) -> None:
+        """Take the numbers of the last epoch from another process, which may have more columns."""
+        for name, value in record.items():
+            column = self.columns.setdefault(name, [])
+            column.extend([math.nan] * (len(self) - len(column)))
+            column[-1] = value
+
     @property
     def last(self) -> dict[str, float]:
         """The numbers of the last epoch, by name."""

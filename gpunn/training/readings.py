@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
@@ -98,6 +98,8 @@ class Readings:
         self._weights = _Column()
         self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
         self._all_ours = all(map(is_ours, metrics))
+        #: How many of the first batches are those of all processes already.
+        self._common = 0
 
     def add(
         self,
@@ -107,7 +109,9 @@ class Readings:
         sample_weight: Array | None,
         penalty: Array | None = None,
     ) -> None:
-        """Add a batch: its cost, and the metrics of its prediction."""
+        """Add a batch: its cost, and the metrics of its prediction; nothing if it has no rows."""
+        if not prediction.shape[0]:
+            return
         self.counts.append(prediction.shape[0])
         cost = cost if self._scale == 1.0 else self._scale * cost
         self._costs.append(cost if penalty is None else cost + penalty)
@@ -176,6 +180,27 @@ class Readings:
         """Return whether all costs so far are numbers; wait for the device."""
         return math.isfinite(self._costs.sum())
 
+    def merged(self, merge: Callable[[list[Any], int], list[Any]]) -> Readings:
+        """Return the readings of all processes; wait for the device.
+
+        Parameters
+        ----------
+        merge : function
+            Returns the columns of all processes, given those of this one, and how many entries at
+            their beginning all have in common.
+        """
+        own = self.state_dict()
+        sizes = [len(columns) for columns in own["statistics"]]
+        rest = [column for columns in own["statistics"] for column in columns]
+        merged = merge([own["counts"], own["costs"], own["weights"], *rest], self._common)
+        counts, costs, weights, *others = merged
+        columns = iter(others)
+        result = Readings(self.loss, self.metrics, scale=self._scale, weighted=self._weighted)
+        state = {"counts": counts.tolist(), "costs": costs, "weights": weights}
+        statistics = [[next(columns) for _ in range(size)] for size in sizes]
+        result.load_state_dict(state | {"statistics": statistics})
+        return result
+
     def state_dict(self) -> dict[str, Any]:
         """Return what has been collected so far; wait for the device."""
         return {
@@ -209,7 +234,7 @@ class Readings:
             raise StateError(
                 f"Readings.load_state_dict: expected arrays of {n} numbers, one for each batch"
             )
-        self.counts = list(state["counts"])
+        self.counts, self._common = list(state["counts"]), n
         self._costs, self._weights = _Column(state["costs"]), _Column(state["weights"])
         self._statistics = [
             (metric, [_Column(values) for values in columns])

@@ -24,7 +24,9 @@ from gpunn.training import checkpoint
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.divergence import check_finite
 from gpunn.training.epoch import EpochRunner
+from gpunn.training.freezing import part_of
 from gpunn.training.history import History
+from gpunn.training.ranks import data_facts, file_facts, ranks_of
 from gpunn.training.readings import Readings
 from gpunn.training.signals import heard
 from gpunn.training.stopping import BestWeights, EarlyStopping
@@ -46,6 +48,8 @@ class Run:
         The training data.
     history : History
         Empty; it grows.
+    epochs : int
+        How many there are to be at most.
     validation : Loader or None
         What to evaluate after each epoch.
     early_stopping : EarlyStopping or None
@@ -57,14 +61,17 @@ class Run:
     Attributes
     ----------
     best : BestWeights
-        Those of the best epoch so far.
+        Those of the best epoch so far, once it has started.
     """
+
+    best: BestWeights
 
     def __init__(
         self,
         trainer: Any,
         loader: Loader,
         history: History,
+        epochs: int,
         *,
         validation: Loader | None,
         early_stopping: EarlyStopping | None,
@@ -73,21 +80,21 @@ class Run:
     ) -> None:
         self._trainer, self._loader, self._validation = trainer, loader, validation
         self._history, self._early_stopping, self._bar = history, early_stopping, bar
+        self._epochs, self._ranks = epochs, ranks_of(trainer.optimizer)
         self._callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         self._checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
         settings = {"accumulate": trainer.accumulate}
         self._runner = EpochRunner(loader, trainer._rng, trainer._program, **settings)
-        self.best = BestWeights(trainer.model)
         self._begin_epoch()
         #: Batches of the epochs before; those until the next look; the last look, and those then.
         self._earlier, self._batches, self._looked, self._seen = 0, _FIRST_BATCHES, 0.0, 0
         self._ending: Any = None
 
-    def go(self, epochs: int) -> None:
-        """Train until there are so many epochs, or something ends it."""
-        history = self._history
+    def go(self) -> None:
+        """Train until there are all epochs, or something ends it."""
+        history, epochs = self._history, self._epochs
         try:
-            with heard(wanted=bool(self._checkpoints) and self._runner.can_pause) as self._ending:
+            with heard(wanted=self._pauses) as self._ending:
                 while len(history) < epochs and not history.stopped:
                     with self._loader.backend.scope():
                         self._epoch()
@@ -97,6 +104,11 @@ class Run:
         except KeyboardInterrupt:
             history.stopped = self._interrupted()
             self._trainer.optimizer.clear()
+
+    @property
+    def _pauses(self) -> bool:
+        """Whether epochs are made in parts, between which files are written and signals heard."""
+        return self._runner.can_pause and (bool(self._checkpoints) or self._ranks.several)
 
     def _begin_epoch(self) -> None:
         self._readings = Readings(self._trainer.loss, self._trainer.metrics)
@@ -110,12 +122,14 @@ class Run:
         if not self._runner.done:
             self._begin_epoch()
         self._start = time.perf_counter()
-        pace = self._pace if self._checkpoints and self._runner.can_pause else None
+        pace = self._pace if self._pauses else None
         tell = self._bar.update
         self._runner.run(model, loss, optimizer, self._readings, tell=tell, pace=pace)
         if history.stopped:
             return
-        record = self._readings.read()
+        self._ranks.average_buffers(model)
+        readings = self._ranks.gathered(self._readings)
+        record = readings.read()
         penalty = optimizer.penalty()
         if penalty is not None or "cost" in history:
             record["cost"] = record["loss"] + (0.0 if penalty is None else float(penalty))
@@ -123,9 +137,9 @@ class Run:
         if self._validation is not None:
             numbers = trainer._evaluate(self._validation)
             record |= {f"validation_{name}": value for name, value in numbers.items()}
-        speed = sum(self._readings.counts) / elapsed
+        speed = sum(readings.counts) / elapsed
         record |= {"learning_rate": self._rate, "elapsed_s": elapsed, "samples_per_s": speed}
-        history.append(record)
+        history.append(self._ranks.from_first(record))
         self._earlier += len(self._loader)
         if not self._bar.disable:
             self._bar.set_postfix(loss=f"{record['loss']:.4g}")
@@ -136,7 +150,7 @@ class Run:
         if self._runner.has_begun:
             return
         check_finite(history, self.best, trainer.optimizer)
-        history.stopped = trainer._reason(history, self._early_stopping, self._callbacks)
+        history.stopped = self._reason()
         if self._callbacks:  # they may have moved the model
             trainer._check_home(self._loader)
         latest = history.to_minimize[-1]
@@ -146,6 +160,19 @@ class Run:
         self._begin_epoch()
         self._write_if(due=True, epochs=len(history))
         self._stop_if_asked()
+
+    def _reason(self) -> str:
+        """Return why to stop after this epoch, or an empty string."""
+        trainer, history = self._trainer, self._history
+        asked = [callback for callback in self._callbacks if callback(trainer, history) is True]
+        if self._callbacks:
+            part_of(trainer.model, trainer.optimizer)  # they may have changed the model
+            self._ranks.share_last(history)
+        names = [getattr(callback, "__name__", repr(callback)) for callback in asked[:1]]
+        reason = self._ranks.reason("".join(f"{name} asked for it" for name in names))
+        if reason or self._early_stopping is None:
+            return reason
+        return self._early_stopping.reason(history) or ""
 
     def _pace(self, done: int) -> int:
         """Write what is due within an epoch, and return how many batches to make next."""
@@ -160,7 +187,8 @@ class Run:
             self._batches = max(1, min(fitting, 4 * self._batches, len(self._loader)))
         self._looked, self._seen = now, done
         limits = [each.steps_until_due(self._step()) for each in self._checkpoints]
-        return min([self._batches, *(limit for limit in limits if limit is not None)])
+        wanted = min([self._batches, *(limit for limit in limits if limit is not None)])
+        return int(self._ranks.from_first(wanted))
 
     def _step(self) -> int:
         """Return the number of batches so far."""
@@ -168,18 +196,22 @@ class Run:
 
     def _write_if(self, *, due: bool, epochs: int | None = None) -> None:
         """Write the checkpoints, those alone that are `due` or all."""
-        step, state = self._step(), None
-        if self._runner.has_begun and not self._readings.are_finite():
+        step, ranks = self._step(), self._ranks
+        chosen = [each for each in self._checkpoints if not due or each.is_due(step, epochs)]
+        if not ranks.from_first(len(chosen)):
+            return
+        ranks.average_buffers(self._trainer.model)
+        if self._runner.has_begun and not ranks.gathered(self._readings).are_finite():
             return  # the last file has weights that are numbers; the epoch ends in an error
-        for each in self._checkpoints:
-            if due and not each.is_due(step, epochs):
-                continue
-            state = state or self.state_dict()
-            each.write(state, step)
+        state = self.state_dict()
+        if ranks.writes:
+            for each in chosen:
+                each.write(state, step)
+        ranks.wait()
 
     def _stop_if_asked(self) -> None:
         """Write and stop if a signal has asked for it."""
-        if self._ending.asked_by and not self._history.stopped:
+        if self._ranks.any(self._ending.asked_by) and not self._history.stopped:
             self._write_if(due=False)
             self._history.stopped = self._interrupted()
 
@@ -189,7 +221,7 @@ class Run:
     def _elapsed_so_far(self) -> float:
         return self._elapsed + time.perf_counter() - self._start
 
-    def resume(self, resume: Any) -> None:
+    def start(self, resume: Any) -> None:
         """Go on from a path, or from the newest file of a `Checkpoint` if it has one; else begin.
 
         Raises
@@ -198,8 +230,11 @@ class Run:
             If the file is not there, is damaged or is none of these.
         StateError
             If it is the state of other objects. Nothing has changed then.
+        DistributedError
+            If other processes are to train something else.
         """
         path = None if resume is None else checkpoint.found(resume)
+        self._start_alike(path)
         if path is None:
             self.begin()
             return
@@ -211,10 +246,27 @@ class Run:
         self.begin(path)
         self._bar.update(self._step())
 
+    def _start_alike(self, path: Path | None) -> None:
+        """Let all processes start from the same values, if there are several."""
+        loaders = [loader for loader in (self._loader, self._validation) if loader is not None]
+        facts: dict[str, str] = {}
+        if self._ranks.several:
+            facts = {name: repr(value) for name, value in self._settings().items()}
+            facts |= {
+                "epochs": str(self._epochs),
+                "early stopping": repr(self._early_stopping),
+                "checkpoints": repr(self._checkpoints),
+                "the file to resume from": file_facts(path),
+                "validation data": ", ".join(map(data_facts, loaders[1:])) or "none",
+            }
+        self._ranks.start(self._trainer, facts, loaders)
+        self.best = BestWeights(self._trainer.model)
+
     def begin(self, resumed: Path | None = None) -> None:
         """Let checkpoints begin, and refuse now what could not be written later."""
-        for each in self._checkpoints:
-            each.begin(self._step(), resumed)
+        if self._ranks.writes:
+            for each in self._checkpoints:
+                each.begin(self._step(), resumed)
         if self._checkpoints and resumed is None:
             self.state_dict()
 
@@ -232,7 +284,7 @@ class Run:
                 "batches_before": self._earlier,
                 "learning_rate": self._rate,
                 "elapsed_s": self._elapsed_so_far() if inside else 0.0,
-                "readings": self._readings.state_dict() if inside else None,
+                "readings": self._ranks.gathered(self._readings).state_dict() if inside else None,
             },
             "callbacks": [
                 each.state_dict() if hasattr(each, "state_dict") else None

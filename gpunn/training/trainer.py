@@ -202,9 +202,9 @@ class Trainer:
             if not self._program.is_recorded:
                 release(self._evaluation, self._prediction)  # the steps need memory
             parts: Any = {"validation": validation, "early_stopping": early_stopping}
-            run = Run(self, loader, history, **parts, callbacks=callbacks, bar=bar)
-            run.resume(resume)
-            run.go(epochs)
+            run = Run(self, loader, history, epochs, **parts, callbacks=callbacks, bar=bar)
+            run.start(resume)
+            run.go()
         if early_stopping is not None and early_stopping.restore_best:
             self._go_back_to(run.best, history)
         return history
@@ -375,20 +375,6 @@ class Trainer:
         best.restore()
         if self.optimizer.average is not None:
             self.optimizer.average.restart()  # the best weights are an average
-
-    def _reason(
-        self,
-        history: History,
-        early_stopping: EarlyStopping | None,
-        callbacks: Sequence[Callback],
-    ) -> str:
-        """Return why to stop after this epoch, or an empty string."""
-        asked = [callback for callback in callbacks if callback(self, history) is True]
-        if callbacks:
-            part_of(self.model, self.optimizer)  # they may have changed the model
-        if asked:
-            return f"{getattr(asked[0], '__name__', repr(asked[0]))} asked for it"
-        return (early_stopping.reason(history) if early_stopping is not None else None) or ""
 
     def __repr__(self) -> str:
         """Return the parts."""

@@ -1,0 +1,278 @@
+"""What the processes of a parallel training run agree on: where they start, and when they stop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from gpunn.arrays.backend import scope_of
+from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.facts import dtype_name, is_floating
+from gpunn.arrays.state import generator_state, restore_generator
+from gpunn.data.batch import Batch
+from gpunn.data.loader import Loader
+from gpunn.data.validation import is_sparse
+from gpunn.distributed.agreement import (
+    broadcast_value,
+    check_alike,
+    gather,
+    merge,
+    versions,
+)
+from gpunn.distributed.communicator import Communicator
+from gpunn.errors import DataError, DistributedError, SettingError
+from gpunn.kernels import kernels
+from gpunn.nn.layer import Layer
+from gpunn.training.history import History
+from gpunn.training.readings import Readings
+
+#: So many rows of the data tell whether all ranks have the same.
+_ROWS_COMPARED = 64
+
+
+class Ranks:
+    """A process that trains alone: whatever it decides is agreed on."""
+
+    several = False
+    writes = True
+
+    def start(
+        self,
+        trainer: Any,  # noqa: ARG002
+        facts: dict[str, str],  # noqa: ARG002
+        loaders: Sequence[Loader],
+    ) -> None:
+        """Begin alike: check what must be the same, and take values and generators of rank 0."""
+        for loader in loaders:
+            if loader.share.size > 1:
+                raise SettingError(
+                    f"Trainer.fit: the loader shares its samples among {loader.share.size} "
+                    "processes, which would each train a model of its own; say "
+                    "gn.DataParallel(optimizer, communicator)"
+                )
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        return value
+
+    def any(self, number: int) -> int:
+        """Return the largest number of any rank."""
+        return number
+
+    def reason(self, reason: str) -> str:
+        """Return the first reason of any rank that is not empty."""
+        return reason
+
+    def gathered(self, readings: Readings) -> Readings:
+        """Return what all ranks have read so far."""
+        return readings
+
+    def average_buffers(self, model: Layer) -> None:
+        """Average the buffers, such as the statistics of `BatchNorm`, over the ranks."""
+
+    def share_last(self, history: History) -> None:
+        """Give the history's last row, which callbacks may have added to, to all ranks."""
+
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+
+    def check_weights(self, model: Layer) -> None:
+        """Check that all ranks have the same weights."""
+
+
+class SeveralRanks(Ranks):
+    """One of several processes.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    """
+
+    several = True
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self.writes = communicator.rank == 0
+
+    def start(self, trainer: Any, facts: dict[str, str], loaders: Sequence[Loader]) -> None:
+        """Begin alike: check what must be the same, and take values and generators of rank 0."""
+        communicator = self._communicator
+        model = trainer.model
+        parts: dict[str, Any] = {"loss": trainer.loss, "optimizer": trainer.optimizer}
+        told = {"model": _told_of(model)} | {name: repr(part) for name, part in parts.items()}
+        check_alike("Trainer.fit", communicator, versions() | facts | told)
+        self._check_data(loaders[0])
+        for item in (*model.parameters(), *model.buffers()):
+            communicator.broadcast(item.value)
+        generators = [trainer._rng, *(loader._rng for loader in loaders)]
+        states = self.from_first([_as_lists(generator_state(rng)) for rng in generators])
+        for rng, state in zip(generators, states, strict=True):
+            restore_generator("Trainer.fit", rng, state)
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        return broadcast_value(self._communicator, value)
+
+    def any(self, number: int) -> int:
+        """Return the largest number of any rank."""
+        return int(max(gather(self._communicator, number)))
+
+    def reason(self, reason: str) -> str:
+        """Return the first reason of any rank that is not empty."""
+        return str(next(filter(None, gather(self._communicator, reason)), ""))
+
+    def gathered(self, readings: Readings) -> Readings:
+        """Return what all ranks have read so far."""
+        return readings.merged(partial(merge, self._communicator))
+
+    def average_buffers(self, model: Layer) -> None:
+        """Average the buffers, such as the statistics of `BatchNorm`, over the ranks."""
+        for buffer in model.buffers():
+            value = buffer.value
+            with scope_of(value):
+                if is_floating(kernels(value).xp, value.dtype):
+                    self._communicator.allreduce(value)
+                    value /= self._communicator.size
+
+    def share_last(self, history: History) -> None:
+        """Give the history's last row, which callbacks may have added to, to all ranks."""
+        history.replace_last(self.from_first(history.last))
+
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+        self._communicator.barrier()
+
+    def check_weights(self, model: Layer) -> None:
+        """Check that all ranks have the same weights.
+
+        Raises
+        ------
+        DistributedError
+            If they have not.
+        """
+        digest = 0
+        for parameter in model.parameters():
+            digest = crc32(to_numpy(parameter.value).tobytes(), digest)
+        if len(set(gather(self._communicator, digest))) > 1:
+            raise DistributedError(
+                "Trainer.fit: the ranks have different weights after the same steps, so a sum over "
+                "the ranks was not the same on all of them, or a callback has changed the model on "
+                "one; go on from the last checkpoint"
+            )
+
+    def _check_data(self, loader: Loader) -> None:
+        """Check that the ranks share the same data, or have data of their own for as many steps."""
+        facts = data_facts(loader)
+        told = {"shared": loader.share.size > 1, "steps": len(loader), "data": facts}
+        every = gather(self._communicator, told)
+        if all(each["shared"] for each in every):
+            check_alike("Trainer.fit", self._communicator, {"training data": facts})
+            if loader.share.size != self._communicator.size:
+                raise SettingError(
+                    f"Trainer.fit: the loader shares samples among {loader.share.size} processes, "
+                    f"and the optimizer is that of {self._communicator.size}; give both the same "
+                    "communicator"
+                )
+            return
+        if any(each["shared"] for each in every):
+            raise DistributedError(
+                "Trainer.fit: the loader has a communicator on some ranks only; give all of them "
+                "the same, or, for data of their own, none"
+            )
+        if len({each["data"] for each in every}) == 1:
+            raise SettingError(
+                "Trainer.fit: all ranks have the same data; share them out with "
+                "gn.Loader(..., communicator=communicator)"
+            )
+        steps = [each["steps"] for each in every]
+        if len(set(steps)) > 1:
+            raise DataError(
+                f"Trainer.fit: with data of its own, each rank must have as many batches; by rank: "
+                f"{', '.join(map(str, steps))}. Set drop_last or batch_size"
+            )
+
+
+def ranks_of(optimizer: Any) -> Ranks:
+    """Return the processes that train with an optimizer."""
+    return Ranks() if optimizer.parallel is None else SeveralRanks(optimizer.parallel.communicator)
+
+
+def in_step(optimizer: Any, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """Return batches of a loader that makes its own; stop all ranks if one has no more.
+
+    Raises
+    ------
+    DataError
+        On every rank. Names those that have run out.
+    """
+    if optimizer.parallel is None:
+        return batches
+    return _in_step(optimizer.parallel.communicator, batches)
+
+
+def _in_step(
+    communicator: Communicator, batches: Generator[Batch, None, None]
+) -> Generator[Batch, None, None]:
+    done = 0
+    with closing(batches):
+        while True:
+            batch = next(batches, None)
+            present = gather(communicator, batch is not None)
+            if not any(present):
+                return
+            if batch is None or not all(present):
+                empty = ", ".join(str(rank) for rank, has in enumerate(present) if not has)
+                raise DataError(
+                    f"Trainer.fit: after {done} batches there are no more on rank {empty}, and "
+                    "other ranks have some; give each rank as many batches"
+                )
+            done += 1
+            yield batch
+
+
+def data_facts(loader: Loader) -> str:
+    """Return sizes, settings and a digest of some rows of a loader's data."""
+    digest, kinds = 0, []
+    for part in loader.stored:
+        if part is None:
+            continue
+        kinds.append(f"{dtype_name(part)}{tuple(part.shape)}")
+        step = max(1, part.shape[0] // _ROWS_COMPARED)
+        some = part[::step]
+        rows = some.toarray() if is_sparse(part) else to_numpy(some)
+        digest = crc32(rows.tobytes(), digest)
+    settings = f"steps of {loader.step_size}, shuffle={_name(loader.shuffle)}"
+    return f"{', '.join(kinds)}, digest {digest:08x}, in {settings}"
+
+
+def file_facts(path: Path | None) -> str:
+    """Return whether there is a file to go on from, and a digest of it."""
+    if path is None:
+        return "none"
+    if not path.exists():
+        return f"{path}, which is not there"
+    return f"{path.name}, digest {crc32(path.read_bytes()):08x}"
+
+
+def _told_of(model: Layer) -> str:
+    """Return the names and shapes of what a model holds, or a digest of them if they are many."""
+    named: dict[str, Any] = {**model.named_parameters(), **model.named_buffers()}
+    held = [f"{name} {dtype_name(x.value)}{tuple(x.value.shape)}" for name, x in named.items()]
+    layers = repr(model)
+    digest = crc32("; ".join([layers, *held]).encode())
+    return f"{layers[:200]}{'...' * (len(layers) > 200)} (digest {digest:08x})"
+
+
+def _name(value: Any) -> str:
+    return "a function" if callable(value) else repr(value)
+
+
+def _as_lists(state: Any) -> Any:
+    """Return a generator's state without arrays."""
+    if isinstance(state, dict):
+        return {name: _as_lists(value) for name, value in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state

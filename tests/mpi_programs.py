@@ -1,0 +1,123 @@
+"""Programs that `mpiexec` starts: ``mpi_programs.py NAME [ARGUMENTS]``; rank 0 writes results."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpunn as gn
+
+N_SAMPLES, STEP = 50, 12
+BACKEND = os.environ.get("GPUNN_TEST_BACKEND", "numpy")
+
+
+class Run:
+    """A training run on one rank."""
+
+    def __init__(self, communicator: Any, *, folder: str = ".") -> None:
+        self.communicator = communicator
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(N_SAMPLES, 6)), rng.integers(0, 3, N_SAMPLES)
+        weight = rng.uniform(0.1, 2.0, N_SAMPLES)
+        kept = {"dtype": "float64", "backend": BACKEND}
+        self.model = gn.Sequential(
+            gn.Dense(6, 8, gn.Tanh(), rng=0, **kept), gn.Dense(8, 3, rng=1, **kept)
+        )
+        rule = gn.Adam(self.model.parameters(), 0.05, weight_decay=0.01, clip_norm=0.5)
+        gn.DataParallel(rule, communicator)
+        loss = gn.SoftmaxCrossEntropy()
+        self.trainer = gn.Trainer(self.model, loss, rule, metrics=["accuracy"], rng=7)
+        size = {"batch_size": STEP // communicator.size, "communicator": communicator}
+        self.loader = gn.Loader(x, y, sample_weight=weight, rng=3, **size, **kept)
+        self.path = Path(folder, "training.safetensors")
+
+    def fit(self, epochs: int, *callbacks: Any, every: int = 3, **settings: Any) -> gn.History:
+        checkpoint = gn.Checkpoint(self.path, every=every, unit="steps")
+        callbacks = (*callbacks, checkpoint)
+        return self.trainer.fit(
+            self.loader, epochs, callbacks=callbacks, progress=False, **settings
+        )
+
+    def write(self, name: str, history: gn.History) -> None:
+        if self.communicator.rank == 0:
+            weights = {f"w{i}": gn.to_numpy(p.value) for i, p in enumerate(self.model.parameters())}
+            columns = {name: history[name] for name in ("loss", "accuracy")}
+            np.savez(self.path.with_name(f"{name}.npz"), **weights, **columns)
+
+
+def train(folder: str) -> None:
+    """Train, and write what comes out."""
+    run = Run(gn.get_communicator(), folder=folder)
+    run.write(f"ranks{run.communicator.size}", run.fit(4))
+
+
+def stop(folder: str) -> None:
+    """Train half of it, and end in the middle of an epoch."""
+    run = Run(gn.get_communicator(), folder=folder)
+
+    class Enough(gn.Checkpoint):
+        """Ends training after the second file."""
+
+        def write(self, state: Any, step: int) -> None:
+            super().write(state, step)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run.trainer.fit(
+        run.loader, 4, callbacks=[Enough(run.path, every=8, unit="steps")], progress=False
+    )
+
+
+def resume(folder: str) -> None:
+    """Go on from there."""
+    run = Run(gn.get_communicator(), folder=folder)
+    history = run.fit(4, resume=run.path)
+    run.write(f"resumed{run.communicator.size}", history)
+
+
+def fail(folder: str, how: str) -> None:
+    """Let rank 1 raise, be killed, end or hang in the second epoch."""
+    run = Run(gn.get_communicator(timeout_s=3), folder=folder)
+
+    def fault(_: Any, history: gn.History) -> None:
+        if run.communicator.rank != 1 or len(history) < 2:
+            return
+        if how == "raises":
+            raise ValueError("a fault of rank 1")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "ends":
+            sys.exit(0)
+        time.sleep(60)
+
+    run.fit(50, fault)
+
+
+def differ(what: str) -> None:
+    """Let ranks differ."""
+    communicator = gn.get_communicator()
+    gn.DataParallel(gn.SGD(gn.Dense(2, 3 + communicator.rank).parameters()), communicator)
+
+
+def exchange() -> None:
+    """Check what a communicator does."""
+    communicator = gn.get_communicator()
+    place = gn.get_backend(BACKEND)
+    for dtype in ("float32", "float64", "int64"):
+        array = place.asarray(np.arange(5), dtype) + communicator.rank
+        communicator.broadcast(array, communicator.size - 1)
+        assert gn.to_numpy(array).tolist() == [communicator.size - 1 + i for i in range(5)]
+        communicator.allreduce(array)
+        assert gn.to_numpy(array).tolist() == [
+            communicator.size * (communicator.size - 1 + i) for i in range(5)
+        ]
+    communicator.barrier()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,323 @@
+"""Several ranks, as threads, against one process: the same numbers."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import Threads, run_ranks
+
+import gpunn as gn
+from gpunn.distributed.agreement import check_alike
+
+SIZES = (1, 2, 3, 4)
+
+
+def data(n: int = 45, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6))
+    return {"x": x, "y": rng.integers(0, 3, n), "sample_weight": rng.uniform(0.1, 2.0, n)}
+
+
+def network(seed: int = 0) -> gn.Sequential:
+    hidden = gn.Dense(6, 8, gn.Tanh(), rng=seed, dtype="float64")
+    return gn.Sequential(hidden, gn.Dense(8, 3, rng=seed + 1, dtype="float64"))
+
+
+class Run:
+    """A trainer on one rank, with everything that the ranks have to agree on."""
+
+    def __init__(self, communicator: Any = None, **settings: Any) -> None:
+        self.model = settings.pop("model", None) or network()
+        rule = settings.pop("rule", gn.Adam)
+        clip = settings.pop("clip_norm", None)
+        loss = settings.pop("loss", None) or gn.SoftmaxCrossEntropy()
+        accumulate = settings.pop("accumulate", 1)
+        parameters = self.model.parameters()
+        self.optimizer = rule(parameters, 0.05, weight_decay=0.01, clip_norm=clip)
+        if communicator is not None:
+            self.parallel = gn.DataParallel(self.optimizer, communicator)
+        self.trainer = gn.Trainer(
+            self.model, loss, self.optimizer, metrics=["accuracy"], rng=7, accumulate=accumulate
+        )
+        parts = settings.pop("data", None) or data()
+        plain = {"batch_size": 12, "dtype": "float64", "rng": 3, "communicator": communicator}
+        if communicator is not None:
+            plain["batch_size"] = 12 // communicator.size
+        self.loader = gn.Loader(**parts, **plain | settings)
+
+    def fit(self, epochs: int = 3, **settings: Any) -> Run:
+        self.history = self.trainer.fit(self.loader, epochs, progress=False, **settings)
+        return self
+
+    def weights(self) -> list[Any]:
+        return [np.array(parameter.value) for parameter in self.model.parameters()]
+
+
+def assert_close(runs: list[Run], alone: Run) -> None:
+    for run in runs:
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(run.history[name], alone.history[name], rtol=1e-9)
+        for mine, wanted in zip(run.weights(), alone.weights(), strict=True):
+            np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-9)
+        for mine, wanted in zip(run.weights(), runs[0].weights(), strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+        assert run.history.to_dict() == runs[0].history.to_dict()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clipped by norm": {"clip_norm": 0.05},
+    "stored order": {"shuffle": False},
+    "in blocks": {"shuffle": "blocks", "block_size": 4, "window": 2},
+    "last batch dropped": {"drop_last": True},
+    "without weights": {"data": {**data(), "sample_weight": None}},
+    "a sum": {"loss": gn.SoftmaxCrossEntropy(reduction="sum"), "rule": gn.SGD, "clip_norm": 1.0},
+    "class weights": {"loss": gn.SoftmaxCrossEntropy(class_weight=[1.0, 2.0, 0.5])},
+    "last step smaller than the ranks": {"data": data(37)},
+    "one step": {"data": data(11), "batch_size": None},
+    "accumulated": {"accumulate": 3},
+    "with a weight of 0": {"data": {**data(), "sample_weight": np.arange(45) % 2.0}},
+    "streamed": {"resident": False},
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ranks_train_as_one_process_does(name: str, size: int) -> None:
+    settings = SETTINGS[name]
+    alone = Run(**settings).fit()
+    assert_close(run_ranks(size, lambda c: Run(c, **settings).fit()), alone)
+
+
+def test_steps_by_hand_are_those_of_one_process() -> None:
+    def program(communicator: Threads | None = None) -> Run:
+        run = Run(communicator)
+        for x, y, weight in run.loader:
+            gn.train_step(run.model, run.trainer.loss, run.optimizer, x, y, weight)
+        return run
+
+    alone = program()
+    for run in run_ranks(4, program):
+        for mine, wanted in zip(run.weights(), alone.weights(), strict=True):
+            np.testing.assert_allclose(mine, wanted, atol=1e-12)
+
+
+def normalised(size: int) -> list[Run]:
+    """Return runs whose loaders go on while statistics of `BatchNorm` differ by rank."""
+
+    def program(communicator: Threads) -> Run:
+        first = gn.Dense(6, 8, rng=0, dtype="float64")
+        norm = gn.BatchNorm(8, dtype="float64")
+        last = gn.Dense(8, 3, rng=communicator.rank, dtype="float64")
+        model = gn.Sequential(first, norm, gn.ReLU(), gn.Dropout(0.2), last)
+        x, y, _ = data().values()
+        return Run(communicator, model=model).fit(validation=(x, y))
+
+    return run_ranks(size, program)
+
+
+class TestWhatIsOfOneRank:
+    def test_values_and_statistics_are_the_same_in_the_end(self) -> None:
+        one, other = normalised(2)
+        held = [
+            {**run.model.named_parameters(), **run.model.named_buffers()} for run in (one, other)
+        ]
+        for name, item in held[0].items():
+            np.testing.assert_array_equal(item.value, held[1][name].value, err_msg=name)
+        assert one.history.to_dict() == other.history.to_dict()
+
+    def test_ranks_draw_other_masks(self) -> None:
+        masks = []
+        for rank in range(2):
+            tape = gn.Tape(rng=0)
+            tape.stream = rank
+            masks.append(gn.Dropout(0.5)(np.ones((4, 16), np.float32), tape))
+        assert not np.array_equal(*masks)
+
+    def test_each_reads_its_own_rows_alone(self) -> None:
+        x = np.arange(40.0)[:, None]
+
+        def program(communicator: Threads) -> list[float]:
+            loader = gn.Loader(x, batch_size=4, rng=5, communicator=communicator, resident=False)
+            return [float(value) for batch in loader for value in batch.x[:, 0]]
+
+        parts = run_ranks(3, program)
+        assert sorted(chain.from_iterable(parts)) == x[:, 0].tolist()
+
+
+class TestAgreement:
+    def test_a_callback_on_one_rank_stops_all(self) -> None:
+        def program(communicator: Threads) -> Run:
+            def enough(trainer: gn.Trainer, history: gn.History) -> bool:
+                history.append({"own": float(communicator.rank)})
+                return communicator.rank == 1 and len(history) == 2
+
+            return Run(communicator).fit(5, callbacks=[enough])
+
+        runs = run_ranks(2, program)
+        for run in runs:
+            assert run.history.stopped == "enough asked for it"
+            assert run.history["own"] == [0.0, 0.0]  # those of rank 0 are everybody's
+
+    def test_early_stopping_is_that_of_one_process(self) -> None:
+        stopping = gn.EarlyStopping(patience=2, tolerance=0.01)
+        alone = Run().fit(60, early_stopping=stopping)
+        runs = run_ranks(3, lambda c: Run(c).fit(60, early_stopping=stopping))
+        assert len(alone.history) < 60
+        assert_close(runs, alone)
+
+    def test_divergence_is_an_error_on_every_rank(self) -> None:
+        bad = data()
+        bad["x"][7] = np.nan
+        results = run_ranks(2, lambda c: Run(c, data=bad).fit())
+        assert [type(each) for each in results] == [gn.errors.DivergenceError] * 2
+
+    def test_random_seeds_are_those_of_rank_0(self) -> None:
+        def program(communicator: Threads) -> Run:
+            return Run(communicator, rng=None, model=network(communicator.rank)).fit()
+
+        one, other = run_ranks(2, program)
+        for mine, wanted in zip(one.weights(), other.weights(), strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+        assert one.history.to_dict() == other.history.to_dict()
+
+
+DIFFERENT: dict[str, tuple[Any, str]] = {
+    "data": (lambda c: Run(c, data=data(seed=c.rank)).fit(), "training data: rank 0 has"),
+    "sizes": (lambda c: Run(c, data=data(45 + c.rank)).fit(), r"rank 1 float64\(46, 6\)"),
+    "order": (lambda c: Run(c, shuffle=not c.rank).fit(), "shuffle=True.*shuffle=False"),
+    "epochs": (lambda c: Run(c).fit(3 + c.rank), "epochs: rank 0 has 3, rank 1 4"),
+    "rules": (lambda c: Run(c, rule=(gn.Adam, gn.SGD)[c.rank]), "optimizer: rank 0 has Adam"),
+    "losses": (
+        lambda c: Run(c, loss=gn.SoftmaxCrossEntropy(label_smoothing=0.1 * c.rank)).fit(),
+        "loss: rank 0 has SoftmaxCrossEntropy",
+    ),
+    "clipping": (lambda c: Run(c, clip_norm=1.0 + c.rank), "clip_norm=2.0"),
+    "shapes": (
+        lambda c: gn.DataParallel(gn.SGD(gn.Dense(2, 3 + c.rank).parameters()), c),
+        r"parameters: rank 0 has float32\(2, 3\)",
+    ),
+    "layers": (
+        lambda c: Run(
+            c,
+            model=gn.Sequential(
+                (gn.Tanh(), gn.Sigmoid())[c.rank], gn.Dense(6, 3, rng=0, dtype="float64")
+            ),
+        ).fit(),
+        r"model: rank 0 has .*Tanh.* rank 1 .*Sigmoid",
+    ),
+}
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", DIFFERENT)
+    def test_what_differs_is_named_on_every_rank(self, name: str) -> None:
+        program, message = DIFFERENT[name]
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.DistributedError, match=message):
+                raise error
+
+    def test_versions_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def program(communicator: Threads) -> None:
+            told = {"numpy": f"2.{communicator.rank}"}
+            check_alike("DataParallel", communicator, told)
+
+        for error in run_ranks(2, program):
+            with pytest.raises(
+                gn.errors.DistributedError, match=r"numpy: rank 0 has 2\.0, rank 1 2\.1"
+            ):
+                raise error
+
+    def test_the_same_data_on_every_rank(self) -> None:
+        def program(communicator: Threads) -> None:
+            run = Run(communicator)
+            run.trainer.fit(gn.Loader(**data(), dtype="float64"), 1, progress=False)
+
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.SettingError, match="all ranks have the same data"):
+                raise error
+
+    def test_data_of_their_own_for_more_batches_on_one_rank(self) -> None:
+        def program(communicator: Threads) -> None:
+            run = Run(communicator)
+            parts = data(45 + 20 * communicator.rank, seed=communicator.rank)
+            run.trainer.fit(gn.Loader(**parts, batch_size=10, dtype="float64"), 1, progress=False)
+
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.DataError, match="by rank: 5, 7"):
+                raise error
+
+    def test_a_loader_of_its_own_that_runs_out(self) -> None:
+        class Short(gn.Loader):
+            def __iter__(self) -> Any:
+                yield from list(super().__iter__())[: 2 + self.share.rank]
+
+        def program(communicator: Threads) -> None:
+            run = Run(communicator)
+            loader = Short(**data(), batch_size=6, dtype="float64", communicator=communicator)
+            run.trainer.fit(loader, 1, progress=False)
+
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.DataError, match="there are no more on rank 0"):
+                raise error
+
+    def test_a_step_by_the_gradients_of_one_rank(self) -> None:
+        def program(communicator: Threads) -> None:
+            run = Run(communicator)
+            tape = gn.Tape()
+            x, y, _ = next(iter(run.loader))
+            run.trainer.loss(run.model(x, tape), y, tape)
+            run.model.backward(run.trainer.loss.backward(tape), tape)
+            run.optimizer.step()
+
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.SettingError, match="the gradients are those of rank"):
+                raise error
+
+    def test_a_shared_loader_without_a_parallel_optimizer(self) -> None:
+        def program(communicator: Threads) -> None:
+            run = Run(communicator)
+            rule = gn.SGD(run.model.parameters())
+            gn.Trainer(run.model, run.trainer.loss, rule).fit(run.loader, 1, progress=False)
+
+        for error in run_ranks(2, program):
+            with pytest.raises(gn.errors.SettingError, match="shares its samples among 2"):
+                raise error
+
+    def test_fewer_samples_than_ranks(self) -> None:
+        for error in run_ranks(3, lambda c: gn.Loader(np.zeros((2, 1)), communicator=c)):
+            with pytest.raises(gn.errors.DataError, match="3 processes cannot share 2 samples"):
+                raise error
+
+
+def test_a_step_is_one_sum_of_the_gradients_and_a_number() -> None:
+    def program(communicator: Threads) -> tuple[int, int, int]:
+        run = Run(communicator, data={**data(48)}, rule=gn.SGD)
+        run.optimizer.weight_decay = 0.0
+        batches = list(run.loader)
+        arguments = run.model, run.trainer.loss, run.optimizer
+        gn.train_step(*arguments, *batches[0])  # agrees on what has a gradient
+        before = communicator.n_sums, communicator.n_bytes
+        gn.train_step(*arguments, *batches[1])
+        after = communicator.n_sums, communicator.n_bytes
+        grads = 8 * sum(parameter.value.size for parameter in run.model.parameters())
+        return after[0] - before[0], after[1] - before[1], grads
+
+    for sums, sent, grads in run_ranks(2, program):
+        assert sums == 1
+        assert grads < sent <= grads + 8 * 64  # blocks begin at multiples of 64 bytes
+
+
+def test_one_process_costs_nothing() -> None:
+    run = Run(gn.get_communicator("single"))
+    assert run.optimizer.parallel is None
+    run.fit()
+    assert run.trainer.why_not_recorded == Run().fit().trainer.why_not_recorded
+
+
+def test_the_trainer_says_why_steps_are_not_recorded() -> None:
+    for run in run_ranks(2, lambda c: Run(c).fit()):
+        assert "gradients are summed over 2 processes" in run.trainer.why_not_recorded

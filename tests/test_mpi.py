@@ -1,0 +1,111 @@
+"""Real processes under `mpiexec`: the numbers of one process, faults, and going on from files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAMS = Path(__file__).with_name("mpi_programs.py")
+LAUNCHER = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+
+pytestmark = pytest.mark.skipif(
+    find_spec("mpi4py") is None or LAUNCHER is None,
+    reason="mpi4py or mpiexec is not installed: pip install mpi4py mpich",
+)
+
+
+def start(
+    n: int, *arguments: object, limit_s: float = 60, backend: str = "numpy"
+) -> subprocess.CompletedProcess[str]:
+    """Run a program on n ranks; kill all of them if they take too long."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    environment = os.environ | one | {"GPUNN_TEST_BACKEND": backend}
+    command = [LAUNCHER, "-n", n, sys.executable, PROGRAMS, *arguments]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher ends its processes
+        out, err = process.communicate(timeout=10)
+        pytest.fail(f"{n} ranks took more than {limit_s} s: {out}{err}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def run(n: int, *arguments: object, **settings: object) -> str:
+    done = start(n, *arguments, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def results(folder: Path, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
+
+
+def assert_close(mine: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    for name, values in wanted.items():
+        np.testing.assert_allclose(mine[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_arrays_are_sent_and_added(n: int) -> None:
+    run(n, "exchange")
+
+
+def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    for n in (1, 2, 3, 4):
+        run(n, "train", tmp_path)
+        assert_close(results(tmp_path, f"ranks{n}"), results(tmp_path, "ranks1"))
+
+
+def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
+    run(2, "train", tmp_path)
+    run(2, "stop", tmp_path)
+    file = (tmp_path / "training.safetensors").read_bytes()
+    for n in (2, 1, 3):
+        (tmp_path / "training.safetensors").write_bytes(file)
+        run(n, "resume", tmp_path)
+    whole = results(tmp_path, "ranks2")
+    for name, values in results(tmp_path, "resumed2").items():
+        np.testing.assert_array_equal(values, whole[name], err_msg=name)
+    for n in (1, 3):
+        assert_close(results(tmp_path, f"resumed{n}"), whole)
+
+
+FAULTS = {
+    "raises": ["a fault of rank 1", "waits for rank 1, which has failed: ValueError"],
+    "killed": ["KILLED BY SIGNAL: 9|EXIT CODE: 9"],
+    "ends": ["waits for rank 1, which has ended"],
+    "hangs": ["has waited for the others for 3 s"],
+}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_fault_of_one_rank_ends_all(how: str, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = start(3, "fail", tmp_path, how, limit_s=30)
+    assert time.monotonic() - begun < 10 + 5  # what it takes to start, too
+    assert done.returncode != 0
+    for message in FAULTS[how]:
+        assert any(each in done.stdout + done.stderr for each in message.split("|")), done
+    run(3, "resume", tmp_path)  # the last file is whole
+
+
+def test_ranks_that_differ_do_not_start() -> None:
+    done = start(2, "differ", "shapes")
+    assert done.returncode != 0
+    assert "parameters: rank 0 has float32(2, 3), float32(3,), rank 1 float32(2, 4)" in done.stderr
