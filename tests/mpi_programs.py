@@ -37,9 +37,11 @@ class Run:
         self.loader = gn.Loader(x, y, sample_weight=weight, rng=3, **size, **kept)
         self.path = Path(folder, "training.safetensors")
 
-    def fit(self, epochs: int, *callbacks: Any, every: int = 3, **settings: Any) -> gn.History:
-        checkpoint = gn.Checkpoint(self.path, every=every, unit="steps")
-        callbacks = (*callbacks, checkpoint)
+    def fit(
+        self, epochs: int, callback: Any = None, checkpoint: Any = None, **settings: Any
+    ) -> gn.History:
+        checkpoint = checkpoint or gn.Checkpoint(self.path, every=3, unit="steps")
+        callbacks = (callback or (lambda *_: None), checkpoint)
         return self.trainer.fit(
             self.loader, epochs, callbacks=callbacks, progress=False, **settings
         )
@@ -66,11 +68,10 @@ def stop(folder: str) -> None:
 
         def write(self, state: Any, step: int) -> None:
             super().write(state, step)
-            os.kill(os.getpid(), signal.SIGINT)
+            if step == 8:
+                os.kill(os.getpid(), signal.SIGINT)
 
-    run.trainer.fit(
-        run.loader, 4, callbacks=[Enough(run.path, every=8, unit="steps")], progress=False
-    )
+    run.fit(4, checkpoint=Enough(run.path, every=8, unit="steps"))
 
 
 def resume(folder: str) -> None:

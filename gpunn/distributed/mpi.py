@@ -112,6 +112,7 @@ class MPICommunicator:
         begun = 0.0
         for polls in count(1):
             if request.Test():
+                self._notices.done += 1
                 return
             if polls % _POLLS_BETWEEN:
                 continue

@@ -27,14 +27,18 @@ class Notices:
     def __init__(self, mpi: Any, communicator: Any) -> None:
         self._mpi, self._comm = mpi, communicator
         self._rank, self._size = communicator.Get_rank(), communicator.Get_size()
-        self._heard: dict[int, str] = {}
+        #: How many operations this rank has completed.
+        self.done = 0
+        self._heard: dict[int, tuple[int, str]] = {}
         self._sent: list[Any] = []
         if self._size > 1:
             atexit.register(self._end)
             self._hook, sys.excepthook = sys.excepthook, self._fail
 
     def check(self) -> None:
-        """Raise if another rank has ended.
+        """Raise if another rank has ended that has not taken part in the present operation.
+
+        A rank that has completed it may end before the others do.
 
         Raises
         ------
@@ -43,22 +47,23 @@ class Notices:
         """
         while self._comm.Iprobe():
             self._receive()
-        if self._heard:
-            rank, text = next(iter(self._heard.items()))
-            raise DistributedError(
-                f"rank {self._rank} of {self._size} waits for rank {rank}, which {text}"
-            )
+        for rank, (done, text) in self._heard.items():
+            if done <= self.done:
+                raise DistributedError(
+                    f"rank {self._rank} of {self._size} waits for rank {rank}, which {text}"
+                )
 
     def _receive(self) -> None:
         status = self._mpi.Status()
-        text = self._comm.recv(status=status)
-        self._heard[status.Get_source()] = text
+        notice = self._comm.recv(status=status)
+        self._heard[status.Get_source()] = notice
 
     def _tell(self, text: str) -> None:
         """Tell all other ranks, unless they have been told."""
         if not self._sent:
             others = (rank for rank in range(self._size) if rank != self._rank)
-            self._sent = [self._comm.isend(text, dest=rank) for rank in others]
+            notice = self.done, text
+            self._sent = [self._comm.isend(notice, dest=rank) for rank in others]
 
     def _fail(self, kind: Any, error: Any, traceback: Any) -> None:
         """Report an error that nobody has caught, and end all ranks."""
