@@ -71,7 +71,8 @@ def stop(folder: str) -> None:
             if step == 8:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    run.fit(4, checkpoint=Enough(run.path, every=8, unit="steps"))
+    history = run.fit(4, checkpoint=Enough(run.path, every=8, unit="steps"))
+    print(history.stopped)
 
 
 def resume(folder: str) -> None:

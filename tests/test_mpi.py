@@ -66,6 +66,15 @@ def test_arrays_are_sent_and_added(n: int) -> None:
     run(n, "exchange")
 
 
+@pytest.mark.gpu
+def test_arrays_of_a_gpu_go_through_the_host(tmp_path: Path) -> None:
+    run(2, "exchange", backend="cupy")
+    run(2, "train", tmp_path, backend="cupy")
+    mine = results(tmp_path, "ranks2")
+    run(1, "train", tmp_path, backend="cupy")
+    assert_close(mine, results(tmp_path, "ranks1"))
+
+
 def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
     for n in (1, 2, 3, 4):
         run(n, "train", tmp_path)
@@ -74,7 +83,7 @@ def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
 
 def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
     run(2, "train", tmp_path)
-    run(2, "stop", tmp_path)
+    assert "interrupted in epoch 2" in run(2, "stop", tmp_path)  # on both: one had the signal
     file = (tmp_path / "training.safetensors").read_bytes()
     for n in (2, 1, 3):
         (tmp_path / "training.safetensors").write_bytes(file)
