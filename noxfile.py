@@ -42,6 +42,8 @@ RACES = {
     "captured": ("test_graphs", "test_kept_factors", "test_program_staleness"),
     "readable": ("test_training", "test_streaming", "test_streams", "test_frozen"),
 }
+#: What is tested with MPI and Dask installed; the other tests of several processes need neither.
+MPI_TESTS = ("tests/test_mpi.py", "tests/test_dask.py")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
 LINT = nox.project.dependency_groups(PYPROJECT, "lint")
@@ -101,6 +103,14 @@ def drop_in(session: nox.Session) -> None:
     """Run scikit-learn's own tests of its networks on gpunn's."""
     session.install("-e", ".", *TEST)
     session.run("python", "tests/drop_in.py", *session.posargs)
+
+
+@nox.session
+def mpi(session: nox.Session) -> None:
+    """Train on two to four processes of MPI, and with Dask on two workers."""
+    session.install("-e", ".[mpi,dask,compiled]", "mpich", *TEST)
+    session.run("python", "-c", "import mpi4py.MPI, distributed")  # else its tests would be skipped
+    session.run("python", "-m", "pytest", *MPI_TESTS, *session.posargs)
 
 
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
