@@ -1,7 +1,7 @@
 """Handwritten digits on several processes: ``mpiexec -n 2 python examples/data_parallel.py``.
 
-Each process computes the gradients of its part of every batch, and all make the same update: that of
-one process with the whole batch. Without ``mpiexec`` the same program trains on one process.
+Each process computes the gradients of its part of every batch, and all make the same update: that
+of one process with the whole batch. Without ``mpiexec`` the same program trains on one process.
 """
 
 from __future__ import annotations
