@@ -11,6 +11,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of
 from gpunn.arrays.memory import copy_of
+from gpunn.data.chunks import Chunked
 from gpunn.data.validation import is_floating, is_sparse
 from gpunn.kernels import kernels
 
@@ -70,6 +71,8 @@ def take(stored: Batch, rows: slice, order: Any) -> Batch:
 def _take_part(part: Any, rows: slice, order: Any) -> Any:
     if part is None:
         return None
+    if isinstance(part, Chunked):
+        return part[rows if order is None else order[rows]]
     if is_sparse(part):
         return part[rows if order is None else order[rows]].toarray()
     if isinstance(part, np.ndarray):

@@ -48,7 +48,8 @@ class Loader(Sharing, Stateful):
     x : array
         Features (N, ...): an array of NumPy, CuPy or any library with DLPack, a memmap, nested
         lists; a pandas DataFrame of numbers or booleans (nullable columns without gaps); or a
-        sparse SciPy matrix, whose batches are made dense.
+        sparse SciPy matrix, whose batches are made dense; or a Dask array, whose chunks are
+        computed when rows of them are wanted (with shuffle="blocks", once in an epoch).
     y : array, optional
         Targets (N, ...). Integers and booleans (class labels) are kept; floats become `dtype`.
     batch_size : int or None, default 32
@@ -81,9 +82,9 @@ class Loader(Sharing, Stateful):
     resident : bool or "auto", default "auto"
         Whether the data are converted and moved to the device once, and batches are gathered
         there. Otherwise each batch is gathered on the host, sent as stored, and converted on the
-        device. "auto" means True, unless `x` is a memmap, is sparse, or would take more than half
-        of the free memory. Resident data may share memory with arrays that were in that library:
-        do not change those while training. Other arrays have been read when the loader is made,
+        device. "auto" means True, unless `x` is a memmap, in chunks, sparse, or would take more
+        than half of the free memory. Resident data may share memory with arrays that were in that
+        library: do not change those while training. Other arrays have been read when the loader is made,
         also from pinned memory. Data that are streamed are read a batch ahead: do not change them
         until an epoch has ended.
     check_finite : bool, default False

@@ -13,6 +13,7 @@ from gpunn.arrays.backend import Backend, backend_of
 from gpunn.arrays.facts import dtype_name, is_out_of_memory, size_of
 from gpunn.arrays.memory import read_only
 from gpunn.data.batch import Batch
+from gpunn.data.chunks import Chunked
 from gpunn.data.validation import is_sparse
 from gpunn.errors import DeviceMemoryError
 
@@ -27,9 +28,9 @@ _PIECE_BYTES = 4 << 20
 def fits(stored: Batch, backend: Backend, dtypes: Sequence[str | None]) -> bool:
     """Return whether the data, converted to `dtypes`, should stay on the device.
 
-    Memory-mapped and sparse data should not: they may be larger than memory once converted.
+    Data in files, in chunks and sparse data should not: converted, they may not fit in memory.
     """
-    if isinstance(stored.x, np.memmap) or is_sparse(stored.x):
+    if isinstance(stored.x, (np.memmap, Chunked)) or is_sparse(stored.x):
         return False
     wanted = zip(stored, dtypes, strict=True)
     n_bytes = sum(0 if part is None else _bytes_to_find(part, backend, dt) for part, dt in wanted)

@@ -11,11 +11,12 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays import facts
-from gpunn.arrays.backend import backend_of
+from gpunn.arrays.backend import backend_of, get_backend
 from gpunn.arrays.checks import one_of, whole_number
 from gpunn.arrays.exchange import adopt, check_ordinary, to_numpy
 from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.arrays.memory import read_only
+from gpunn.data.chunks import Chunked, is_chunked
 from gpunn.errors import DataError, DTypeError, SettingError, ShapeError
 
 #: Entries checked at a time; a check allocates arrays of that size.
@@ -31,6 +32,8 @@ DEFAULT_BATCH_SIZE = _Default(32)
 
 def as_array(name: str, x: Any) -> Any:
     """Return `x` as a read-only array of real numbers, on its device, with at least one axis."""
+    if name == "x" and is_chunked(x):
+        return Chunked(x)
     x = adopt(x)
     if is_sparse(x):
         if name != "x":
@@ -152,10 +155,10 @@ def range_of(x: Any) -> tuple[int, int] | None:
     DTypeError
         If they are not integers.
     """
-    place = backend_of(x)
+    place = get_backend("numpy") if isinstance(x, Chunked) else backend_of(x)
     if place is None or not facts.is_integer(place.xp, x.dtype):
         raise DTypeError(f"Loader: x must hold integers, as keep_integers says, got {x.dtype}")
-    if isinstance(x, np.memmap) or not math.prod(x.shape):
+    if isinstance(x, (np.memmap, Chunked)) or not math.prod(x.shape):
         return None
     with place.scope():
         return int(place.xp.min(x)), int(place.xp.max(x))
@@ -231,6 +234,10 @@ def _not_finite(x: Any, limit: Any) -> tuple[int, int]:
         entries = x.tocoo()
         samples = entries.coords[0][~(np.abs(entries.data) < limit)]
         return len(samples), int(samples.min(initial=x.shape[0]))
+    if isinstance(x, Chunked):
+        faulty_rows = [~(np.abs(chunk) < limit).reshape(len(chunk), -1) for chunk in x.chunks()]
+        counts = np.concatenate([rows.sum(axis=1) for rows in faulty_rows])
+        return int(counts.sum()), int(np.argmax(counts > 0))
     rows = max(1, _ENTRIES_AT_ONCE // (math.prod(x.shape[1:]) or 1))
     starts = range(0, x.shape[0], rows)
     place = backend_of(x)
@@ -303,7 +310,7 @@ def check_batch_size(batch_size: int | None, n_samples: int) -> int:
 
 def is_floating(x: Array) -> bool:
     """Return whether an array holds floating-point numbers."""
-    if is_sparse(x):
+    if is_sparse(x) or isinstance(x, Chunked):
         return bool(x.dtype.kind == "f")
     place = backend_of(x)
     return place is not None and facts.is_floating(place.xp, x.dtype)

@@ -14,6 +14,7 @@ from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name, is_floating
 from gpunn.arrays.state import generator_state, restore_generator
 from gpunn.data.batch import Batch
+from gpunn.data.chunks import Chunked
 from gpunn.data.loader import Loader
 from gpunn.data.validation import is_sparse
 from gpunn.distributed.agreement import (
@@ -242,7 +243,7 @@ def data_facts(loader: Loader) -> str:
             continue
         kinds.append(f"{dtype_name(part)}{tuple(part.shape)}")
         step = max(1, part.shape[0] // _ROWS_COMPARED)
-        some = part[::step]
+        some = part[:1] if isinstance(part, Chunked) else part[::step]
         rows = some.toarray() if is_sparse(part) else to_numpy(some)
         digest = crc32(rows.tobytes(), digest)
     settings = f"steps of {loader.step_size}, shuffle={_name(loader.shuffle)}"
