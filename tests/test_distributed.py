@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ from ranks import Threads, run_ranks
 
 import gpunn as gn
 from gpunn.distributed.agreement import check_alike
+from gpunn.program import cpu
 
 SIZES = (1, 2, 3, 4)
 
@@ -90,6 +92,16 @@ def test_ranks_train_as_one_process_does(name: str, size: int) -> None:
     settings = SETTINGS[name]
     alone = Run(**settings).fit()
     assert_close(run_ranks(size, lambda c: Run(c, **settings).fit()), alone)
+
+
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_so_do_steps_that_are_not_recorded(name: str) -> None:
+    settings = SETTINGS[name]
+    alone = Run(**settings).fit()
+    runs = run_ranks(3, lambda c: Run(c, **settings).fit())
+    assert all(run.trainer.why_not_recorded for run in runs)
+    assert_close(runs, alone)
 
 
 def test_steps_by_hand_are_those_of_one_process() -> None:
@@ -318,6 +330,59 @@ def test_one_process_costs_nothing() -> None:
     assert run.trainer.why_not_recorded == Run().fit().trainer.why_not_recorded
 
 
-def test_the_trainer_says_why_steps_are_not_recorded() -> None:
-    for run in run_ranks(2, lambda c: Run(c).fit()):
-        assert "gradients are summed over 2 processes" in run.trainer.why_not_recorded
+class TestRecorded:
+    """Sums as an instruction of a program."""
+
+    def test_steps_are_recorded(self) -> None:
+        for run in run_ranks(2, lambda c: Run(c).fit()):
+            assert run.trainer.why_not_recorded == ""
+
+    def test_those_of_several_threads_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        alone = Run().fit()
+        monkeypatch.setattr(cpu.CpuSteps, "_threads_worth", lambda _: 2)
+        monkeypatch.setattr(cpu.CpuSteps, "_threads", lambda *_: 2)
+        monkeypatch.setattr(cpu, "one_thread", Unlimited)
+        runs = run_ranks(2, lambda c: Run(c).fit())
+        assert all("on 2 threads" in run.trainer.explain() for run in runs)
+        assert_close(runs, alone)
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_an_error_in_a_sum_is_raised(
+        self, threads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cpu.CpuSteps, "_threads_worth", lambda _: threads)
+        monkeypatch.setattr(cpu.CpuSteps, "_threads", lambda *_: threads)
+        monkeypatch.setattr(cpu, "one_thread", Unlimited)
+
+        def program(communicator: Threads) -> tuple[str, int]:
+            run = Run(communicator, drop_last=True)
+            run.fit(1)
+            steps, sums = run.optimizer.steps, communicator.allreduce
+
+            def broken(array: Any) -> None:
+                if run.optimizer.steps == steps and array.dtype == np.float64 and array.size > 50:
+                    broken.count += 1
+                    if broken.count == 2:
+                        raise gn.errors.DistributedError("rank 9 has ended")
+                sums(array)
+
+            broken.count = 0
+            communicator.allreduce = broken
+            with pytest.raises(gn.errors.DistributedError, match="rank 9 has ended"):
+                run.fit(1)
+            return broken.count
+
+        assert run_ranks(2, program) == [2, 2]  # and no third sum was begun
+
+
+class Unlimited:
+    """A limit of BLAS's threads that several ranks in one process may have at a time."""
+
+    def count(self) -> int:
+        return 1
+
+    def of_all_threads(self) -> bool:
+        return True
+
+    def hold(self) -> Any:
+        return nullcontext()

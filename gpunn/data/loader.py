@@ -84,9 +84,9 @@ class Loader(Sharing, Stateful):
         there. Otherwise each batch is gathered on the host, sent as stored, and converted on the
         device. "auto" means True, unless `x` is a memmap, in chunks, sparse, or would take more
         than half of the free memory. Resident data may share memory with arrays that were in that
-        library: do not change those while training. Other arrays have been read when the loader is made,
-        also from pinned memory. Data that are streamed are read a batch ahead: do not change them
-        until an epoch has ended.
+        library: do not change those while training. Other arrays have been read when the loader is
+        made, also from pinned memory. Data that are streamed are read a batch ahead: do not change
+        them until an epoch has ended.
     check_finite : bool, default False
         Whether to check the data for NaN, infinity, and numbers that overflow in `dtype`.
     rng : None, int or numpy.random.Generator, default None

@@ -138,5 +138,8 @@ class Sharing:
                 n -= 1
                 yield batch
         for _ in range(n):
-            row = self.plain_row()
-            yield Batch(*(part if part is None else part[:0, ...] for part in row))
+            yield self.no_rows()
+
+    def no_rows(self) -> Batch:
+        """Return a batch without rows, for a step that is too small for all processes."""
+        return Batch(*(part if part is None else part[:0, ...] for part in self.plain_row()))

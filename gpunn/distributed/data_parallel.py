@@ -61,7 +61,8 @@ class DataParallel:
     whole batch. Its running statistics are averaged over the ranks before they are used: for
     validation, in checkpoints, and at the end of an epoch.
     *Dropout* draws another mask on each rank.
-    *Steps* are not recorded: the readable loop runs.
+    *Steps* are recorded on NumPy, with the sum as one of their operations; on a GPU the readable
+    loop runs.
 
     Examples
     --------
@@ -124,13 +125,36 @@ class DataParallel:
         scale : float or array, optional
             A factor of this rank's gradients.
         """
-        grads = self._grads()
+        parameters = self._optimizer.parameters
+        present = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+        trained = self._agreed(present)
+        if unknown := set(present).difference(trained):
+            raise self._another_step(min(unknown))
+        self._exchange(self._optimizer.collect_grads(trained), total, scale)
+        self._averaged = True
+
+    def sum_in_place(self, total: float | None, present: list[int]) -> None:
+        """Do so for gradients that a recorded step has left in their places, means by `total`.
+
+        Parameters
+        ----------
+        total : float or None
+        present : list of int
+            The parameters that have a gradient.
+        """
+        if difference := set(present) ^ set(self._agreed(present)):
+            raise self._another_step(min(difference))
+        self._exchange(self._optimizer.blocks().grads, total, total)
+
+    def _exchange(self, grads: list[Array], total: Any, scale: Any) -> None:
         for name, members in _by_dtype(grads).items():
             with scope_of(members[0]):
                 message = self._message(name, members)
                 parts = _parts(message, members)
                 for part, grad in zip(parts, members, strict=True):
-                    part[...] = grad if scale is None else grad * scale
+                    part[...] = grad
+                if scale is not None:
+                    message *= scale
                 message[-1] = 0.0 if total is None else total
                 self.communicator.allreduce(message)
                 if total is not None:
@@ -139,7 +163,6 @@ class DataParallel:
                     message /= divisor
                 for part, grad in zip(parts, members, strict=True):
                     grad[...] = part
-        self._averaged = True
 
     def check_averaged(self) -> None:
         """Refuse an update by the gradients of this rank alone.
@@ -157,22 +180,20 @@ class DataParallel:
             )
         self._averaged = False
 
-    def _grads(self) -> list[Array]:
-        """Return the blocks of gradients, once all are there; those that are missing are 0."""
-        parameters = self._optimizer.parameters
-        present = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+    def _agreed(self, present: list[int]) -> list[int]:
+        """Return the parameters that have a gradient on some rank, as the first step found."""
         if self._trained is None:
-            counts = np.zeros(len(parameters), np.int64)
+            counts = np.zeros(len(self._optimizer.parameters), np.int64)
             counts[present] = 1
             self.communicator.allreduce(counts)
             self._trained = np.flatnonzero(counts).tolist()
-        if unknown := set(present).difference(self._trained):
-            raise SettingError(
-                f"DataParallel: parameter {min(unknown)} of the optimizer has a gradient, and had "
-                "none on any rank in the first step; when the model changes, build the optimizer "
-                "and DataParallel anew"
-            )
-        return self._optimizer.collect_grads(self._trained)
+        return self._trained
+
+    def _another_step(self, i: int) -> SettingError:
+        return SettingError(
+            f"DataParallel: parameter {i} of the optimizer has a gradient in some steps and none "
+            "in others; if the model has changed, build the optimizer and DataParallel anew"
+        )
 
     def _message(self, name: str, members: list[Array]) -> Array:
         """Return an array for some blocks and one number, for all steps the same."""

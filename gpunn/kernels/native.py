@@ -110,3 +110,16 @@ def power_of_two(_: Any, exponent: Any) -> Any:
         return builder.bitcast(shifted, context.get_value_type(exponent))
 
     return exponent(exponent), generate
+
+
+@intrinsic
+def call_at(_: Any, function: Any, instruction: Any, context: Any, one: Any) -> Any:
+    """Call the function at an address with an instruction, a context and 1."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer, number = (target.get_value_type(kind) for kind in (types.int64, signature.args[3]))
+        kind = ir.FunctionType(ir.VoidType(), [integer, integer, number])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return target.get_dummy_value()
+
+    return types.void(function, instruction, context, one), generate

@@ -12,6 +12,9 @@ from gpunn.nn.init import as_generator
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tree import holders
 
+#: Between the keys that two processes make of one draw: odd, and no constant of `splitmix64`.
+BETWEEN_STREAMS = 0xD1342543DE82EF95
+
 
 class Tape:
     """The record of one forward pass, read backwards by the backward pass.
@@ -40,9 +43,6 @@ class Tape:
     parameters : frozenset of Parameter or None
         None stands for all.
     """
-
-    #: Between the keys that two processes make of one draw; odd, and like no other constant here.
-    _STREAM = 0xD1342543DE82EF95
 
     __slots__ = ("_entries", "_rng", "_staged", "input_grad", "parameters", "stream", "training")
 
@@ -165,7 +165,7 @@ class Tape:
         """Draw a 64-bit key for one random mask, on the host."""
         self._rng = as_generator(self._rng, "Tape")
         key = int(self._rng.integers(2**64, dtype="uint64"))
-        return (key + self.stream * self._STREAM) % 2**64
+        return (key + self.stream * BETWEEN_STREAMS) % 2**64
 
     def __len__(self) -> int:
         """Return the number of entries that are not yet popped."""

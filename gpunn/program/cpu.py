@@ -19,7 +19,9 @@ from gpunn.data.loader import Loader
 from gpunn.errors import GpunnError
 from gpunn.kernels.blas import OneThread, is_small, one_thread
 from gpunn.nn.init import as_generator
+from gpunn.nn.tape import BETWEEN_STREAMS
 from gpunn.program import crew
+from gpunn.program.exchange import Exchange
 from gpunn.program.frame import Frame
 from gpunn.program.interpreter import SEGMENT_SIZE, run_program
 from gpunn.program.plan import Plan
@@ -80,6 +82,8 @@ class _Work(NamedTuple):
 class CpuSteps(RecordedSteps):
     """Makes the steps of an epoch, or the predictions for a data set; see `RecordedSteps`."""
 
+    sums_gradients = True
+
     def __init__(self, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
         self._one = self._dtype.type(1)
@@ -93,6 +97,11 @@ class CpuSteps(RecordedSteps):
     def prepare(self) -> None:
         """Record a step on a whole batch."""
         self._plans: dict[int, Plan] = {}
+        self._exchange: Exchange | None = None
+        optimizer = self._optimizer
+        if optimizer is not None and optimizer.parallel is not None:
+            assert self._loss is not None  # noqa: S101 (where an optimizer is, there is a loss)
+            self._exchange = Exchange(optimizer, self._loss, self._dtype)
         self._last_work: _Work | None = None
         self._whole = self._plan(self._batch_size)
 
@@ -166,6 +175,7 @@ class CpuSteps(RecordedSteps):
         keys = None
         if plan.n_keys:
             keys = as_generator(rng).integers(2**64, size=n * plan.n_keys, dtype=np.uint64)
+            keys += np.uint64(self._stream() * BETWEEN_STREAMS % 2**64)
         threads = self._threads(alone)
         with alone.hold():
             if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
@@ -177,6 +187,8 @@ class CpuSteps(RecordedSteps):
             held = (frame, work, arrays, result, keys, self._workspaces)
             self._threads_used = threads
             before = self._steps_so_far()
+            if self._exchange is not None:
+                self._exchange.meeting = frame.meeting
             try:
                 crew.run(run_program, threads, frame.meeting, *arguments, held=held)
             finally:  # after an interrupt, too, and after one that comes right here
@@ -185,6 +197,8 @@ class CpuSteps(RecordedSteps):
                 except BaseException:
                     self._count(before, int(frame.made[0]))
                     raise
+        if self._exchange is not None:
+            self._exchange.finish()
         sums = frame.read()
         totals = sums.totals if plan.has_totals else None
         return StepResults(turns, sums.costs, sums.penalties, totals, result)
@@ -228,7 +242,8 @@ class CpuSteps(RecordedSteps):
                 if self._plans and isinstance(error.__cause__, GpunnError):
                     raise error.__cause__ from None
                 raise
-            self._plans[n] = Plan(recording, self._optimizer, penalized=self._penalized)
+            settings: Any = {"penalized": self._penalized, "exchange": self._exchange}
+            self._plans[n] = Plan(recording, self._optimizer, **settings)
         return self._plans[n]
 
     def _recorded(self, n: int) -> Recording:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-
-from gpunn.kernels.native import compiled, count_up, intrinsic, read
+from gpunn.kernels.native import call_at, compiled, count_up, read
 from gpunn.program.instructions.words import MADE, SIZE, START, STEP, integers
 
 #: The bytes of a thread's context, and of a segment.
@@ -55,6 +52,8 @@ def run_program(
         segment = integers(segments + SEGMENT_SIZE * (thread * n_segments + i), 8)
         table, n_instructions, patches, n_patches = segment[0], segment[1], segment[2], segment[3]
         for _ in range(segment[5]):
+            if read(meeting + 8) != 0:
+                return
             context[START] = start
             context[STEP] = step
             for j in range(n_patches):
@@ -64,7 +63,7 @@ def run_program(
                 instruction = table + SIZE * j
                 function = integers(instruction, 1)[0]
                 if function != 0:
-                    _call(function, instruction, ctx, one)
+                    call_at(function, instruction, ctx, one)
                 else:
                     met += threads
                     if not _meet(meeting, met):
@@ -85,16 +84,3 @@ def _meet(meeting: int, wanted: int) -> bool:
         if read(meeting + 8) != 0:
             return False
     return True
-
-
-@intrinsic
-def _call(_: Any, function: Any, instruction: Any, context: Any, one: Any) -> Any:
-    """Call the function at an address with an instruction, a context and 1."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, number = (target.get_value_type(kind) for kind in (types.int64, signature.args[3]))
-        kind = ir.FunctionType(ir.VoidType(), [integer, integer, number])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return target.get_dummy_value()
-
-    return types.void(function, instruction, context, one), generate

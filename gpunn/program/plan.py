@@ -15,6 +15,7 @@ from gpunn.program import (  # noqa: F401 (they make themselves known)
     lower_prelu,
     lower_sequences,
 )
+from gpunn.program.exchange import Exchange
 from gpunn.program.instructions import names
 from gpunn.program.lower import Lowering
 from gpunn.program.lower_update import Piece, lower_average, lower_update
@@ -38,12 +39,19 @@ class Plan:
         Whose update comes last; None for a forward pass.
     penalized : bool
         Whether the costs contain the penalty of weight decay.
+    exchange : Exchange or None
+        Sums gradients over processes before the update, if there are several.
     """
 
     def __init__(
-        self, recording: Recording, optimizer: Optimizer | None, *, penalized: bool
+        self,
+        recording: Recording,
+        optimizer: Optimizer | None,
+        *,
+        penalized: bool,
+        exchange: Exchange | None,
     ) -> None:
-        self.recording = recording
+        self.recording, self._exchange = recording, exchange
         self._optimizer = optimizer
         self._penalized = penalized
         self._lowerings: dict[int, Lowering] = {}
@@ -80,6 +88,8 @@ class Plan:
         if self._optimizer is not None:
             pieces = _pieces(self._optimizer, self.recording, threads)
             lowering.work += _WORK_OF_AN_UPDATE * sum(piece.value.size for piece in pieces)
+            if self._exchange is not None:
+                self._exchange.lower(lowering, pieces, self.recording)
             lower_update(lowering, self._optimizer, pieces, penalized=self._penalized)
             averaged = _averaged(self._optimizer, threads)
             lower_average(lowering, self._optimizer.average, averaged)

@@ -51,6 +51,8 @@ class RecordedSteps:
 
     #: Whether they keep memory of a device, which is free once they are gone.
     keeps_device_memory: ClassVar[bool] = False
+    #: Whether they can sum gradients over processes, before the update.
+    sums_gradients: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class RecordedSteps:
         fingerprint = Fingerprint(parts)
         reason = fingerprint.why_not()
         if reason is None and optimizer is not None:
-            reason = _why_no_update(optimizer)
+            reason = _why_no_update(optimizer, sums_gradients=self.sums_gradients)
         if reason is not None:
             raise NotRecordableError(reason)
         if optimizer is not None and penalized:
@@ -170,6 +172,11 @@ class RecordedSteps:
         rows = len(numbers[0]) * self._batch_size
         return slice(turns.start, min(turns.stop, turns.start + rows))
 
+    def _stream(self) -> int:
+        """Return which of several processes this is, for the keys of random masks."""
+        parallel = None if self._optimizer is None else self._optimizer.parallel
+        return 0 if parallel is None else int(parallel.communicator.rank)
+
     def _steps_so_far(self) -> int:
         return 0 if self._optimizer is None else self._optimizer.steps
 
@@ -201,13 +208,14 @@ class RecordedSteps:
         slots = optimizer.slots()
         if slots is None or slots.values is not self._values:
             return False
-        return _why_no_update(optimizer) is None and _rule(optimizer) == self._rule
+        why_not = _why_no_update(optimizer, sums_gradients=self.sums_gradients)
+        return why_not is None and _rule(optimizer) == self._rule
 
 
-def _why_no_update(optimizer: Optimizer) -> str | None:
+def _why_no_update(optimizer: Optimizer, *, sums_gradients: bool) -> str | None:
     if not may_record(optimizer):
         return f"{type(optimizer).__name__} does not say in its own class body that it records"
-    if optimizer.parallel is not None:
+    if optimizer.parallel is not None and not sums_gradients:
         n = optimizer.parallel.communicator.size
         return f"between the backward pass and the update, gradients are summed over {n} processes"
     average = optimizer.average
@@ -223,4 +231,4 @@ def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
     average = optimizer.average
     followed = average is not None and (average, fused_rule(average), average.decay)
     clips = optimizer.clip_norm, optimizer.clip_value
-    return fused_rule(optimizer), *clips, optimizer.decoupled, followed
+    return fused_rule(optimizer), *clips, optimizer.decoupled, followed, optimizer.parallel

@@ -151,6 +151,7 @@ class EpochRunner:
                         self._one_by_one(batches, *parts, readings, some, tell)
                     else:
                         self._recorded(steps, rows, optimizer, readings, some, tell)
+                        self._without_rows(stop - self.done, rows, *parts)
                     self.done = stop
             except BaseException:
                 self._end()
@@ -239,6 +240,13 @@ class EpochRunner:
             tell(len(results.costs))
         if decays is not None:
             optimizer.weight_decay = each[-1]
+
+    def _without_rows(
+        self, n: int, rows: tuple[Any, int], model: Layer, loss: Loss, optimizer: Optimizer
+    ) -> None:
+        """Take part in the last of n steps, if it has rows for other processes alone."""
+        if -(-rows[1] // self.loader.batch_size) < n:
+            learn(model, loss, optimizer, *self.loader.no_rows(), self._rng)
 
     def _one_by_one(  # noqa: PLR0917 (see `run`)
         self,

@@ -4,6 +4,7 @@
 from gpunn.program.instructions import (
     convolution,
     data,
+    host,
     layers,
     losses,
     norms,
@@ -17,6 +18,7 @@ __all__ = [
     "address_of",
     "convolution",
     "data",
+    "host",
     "layers",
     "losses",
     "names",

@@ -1,0 +1,87 @@
+"""The sum of gradients over processes, as an instruction of the CPU's programs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpunn.losses.base import Loss
+from gpunn.optim.base import Optimizer
+from gpunn.program.instructions.words import CONTEXT, FLAG, STEP, TOTALS, WORDS, M, N
+from gpunn.program.lower import Lane, Lowering, memory_of
+from gpunn.program.lower_update import Piece
+from gpunn.program.phases import ALL, Access
+from gpunn.program.values import Recording
+
+#: What a gradient counts for: its rows, the step's sum of weights, or nothing, if costs are sums.
+_ROWS, _WEIGHTS, _NOTHING = range(3)
+_KINDS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
+
+
+class Exchange:
+    """Sums gradients over processes when an instruction calls it, between two others.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        It is parallel.
+    loss : Loss
+    dtype : dtype
+        Of the program.
+
+    Attributes
+    ----------
+    meeting : array or None
+        Of the present call; see `gpunn.program.frame.Frame`.
+    """
+
+    def __init__(self, optimizer: Optimizer, loss: Loss, dtype: Any) -> None:
+        self._optimizer, self._loss = optimizer, loss
+        self.meeting: Any = None
+        self._error: BaseException | None = None
+        self._present: list[list[int]] = []
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, _KINDS[str(np.dtype(dtype))])
+        self._function = kind(self._called)
+        self._address = ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def lower(self, low: Lowering, pieces: Sequence[Piece], recording: Recording) -> None:
+        """Append the instruction; the pieces that are updated come after it."""
+        weighed = any(each.kernel == "mean_scale" for each in recording.operations)
+        counted = _WEIGHTS if weighed else _ROWS
+        counted = _NOTHING if self._loss.reduction == "sum" else counted
+        self._present.append(sorted(recording.grads))
+        place = len(self._present) - 1
+
+        def words(lane: Lane) -> dict[str, Any]:
+            address = 0 if lane.thread else self._address
+            return {"a": address, "m": low.n, "n": place, "flag": counted}
+
+        grads = [Access(memory_of(piece.grad), ALL) for piece in pieces]
+        low.add("call_host", words, grads, grads)
+
+    def _called(self, op: int, ctx: int, _: float) -> None:
+        """Sum the gradients of a step; end the call if that fails."""
+        try:
+            words = np.ctypeslib.as_array((ctypes.c_int64 * len(WORDS)).from_address(op))
+            context = np.ctypeslib.as_array((ctypes.c_int64 * len(CONTEXT)).from_address(ctx))
+            total: float | None = float(words[M])
+            if words[FLAG] == _WEIGHTS:
+                place = int(context[TOTALS]) + 8 * int(context[STEP])
+                total = ctypes.c_double.from_address(place).value
+            elif words[FLAG] == _NOTHING:
+                total = None
+            self._optimizer.parallel.sum_in_place(total, self._present[words[N]])
+        except BaseException as error:  # noqa: BLE001 (raised by `finish`)
+            self._error = error
+            self.meeting[1] = 1
+            for grad in self._optimizer.blocks().grads:
+                grad[...] = 0.0
+
+    def finish(self) -> None:
+        """Raise what kept the last call from going on, if anything did."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
