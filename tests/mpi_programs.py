@@ -71,7 +71,7 @@ def stop(folder: str) -> None:
             if step == 8:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    history = run.fit(4, checkpoint=Enough(run.path, every=8, unit="steps"))
+    history = run.fit(4, checkpoint=Enough(run.path, every=1, unit="steps"))
     print(history.stopped)
 
 
