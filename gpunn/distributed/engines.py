@@ -11,7 +11,7 @@ from gpunn.distributed.mpi import MPICommunicator
 from gpunn.distributed.nccl import NCCLCommunicator
 
 #: Launchers of MPI tell each process its rank in one of these environment variables.
-_RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
@@ -38,7 +38,7 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     """
     one_of("get_communicator", "name", name, ("auto", "single", "mpi", "nccl"))
     if name == "auto":
-        name = "mpi" if any(variable in os.environ for variable in _RANKS) else "single"
+        name = "mpi" if any(variable in os.environ for variable in RANKS) else "single"
     if name == "single":
         return SingleProcess()
     return MPICommunicator(**settings) if name == "mpi" else NCCLCommunicator(**settings)
