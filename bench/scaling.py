@@ -6,7 +6,8 @@ It starts itself under ``mpiexec -n 2``, with one BLAS thread for each process. 
 both together take turns, so that a slow moment of the machine meets both. *Strong* scaling keeps
 the samples of a step and shares them out, *weak* scaling keeps those of each rank. Nothing of the
 sum over the ranks is hidden behind the backward pass, so all of its time counts, with the time that
-the faster rank waits.
+the faster rank waits. What two ranks could reach on this machine is measured in the same rounds:
+each trains a network of its own on its part of the step (*apart*).
 
 The last table is a model and no measurement: the time of a sum over n ranks is that of n - 1 or
 log2 n rounds of messages, each with a latency and a bandwidth. They are fitted to sums of arrays on
@@ -28,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401 (makes gpunn importable)
-from timing import spread, surroundings  # before NumPy: it sets the BLAS environment
+from timing import Spread, spread, surroundings  # before NumPy: it sets the BLAS environment
 
 # isort: split
 import numpy as np
 
 import gpunn as gn
 
-SIZES, STEP, N_STEPS = (512, 1024, 1024, 10), 2048, 3
+SIZES, STEP, N_STEPS = (512, 1024, 1024, 10), 2048, 6
 MESSAGES = [1 << k for k in range(10, 27, 2)]  # bytes
 GPUS = (8, 64, 1024)
 #: Latency in seconds and bandwidth in bytes a second of a message between GPUs: an assumption.
@@ -92,12 +93,15 @@ def measure(rounds: int) -> None:
     for name, alone_step in (("strong", STEP), ("weak", STEP // communicator.size)):
         alone = Training(alone_step) if first else None
         idle(communicator)
+        apart = Training(STEP // communicator.size)
         together = Training(alone_step if name == "strong" else STEP, communicator)
-        times: dict[str, list[float]] = {"alone": [], "together": [], "sums": []}
+        times: dict[str, list[float]] = {"alone": [], "apart": [], "together": [], "sums": []}
         for _ in range(rounds):
             if alone is not None:
                 times["alone"].append(alone.step_s())
             idle(communicator)
+            times["apart"].append(apart.step_s())
+            communicator.barrier()
             communicator.n_bytes, communicator.elapsed_s = 0, 0.0
             times["together"].append(together.step_s())
             times["sums"].append(communicator.elapsed_s / N_STEPS)
@@ -184,22 +188,25 @@ def launch(rounds: int) -> dict[str, Any]:
 
 def summary(found: dict[str, Any]) -> dict[str, float]:
     """Return the speedup of two ranks, and the bytes that are summed against the gradient's."""
-    pairs = zip(found["strong"]["alone"], found["strong"]["together"], strict=True)
-    speedup = spread([alone / together for alone, together in pairs]).median
     ratio = found["bytes"] / found["grad_bytes"]
-    return {"two_ranks_speedup": round(speedup, 3), "bytes_ratio": round(ratio, 5)}
+    speedup = round(gain(found, "together").median, 3)
+    return {"two_ranks_speedup": speedup, "bytes_ratio": round(ratio, 5)}
+
+
+def gain(found: dict[str, Any], way: str) -> Spread:
+    """Return how much faster than one rank alone two make a step."""
+    pairs = zip(found["strong"]["alone"], found["strong"][way], strict=True)
+    return spread([alone / other for alone, other in pairs])
 
 
 def report(found: dict[str, Any]) -> None:
     """Print tables for people."""
     print(f"{found['surroundings']}\n")
     for name in ("strong", "weak"):
-        alone, both, sums = (spread(found[name][key]) for key in ("alone", "together", "sums"))
-        gain = alone.median / both.median * (1 if name == "strong" else 2)
-        print(f"{name} scaling: step {1e3 * alone.median:.1f} ms alone, {1e3 * both.median:.1f} ms")
-        print(
-            f"  on two, of which {1e3 * sums.median:.1f} ms are sums; samples a second x {gain:.2f}"
-        )
+        ms = {way: f"{1e3 * spread(times).median:.1f} ms" for way, times in found[name].items()}
+        print(f"{name} scaling: a step takes {ms['alone']} alone, and on two ranks")
+        print(f"  {ms['together']}, {ms['sums']} of it in sums; {ms['apart']} without any")
+    print(f"speedup of two ranks {gain(found, 'together')}, without sums {gain(found, 'apart')}")
     ideal = 2 * (2 - 1) / 2 * found["grad_bytes"]
     print(f"a step sums {found['bytes']:,.0f} bytes; the gradient has {found['grad_bytes']:,}, of")
     print(f"which each of two ranks has to send {ideal:,.0f}")

@@ -330,6 +330,18 @@ def test_one_process_costs_nothing() -> None:
     assert run.trainer.why_not_recorded == Run().fit().trainer.why_not_recorded
 
 
+def test_a_callback_that_changes_the_weights_of_one_rank() -> None:
+    def program(communicator: Threads) -> Run:
+        def change(trainer: gn.Trainer, _: gn.History) -> None:
+            trainer.model.parameters()[0].value[0, 0] += communicator.rank
+
+        return Run(communicator).fit(1, callbacks=[change])
+
+    for error in run_ranks(2, program):
+        with pytest.raises(gn.errors.DistributedError, match="have different weights after"):
+            raise error
+
+
 class TestRecorded:
     """Sums as an instruction of a program."""
 

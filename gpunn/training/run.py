@@ -99,6 +99,7 @@ class Run:
                     with self._loader.backend.scope():
                         self._epoch()
                     self._after_epoch()
+                self._ranks.check_weights(self._trainer.model)
                 self._write_if(due=False)
                 history.stopped = history.stopped or f"all {epochs} epochs run"
         except KeyboardInterrupt:
