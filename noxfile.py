@@ -28,8 +28,10 @@ EXTRAS = ("cuda12x", "cuda13x")
 TORCH = "torch==2.13.0"
 #: How examples that take minutes are shortened.
 SHORTENED = {"char_transformer.py": ["--quick"], "digits_cnn.py": ["--seeds", "1"]}
-#: Examples of data that have to be fetched.
-NEED_FILES = ["fashion_mnist.py"]
+#: Examples of data that have to be fetched, and of what only the session `mpi` installs.
+LEFT_OUT = ["fashion_mnist.py", "dask_search.py"]
+#: The settings of processes that share this machine's cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 #: The commands of the session `gpu`; the README has them for a machine without nox.
 GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
@@ -111,6 +113,8 @@ def mpi(session: nox.Session) -> None:
     session.install("-e", ".[mpi,dask,compiled]", "mpich", *TEST)
     session.run("python", "-c", "import mpi4py.MPI, distributed")  # else its tests would be skipped
     session.run("python", "-m", "pytest", *MPI_TESTS, *session.posargs)
+    session.run("mpiexec", "-n", "2", "python", "examples/data_parallel.py", env=ONE_THREAD)
+    session.run("python", "examples/dask_search.py")
 
 
 # A CuPy that is installed already, by conda say, is seen; an extra's comes before it.
@@ -213,7 +217,7 @@ def examples(session: nox.Session) -> None:
     """Run each example, the long ones shortened; each asserts its result."""
     session.install(".[examples]")
     programs = sorted(Path("examples").resolve().glob("*.py"))
-    programs = [program for program in programs if program.name not in NEED_FILES]
+    programs = [program for program in programs if program.name not in LEFT_OUT]
     with session.chdir(session.create_tmp()):  # for the files they write
         for program in programs:
             given = session.posargs or ["--backend", "numpy"]

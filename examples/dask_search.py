@@ -25,7 +25,7 @@ def main() -> None:
     backend = str(gn.get_backend(options.backend))
 
     x, y = load_digits(return_X_y=True)
-    network = MLPClassifier((64,), max_iter=40, tol=1e-3, random_state=0, backend=backend)
+    network = MLPClassifier((64,), max_iter=60, tol=1e-2, random_state=0, backend=backend)
     grid = {"alpha": [1e-4, 1e-2], "learning_rate_init": [0.001, 0.005]}
     search = GridSearchCV(network, grid, cv=3)
     with (
