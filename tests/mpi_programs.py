@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import gpunn as gn
+from gpunn.distributed.agreement import gather
 
 N_SAMPLES, STEP = 50, 12
 BACKEND = os.environ.get("GPUNN_TEST_BACKEND", "numpy")
@@ -119,6 +120,12 @@ def exchange() -> None:
             communicator.size * (communicator.size - 1 + i) for i in range(5)
         ]
     communicator.barrier()
+    rng = np.random.default_rng(communicator.rank)
+    for size in (1, 3, 1000, 100_000):
+        array = place.asarray(rng.normal(size=size), "float32")
+        communicator.allreduce(array)
+        bits = gn.to_numpy(array).tobytes().hex()
+        assert len(set(gather(communicator, bits))) == 1, "ranks have other bits"
 
 
 if __name__ == "__main__":

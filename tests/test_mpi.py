@@ -61,7 +61,7 @@ def assert_close(mine: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
         np.testing.assert_allclose(mine[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_arrays_are_sent_and_added(n: int) -> None:
     run(n, "exchange")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from itertools import count
+from collections.abc import Callable
+from itertools import accumulate, count
 from typing import Any, NoReturn
 
 import numpy as np
@@ -62,39 +63,54 @@ class MPICommunicator:
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite an array on every rank by that of the rank `root`."""
-        self._exchange(array, lambda data: self._comm.Ibcast(data, root=root))
+        self._through_host(array, lambda data: self._wait(self._comm.Ibcast(data, root=root)))
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array on every rank by the sum over all ranks."""
-        in_place = self._mpi.IN_PLACE
-        self._exchange(array, lambda data: self._comm.Iallreduce(in_place, data))
+        """Overwrite an array on every rank by the sum over all ranks.
+
+        Each rank adds up a part for all others. MPI's own sum of everything may add in another
+        order on each rank, and so differ in the last bits.
+        """
+        self._through_host(array, self._sum)
 
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
         self._wait(self._comm.Ibarrier())
 
-    def _exchange(self, array: Array, start: Any) -> None:
-        """Start an operation on the memory of an array, or on a copy of it, and wait."""
+    def _sum(self, data: Array) -> None:
+        """Sum over all ranks, in memory that MPI can read."""
+        flat = data.reshape(-1)
+        each, rest = divmod(flat.size, self.size)
+        counts = [each + (rank < rest) for rank in range(self.size)]
+        starts = [0, *accumulate(counts)][:-1]
+        own = flat[starts[self.rank] : starts[self.rank] + counts[self.rank]]
+        part = own.copy()
+        self._wait(self._comm.Ireduce_scatter(flat, part, counts))
+        own[...] = part
+        if not isinstance(flat, np.ndarray):
+            _stream_of(flat).synchronize()  # MPI knows nothing of streams
+        self._wait(self._comm.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)]))
+
+    def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
+        """Do something with the memory of an array, or with a copy of it on the host."""
         place = backend_of(array)
-        if place is None or place.package not in ("numpy", "cupy"):
+        if place is None or place.package not in ("numpy", "cupy") or not _is_contiguous(array):
             raise DTypeError(
-                f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
+                "MPICommunicator: expected an array of NumPy or CuPy in C order, since it is sent "
+                f"in place; got {type(array).__name__}"
             )
         if place.package == "numpy":
-            _check_contiguous(array)
-            self._wait(start(array))
+            operation(array)
             return
         with scope_of(array):
-            import cupy  # noqa: PLC0415 (its arrays are here)
-
-            stream = cupy.cuda.get_current_stream()
+            stream = _stream_of(array)
             if self._cuda_aware:
-                stream.synchronize()  # MPI knows nothing of streams
-                self._wait(start(array))
+                stream.synchronize()
+                operation(array)
                 return
             staged = self._stage_for(array)
             array.get(out=staged, stream=stream, blocking=True)
-            self._wait(start(staged))
+            operation(staged)
             array.set(staged, stream=stream)
             stream.synchronize()  # the next call may write to the same memory
 
@@ -143,6 +159,12 @@ class MPICommunicator:
         return f"MPICommunicator(rank={self.rank}, size={self.size})"
 
 
-def _check_contiguous(array: Any) -> None:
-    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-        raise DTypeError("MPICommunicator: expected an array in C order, since it is sent in place")
+def _is_contiguous(array: Any) -> bool:
+    return bool(getattr(getattr(array, "flags", None), "c_contiguous", False))
+
+
+def _stream_of(_: Array) -> Any:
+    """Return the current stream of CuPy, whose array this is."""
+    import cupy  # noqa: PLC0415 (it is there)
+
+    return cupy.cuda.get_current_stream()
