@@ -13,6 +13,15 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.distributed.agreement import gather
+from gpunn.training.ranks import SeveralRanks
+
+
+def refuse(*_: Any) -> None:
+    """Refuse to make the weights of all ranks the same: they must be."""
+    raise AssertionError("the ranks have other weights")
+
+
+SeveralRanks._take_from_first = refuse  # type: ignore[method-assign]
 
 N_SAMPLES, STEP = 50, 12
 BACKEND = os.environ.get("GPUNN_TEST_BACKEND", "numpy")

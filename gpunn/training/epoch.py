@@ -137,21 +137,23 @@ class EpochRunner:
                 return
             self._begin(keep=pace is not None)
             each = None if decays is None else decays()
+            recordable = self._recordable()
             try:
                 while self.done < len(loader):
                     stop = len(loader) if pace is None else self._next_stop(pace(self.done))
                     if stop == self.done:
                         return
+                    one_by_one = steps is None or self.done >= recordable
+                    stop = stop if one_by_one else min(stop, recordable)
                     rows = self._rows(stop)
                     some = None if each is None else each[self.done : stop]
-                    if steps is None:
+                    if one_by_one:
                         readers = model, loss, *readings.metrics
                         batches = lend(partial(loader.batches, *rows), *readers)
                         batches = loader.padded(batches, stop - self.done)
                         self._one_by_one(batches, *parts, readings, some, tell)
                     else:
                         self._recorded(steps, rows, optimizer, readings, some, tell)
-                        self._without_rows(stop - self.done, rows, *parts)
                     self.done = stop
             except BaseException:
                 self._end()
@@ -241,12 +243,13 @@ class EpochRunner:
         if decays is not None:
             optimizer.weight_decay = each[-1]
 
-    def _without_rows(
-        self, n: int, rows: tuple[Any, int], model: Layer, loss: Loss, optimizer: Optimizer
-    ) -> None:
-        """Take part in the last of n steps, if it has rows for other processes alone."""
-        if -(-rows[1] // self.loader.batch_size) < n:
-            learn(model, loss, optimizer, *self.loader.no_rows(), self._rng)
+    def _recordable(self) -> int:
+        """Return the number of steps that are recorded: those with rows for every process.
+
+        If one makes a step in another way, its weights may be rounded in another way, too.
+        """
+        rest = self.loader.n_turns % self.loader.step_size
+        return len(self.loader) - (0 < rest < self.loader.share.size)
 
     def _one_by_one(  # noqa: PLR0917 (see `run`)
         self,

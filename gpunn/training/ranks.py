@@ -33,6 +33,8 @@ from gpunn.training.readings import Readings
 
 #: So many rows of the data tell whether all ranks have the same.
 _ROWS_COMPARED = 64
+#: By so much, relative to the largest, weights may differ that processors have rounded differently.
+_ROUNDED = 1e-3
 
 
 class Ranks:
@@ -72,17 +74,14 @@ class Ranks:
         """Return what all ranks have read so far."""
         return readings
 
-    def average_buffers(self, model: Layer) -> None:
-        """Average the buffers, such as the statistics of `BatchNorm`, over the ranks."""
+    def unite(self, trainer: Any) -> None:
+        """Make one model of those of all ranks: average the buffers, and compare the rest."""
 
     def share_last(self, history: History) -> None:
         """Give the history's last row, which callbacks may have added to, to all ranks."""
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""
-
-    def check_weights(self, model: Layer) -> None:
-        """Check that all ranks have the same weights."""
 
 
 class SeveralRanks(Ranks):
@@ -130,14 +129,48 @@ class SeveralRanks(Ranks):
         """Return what all ranks have read so far."""
         return readings.merged(partial(merge, self._communicator))
 
-    def average_buffers(self, model: Layer) -> None:
-        """Average the buffers, such as the statistics of `BatchNorm`, over the ranks."""
-        for buffer in model.buffers():
+    def unite(self, trainer: Any) -> None:
+        """Make one model of those of all ranks.
+
+        Buffers, such as the statistics of `BatchNorm`, are averaged. The weights, and the states of
+        the optimizer, are the same unless processors round in different ways: then those of rank 0
+        are taken.
+
+        Raises
+        ------
+        DistributedError
+            If they differ by more than that.
+        """
+        for buffer in trainer.model.buffers():
             value = buffer.value
             with scope_of(value):
                 if is_floating(kernels(value).xp, value.dtype):
                     self._communicator.allreduce(value)
                     value /= self._communicator.size
+        slots = trainer.optimizer.blocks()
+        arrays = [*slots.values, *(array for kind in slots.states for array in kind)]
+        digest = 0
+        for array in arrays:
+            digest = crc32(to_numpy(array).tobytes(), digest)
+        if len(set(gather(self._communicator, digest))) > 1:
+            self._take_from_first(arrays)
+
+    def _take_from_first(self, arrays: list[Any]) -> None:
+        worst = 0.0
+        for array in arrays:
+            before = to_numpy(array)
+            before = before.copy()
+            self._communicator.broadcast(array)
+            after = to_numpy(array)
+            largest = float(abs(after).max(initial=0.0)) or 1.0
+            worst = max(worst, float(abs(after - before).max(initial=0.0)) / largest)
+        worst = max(gather(self._communicator, worst))
+        if not worst <= _ROUNDED:
+            raise DistributedError(
+                "Trainer.fit: the ranks made the same steps, and their weights differ by "
+                f"{worst:.1g} of the largest; a callback may have changed the model on one of "
+                "them. All have those of rank 0 now"
+            )
 
     def share_last(self, history: History) -> None:
         """Give the history's last row, which callbacks may have added to, to all ranks."""
@@ -146,24 +179,6 @@ class SeveralRanks(Ranks):
     def wait(self) -> None:
         """Wait until all ranks have come here."""
         self._communicator.barrier()
-
-    def check_weights(self, model: Layer) -> None:
-        """Check that all ranks have the same weights.
-
-        Raises
-        ------
-        DistributedError
-            If they have not.
-        """
-        digest = 0
-        for parameter in model.parameters():
-            digest = crc32(to_numpy(parameter.value).tobytes(), digest)
-        if len(set(gather(self._communicator, digest))) > 1:
-            raise DistributedError(
-                "Trainer.fit: the ranks have different weights after the same steps, so a sum over "
-                "the ranks was not the same on all of them, or a callback has changed the model on "
-                "one; go on from the last checkpoint"
-            )
 
     def _check_data(self, loader: Loader) -> None:
         """Check that the ranks share the same data, or have data of their own for as many steps."""

@@ -99,7 +99,7 @@ class Run:
                     with self._loader.backend.scope():
                         self._epoch()
                     self._after_epoch()
-                self._ranks.check_weights(self._trainer.model)
+                self._ranks.unite(self._trainer)
                 self._write_if(due=False)
                 history.stopped = history.stopped or f"all {epochs} epochs run"
         except KeyboardInterrupt:
@@ -128,7 +128,7 @@ class Run:
         self._runner.run(model, loss, optimizer, self._readings, tell=tell, pace=pace)
         if history.stopped:
             return
-        self._ranks.average_buffers(model)
+        self._ranks.unite(trainer)
         readings = self._ranks.gathered(self._readings)
         record = readings.read()
         penalty = optimizer.penalty()
@@ -201,7 +201,7 @@ class Run:
         chosen = [each for each in self._checkpoints if not due or each.is_due(step, epochs)]
         if not ranks.from_first(len(chosen)):
             return
-        ranks.average_buffers(self._trainer.model)
+        ranks.unite(self._trainer)
         if self._runner.has_begun and not ranks.gathered(self._readings).are_finite():
             return  # the last file has weights that are numbers; the epoch ends in an error
         state = self.state_dict()
