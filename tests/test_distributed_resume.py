@@ -1,0 +1,122 @@
+"""Checkpoints of several ranks, as threads: on as many bit for bit, on others to rounding."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+from test_distributed import assert_close, data, network
+
+import gpunn as gn
+
+EPOCHS, STEP = 4, 12
+
+
+class Kept(gn.Checkpoint):
+    """Keeps a copy of the file after 6 steps, in the middle of the second epoch."""
+
+    def write(self, state: dict[str, Any], step: int) -> None:
+        super().write(state, step)
+        if step == 6:
+            shutil.copy(self._name(step), self.path.with_name("kept.safetensors"))
+
+
+class Run:
+    """A run with all that a checkpoint has to remember."""
+
+    def __init__(self, communicator: Any, folder: Path, *, random: bool = False) -> None:
+        model = network()
+        if random:
+            hidden = gn.Dense(6, 8, rng=0, dtype="float64")
+            norm = gn.BatchNorm(8, dtype="float64")
+            last = gn.Dense(8, 3, rng=1, dtype="float64")
+            model = gn.Sequential(hidden, norm, gn.ReLU(), gn.Dropout(0.3), last)
+        self.model, self._folder = model, folder
+        rate = gn.ReduceOnPlateau(0.05, patience=1)
+        self.optimizer = gn.Adam(model.parameters(), rate, clip_norm=1.0)
+        if not random:
+            gn.WeightAverage(self.optimizer, 0.9)
+        gn.DataParallel(self.optimizer, communicator)
+        loss = gn.SoftmaxCrossEntropy()
+        metrics = ["accuracy"]
+        self.trainer = gn.Trainer(model, loss, self.optimizer, metrics=metrics, rng=5)
+        sizes = {"batch_size": max(1, STEP // communicator.size), "communicator": communicator}
+        self.loader = gn.Loader(**data(), dtype="float64", rng=3, **sizes)
+
+    def fit(self, resume: Any = None, **settings: Any) -> Run:
+        unit = {"every": 2, "unit": "steps"} | settings
+        checkpoint = Kept(self._folder / "run.safetensors", **unit)
+        self.history = self.trainer.fit(
+            self.loader,
+            EPOCHS,
+            validation=tuple(data(20, seed=1).values()),
+            early_stopping=gn.EarlyStopping(patience=3),
+            callbacks=[checkpoint],
+            resume=checkpoint if resume == "newest" else resume,
+            progress=False,
+        )
+        return self
+
+    def weights(self) -> list[Any]:
+        return [np.array(parameter.value) for parameter in self.model.parameters()]
+
+
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("size", [2, 3])
+def test_it_goes_on_bit_for_bit(size: int, tmp_path: Path, *, random: bool) -> None:
+    whole = run_ranks(size, lambda c: Run(c, tmp_path, random=random).fit())
+    kept = tmp_path / "kept.safetensors"
+    resumed = run_ranks(size, lambda c: Run(c, tmp_path, random=random).fit(kept))
+    for mine, wanted in zip(resumed, whole, strict=True):
+        for one, other in zip(mine.weights(), wanted.weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        for column in ("loss", "accuracy", "validation_loss", "learning_rate"):
+            assert mine.history[column] == wanted.history[column], column
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5])
+def test_it_goes_on_with_another_number_of_ranks(size: int, tmp_path: Path) -> None:
+    (whole, _) = run_ranks(2, lambda c: Run(c, tmp_path).fit())
+    kept = tmp_path / "kept.safetensors"
+    runs = run_ranks(size, lambda c: Run(c, tmp_path).fit(kept))
+    assert {run.loader.step_size for run in runs} == {STEP}  # 5 ranks have 2 or 3 samples each
+    assert_close(runs, whole)
+
+
+@pytest.mark.parametrize("every", [{"every": 1e-9, "unit": "seconds"}, {"keep": 2}])
+def test_files_are_written_by_one(every: dict[str, Any], tmp_path: Path) -> None:
+    run_ranks(2, lambda c: Run(c, tmp_path).fit(**every))
+    files = [path.name for path in tmp_path.iterdir() if path.name.startswith("run")]
+    assert len(files) == every.get("keep", 1)
+    for run in run_ranks(2, lambda c: Run(c, tmp_path).fit("newest", **every)):
+        assert len(run.history) == EPOCHS
+
+
+def test_a_file_that_not_all_see(tmp_path: Path) -> None:
+    run_ranks(2, lambda c: Run(c, tmp_path).fit())
+
+    def program(communicator: Any) -> None:
+        name = ("kept.safetensors", "missing.safetensors")[communicator.rank]
+        Run(communicator, tmp_path).fit(tmp_path / name)
+
+    for error in run_ranks(2, program):
+        with pytest.raises(gn.errors.DistributedError, match=r"missing.* which is not there"):
+            raise error
+
+
+def test_a_step_too_small_for_so_many_ranks(tmp_path: Path) -> None:
+    run_ranks(2, lambda c: Run(c, tmp_path).fit())
+    kept = tmp_path / "kept.safetensors"
+
+    def program(communicator: Any) -> None:
+        run = Run(communicator, tmp_path)
+        run.loader.batch_size = 1
+        run.fit(kept)
+
+    for error in run_ranks(13, program):
+        with pytest.raises(gn.errors.StateError, match="step_size must be from 13, a sample for"):
+            raise error
