@@ -150,19 +150,16 @@ class DataParallel:
         for name, members in _by_dtype(grads).items():
             with scope_of(members[0]):
                 message = self._message(name, members)
-                parts = _parts(message, members)
-                for part, grad in zip(parts, members, strict=True):
-                    part[...] = grad
-                if scale is not None:
-                    message *= scale
+                parts = list(zip(_parts(message, members), members, strict=True))
+                xp = kernels(message).xp  # NumPy's or CuPy's: they have `out`
+                for part, grad in parts:
+                    xp.multiply(grad, 1.0 if scale is None else scale, out=part)
                 message[-1] = 0.0 if total is None else total
                 self.communicator.allreduce(message)
-                if total is not None:
-                    divisor = message[-1:] + 0.0
-                    divisor += kernels(message).xp.astype(divisor == 0, message.dtype)
-                    message /= divisor
-                for part, grad in zip(parts, members, strict=True):
-                    grad[...] = part
+                divisor = message[-1:]
+                divisor += xp.astype(divisor == 0, message.dtype)
+                for part, grad in parts:
+                    xp.divide(part, 1.0 if total is None else divisor, out=grad)
 
     def check_averaged(self) -> None:
         """Refuse an update by the gradients of this rank alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from itertools import accumulate, count
@@ -19,9 +20,11 @@ from gpunn.errors import DistributedError, DTypeError, StateError
 _REMEDY = 'pip install "gpunn[mpi]"'
 _NO_LIBRARY = f"{_REMEDY}, and a library of MPI: pip install mpich, or that of the cluster"
 
-#: Looks at a request between two looks at the clock and at the notices of other ranks; and how
-#: many looks go by before the process lets others have its core.
-_POLLS_BETWEEN, _POLLS_AWAKE = 32, 512
+#: Looks at a request between two looks at the clock and at the notices of other ranks.
+_POLLS_BETWEEN = 64
+#: How many go by before the process offers its core to others: many where each rank has a core, for
+#: it may take long to get it back.
+_POLLS_AWAKE, _POLLS_CROWDED = 1 << 16, 64
 
 
 class MPICommunicator:
@@ -58,7 +61,12 @@ class MPICommunicator:
         self._comm = world.Dup()
         self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
         self._cuda_aware = cuda_aware
+        self._parts: dict[tuple[int, str, str], Any] = {}
         self._staged: dict[tuple[int, str], Any] = {}
+        here = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        crowded = here.Get_size() > _cores()
+        here.Free()
+        self._polls_awake = _POLLS_CROWDED if crowded else _POLLS_AWAKE
         self._notices = Notices(self._mpi, self._comm.Dup())
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -84,7 +92,7 @@ class MPICommunicator:
         counts = [each + (rank < rest) for rank in range(self.size)]
         starts = [0, *accumulate(counts)][:-1]
         own = flat[starts[self.rank] : starts[self.rank] + counts[self.rank]]
-        part = own.copy()
+        part = self._part_like(own)
         self._wait(self._comm.Ireduce_scatter(flat, part, counts))
         own[...] = part
         if not isinstance(flat, np.ndarray):
@@ -123,6 +131,13 @@ class MPICommunicator:
             self._staged[key] = cupyx.empty_pinned(array.size, array.dtype)
         return self._staged[key].reshape(array.shape)
 
+    def _part_like(self, own: Array) -> Array:
+        """Return memory like this, which is used again in the next sum of such arrays."""
+        key = int(own.size), str(own.dtype), type(own).__name__
+        if key not in self._parts:
+            self._parts[key] = own.copy()
+        return self._parts[key]
+
     def _wait(self, request: Any) -> None:
         """Wait for a request; meanwhile listen whether a rank has ended."""
         begun = 0.0
@@ -137,7 +152,7 @@ class MPICommunicator:
             begun = begun or now
             if now - begun > self._timeout_s:
                 self._give_up()
-            if polls > _POLLS_AWAKE:
+            if polls > self._polls_awake:
                 time.sleep(0)
 
     def _give_up(self) -> NoReturn:
@@ -157,6 +172,13 @@ class MPICommunicator:
     def __repr__(self) -> str:
         """Return the rank and the size."""
         return f"MPICommunicator(rank={self.rank}, size={self.size})"
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_contiguous(array: Any) -> bool:
