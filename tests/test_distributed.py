@@ -236,6 +236,31 @@ DIFFERENT: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["arrays", "a shared loader", "a loader of each rank"])
+@pytest.mark.parametrize("n", [3, 20, 400])
+def test_validation_is_that_of_one_process(n: int, kind: str) -> None:
+    x, y, weight = data(n, seed=1).values()
+
+    def program(communicator: Any = None) -> Run:
+        parts: Any = x, y, weight
+        if kind != "arrays":
+            shared = communicator if kind == "a shared loader" else None
+            settings = {"batch_size": 1, "dtype": "float64", "communicator": shared}
+            parts = gn.Loader(x, y, sample_weight=weight, **settings)
+            parts.step_size = min(n, 64)
+        run = Run(communicator).fit(2, validation=parts)
+        run.numbers = run.trainer.evaluate(parts)
+        return run
+
+    alone = program()
+    for run in run_ranks(3, program):
+        for name in ("validation_loss", "validation_accuracy"):
+            np.testing.assert_allclose(run.history[name], alone.history[name], rtol=1e-9)
+        for name, value in alone.numbers.items():
+            np.testing.assert_allclose(run.numbers[name], value, rtol=1e-9)
+        assert len(run.trainer.predict(x)) == n
+
+
 class TestRefused:
     @pytest.mark.parametrize("name", DIFFERENT)
     def test_what_differs_is_named_on_every_rank(self, name: str) -> None:

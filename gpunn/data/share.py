@@ -122,6 +122,12 @@ class Sharing:
             )
         self._step_size = size
 
+    def share_among(self, communicator: Any) -> None:
+        """Share the samples among processes if there is one for each; a step stays as it is."""
+        size = 1 if communicator is None else communicator.size
+        if size <= self.step_size:
+            self.share = as_share(communicator, self.n_samples)
+
     def own(self, order: Any, n: int) -> tuple[Any, int]:
         """Return this process's part of n rows in an order, and its length; see `Share.own`."""
         return self.share.own(order, n, self.step_size)

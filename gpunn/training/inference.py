@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpunn._typing import Array
@@ -49,9 +50,10 @@ def predict(model: Layer, loader: Loader, program: Program) -> Array:
         If the device has too little memory.
     """
     with memory_for("Trainer.predict", loader.backend, memory_advice(loader)):
-        recorded = _recorded_pass(program, model, None, loader, outputs=True)
+        every = None, loader.n_samples
+        recorded = _recorded_pass(program, model, None, loader, every, outputs=True)
         if recorded is not None:
-            return join([results.outputs for results, _ in recorded])
+            return join([results.outputs for results, *_ in recorded])
         outputs = []
         for x, *_ in lend(loader.in_order, model):
             outputs.append(model(x))
@@ -105,6 +107,8 @@ def evaluate(
 ) -> list[Array]:
     """Add the loss and the metrics of all batches, in stored order, to `readings`.
 
+    Of a loader that shares its samples among processes, these are the batches of this one.
+
     Parameters
     ----------
     model : Layer
@@ -137,17 +141,19 @@ def _evaluate(
 ) -> list[Array]:
     loss, found = readings.loss, []
     wanted = outputs or bool(readings.metrics)
-    recorded = _recorded_pass(program, model, loss, loader, outputs=wanted)
+    rows = loader.own(None, loader.n_samples)
+    recorded = _recorded_pass(program, model, loss, loader, rows, outputs=wanted)
     if recorded is not None:
-        for results, data in recorded:
-            readings.add_many(results, data, None, loader.batch_size)
+        for results, data, order in recorded:
+            readings.add_many(results, data, order, loader.batch_size)
             if outputs:
                 found.append(results.outputs)
         return found
     values = [parameter.value for parameter in model.parameters()]
     threads = kernels(values[0]).threads(loader.batch_size, values)
     with loader.backend.scope(), threads:
-        for x, y, weight in lend(loader.in_order, model, loss, *readings.metrics):
+        read = loader.in_order if loader.share.size == 1 else partial(loader.batches, *rows)
+        for x, y, weight in lend(read, model, loss, *readings.metrics):
             prediction = model.forward(x)
             readings.add(loss.forward(prediction, y, None, weight), prediction, y, weight)
             if outputs:
@@ -165,30 +171,33 @@ def join(outputs: list[Any]) -> Array:
 
 
 def _recorded_pass(
-    program: Program, model: Layer, loss: Loss | None, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch | None]] | None:
-    """Return the results of a recorded pass over all samples, with their data.
+    program: Program,
+    model: Layer,
+    loss: Loss | None,
+    loader: Loader,
+    rows: tuple[Any, int],
+    *,
+    outputs: bool,
+) -> Iterator[tuple[StepResults, Batch | None, Any]] | None:
+    """Return the results of a recorded pass over some rows, with their data and the order of these.
 
-    None if the pass is not recorded. Without a loss, the model only predicts.
+    `rows` are an order, or None for the stored one, and how many of it. None if the pass is not
+    recorded. Without a loss, the model only predicts.
     """
-    if loader.n_samples < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
+    order, n_rows = rows
+    if n_rows < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
         return None
     if loader.backend.package != "numpy":
-        if loader.n_samples < _MIN_CAPTURED_BATCHES * loader.batch_size:
+        if n_rows < _MIN_CAPTURED_BATCHES * loader.batch_size:
             return None
     elif not program.is_recorded:
-        work = loader.n_samples * sum(math.prod(p.value.shape) for p in model.parameters())
+        work = n_rows * sum(math.prod(p.value.shape) for p in model.parameters())
         if work < _MIN_RECORDED_WORK:
             return None
-    feed = feed_of(loader, loader.n_samples)
-    steps = program.prepare(model, loss, None, feed, outputs=outputs)
+    steps = program.prepare(model, loss, None, feed_of(loader, n_rows), outputs=outputs)
     if steps is None:
         return None
-    return _run(steps, loader, outputs=outputs)
-
-
-def _run(
-    steps: Any, loader: Loader, *, outputs: bool
-) -> Iterator[tuple[StepResults, Batch | None]]:
-    for results, data, _ in steps.run_over(loader, None, loader.n_samples, (), outputs=outputs):
-        yield results, data
+    results: Iterator[tuple[StepResults, Batch | None, Any]] = steps.run_over(
+        loader, order, n_rows, (), outputs=outputs
+    )
+    return results

@@ -16,13 +16,15 @@ from gpunn.training.arguments import check_data
 Data: TypeAlias = "Loader | Sequence[Any]"
 
 
-def as_loader(owner: str, data: Data, model: Layer, rng: RNG) -> Loader:
-    """Return a loader as it is, and one of arrays."""
+def as_loader(owner: str, data: Data, model: Layer, rng: RNG, communicator: Any = None) -> Loader:
+    """Return a loader as it is, and one of arrays, which processes share if there are several."""
     if isinstance(data, Loader):
         return data
     check_data(owner, data)
     x, y, *weight = data
-    return loader_of(model, rng, x, y, sample_weight=weight[0] if weight else None)
+    loader = loader_of(model, rng, x, y, sample_weight=weight[0] if weight else None)
+    loader.share_among(communicator)
+    return loader
 
 
 def loader_of(

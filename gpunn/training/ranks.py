@@ -51,12 +51,16 @@ class Ranks:
     ) -> None:
         """Begin alike: check what must be the same, and take values and generators of rank 0."""
         for loader in loaders:
-            if loader.share.size > 1:
-                raise SettingError(
-                    f"Trainer.fit: the loader shares its samples among {loader.share.size} "
-                    "processes, which would each train a model of its own; say "
-                    "gn.DataParallel(optimizer, communicator)"
-                )
+            self.check_share(loader)
+
+    def check_share(self, loader: Loader) -> None:
+        """Check that the samples of a loader are shared by the same processes, if at all."""
+        if loader.share.size > 1:
+            raise SettingError(
+                f"Trainer: the loader shares its samples among {loader.share.size} processes, "
+                "which would each train a model of its own; say gn.DataParallel(optimizer, "
+                "communicator)"
+            )
 
     def from_first(self, value: Any) -> Any:
         """Return rank 0's value."""
@@ -105,6 +109,8 @@ class SeveralRanks(Ranks):
         parts: dict[str, Any] = {"loss": trainer.loss, "optimizer": trainer.optimizer}
         told = {"model": _told_of(model)} | {name: repr(part) for name, part in parts.items()}
         check_alike("Trainer.fit", communicator, versions() | facts | told)
+        for loader in loaders:
+            self.check_share(loader)
         self._check_data(loaders[0])
         for item in (*model.parameters(), *model.buffers()):
             communicator.broadcast(item.value)
@@ -112,6 +118,14 @@ class SeveralRanks(Ranks):
         states = self.from_first([_as_lists(generator_state(rng)) for rng in generators])
         for rng, state in zip(generators, states, strict=True):
             restore_generator("Trainer.fit", rng, state)
+
+    def check_share(self, loader: Loader) -> None:
+        """Check that the samples of a loader are shared by the same processes, if at all."""
+        if loader.share.size not in (1, self._communicator.size):
+            raise SettingError(
+                f"Trainer: the loader shares samples among {loader.share.size} processes, and the "
+                f"optimizer is that of {self._communicator.size}; give both the same communicator"
+            )
 
     def from_first(self, value: Any) -> Any:
         """Return rank 0's value."""
@@ -187,12 +201,6 @@ class SeveralRanks(Ranks):
         every = gather(self._communicator, told)
         if all(each["shared"] for each in every):
             check_alike("Trainer.fit", self._communicator, {"training data": facts})
-            if loader.share.size != self._communicator.size:
-                raise SettingError(
-                    f"Trainer.fit: the loader shares samples among {loader.share.size} processes, "
-                    f"and the optimizer is that of {self._communicator.size}; give both the same "
-                    "communicator"
-                )
             return
         if any(each["shared"] for each in every):
             raise DistributedError(

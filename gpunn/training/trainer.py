@@ -48,6 +48,7 @@ from gpunn.training.inference import evaluate, predict
 from gpunn.training.loaders import Data, as_loader, loader_of
 from gpunn.training.metrics import Metric
 from gpunn.training.ordering import in_order
+from gpunn.training.ranks import ranks_of
 from gpunn.training.readings import Readings
 from gpunn.training.run import Run, load_trainer_state, trainer_state
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
@@ -190,7 +191,7 @@ class Trainer:
         callbacks = as_callbacks(callbacks)
         self.check(loader)
         if validation is not None:
-            validation = as_loader("Trainer.fit, validation", validation, self.model, self._rng)
+            validation = self._as_loader("Trainer.fit, validation", validation)
             self._check_data(validation)
         penalized = self.optimizer.penalty() is not None
         columns = columns_of(self.metrics, penalized=penalized, validated=validation is not None)
@@ -271,11 +272,17 @@ class Trainer:
         Parameters
         ----------
         data : Loader or (x, y) or (x, y, sample_weight)
-            A loader is read in order and to its end, whatever its settings.
+            A loader is read in order and to its end, whatever its settings. Several processes
+            share the samples of arrays, and of a loader that has their communicator; all call it.
         """
-        loader = as_loader("Trainer.evaluate", data, self.model, self._rng)
+        loader = self._as_loader("Trainer.evaluate", data)
         self._check_data(loader)
         return self._evaluate(loader)
+
+    def _as_loader(self, owner: str, data: Data) -> Loader:
+        parallel = self.optimizer.parallel
+        communicator = None if parallel is None else parallel.communicator
+        return as_loader(owner, data, self.model, self._rng, communicator)
 
     @in_order
     def predict(self, x: Any, *, batch_size: int = 1024) -> Array:
@@ -308,14 +315,17 @@ class Trainer:
             return self.loss.probabilities(outputs)
 
     def _evaluate(self, loader: Loader) -> dict[str, float]:
-        def work() -> dict[str, float]:
+        def work() -> Readings:
             readings = Readings(self.loss, self.metrics)
             evaluate(self.model, loader, readings, self._evaluation)
-            with loader.backend.scope():
-                return readings.read()
+            return readings
 
+        ranks = ranks_of(self.optimizer)
+        ranks.check_share(loader)
         with by_average("Trainer.evaluate", self.optimizer):
-            return self._with_room_for(work)
+            readings = self._with_room_for(work)
+        with loader.backend.scope():
+            return (ranks.gathered(readings) if loader.share.size > 1 else readings).read()
 
     def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
         """Do some work, if need be without the memory that captured steps keep."""
