@@ -11,8 +11,8 @@ import pytest
 from ranks import Threads, run_ranks
 
 import gpunn as gn
-from gpunn.distributed.agreement import check_alike
 from gpunn.program import cpu
+from gpunn.training import epoch
 from gpunn.training.ranks import SeveralRanks
 
 SIZES = (1, 2, 3, 4)
@@ -83,6 +83,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one step": {"data": data(11), "batch_size": None},
     "accumulated": {"accumulate": 3},
     "with a weight of 0": {"data": {**data(), "sample_weight": np.arange(45) % 2.0}},
+    "a step of weight 0": {
+        "data": {**data(), "sample_weight": 1.0 * (np.arange(45) >= 12)},
+        "shuffle": False,
+    },
     "streamed": {"resident": False},
 }
 
@@ -117,14 +121,14 @@ def test_so_do_steps_that_are_not_recorded(name: str) -> None:
 
 
 def test_steps_by_hand_are_those_of_one_process() -> None:
-    def program(communicator: Threads | None = None) -> Run:
-        run = Run(communicator)
+    def program(communicator: Threads | None = None, seed: int = 0) -> Run:
+        run = Run(communicator, model=network(seed))
         for x, y, weight in run.loader:
             gn.train_step(run.model, run.trainer.loss, run.optimizer, x, y, weight)
         return run
 
     alone = program()
-    for run in run_ranks(4, program):
+    for run in run_ranks(4, lambda c: program(c, seed=10 * c.rank)):  # values are those of rank 0
         for mine, wanted in zip(run.weights(), alone.weights(), strict=True):
             np.testing.assert_allclose(mine, wanted, atol=1e-12)
 
@@ -153,13 +157,60 @@ class TestWhatIsOfOneRank:
             np.testing.assert_array_equal(item.value, held[1][name].value, err_msg=name)
         assert one.history.to_dict() == other.history.to_dict()
 
-    def test_ranks_draw_other_masks(self) -> None:
-        masks = []
-        for rank in range(2):
-            tape = gn.Tape(rng=0)
-            tape.stream = rank
-            masks.append(gn.Dropout(0.5)(np.ones((4, 16), np.float32), tape))
-        assert not np.array_equal(*masks)
+    @pytest.mark.parametrize("recorded", [True, False])
+    def test_ranks_draw_other_masks(
+        self, monkeypatch: pytest.MonkeyPatch, *, recorded: bool
+    ) -> None:
+        if not recorded:
+            monkeypatch.setattr(epoch, "feed_of", lambda *_: None)
+
+        class Seen(gn.Metric):
+            """Keeps what a rank predicts."""
+
+            name, higher_is_better = "seen", None
+
+            def __init__(self) -> None:
+                self.outputs: list[bytes] = []
+
+            def measure(self, prediction: Any, target: Any) -> tuple[Any, ...]:
+                self.outputs.append(np.array(prediction).tobytes())
+                return (prediction[0, 0],)
+
+            def combine(self, rows: Any, counts: Any) -> float:
+                return 0.0
+
+        def program(communicator: Threads) -> list[bytes]:
+            seen = Seen()
+            model = gn.Sequential(gn.Dropout(0.5), gn.Dense(32, 2, rng=0))
+            optimizer = gn.SGD(model.parameters(), 1e-9)
+            gn.DataParallel(optimizer, communicator)
+            loss = gn.SoftmaxCrossEntropy()
+            trainer = gn.Trainer(model, loss, optimizer, metrics=[seen], rng=0)
+            x, y = np.ones((8, 32)), np.zeros(8, int)
+            loader = gn.Loader(x, y, batch_size=2, communicator=communicator)
+            trainer.fit(loader, 2, progress=False)
+            assert bool(trainer.why_not_recorded) != recorded
+            return seen.outputs[1:]  # the first is of a sample that is tried
+
+        one, other = run_ranks(2, program)
+        assert len(one) == len(other) == 4
+        assert not set(one) & set(other)
+
+    def test_a_parameter_without_a_gradient_on_one_rank(self) -> None:
+        def program(communicator: Threads) -> list[float]:
+            parameters = [gn.Parameter(np.zeros(1)) for _ in range(3)]
+            optimizer = gn.SGD(parameters, 1.0)
+            parallel = gn.DataParallel(optimizer, communicator)
+            for step in range(2):
+                parameters[0].add_grad(np.ones(1))
+                if communicator.rank == step:
+                    parameters[1].add_grad(np.ones(1))
+                parallel.average(3.0 - 2.0 * communicator.rank)  # weights 3 and 1
+                assert parameters[2].grad is None
+                optimizer.step()
+            return [float(parameter.value[0]) for parameter in parameters]
+
+        assert run_ranks(2, program) == [[-2.0, -1.0, 0.0]] * 2
 
     def test_each_reads_its_own_rows_alone(self) -> None:
         x = np.arange(40.0)[:, None]
@@ -200,146 +251,23 @@ class TestAgreement:
         assert [type(each) for each in results] == [gn.errors.DivergenceError] * 2
 
     def test_random_seeds_are_those_of_rank_0(self) -> None:
-        def program(communicator: Threads) -> Run:
-            return Run(communicator, rng=None, model=network(communicator.rank)).fit()
+        def program(communicator: Threads) -> tuple[Run, list[float]]:
+            seen: list[float] = []
 
-        one, other = run_ranks(2, program)
-        for mine, wanted in zip(one.weights(), other.weights(), strict=True):
-            np.testing.assert_array_equal(mine, wanted)
+            def note(x: Any) -> Any:
+                seen.extend(x[:, 0].tolist())
+                return x
+
+            model = network(communicator.rank)
+            run = Run(communicator, rng=None, model=model, transform=note)
+            seen.clear()
+            return run.fit(1), seen[1:]  # the first is of a sample that is tried
+
+        (one, mine), (other, its) = run_ranks(2, program)
+        assert sorted(mine + its) == sorted(data()["x"][:, 0])  # one order: each sample once
+        for weight, wanted in zip(one.weights(), other.weights(), strict=True):
+            np.testing.assert_array_equal(weight, wanted)
         assert one.history.to_dict() == other.history.to_dict()
-
-
-DIFFERENT: dict[str, tuple[Any, str]] = {
-    "data": (lambda c: Run(c, data=data(seed=c.rank)).fit(), "training data: rank 0 has"),
-    "sizes": (lambda c: Run(c, data=data(45 + c.rank)).fit(), r"rank 1 float64\(46, 6\)"),
-    "order": (lambda c: Run(c, shuffle=not c.rank).fit(), "shuffle=True.*shuffle=False"),
-    "epochs": (lambda c: Run(c).fit(3 + c.rank), "epochs: rank 0 has 3, rank 1 4"),
-    "rules": (lambda c: Run(c, rule=(gn.Adam, gn.SGD)[c.rank]), "optimizer: rank 0 has Adam"),
-    "losses": (
-        lambda c: Run(c, loss=gn.SoftmaxCrossEntropy(label_smoothing=0.1 * c.rank)).fit(),
-        "loss: rank 0 has SoftmaxCrossEntropy",
-    ),
-    "clipping": (lambda c: Run(c, clip_norm=1.0 + c.rank), "clip_norm=2.0"),
-    "shapes": (
-        lambda c: gn.DataParallel(gn.SGD(gn.Dense(2, 3 + c.rank).parameters()), c),
-        r"parameters: rank 0 has float32\(2, 3\)",
-    ),
-    "layers": (
-        lambda c: Run(
-            c,
-            model=gn.Sequential(
-                (gn.Tanh(), gn.Sigmoid())[c.rank], gn.Dense(6, 3, rng=0, dtype="float64")
-            ),
-        ).fit(),
-        r"model: rank 0 has .*Tanh.* rank 1 .*Sigmoid",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ["arrays", "a shared loader", "a loader of each rank"])
-@pytest.mark.parametrize("n", [3, 20, 400])
-def test_validation_is_that_of_one_process(n: int, kind: str) -> None:
-    x, y, weight = data(n, seed=1).values()
-
-    def program(communicator: Any = None) -> Run:
-        parts: Any = x, y, weight
-        if kind != "arrays":
-            shared = communicator if kind == "a shared loader" else None
-            settings = {"batch_size": 1, "dtype": "float64", "communicator": shared}
-            parts = gn.Loader(x, y, sample_weight=weight, **settings)
-            parts.step_size = min(n, 64)
-        run = Run(communicator).fit(2, validation=parts)
-        run.numbers = run.trainer.evaluate(parts)
-        return run
-
-    alone = program()
-    for run in run_ranks(3, program):
-        for name in ("validation_loss", "validation_accuracy"):
-            np.testing.assert_allclose(run.history[name], alone.history[name], rtol=1e-9)
-        for name, value in alone.numbers.items():
-            np.testing.assert_allclose(run.numbers[name], value, rtol=1e-9)
-        assert len(run.trainer.predict(x)) == n
-
-
-class TestRefused:
-    @pytest.mark.parametrize("name", DIFFERENT)
-    def test_what_differs_is_named_on_every_rank(self, name: str) -> None:
-        program, message = DIFFERENT[name]
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.DistributedError, match=message):
-                raise error
-
-    def test_versions_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def program(communicator: Threads) -> None:
-            told = {"numpy": f"2.{communicator.rank}"}
-            check_alike("DataParallel", communicator, told)
-
-        for error in run_ranks(2, program):
-            with pytest.raises(
-                gn.errors.DistributedError, match=r"numpy: rank 0 has 2\.0, rank 1 2\.1"
-            ):
-                raise error
-
-    def test_the_same_data_on_every_rank(self) -> None:
-        def program(communicator: Threads) -> None:
-            run = Run(communicator)
-            run.trainer.fit(gn.Loader(**data(), dtype="float64"), 1, progress=False)
-
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.SettingError, match="all ranks have the same data"):
-                raise error
-
-    def test_data_of_their_own_for_more_batches_on_one_rank(self) -> None:
-        def program(communicator: Threads) -> None:
-            run = Run(communicator)
-            parts = data(45 + 20 * communicator.rank, seed=communicator.rank)
-            run.trainer.fit(gn.Loader(**parts, batch_size=10, dtype="float64"), 1, progress=False)
-
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.DataError, match="by rank: 5, 7"):
-                raise error
-
-    def test_a_loader_of_its_own_that_runs_out(self) -> None:
-        class Short(gn.Loader):
-            def __iter__(self) -> Any:
-                yield from list(super().__iter__())[: 2 + self.share.rank]
-
-        def program(communicator: Threads) -> None:
-            run = Run(communicator)
-            loader = Short(**data(), batch_size=6, dtype="float64", communicator=communicator)
-            run.trainer.fit(loader, 1, progress=False)
-
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.DataError, match="there are no more on rank 0"):
-                raise error
-
-    def test_a_step_by_the_gradients_of_one_rank(self) -> None:
-        def program(communicator: Threads) -> None:
-            run = Run(communicator)
-            tape = gn.Tape()
-            x, y, _ = next(iter(run.loader))
-            run.trainer.loss(run.model(x, tape), y, tape)
-            run.model.backward(run.trainer.loss.backward(tape), tape)
-            run.optimizer.step()
-
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.SettingError, match="the gradients are those of rank"):
-                raise error
-
-    def test_a_shared_loader_without_a_parallel_optimizer(self) -> None:
-        def program(communicator: Threads) -> None:
-            run = Run(communicator)
-            rule = gn.SGD(run.model.parameters())
-            gn.Trainer(run.model, run.trainer.loss, rule).fit(run.loader, 1, progress=False)
-
-        for error in run_ranks(2, program):
-            with pytest.raises(gn.errors.SettingError, match="shares its samples among 2"):
-                raise error
-
-    def test_fewer_samples_than_ranks(self) -> None:
-        for error in run_ranks(3, lambda c: gn.Loader(np.zeros((2, 1)), communicator=c)):
-            with pytest.raises(gn.errors.DataError, match="3 processes cannot share 2 samples"):
-                raise error
 
 
 def test_a_step_is_one_sum_of_the_gradients_and_a_number() -> None:
