@@ -7,7 +7,8 @@ both together take turns, so that a slow moment of the machine meets both. *Stro
 the samples of a step and shares them out, *weak* scaling keeps those of each rank. Nothing of the
 sum over the ranks is hidden behind the backward pass, so all of its time counts, with the time that
 the faster rank waits. What two ranks could reach on this machine is measured in the same rounds:
-each trains a network of its own on its part of the step (*apart*).
+each trains a network of its own on its part of the step (*apart*). The time of the processor tells
+more than the clock where other programs run, too.
 
 The last table is a model and no measurement: the time of a sum over n ranks is that of n - 1 or
 log2 n rounds of messages, each with a latency and a bandwidth. They are fitted to sums of arrays on
@@ -38,6 +39,7 @@ import gpunn as gn
 
 SIZES, STEP, N_STEPS = (512, 1024, 1024, 10), 2048, 6
 MESSAGES = [1 << k for k in range(10, 27, 2)]  # bytes
+WAYS = ("alone", "apart", "together", "sums", "alone, processor", "together, processor")
 GPUS = (8, 64, 1024)
 #: Latency in seconds and bandwidth in bytes a second of a message between GPUs: an assumption.
 ASSUMED = (5e-6, 50e9)
@@ -79,9 +81,10 @@ class Training:
         self.step_s()
 
     def step_s(self) -> float:
-        """Return the seconds of a step, in an epoch."""
-        begun = time.perf_counter()
+        """Return the seconds of a step, in an epoch; keep those of the processor."""
+        begun, worked = time.perf_counter(), time.process_time()
         self.history = self._trainer.fit(self._loader, 1, progress=False)
+        self.processor_s = (time.process_time() - worked) / N_STEPS
         return (time.perf_counter() - begun) / N_STEPS
 
 
@@ -95,15 +98,17 @@ def measure(rounds: int) -> None:
         idle(communicator)
         apart = Training(STEP // communicator.size)
         together = Training(alone_step if name == "strong" else STEP, communicator)
-        times: dict[str, list[float]] = {"alone": [], "apart": [], "together": [], "sums": []}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             if alone is not None:
                 times["alone"].append(alone.step_s())
+                times["alone, processor"].append(alone.processor_s)
             idle(communicator)
             times["apart"].append(apart.step_s())
             communicator.barrier()
             communicator.n_bytes, communicator.elapsed_s = 0, 0.0
             times["together"].append(together.step_s())
+            times["together, processor"].append(together.processor_s)
             times["sums"].append(communicator.elapsed_s / N_STEPS)
         found[name] = times
         found["bytes"], found["grad_bytes"] = communicator.n_bytes / N_STEPS, together.grad_bytes
@@ -206,6 +211,9 @@ def report(found: dict[str, Any]) -> None:
         ms = {way: f"{1e3 * spread(times).median:.1f} ms" for way, times in found[name].items()}
         print(f"{name} scaling: a step takes {ms['alone']} alone, and on two ranks")
         print(f"  {ms['together']}, {ms['sums']} of it in sums; {ms['apart']} without any")
+    busy = [spread(found["strong"][f"{way}, processor"]).median for way in ("alone", "together")]
+    print(f"time of the processor for a step: {1e3 * busy[0]:.1f} ms alone, {1e3 * busy[1]:.1f} ms")
+    print(f"  for each of two ranks, which poll while they wait: x {busy[0] / busy[1]:.2f}")
     print(f"speedup of two ranks {gain(found, 'together')}, without sums {gain(found, 'apart')}")
     ideal = 2 * (2 - 1) / 2 * found["grad_bytes"]
     print(f"a step sums {found['bytes']:,.0f} bytes; the gradient has {found['grad_bytes']:,}, of")
