@@ -132,7 +132,10 @@ def exchange() -> None:
     rng = np.random.default_rng(communicator.rank)
     for size in (1, 3, 1000, 100_000):
         array = place.asarray(rng.normal(size=size), "float32")
+        half = array.astype("float16")
         communicator.allreduce(array)
+        communicator.allreduce(half)
+        np.testing.assert_allclose(gn.to_numpy(half), gn.to_numpy(array), atol=0.01)
         bits = gn.to_numpy(array).tobytes().hex()
         assert len(set(gather(communicator, bits))) == 1, "ranks have other bits"
 

@@ -36,12 +36,13 @@ class Run:
         self.model = settings.pop("model", None) or network()
         rule = settings.pop("rule", gn.Adam)
         clip = settings.pop("clip_norm", None)
+        compress = settings.pop("compress", False)
         loss = settings.pop("loss", None) or gn.SoftmaxCrossEntropy()
         accumulate = settings.pop("accumulate", 1)
         parameters = self.model.parameters()
         self.optimizer = rule(parameters, 0.05, weight_decay=0.01, clip_norm=clip)
         if communicator is not None:
-            self.parallel = gn.DataParallel(self.optimizer, communicator)
+            self.parallel = gn.DataParallel(self.optimizer, communicator, compress=compress)
         self.trainer = gn.Trainer(
             self.model, loss, self.optimizer, metrics=["accuracy"], rng=7, accumulate=accumulate
         )
@@ -286,6 +287,64 @@ def test_a_step_is_one_sum_of_the_gradients_and_a_number() -> None:
     for sums, sent, grads in run_ranks(2, program):
         assert sums == 1
         assert grads < sent <= grads + 8 * 64  # blocks begin at multiples of 64 bytes
+
+
+class TestCompressed:
+    """Gradients in 16 bits."""
+
+    def test_half_of_the_bytes_are_sent(self) -> None:
+        def sent(communicator: Threads, **settings: Any) -> int:
+            run = Run(communicator, **settings).fit(1)
+            before = communicator.n_bytes
+            run.fit(1)
+            epoch = communicator.n_bytes - before
+            before = communicator.n_bytes
+            run.parallel.sum_in_place(1.0, list(range(len(run.model.parameters()))))
+            assert epoch > communicator.n_bytes - before
+            return communicator.n_bytes - before
+
+        plain, compressed = (
+            run_ranks(2, lambda c, compress=compress: sent(c, compress=compress))[0]
+            for compress in (False, True)
+        )
+        assert compressed < 0.3 * plain  # of float64
+
+    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+    def test_a_sum_keeps_eleven_bits_of_the_largest(self, scale: float) -> None:
+        def program(communicator: Threads) -> tuple[Any, Any]:
+            rng = np.random.default_rng(communicator.rank)
+            parameter = gn.Parameter(np.zeros(500, np.float32))
+            optimizer = gn.SGD([parameter], 1.0)
+            parallel = gn.DataParallel(optimizer, communicator, compress=True)
+            grad = (scale * rng.normal(size=500)).astype(np.float32)
+            parameter.add_grad(grad.copy())
+            parallel.average(2.0 + communicator.rank)
+            return parameter.grad, grad
+
+        (mine, first), (its, second) = run_ranks(2, program)
+        np.testing.assert_array_equal(mine, its)
+        wanted = (2 * first + 3 * second) / 5
+        np.testing.assert_allclose(mine, wanted, rtol=0, atol=2**-10 * abs(wanted).max())
+
+    def test_training_goes_as_without(self) -> None:
+        (plain, _), (one, other) = (
+            run_ranks(2, lambda c, compress=compress: Run(c, compress=compress).fit(3))
+            for compress in (False, True)
+        )
+        np.testing.assert_allclose(one.history["loss"], plain.history["loss"], rtol=1e-2)
+        assert one.history["loss"] != plain.history["loss"]
+        for mine, wanted in zip(one.weights(), other.weights(), strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+
+    def test_gradients_of_zero_stay_zero(self) -> None:
+        def program(communicator: Threads) -> Any:
+            parameter = gn.Parameter(np.ones(3, np.float32))
+            parallel = gn.DataParallel(gn.SGD([parameter]), communicator, compress=True)
+            parameter.add_grad(np.zeros(3, np.float32))
+            parallel.average(1.0)
+            return parameter.grad.tolist()
+
+        assert run_ranks(2, program) == [[0.0, 0.0, 0.0]] * 2
 
 
 def test_one_process_costs_nothing() -> None:

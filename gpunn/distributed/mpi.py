@@ -61,7 +61,7 @@ class MPICommunicator:
         self._comm = world.Dup()
         self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
         self._cuda_aware = cuda_aware
-        self._parts: dict[tuple[int, str, str], Any] = {}
+        self._parts: dict[tuple[Any, ...], Any] = {}
         self._staged: dict[tuple[int, str], Any] = {}
         here = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         crowded = here.Get_size() > _cores()
@@ -92,12 +92,24 @@ class MPICommunicator:
         counts = [each + (rank < rest) for rank in range(self.size)]
         starts = [0, *accumulate(counts)][:-1]
         own = flat[starts[self.rank] : starts[self.rank] + counts[self.rank]]
-        part = self._part_like(own)
-        self._wait(self._comm.Ireduce_scatter(flat, part, counts))
-        own[...] = part
+        if flat.dtype == "float16":  # MPI does not know it: it is sent as whole numbers
+            flat = flat.view("uint16")
+            self._sum_halves(flat, own, counts, starts)
+        else:
+            part = self._part_like(own)
+            self._wait(self._comm.Ireduce_scatter(flat, part, counts))
+            own[...] = part
         if not isinstance(flat, np.ndarray):
             _stream_of(flat).synchronize()  # MPI knows nothing of streams
         self._wait(self._comm.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)]))
+
+    def _sum_halves(self, flat: Array, own: Array, counts: list[int], starts: list[int]) -> None:
+        """Add up what all ranks have of this one's part, in single precision, in their order."""
+        n = self.size
+        parts = self._part_like(own, n)
+        place = [own.size] * n, [own.size * rank for rank in range(n)]
+        self._wait(self._comm.Ialltoallv([flat, (counts, starts)], [parts.view("uint16"), place]))
+        own[...] = parts.reshape(n, -1).astype("float32").sum(axis=0)
 
     def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
         """Do something with the memory of an array, or with a copy of it on the host."""
@@ -131,11 +143,11 @@ class MPICommunicator:
             self._staged[key] = cupyx.empty_pinned(array.size, array.dtype)
         return self._staged[key].reshape(array.shape)
 
-    def _part_like(self, own: Array) -> Array:
-        """Return memory like this, which is used again in the next sum of such arrays."""
-        key = int(own.size), str(own.dtype), type(own).__name__
+    def _part_like(self, own: Array, times: int = 1) -> Array:
+        """Return memory for so many arrays like this; the next sum of such arrays uses it again."""
+        key = int(own.size), str(own.dtype), type(own).__name__, times
         if key not in self._parts:
-            self._parts[key] = own.copy()
+            self._parts[key] = own.repeat(times)
         return self._parts[key]
 
     def _wait(self, request: Any) -> None:
