@@ -129,6 +129,10 @@ def exchange() -> None:
             communicator.size * (communicator.size - 1 + i) for i in range(5)
         ]
     communicator.barrier()
+    matrix = place.asarray(np.arange(6.0).reshape(2, 3)).T  # not in C order
+    communicator.allreduce(matrix)
+    wanted = communicator.size * np.arange(6.0).reshape(2, 3).T
+    np.testing.assert_array_equal(gn.to_numpy(matrix), wanted)
     rng = np.random.default_rng(communicator.rank)
     for size in (1, 3, 1000, 100_000):
         array = place.asarray(rng.normal(size=size), "float32")

@@ -13,7 +13,7 @@ from ranks import run_ranks
 
 import gpunn as gn
 from gpunn.distributed import nccl
-from gpunn.distributed.agreement import broadcast_value, gather, merge
+from gpunn.distributed.agreement import broadcast_value, gap_between, gather, merge
 from gpunn.distributed.communicator import SingleProcess
 from gpunn.distributed.engines import RANKS
 
@@ -94,6 +94,20 @@ class TestAgreement:
 
         for found in run_ranks(3, program):
             assert found == [*begin, 0.0, 1.0, 2.0, 10.0, 11.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wanted"),
+    [
+        ([1.0, np.nan], [1.0, -np.nan], 0.0),
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([1.0, np.nan], [1.0, 1.0], np.nan),
+    ],
+)
+def test_the_gap_between_weights(one: Any, other: Any, wanted: float) -> None:
+    np.testing.assert_equal(gap_between(np.array(one), np.array(other)), wanted)
 
 
 class Library:

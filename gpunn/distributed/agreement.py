@@ -100,6 +100,18 @@ def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, st
         )
 
 
+def gap_between(one: Any, other: Any) -> float:
+    """Return the largest difference of two NumPy arrays, in parts of the second's largest number.
+
+    NaN in the same place of both is no difference.
+    """
+    differ = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    if not differ.any():
+        return 0.0
+    gaps = np.abs(one[differ] - other[differ])
+    return float(gaps.max()) / (float(np.nanmax(np.abs(other))) or 1.0)
+
+
 def _packed(arrays: Sequence[Any]) -> bytes:
     buffer = BytesIO()
     for array in arrays:

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from gpunn._typing import Array
-from gpunn.arrays.backend import scope_of
+from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.checks import flag
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.state import attributes_of
@@ -102,7 +102,7 @@ class DataParallel:
         self.communicator = communicator
         self._compress = flag("DataParallel", "compress", compress)
         self._optimizer = optimizer
-        self._messages: dict[str, Array] = {}
+        self._messages: dict[tuple[str, str, int], Array] = {}
         #: The parameters, by number, that have a gradient on some rank; None before the first step.
         self._trained: list[int] | None = None
         self._averaged = False
@@ -224,12 +224,11 @@ class DataParallel:
 
     def _message(self, name: str, members: list[Array]) -> Array:
         """Return an array for some blocks and one number, for all steps the same."""
-        size = 1 + sum(member.size for member in members)
-        message = self._messages.get(name)
-        if message is None or message.size != size:
+        key = name, str(backend_of(members[0])), 1 + sum(member.size for member in members)
+        if key not in self._messages:
             xp = kernels(members[0]).xp
-            message = self._messages[name] = xp.empty(size, dtype=members[0].dtype)
-        return message
+            self._messages[key] = xp.empty(key[2], dtype=members[0].dtype)
+        return self._messages[key]
 
     def __repr__(self) -> str:
         """Return the optimizer and the communicator."""

@@ -114,11 +114,16 @@ class MPICommunicator:
     def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
         """Do something with the memory of an array, or with a copy of it on the host."""
         place = backend_of(array)
-        if place is None or place.package not in ("numpy", "cupy") or not _is_contiguous(array):
+        if place is None or place.package not in ("numpy", "cupy"):
             raise DTypeError(
-                "MPICommunicator: expected an array of NumPy or CuPy in C order, since it is sent "
-                f"in place; got {type(array).__name__}"
+                f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
             )
+        if not array.flags.c_contiguous:
+            with scope_of(array):
+                in_order = array.copy()
+                self._through_host(in_order, operation)
+                array[...] = in_order
+            return
         if place.package == "numpy":
             operation(array)
             return
@@ -191,10 +196,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _is_contiguous(array: Any) -> bool:
-    return bool(getattr(getattr(array, "flags", None), "c_contiguous", False))
 
 
 def _stream_of(_: Array) -> Any:

@@ -20,6 +20,7 @@ from gpunn.data.validation import is_sparse
 from gpunn.distributed.agreement import (
     broadcast_value,
     check_alike,
+    gap_between,
     gather,
     merge,
     versions,
@@ -112,8 +113,9 @@ class SeveralRanks(Ranks):
         for loader in loaders:
             self.check_share(loader)
         self._check_data(loaders[0])
-        for item in (*model.parameters(), *model.buffers()):
-            communicator.broadcast(item.value)
+        held = [item.value for item in (*model.parameters(), *model.buffers())]
+        for array in [*held, *_remembered(trainer.optimizer)]:
+            communicator.broadcast(array)
         generators = [trainer._rng, *(loader._rng for loader in loaders)]
         states = self.from_first([_as_lists(generator_state(rng)) for rng in generators])
         for rng, state in zip(generators, states, strict=True):
@@ -161,8 +163,8 @@ class SeveralRanks(Ranks):
                 if is_floating(kernels(value).xp, value.dtype):
                     self._communicator.allreduce(value)
                     value /= self._communicator.size
-        slots = trainer.optimizer.blocks()
-        arrays = [*slots.values, *(array for kind in slots.states for array in kind)]
+        optimizer = trainer.optimizer
+        arrays = [*optimizer.blocks().values, *_remembered(optimizer)]
         digest = 0
         for array in arrays:
             digest = crc32(to_numpy(array).tobytes(), digest)
@@ -170,19 +172,17 @@ class SeveralRanks(Ranks):
             self._take_from_first(arrays)
 
     def _take_from_first(self, arrays: list[Any]) -> None:
-        worst = 0.0
+        gaps = []
         for array in arrays:
-            before = to_numpy(array)
-            before = before.copy()
+            before = to_numpy(array).copy()
             self._communicator.broadcast(array)
-            after = to_numpy(array)
-            largest = float(abs(after).max(initial=0.0)) or 1.0
-            worst = max(worst, float(abs(after - before).max(initial=0.0)) / largest)
-        worst = max(gather(self._communicator, worst))
-        if not worst <= _ROUNDED:
+            gaps.append(gap_between(before, to_numpy(array)))
+        every = [gap for own in gather(self._communicator, gaps) for gap in own]
+        large = [gap for gap in every if not gap <= _ROUNDED]
+        if large:
             raise DistributedError(
                 "Trainer.fit: the ranks made the same steps, and their weights differ by "
-                f"{worst:.1g} of the largest; a callback may have changed the model on one of "
+                f"{large[0]:.1g} of the largest; a callback may have changed the model on one of "
                 "them. All have those of rank 0 now"
             )
 
@@ -223,6 +223,12 @@ class SeveralRanks(Ranks):
 def ranks_of(optimizer: Any) -> Ranks:
     """Return the processes that train with an optimizer."""
     return Ranks() if optimizer.parallel is None else SeveralRanks(optimizer.parallel.communicator)
+
+
+def _remembered(optimizer: Any) -> list[Any]:
+    """Return what an optimizer keeps between updates beside the weights, block by block."""
+    kinds = optimizer.blocks().states
+    return [*(array for kind in kinds for array in kind), *optimizer.averaged().values]
 
 
 def in_step(optimizer: Any, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:

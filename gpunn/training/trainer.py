@@ -182,6 +182,8 @@ class Trainer:
             intact, and training may go on.
         BusyError
             If another thread is training the same parameters.
+        DistributedError
+            If other processes were to train something else, or one of them has ended.
         StateError
             If `resume` holds the state of other objects. Nothing has changed then.
         """
