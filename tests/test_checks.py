@@ -21,9 +21,9 @@ from gpunn.errors import SettingError
     [
         ("[0, 1)", [0, 0.5, np.float32(0.25), Fraction(1, 2)], [1, 1.5, -1e-9]),
         ("(0, 1]", [1, 1e-300], [0, 1.0000001]),
-        ("(0, inf)", [1e300, 1], [0, math.inf]),
+        ("(0, inf)", [1e38, 1], [0, 1e39, 10**400, math.inf]),
         ("[0, inf)", [0], [-1, math.inf]),
-        ("(-inf, inf)", [-5], [math.inf, -math.inf]),
+        ("(-inf, inf)", [-5], [-1e39, -(10**400), math.inf, -math.inf]),
     ],
 )
 def test_numbers_in_an_interval(interval: str, inside: list[Any], outside: list[Any]) -> None:
@@ -98,3 +98,17 @@ def test_settings_given_once_are_a_value(one: Any, other: Any, written: str) -> 
     with pytest.raises(AttributeError, match="does not change"):
         delattr(one, name)
     assert vars(one) == before
+
+
+def test_what_errors_show_is_short_and_never_fails() -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("not to be shown")
+
+    inner: list[Any] = []
+    for _ in range(10**5):
+        inner = [inner]
+    for value in (Mute(), inner, 10**5000, "x" * 10**6, [Mute()] * 10**6, np.zeros((99, 99))):
+        assert 0 < len(checks.shown(value)) < 1500
+    for value in ("relu", [0.5, 1], {"a": (1, 2)}, None, 10**50, np.float32(2)):
+        assert checks.shown(value) == repr(value)

@@ -132,7 +132,10 @@ class TestConfusion:
             (lambda: gn.plot_confusion([], []), r"got \(0,\) and \(0,\)"),
             (lambda: gn.plot_confusion([[0]], [0]), r"got \(1, 1\)"),
             (lambda: gn.plot_confusion([2], [[0.1, 0.9]]), "labels from 0 to 1"),
-            (lambda: gn.plot_confusion([0, 1], [0, 1], classes=["a"]), "2 classes, and 1 names"),
+            (
+                lambda: gn.plot_confusion([0, 1], [0, 1], classes=["a"]),
+                "names for 2 classes, got \\['a'\\]",
+            ),
             (lambda: gn.plot_confusion([0], [0], normalize="no"), "normalize"),
         ],
     )

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gpunn._typing import Array, Namespace
-from gpunn.arrays.checks import one_of, whole_number
+from gpunn._typing import Array, Namespace, Shape
+from gpunn.arrays.checks import one_of, shown, whole_number
 from gpunn.arrays.exchange import plain, to_cupy, to_numpy
 from gpunn.arrays.libraries import cupy_device, library_of, strict_device, strict_name
 from gpunn.arrays.precision import DEFAULT, Precision, checked_precision
@@ -90,7 +90,7 @@ class Backend(Frozen):
         xp = self.xp
         if isinstance(dtype, str):
             if not hasattr(xp, dtype):
-                raise SettingError(f"unknown dtype {dtype!r}; say 'float32', for example")
+                raise SettingError(f"unknown dtype {shown(dtype)}; say 'float32', for example")
             dtype = getattr(xp, dtype)
         if self.package == "cupy":
             with self.scope():
@@ -101,6 +101,12 @@ class Backend(Frozen):
         elif backend_of(x) != self:
             x = xp.asarray(plain(to_numpy(x)), device=self.device)
         return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
+
+    def full(self, shape: Shape, value: float, dtype: str) -> Array:
+        """Return a new array of this backend, each entry of which is `value`."""
+        with self.scope():
+            where = {} if self.package == "cupy" else {"device": self.device}
+            return self.xp.full(shape, value, dtype=getattr(self.xp, dtype), **where)
 
     def free_bytes(self, *, released: bool = False) -> int | None:
         """Return the free memory of the device in bytes, or None if unknown.
@@ -164,18 +170,18 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if name is None:
         return _choice()[0] or _from_environment() or Backend("numpy")
     if not isinstance(name, str):
-        raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {name!r}")
+        raise SettingError(f"backend must be a name such as 'numpy' or 'cupy', got {shown(name)}")
     if name == "auto":
         return _from_environment() or _automatic()
     library, _, index = name.partition(":")
     if library not in _NAMESPACES or (index and not index.isdecimal()) or name.endswith(":"):
-        raise SettingError(f"unknown backend {name!r}; known are {', '.join(KNOWN)}")
+        raise SettingError(f"unknown backend {shown(name)}; known are {', '.join(KNOWN)}")
     if library == "cupy":
         return Backend("cupy", cupy_device(int(index) if index else None))
     if library == "array-api-strict":
         return Backend(library, strict_device(int(index or 0)))
     if index not in ("", "0"):
-        raise BackendUnavailableError(f"backend {name!r}: NumPy has one device; say 'numpy'")
+        raise BackendUnavailableError(f"backend {shown(name)}: NumPy has one device; say 'numpy'")
     return Backend("numpy")
 
 

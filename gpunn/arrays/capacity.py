@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gpunn.arrays.backend import Backend
+from gpunn.arrays.checks import MOST
 from gpunn.arrays.facts import is_out_of_memory
 from gpunn.errors import DeviceMemoryError
 
@@ -29,6 +31,21 @@ def shortage(speaker: str, place: Backend, error: BaseException, advice: str) ->
     return DeviceMemoryError(
         f"{speaker}: {place} is out of memory; {state_of(place, error)}; {advice}"
     )
+
+
+@contextmanager
+def room_for(speaker: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator[None]:
+    """Raise `shortage` if new parameters of these shapes do not fit; a number has up to 8 bytes.
+
+    Libraries cannot count more than 2**63 bytes, and say so in many ways: such shapes are refused.
+    """
+    for shape in shapes:
+        if 8 * math.prod(shape) > MOST:
+            raise DeviceMemoryError(
+                f"{speaker}: an array of shape {shape} is larger than any memory; make it smaller"
+            )
+    with memory_for(speaker, place, "make it smaller, or free what else is there"):
+        yield
 
 
 def state_of(place: Backend, error: BaseException) -> str:

@@ -6,13 +6,35 @@ An error names the class or function, the setting, what was expected and what wa
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from contextlib import suppress
+import reprlib
+from collections.abc import Collection, Sized
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from gpunn.errors import SettingError
+
+#: Settings are stored in files, and read by compiled code, in 64 bits.
+MOST = 2**63 - 1
+
+#: What settings are added to and multiplied with has float32's range, or more.
+LARGEST = float(np.finfo("float32").max)
+
+_brief = reprlib.Repr()
+_brief.maxlevel = 4
+_brief.maxlist = _brief.maxtuple = _brief.maxset = _brief.maxfrozenset = _brief.maxdict = 20
+_brief.maxstring = _brief.maxother = 300
+_brief.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """Return how an error shows a value: as `repr` does, but never long, and never failing."""
+    try:
+        return _brief.repr(value)
+    except Exception:  # noqa: BLE001 (whatever a class of the user's raises)
+        return f"<{type(value).__name__}>"
 
 
 def number(owner: str, name: str, value: Any, interval: str) -> float:
@@ -25,7 +47,8 @@ def number(owner: str, name: str, value: Any, interval: str) -> float:
     value : number
         An `int`, a `float` or a NumPy scalar; not a `bool` or an array.
     interval : str
-        In mathematical notation: ``"[0, 1)"``, ``"(0, inf)"``. No interval contains NaN.
+        In mathematical notation: ``"[0, 1)"``, ``"(0, inf)"``. No interval contains NaN, nor a
+        number beyond the range of float32.
 
     Raises
     ------
@@ -40,7 +63,9 @@ def optional_number(owner: str, name: str, value: Any, interval: str) -> float |
     return None if value is None else _checked(owner, name, value, interval, "None or ")
 
 
-def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise: str = "") -> int:
+def whole_number(
+    owner: str, name: str, value: Any, least: int = 1, most: int = MOST, *, otherwise: str = ""
+) -> int:
     """Check that a setting is a whole number of at least `least`; return it as an int.
 
     Parameters
@@ -49,8 +74,8 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise
         The class or function, and the setting: ``"TopK", "k"``.
     value : int
         Or a NumPy integer; not a `bool` or an array.
-    least : int, default 1
-        The smallest that is allowed.
+    least, most : int, default 1 and 2**63 - 1
+        The smallest and the largest that are allowed.
     otherwise : str, optional
         For the error: what else the caller accepts, such as ``"None or "``.
 
@@ -59,28 +84,45 @@ def whole_number(owner: str, name: str, value: Any, least: int = 1, *, otherwise
     SettingError
         If it is anything else.
     """
-    if is_whole(value) and int(value) >= least:
+    if is_whole(value) and least <= value <= most:
         return int(value)
     wanted = "above 0" if least == 1 else f"of at least {least}"
-    raise SettingError(f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {value!r}")
+    if is_whole(value) and value > most:
+        wanted += f" and at most {_power(most)}"
+    raise SettingError(
+        f"{owner}: {name} must be {otherwise}a whole number {wanted}, got {shown(value)}"
+    )
+
+
+def _power(most: int) -> str:
+    return "2**63 - 1" if most == MOST else str(most)
 
 
 def integer(owner: str, name: str, value: Any) -> int:
-    """Check that a setting is a whole number, of any sign; return it as an int.
+    """Check that a setting is a whole number of 64 bits, of any sign; return it as an int.
 
     Raises
     ------
     SettingError
         If it is anything else.
     """
-    if is_whole(value):
+    if is_whole(value) and -MOST <= value <= MOST:
         return int(value)
-    raise SettingError(f"{owner}: {name} must be a whole number, got {value!r}")
+    raise SettingError(f"{owner}: {name} must be a whole number of 64 bits, got {shown(value)}")
+
+
+#: What Python and NumPy count among their numbers, and is no setting.
+_NO_NUMBERS = (bool, np.timedelta64)
 
 
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number, Python's or NumPy's; a `bool` is not."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, _NO_NUMBERS)
+
+
+def is_sized(value: Any) -> bool:
+    """Return whether a value has a length; a 0-d array and a class have none."""
+    return isinstance(value, Sized) and getattr(value, "shape", None) != ()
 
 
 def one_of(
@@ -97,7 +139,7 @@ def one_of(
         if value is choice or (isinstance(value, type(choice)) and value == choice):
             return choice
     listed = ", ".join(map(repr, choices))
-    raise SettingError(f"{owner}: {name} must be {otherwise}one of {listed}; got {value!r}")
+    raise SettingError(f"{owner}: {name} must be {otherwise}one of {listed}; got {shown(value)}")
 
 
 def listed(known: Collection[str], given: Any = None) -> str:
@@ -121,36 +163,52 @@ def flag(owner: str, name: str, value: Any) -> bool:
         return value
     if getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool":
         return bool(value)
-    raise SettingError(f"{owner}: {name} must be True or False, got {value!r}")
+    raise SettingError(f"{owner}: {name} must be True or False, got {shown(value)}")
 
 
 def float_dtype(owner: str, dtype: Any, *, otherwise: str = "") -> str:
     """Check that a dtype is float32 or float64, by name, as a dtype or a type; return its name."""
-    for name in (str(dtype), getattr(dtype, "name", ""), getattr(dtype, "__name__", "")):
-        if name in ("float32", "float64"):
+    for name in (dtype, getattr(dtype, "name", ""), getattr(dtype, "__name__", "")):
+        if isinstance(name, str) and name in ("float32", "float64"):
             return str(name)
-    raise SettingError(f"{owner}: dtype must be {otherwise}'float32' or 'float64', got {dtype!r}")
+    raise SettingError(
+        f"{owner}: dtype must be {otherwise}'float32' or 'float64', got {shown(dtype)}"
+    )
+
+
+#: NumPy's arrays have 64 axes at most, and CuPy's 32; one is that of the samples.
+_MOST_AXES = 31
 
 
 def sample_shape(owner: str, shape: Any, name: str = "input_shape") -> tuple[int, ...]:
     """Check the shape of one sample; return it as a tuple. A number n stands for (n,)."""
     lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
-    for length in lengths:
-        if not is_whole(length) or length < 0:
-            raise SettingError(
-                f"{owner}: {name} must be a shape, whole numbers of at least 0, got {shape!r}"
-            )
+    if len(lengths) > _MOST_AXES or not all(is_whole(n) and 0 <= n <= MOST for n in lengths):
+        raise SettingError(
+            f"{owner}: {name} must be a shape, whole numbers of at least 0 (up to {_MOST_AXES} of "
+            f"them), got {shown(shape)}"
+        )
     return tuple(int(length) for length in lengths)
 
 
 def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with suppress(OverflowError):  # an int that is larger than any float
-            converted = float(value)
-            if _contains(interval, converted):
-                return converted
+    converted = _as_float(value)
+    if _contains(interval, converted):
+        return converted
     wanted = otherwise + _in_words(interval)
-    raise SettingError(f"{owner}: {name} must be {wanted}, got {value!r}")
+    if abs(converted) > LARGEST and interval.endswith("inf)"):
+        wanted += f", of a size up to {LARGEST:.4g}"
+    raise SettingError(f"{owner}: {name} must be {wanted}, got {shown(value)}")
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float; NaN if it is none."""
+    if not isinstance(value, Real) or isinstance(value, _NO_NUMBERS):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int that is larger than any float
+        return math.inf if value == abs(value) else -math.inf
 
 
 @lru_cache(maxsize=64)
@@ -162,7 +220,7 @@ def _bounds(interval: str) -> tuple[float, float, bool, bool]:
 
 def _contains(interval: str, value: float) -> bool:
     lowest, highest, closed_below, closed_above = _bounds(interval)
-    if math.isnan(value):
+    if not abs(value) <= LARGEST:  # NaN, too
         return False
     above = value > lowest or (closed_below and value == lowest)
     return above and (value < highest or (closed_above and value == highest))

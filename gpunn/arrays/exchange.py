@@ -10,7 +10,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.libraries import INSTALL_CUPY, library_of, require, strict_name
-from gpunn.errors import BackendUnavailableError, DTypeError
+from gpunn.errors import BackendUnavailableError, DeviceMemoryError, DTypeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +35,24 @@ def to_numpy(x: Any) -> NDArray[Any]:
         strict = importlib.import_module("array_api_strict")
         return np.asarray(x.to_device(strict.Device(strict_name(0))))
     return np.asarray(x)
+
+
+def named_numpy(owner: str, name: str, x: Any) -> NDArray[Any]:
+    """Return an argument as a NumPy array, as `to_numpy` does.
+
+    Raises
+    ------
+    DTypeError
+        If it is no array, and cannot be made one; says whose argument it is.
+    DeviceMemoryError
+        If it would be larger than the memory.
+    """
+    try:
+        return to_numpy(x)
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(f"{owner}: {name} is too large: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise DTypeError(f"{owner}: {name} cannot be read as an array: {error}") from error
 
 
 def check_ordinary(owner: str, name: str, x: Any) -> None:
@@ -69,7 +87,8 @@ def adopt(x: Any) -> Any:
     library = library_of(x)
     if library is not None:
         return _plain_cupy(x) if library == "cupy" else x
-    if hasattr(x, "detach"):  # a torch tensor that requires a gradient cannot be read otherwise
+    # A torch tensor that requires a gradient cannot be read otherwise.
+    if hasattr(x, "detach") and (hasattr(x, "__dlpack__") or hasattr(x, "__array__")):
         x = x.detach()
     kind, home = _dlpack_device(x)
     if kind in (_GPU, _MANAGED):
@@ -148,10 +167,18 @@ def _foreign_to_numpy(x: Any) -> NDArray[Any]:
         _wait_for_copies(home)
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except MemoryError as error:
+        raise DeviceMemoryError(
+            f"to_numpy: expected an array, got a {type(x).__name__} that is larger than the memory"
+        ) from error
+    except ValueError as error:  # such as rows of unequal lengths
+        came = type(x).__name__
+        raise DTypeError(f"to_numpy: expected an array, got a {came}: {error}") from error
     if array.dtype == object and array.ndim == 0:
         hint = "; the array of a Parameter is its .value" if hasattr(x, "value") else ""
-        raise DTypeError(f"expected an array, got {type(x).__name__}{hint}")
+        raise DTypeError(f"to_numpy: expected an array, got {type(x).__name__}{hint}")
     return array
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays import facts
 from gpunn.arrays.backend import backend_of, get_backend
-from gpunn.arrays.checks import one_of, whole_number
-from gpunn.arrays.exchange import adopt, check_ordinary, to_numpy
+from gpunn.arrays.checks import one_of, shown, whole_number
+from gpunn.arrays.exchange import adopt, check_ordinary, named_numpy, to_numpy
 from gpunn.arrays.facts import dtype_name, is_kind
 from gpunn.arrays.memory import read_only
 from gpunn.data.chunks import Chunked, is_chunked
@@ -61,9 +61,11 @@ def _read(name: str, x: Any) -> Any:
     if hasattr(x, "isna") and hasattr(x, "dtype"):  # pandas' own arrays, and an index
         return x.to_numpy(dtype=_common_dtype(name, x, [x.dtype]))
     try:
-        return to_numpy(x)
-    except (TypeError, ValueError) as error:
-        reason = _unequal_rows(x) or error
+        return named_numpy("Loader", name, x)
+    except DTypeError as error:
+        reason = _unequal_rows(x)
+        if reason is None:
+            raise
         raise DTypeError(f"Loader: {name} cannot be read as an array: {reason}") from error
 
 
@@ -290,7 +292,7 @@ def check_transform(owner: str, name: str, transform: Any) -> Any:
     """Return a valid `transform` setting: None or a function."""
     if transform is None or callable(transform):
         return transform
-    raise SettingError(f"{owner}: {name} must be a function, got {transform!r}")
+    raise SettingError(f"{owner}: {name} must be a function, got {shown(transform)}")
 
 
 def check_batch_size(batch_size: int | None, n_samples: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import compute_class_weight
 from sklearn.utils._param_validation import InvalidParameterError
 
-from gpunn.arrays.checks import number
+from gpunn.arrays.checks import number, shown
 from gpunn.errors import SettingError
 from gpunn.estimators.labels import Labels
 
@@ -38,14 +38,16 @@ def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
     if not isinstance(value, list) or len(value) != len(labels.classes):
         raise InvalidParameterError(
             f"{owner}: class_weight of {len(labels.classes)} labels a sample must be a list of as "
-            f"many dicts, such as {{0: 1.0, 1: 2.0}}, 'balanced' or None; got {value!r}"
+            f"many dicts, such as {{0: 1.0, 1: 2.0}}, 'balanced' or None; got {shown(value)}"
         )
     for i, one in enumerate(value):
         name = f"class_weight[{i}]"
         _check_weights(owner, name, one)
         strange = [label for label in one if label not in (0, 1)] if isinstance(one, dict) else []
         if strange:
-            raise InvalidParameterError(f"{owner}: {name} is of the labels 0 and 1, got {one!r}")
+            raise InvalidParameterError(
+                f"{owner}: {name} is of the labels 0 and 1, got {shown(one)}"
+            )
 
 
 def by_class(
@@ -99,7 +101,7 @@ def _check_weights(owner: str, name: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise InvalidParameterError(
             f"{owner}: {name} must be a dict from labels to weights, 'balanced' or None; "
-            f"got {value!r}"
+            f"got {shown(value)}"
         )
     try:
         for label, weight in value.items():

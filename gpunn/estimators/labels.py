@@ -14,6 +14,7 @@ from sklearn.utils.validation import column_or_1d
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import scope_of
+from gpunn.arrays.checks import shown
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.streams import finished
 from gpunn.estimators.origin import HOST, Origin, namespace_of
@@ -216,7 +217,7 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
     ValueError
         If they are not a list, array or set of labels, or one of them is missing.
     """
-    wanted = f"{name} must be a list of labels, such as [0, 1], got {values!r}"
+    wanted = f"{name} must be a list of labels, such as [0, 1], got {shown(values)}"
     if isinstance(values, (set, frozenset)):
         values = list(values)
     elif is_array_api_obj(values):  # the standard gives arrays no length
@@ -253,13 +254,13 @@ def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
     classes = known_classes(name, values)
     if not np.array_equal(to_numpy(readable(values)), classes):
         raise ValueError(
-            f"{name} must be labels in ascending order, each once, got {values!r}; put the weights "
-            "of the outputs in that order, too"
+            f"{name} must be labels in ascending order, each once, got {shown(values)}; put the "
+            "weights of the outputs in that order, too"
         )
     if known is None:
         return classes
     if known.kind == "multilabel" and not np.array_equal(classes, known.classes):
-        raise ValueError(f"{name} are the indices of the columns of y, got {values!r}")
+        raise ValueError(f"{name} are the indices of the columns of y, got {shown(values)}")
     if len(classes) != len(known.classes):
         raise ValueError(
             f"{name} must be {len(known.classes)} labels, as the network has, got {len(classes)}"

@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import (
 )
 
 from gpunn.arrays.backend import Backend, get_backend
+from gpunn.arrays.checks import is_sized, shown
 from gpunn.errors import SettingError
 from gpunn.estimators.network import NAMES
 from gpunn.losses.base import Loss
@@ -100,14 +101,10 @@ def in_order(estimator: str, name: str, value: Any) -> list[Any]:
     """Return the items of a sequence; a dict or a set is not one."""
     if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value):
         raise InvalidParameterError(
-            f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {value!r}"
+            f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, "
+            f"{shown(value)}"
         )
     return list(value)
-
-
-def is_sized(value: Any) -> bool:
-    """Return whether a value has a length; a 0-d array has none."""
-    return hasattr(value, "__len__") and getattr(value, "shape", None) != ()
 
 
 def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
@@ -119,7 +116,7 @@ def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
         if not isinstance(metric, (str, Metric)):
             raise InvalidParameterError(
                 f"{estimator}: metrics must be names or objects, such as ['accuracy', "
-                f"gpunn.TopK(2)]; got {metric!r}"
+                f"gpunn.TopK(2)]; got {shown(metric)}"
             )
     return metrics
 
@@ -138,7 +135,7 @@ def per_layer(
     for i, item in enumerate(value):
         if not is_valid(item):
             raise InvalidParameterError(
-                f"{estimator}: {name}[{i}] is {item!r}; {_WANTED[name]}, in a list as alone"
+                f"{estimator}: {name}[{i}] is {shown(item)}; {_WANTED[name]}, in a list as alone"
             )
     return list(value)
 

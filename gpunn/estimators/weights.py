@@ -9,6 +9,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of
+from gpunn.arrays.checks import shown
 from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.origin import Origin, namespace_of
 from gpunn.nn.parameter import Parameter
@@ -46,7 +47,7 @@ class Weights(list[Any]):
             return range(len(self))[index]
         except TypeError as error:
             raise TypeError(
-                f"{self._name} takes whole numbers and slices as indices, got {index!r}"
+                f"{self._name} takes whole numbers and slices as indices, got {shown(index)}"
             ) from error
         except IndexError as error:
             raise IndexError(

@@ -167,4 +167,4 @@ def _explained(owner: str, path: Path, error: OSError | ValueError) -> str:
             "and then renamed"
         )
     reason = getattr(error, "strerror", None) or str(error)
-    return f"{owner}: cannot write {path}: {reason}" + (f"; {advice}" if advice else "")
+    return f"{owner}: cannot write {path!s:.300}: {reason}" + (f"; {advice}" if advice else "")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpunn.arrays.backend import backend_of, get_backend
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import sample_shape
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import SettingError
@@ -104,7 +105,8 @@ def _sample(model: Layer, shape: Shape) -> Array:
     place = get_backend("numpy") if held is None else backend_of(held.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     dtype = "int64" if entrance(model).takes_integers else "float32"
-    return place.xp.zeros((1, *shape), dtype=getattr(place.xp, dtype))
+    with room_for("export_onnx, of a sample", place, shape):
+        return place.full((1, *shape), 0, dtype)
 
 
 def _serialized(graph: Graph, x: Value, y: Value) -> bytes:

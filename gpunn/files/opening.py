@@ -31,9 +31,9 @@ def opened(owner: str, path: Path) -> Iterator[BinaryIO]:
     except PathError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"{owner}: there is no file {path}") from error
+        raise MissingFileError(f"{owner}: there is no file {path!s:.300}") from error
     except OSError as error:
-        raise PathError(f"{owner}: cannot read {path}: {error.strerror or error}") from error
+        raise PathError(f"{owner}: cannot read {path!s:.300}: {error.strerror or error}") from error
 
 
 def _check_kind(owner: str, path: Path) -> None:
@@ -41,7 +41,7 @@ def _check_kind(owner: str, path: Path) -> None:
     try:
         kind = path.stat().st_mode
     except ValueError as error:  # a null character
-        raise PathError(f"{owner}: cannot read {str(path)!r}: {error}") from error
+        raise PathError(f"{owner}: cannot read {str(path)[:300]!r}: {error}") from error
     if stat.S_ISDIR(kind):
         raise PathError(f"{owner}: {path} is a folder; name a file in it")
     if not stat.S_ISREG(kind):

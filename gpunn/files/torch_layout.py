@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from gpunn.arrays.checks import shown
 from gpunn.errors import SettingError
 from gpunn.files.flattened import Channels
 from gpunn.files.rearranged import Rearranged, filters, matrix, vector
@@ -124,15 +125,15 @@ def renamed(
         unknown = [key for key in names if not any(_within(name, key) for name in usual.values())]
         if unknown:
             raise SettingError(
-                f"{owner}: names has {unknown[0]!r}, and the model has no such array or layer; "
-                f"it has {', '.join([*usual.values()][:10])}"
+                f"{owner}: names has {shown(unknown[0])}, and the model has no such array or "
+                f"layer; it has {', '.join([*usual.values()][:10])}"
             )
     elif not callable(names):
-        raise SettingError(f"{owner}: names must be a dict or a function, got {names!r:.99}")
+        raise SettingError(f"{owner}: names must be a dict or a function, got {shown(names)}")
     found = {name: _mapped(theirs, names) for name, theirs in usual.items()}
     wrong = [name for name, theirs in found.items() if not isinstance(theirs, str)]
     if wrong:
-        given = f"{found[wrong[0]]!r:.99} for {wrong[0]}"
+        given = f"{shown(found[wrong[0]])} for {wrong[0]}"
         raise SettingError(f"{owner}: names gives {given}, and no name")
     return found
 

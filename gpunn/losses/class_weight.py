@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from gpunn.arrays.backend import backend_of
-from gpunn.arrays.checks import is_whole, number
+from gpunn.arrays.checks import is_whole, number, shown
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import is_kind
 from gpunn.errors import SettingError
@@ -29,7 +29,8 @@ def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
         for key in given:
             if not is_whole(key) or key < 0:
                 raise SettingError(
-                    f"{owner}: {name} has the key {key!r}; keys are classes, whole numbers from 0"
+                    f"{owner}: {name} has the key {shown(key)}; keys are classes, whole numbers "
+                    "from 0"
                 )
         return {
             int(key): number(owner, f"{name}[{key}]", weight, "[0, inf)")
@@ -39,7 +40,7 @@ def as_class_weight(owner: str, name: str, given: Any) -> ClassWeight | None:
     if weights is None:
         raise SettingError(
             f"{owner}: {name} must be K numbers (a list, a tuple or an array of one axis) or a "
-            f"dict from class to number, got {given!r}"
+            f"dict from class to number, got {shown(given)}"
         )
     return tuple(
         number(owner, f"{name}[{i}]", weight, "[0, inf)") for i, weight in enumerate(weights)

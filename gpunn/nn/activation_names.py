@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gpunn.arrays.checks import listed
+from gpunn.arrays.checks import listed, shown
 from gpunn.errors import SettingError
 from gpunn.nn.activation import (
     ELU,
@@ -76,7 +76,7 @@ def get_activation(activation: Any, owner: str = "get_activation") -> Activation
         raise SettingError(f"{owner}: activation is {as_instance(activation)}")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise SettingError(
-            f"{owner}: unknown activation {activation!r}; known are "
+            f"{owner}: unknown activation {shown(activation)}; known are "
             f"{listed(ACTIVATIONS, activation)}, and any object of the class Activation"
         )
     return ACTIVATIONS[activation]()

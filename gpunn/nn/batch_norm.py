@@ -7,6 +7,7 @@ import math
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of
 from gpunn.arrays.checks import number, whole_number
+from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.settings import checked
 from gpunn.errors import ShapeError
 from gpunn.kernels import kernels
@@ -98,8 +99,9 @@ class BatchNorm(Norm):
         super().__init__(self.features, epsilon, dtype, backend)
         place = backend_of(self.gain.value)
         assert place is not None  # noqa: S101 (parameters hold arrays)
-        self.running_mean = Buffer(place.asarray([0.0] * self.features, dtype))
-        self.running_variance = Buffer(place.asarray([1.0] * self.features, dtype))
+        dtype = dtype_name(self.gain.value)
+        self.running_mean = Buffer(place.full((self.features,), 0.0, dtype))
+        self.running_variance = Buffer(place.full((self.features,), 1.0, dtype))
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return y, by the statistics of the batch if the tape is for training."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
-from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import flag, float_dtype, whole_number
 from gpunn.arrays.facts import dtype_name, size_of
 from gpunn.errors import DTypeError, SettingError, ShapeError
@@ -76,9 +76,9 @@ class Convolution(Layer):
         shape = (*window, self.in_channels // self.groups, self.out_channels)
         drawn = self._arranged(draw(repr(self), initializer, generator, shape))
         dtype, place = float_dtype(repr(self), dtype), get_backend(backend)
-        with memory_for(repr(self), place, "make it smaller, or free what else is there"):
+        with room_for(repr(self), place, (self.out_channels,)):
             self.weight = Parameter(place.asarray(drawn, dtype))
-            zeros = place.asarray([0.0] * self.out_channels, dtype)
+            zeros = place.full((self.out_channels,), 0.0, dtype)
         self.bias = Parameter(zeros, decay=False) if has_bias else None
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
-from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import flag, float_dtype, whole_number
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import DTypeError, ShapeError
@@ -97,9 +97,9 @@ class Dense(Layer):
         initializer, generator = get_initializer(init, name), as_generator(rng, name)
         drawn = draw(repr(self), initializer, generator, (self.in_features, self.out_features))
         dtype = float_dtype(repr(self), dtype)
-        with memory_for(repr(self), place, "make it smaller, or free what else is there"):
+        with room_for(repr(self), place, (self.out_features,)):
             self.weight = Parameter(place.asarray(drawn, dtype))
-            zeros = place.asarray([0.0] * self.out_features, dtype)
+            zeros = place.full((self.out_features,), 0.0, dtype)
         self.bias = Parameter(zeros, decay=False) if has_bias else None
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from gpunn._typing import RNG, Array
 from gpunn.arrays.backend import Backend, backend_of, device_mismatch, get_backend
-from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import float_dtype, number, whole_number
 from gpunn.arrays.facts import is_integer
 from gpunn.errors import DataError, ShapeError
@@ -215,6 +215,7 @@ def _normal(  # noqa: PLR0917 (what the layers are given)
     name = type(layer).__name__
     scale = number(name, "scale", scale, "[0, inf)")
     dtype, place = float_dtype(name, dtype), get_backend(backend)
-    drawn: Any = as_generator(rng, name).standard_normal(shape) * scale
-    with memory_for(repr(layer), place, "make it smaller, or free what else is there"):
+    generator = as_generator(rng, name)
+    with room_for(repr(layer), place, shape):
+        drawn: Any = generator.standard_normal(shape) * scale
         return Parameter(place.asarray(drawn, dtype))

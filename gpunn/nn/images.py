@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpunn._typing import Array, Shape
-from gpunn.arrays.checks import is_whole
+from gpunn.arrays.checks import MOST, is_whole, shown
 from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.window import Pair, Window, WindowSettings, window_on
@@ -34,17 +34,17 @@ def sides(owner: str, name: str, value: Any, axes: int, least: int = 1) -> tuple
         If it is anything else.
     """
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-    if len(given) == axes and all(is_whole(n) and n >= least for n in given):
+    if len(given) == axes and all(is_whole(n) and least <= n <= MOST for n in given):
         return tuple(map(int, given))
     several = "" if axes == 1 else " or a pair of them, (down, across)"
     raise SettingError(
-        f"{owner}: {name} must be a whole number of at least {least}{several}, got {value!r}"
+        f"{owner}: {name} must be a whole number of at least {least}{several}, got {shown(value)}"
     )
 
 
 def padding_of(owner: str, value: Any, axes: int) -> str | tuple[int, ...]:
     """Check a padding: "valid", "same", or numbers of pixels on both sides of each axis."""
-    if value in ("valid", "same"):
+    if isinstance(value, str) and value in ("valid", "same"):
         return str(value)
     try:
         return sides(owner, "padding", value, axes, 0)

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from gpunn._typing import RNG, Array, Shape
-from gpunn.arrays.backend import backend_of
-from gpunn.arrays.checks import number
+from gpunn.arrays.backend import backend_of, get_backend
+from gpunn.arrays.capacity import room_for
+from gpunn.arrays.checks import is_whole, number, sample_shape, shown
 from gpunn.arrays.facts import is_kind
 from gpunn.errors import DTypeError, SettingError, ShapeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+#: What NumPy's generators are made of, besides numbers.
+_SEEDS = (np.random.BitGenerator, np.random.bit_generator.ISeedSequence, np.random.RandomState)
 
 Initializer: TypeAlias = "Callable[..., NDArray[np.float64]]"
 
@@ -46,13 +50,24 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
     """
     if isinstance(rng, np.random.Generator):
         return rng
-    if not isinstance(rng, bool):
-        with suppress(TypeError, ValueError):
+    if rng is None or isinstance(rng, _SEEDS) or _is_seed(rng):
+        with suppress(TypeError, ValueError):  # of a subclass that is none of them after all
             return np.random.default_rng(rng)
     raise SettingError(
         f"{owner}{': ' if owner else ''}rng must be None, a seed (a whole number of at least 0) or "
-        f"a numpy.random.Generator, got {rng!r}"
+        f"a numpy.random.Generator, got {shown(rng)}"
     )
+
+
+def _is_seed(rng: Any) -> bool:
+    """Return whether this is a whole number of at least 0, or a flat list, tuple or array of them.
+
+    NumPy looks into anything, without end where a list contains itself.
+    """
+    if isinstance(rng, np.ndarray):
+        return rng.dtype.kind in "iu" and rng.ndim <= 1
+    several = rng if isinstance(rng, (list, tuple)) else (rng,)
+    return all(is_whole(n) and n >= 0 for n in several)
 
 
 def fans(shape: Shape) -> tuple[int, int]:
@@ -61,7 +76,10 @@ def fans(shape: Shape) -> tuple[int, int]:
     They are those of the module's docstring. For a filter in groups the shape has the inputs of one
     group and the outputs of all (as in PyTorch).
     """
-    *window, n_in, n_out = shape
+    lengths = sample_shape("fans", shape, "shape")
+    if len(lengths) < 2:
+        raise ShapeError(f"fans: shape must be (..., inputs, outputs), got {shown(shape)}")
+    *window, n_in, n_out = lengths
     size = math.prod(window)
     return max(1, size * n_in), max(1, size * n_out)
 
@@ -204,10 +222,10 @@ def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
             f"{owner}: init must be a name or a function, got an array; say init=lambda *_: array"
         )
     if not isinstance(init, str):
-        raise SettingError(f"{owner}: init must be a name or a function, got {init!r}")
+        raise SettingError(f"{owner}: init must be a name or a function, got {shown(init)}")
     if init not in INITIALIZERS:
         known = ", ".join(INITIALIZERS)
-        raise SettingError(f"{owner}: unknown initializer {init!r}; known are {known}")
+        raise SettingError(f"{owner}: unknown initializer {shown(init)}; known are {known}")
     return INITIALIZERS[init]
 
 
@@ -229,9 +247,12 @@ def draw(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> Array
     SettingError, DTypeError, ShapeError
         If the function does not take a shape of this length, or returns something other than an
         array of real numbers of this shape.
+    DeviceMemoryError
+        If the host has too little memory for them.
     """
     _check_takes(owner, init, rng, shape)
-    drawn = init(rng, *shape)
+    with room_for(owner, get_backend("numpy"), shape):
+        drawn = init(rng, *shape)
     place = backend_of(drawn)
     if place is None:
         raise DTypeError(f"{owner}: init must return an array, got {type(drawn).__name__}")
@@ -252,6 +273,6 @@ def _check_takes(owner: str, init: Any, rng: np.random.Generator, shape: Shape) 
         parameters.bind(rng, *shape)
     except TypeError:
         raise SettingError(
-            f"{owner}: init is called as init(rng, {', '.join(map(str, shape))}), which {init!r} "
-            "does not take; define it as init(rng, *shape)"
+            f"{owner}: init is called as init(rng, {', '.join(map(str, shape))}), which "
+            f"{shown(init)} does not take; define it as init(rng, *shape)"
         ) from None

@@ -257,12 +257,10 @@ class Layer(Node):
     def output_shape(self, input_shape: Shape | int) -> Shape:
         """Return the shape of one sample's output, from that of one sample's input."""
         input_shape = sample_shape("output_shape", input_shape)
-        first = first_parameter(self)
-        place = (backend_of(first.value) if first is not None else None) or get_backend("numpy")
-        dtype = first.value.dtype if first is not None else place.xp.float32
-        dtype = place.xp.int64 if entrance(self).takes_integers else dtype
-        with place.scope():
-            x = place.xp.zeros((1, *input_shape), dtype=dtype, device=place.device)
+        from gpunn.nn.trial import trial_batch  # noqa: PLC0415 (few programs need it)
+
+        x = trial_batch(self, input_shape, 1)
+        with scope_of(x):
             return tuple(self.forward(x).shape[1:])
 
     def summary(self, input_shape: Shape | int | None = None) -> Summary:

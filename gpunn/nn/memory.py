@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.capacity import state_of
-from gpunn.arrays.checks import sample_shape, whole_number
+from gpunn.arrays.checks import sample_shape, shown, whole_number
 from gpunn.arrays.facts import size_of
 from gpunn.errors import DeviceMemoryError, SettingError, ShapeError
 from gpunn.nn.tape import Tape
@@ -90,7 +90,9 @@ def account(
     """Return the memory that a training step takes; see `Layer.memory`."""
     batch_size = whole_number("memory", "batch_size", batch_size)
     if optimizer is not None and not _has_state(optimizer):
-        raise SettingError(f"memory: optimizer must be None or an Optimizer, got {optimizer!r}")
+        raise SettingError(
+            f"memory: optimizer must be None or an Optimizer, got {shown(optimizer)}"
+        )
     shape = _sample_shape(model, input_shape)
     passes = [_trial_pass(model, shape, n) for n in (2, 3)]  # BatchNorm refuses one sample
     two, three = (_tape_bytes(*each) for each in passes)

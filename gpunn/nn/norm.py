@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, get_backend
-from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import float_dtype, number, whole_number
 from gpunn.arrays.settings import checked
 from gpunn.errors import SettingError
@@ -34,9 +34,9 @@ class Norm(Layer):
     ) -> None:
         self.epsilon = epsilon
         place, dtype = get_backend(backend), float_dtype(repr(self), dtype)
-        with memory_for(repr(self), place, "make it smaller, or free what else is there"):
-            gain = place.asarray([1.0] * channels, dtype)
-            bias = place.asarray([0.0] * channels, dtype) if self._has_bias else None
+        with room_for(repr(self), place, (channels,)):
+            gain = place.full((channels,), 1.0, dtype)
+            bias = place.full((channels,), 0.0, dtype) if self._has_bias else None
         self.gain = Parameter(gain, decay=False)
         self.bias = None if bias is None else Parameter(bias, decay=False)
 

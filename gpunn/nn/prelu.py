@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, get_backend
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.checks import float_dtype, number, whole_number
 from gpunn.kernels import kernels
 from gpunn.nn.channels import check_channels
@@ -64,8 +65,9 @@ class PReLU(Layer):
         self.features = whole_number(name, "features", features)
         initial = number(name, "slope", slope, "(-inf, inf)")
         self._initial = initial
-        values = get_backend(backend).asarray([initial] * self.features, float_dtype(name, dtype))
-        self.slope = Parameter(values, decay=False)
+        place, dtype, shape = get_backend(backend), float_dtype(name, dtype), (self.features,)
+        with room_for(repr(self), place, shape):
+            self.slope = Parameter(place.full(shape, initial, dtype), decay=False)
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return max(x, 0) + a min(x, 0)."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpunn._typing import RNG
-from gpunn.arrays.checks import flag
+from gpunn.arrays.checks import flag, shown
 from gpunn.errors import SettingError, TapeError
 from gpunn.nn.init import as_generator
 from gpunn.nn.parameter import Parameter
@@ -179,17 +179,21 @@ class Tape:
 def _as_set(parameters: Iterable[Parameter]) -> frozenset[Parameter]:
     if hasattr(parameters, "parameters"):
         raise SettingError(
-            f"Tape: got {parameters!r} as parameters; pass its parameters, model.parameters()"
+            f"Tape: got {shown(parameters)} as parameters; pass its parameters, model.parameters()"
         )
-    if not isinstance(parameters, Iterable):
+    try:
+        given = iter(parameters)
+    except TypeError:
+        kind = type(parameters).__name__
         raise SettingError(
-            f"Tape: expected parameters such as model.parameters(), got {type(parameters).__name__}"
-        )
-    wanted = frozenset(parameters)
-    for parameter in wanted:
+            f"Tape: expected parameters such as model.parameters(), got {kind}"
+        ) from None
+    wanted = set()
+    for parameter in given:  # the first one that is wrong ends it: it may be endless
         if not isinstance(parameter, Parameter):
             raise SettingError(
                 f"Tape: expected parameters such as model.parameters(), "
                 f"got {type(parameter).__name__}"
             )
-    return wanted
+        wanted.add(parameter)
+    return frozenset(wanted)

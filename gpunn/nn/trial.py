@@ -9,6 +9,7 @@ from typing import Any
 
 from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import backend_of, get_backend, scope_of
+from gpunn.arrays.capacity import room_for
 from gpunn.arrays.facts import dtype_name, size_of
 from gpunn.kernels.counting import Count, Counted
 from gpunn.nn.parameter import Held
@@ -115,11 +116,10 @@ def trial_batch(model: Any, shape: Shape, n: int) -> Array:
     first = next(iter(model.parameters()), None)
     place = get_backend("numpy") if first is None else backend_of(first.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
-    dtype = place.xp.float32 if first is None else first.value.dtype
-    with place.scope():
-        if entrance(model).takes_integers:
-            return place.xp.zeros((n, *shape), dtype=place.xp.int64, device=place.device)
-        return place.xp.ones((n, *shape), dtype=dtype, device=place.device)
+    dtype = "float32" if first is None else dtype_name(first.value)
+    fill, dtype = (0, "int64") if entrance(model).takes_integers else (1, dtype)
+    with room_for(f"{n} samples of input_shape {shape}", place, (n, *shape)):
+        return place.full((n, *shape), fill, dtype)
 
 
 def entry_sizes(tape: Tape, x: Array) -> list[int]:

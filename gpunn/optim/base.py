@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 from gpunn._typing import Array, Namespace
 from gpunn.arrays.backend import scope_of
-from gpunn.arrays.checks import optional_number
+from gpunn.arrays.checks import optional_number, shown
 from gpunn.arrays.settings import checked
+from gpunn.errors import SettingError
 from gpunn.kernels import kernels
 from gpunn.kernels.declared import Declaration, declare
 from gpunn.kernels.update import Slots, Update
@@ -94,7 +96,7 @@ class Optimizer(ParameterHolder, Stateful):
 
         An assigned number stays; an assigned schedule continues with the count of all updates.
         """
-        return float(self.schedule(self.steps))
+        return self._rate(self.steps)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | Schedule) -> None:
@@ -153,7 +155,17 @@ class Optimizer(ParameterHolder, Stateful):
         """Return the learning rates of the next n steps."""
         if type(self.schedule) is Constant:
             return [self.schedule.learning_rate] * n
-        return [float(self.schedule(step)) for step in range(self.steps, self.steps + n)]
+        return [self._rate(step) for step in range(self.steps, self.steps + n)]
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step; it may be an array's, such as one of NumPy's."""
+        rate = self.schedule(step)
+        if not isinstance(rate, Real) and getattr(rate, "shape", None) != ():
+            raise SettingError(
+                f"{type(self).__name__}: learning_rate, if it is a function, must return a number, "
+                f"got {shown(rate)} for step {step}"
+            )
+        return float(rate)
 
     def numbers(self, decays: Sequence[float]) -> tuple[Sequence[float], ...]:
         """Return what changes from step to step, for the next steps, given their weight decays.

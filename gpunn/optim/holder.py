@@ -22,6 +22,10 @@ from gpunn.optim.parameters import as_list, check_alike
 _Self = TypeVar("_Self", bound="ParameterHolder")
 
 
+#: The largest number of arrays that an optimizer keeps for each parameter.
+_MOST_STATES = 99
+
+
 class ParameterHolder:
     """The base of `Optimizer`: where parameters and states are, and which of them decay.
 
@@ -54,7 +58,7 @@ class ParameterHolder:
         self.serial = next_serial()
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
         check_alike(name, self._places)
-        self._keep(whole_number(name, "n_states", n_states, 0))
+        self._keep(whole_number(name, "n_states", n_states, 0, _MOST_STATES))
 
     @property
     def weight_decay(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from gpunn.arrays.backend import Backend, backend_of, on_one_device
@@ -22,14 +22,17 @@ def as_list(owner: str, parameters: Any) -> list[Parameter]:
     if isinstance(parameters, Set):
         kind = type(parameters).__name__
         raise SettingError(f"{owner}: parameters must be in an order, got {kind}; pass a list")
-    if not isinstance(parameters, Iterable):
+    try:
+        given = iter(parameters)
+    except TypeError:
         kind = type(parameters).__name__
-        raise SettingError(f"{owner}: expected model.parameters(), got {kind}")
-    listed = list(parameters)
-    for i, parameter in enumerate(listed):
+        raise SettingError(f"{owner}: expected model.parameters(), got {kind}") from None
+    listed = []
+    for i, parameter in enumerate(given):  # the first one that is wrong ends it: it may be endless
         if not isinstance(parameter, Parameter):
             kind = type(parameter).__name__
             raise SettingError(f"{owner}: expected model.parameters(), got {kind} at position {i}")
+        listed.append(parameter)
     if not listed:
         raise SettingError(f"{owner}: there is nothing to train; pass model.parameters()")
     if len({id(parameter) for parameter in listed}) != len(listed):

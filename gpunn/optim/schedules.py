@@ -11,7 +11,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeAlias
 
-from gpunn.arrays.checks import number, whole_number
+from gpunn.arrays.checks import number, shown, whole_number
 from gpunn.arrays.state import attributes_of, check_kind, check_names, set_attributes
 from gpunn.errors import SettingError
 from gpunn.optim.patience import Patience
@@ -219,7 +219,7 @@ class ReduceOnPlateau(Constant):
         """Take into account an epoch's loss, or any other number that should fall."""
         if not isinstance(loss, Real) and getattr(loss, "ndim", None) != 0:
             raise SettingError(
-                f"{type(self).__name__}.observe: loss must be a number, got {loss!r}"
+                f"{type(self).__name__}.observe: loss must be a number, got {shown(loss)}"
             )
         self._so_far.observe(loss, self.tolerance)
         if self._so_far.waited >= self.patience:
@@ -237,7 +237,7 @@ class ReduceOnPlateau(Constant):
         check_names(type(self).__name__, rest, self.state_dict())
         best, waited = rest.pop("best"), whole_number("Schedule", "waited", rest.pop("waited"), 0)
         if not isinstance(best, float):
-            raise SettingError(f"{type(self).__name__}: best must be a number, got {best!r}")
+            raise SettingError(f"{type(self).__name__}: best must be a number, got {shown(best)}")
         so_far = Patience(best, waited)
         _load_own_state(self, rest, "_so_far")
         self._so_far = so_far

@@ -10,8 +10,10 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import Backend, backend_of, scope_of
-from gpunn.arrays.checks import number, whole_number
-from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.capacity import memory_for
+from gpunn.arrays.checks import number, shown, whole_number
+from gpunn.arrays.exchange import named_numpy, to_numpy
+from gpunn.arrays.facts import is_kind
 from gpunn.errors import DTypeError, GradientError, SettingError
 from gpunn.losses.base import Loss
 from gpunn.nn.init import as_generator
@@ -148,15 +150,28 @@ def _check_arguments(name: str, function: Any, x: Any, target: Any, loss: Any) -
     if isinstance(function, type) and issubclass(function, (Layer, Loss)):
         raise SettingError(f"{name}: expected a layer or a loss, got {as_instance(function)}")
     if not isinstance(function, (Layer, Loss)):
-        raise SettingError(f"{name}: expected a layer or a loss, got {function!r}")
+        raise SettingError(f"{name}: expected a layer or a loss, got {shown(function)}")
     if not isinstance(loss, Loss | None):
-        raise SettingError(f"{name}: loss must be a Loss or None, got {loss!r}")
+        raise SettingError(f"{name}: loss must be a Loss or None, got {shown(loss)}")
     if (isinstance(function, Loss) or loss is not None) and target is None:
         raise SettingError(f"{name}: a loss needs a target")
     place = backend_of(x)
     if place is None:
         raise DTypeError(f"{name}: expected an array as x, got {type(x).__name__}")
     return place
+
+
+def _numbers(name: str, place: Backend, x: Any, dtype: str | None = None) -> Array:
+    """Return an argument as an array of real numbers where x is; by default, in float64 if any."""
+    array = x if backend_of(x) is not None else named_numpy("check_gradients", name, x)
+    home = backend_of(array)
+    assert home is not None  # noqa: S101 (it is an array now)
+    if not is_kind(home.xp, array.dtype, ("bool", "integral", "real floating")):
+        raise DTypeError(f"check_gradients: {name} must hold real numbers, got {array.dtype}")
+    if dtype is None and is_kind(home.xp, array.dtype, "real floating"):
+        dtype = "float64"
+    with memory_for(f"check_gradients, of {name}", place, "make it smaller"):
+        return place.asarray(array, dtype)
 
 
 class _Check:
@@ -180,12 +195,12 @@ class _Check:
         #: Integers have no gradient.
         self.has_grad = not (self.layer is not None and entrance(self.layer).takes_integers)
         dtype = "float64" if self.has_grad else "int64"
-        self.x = place.xp.asarray(place.asarray(x, dtype), copy=True)
+        self.x = place.xp.asarray(_numbers("x", place, x, dtype), copy=True)
         self.seed = int(generator.integers(2**63))
-        self.target = None if target is None else place.asarray(target)
-        if self.target is not None and place.xp.isdtype(self.target.dtype, "real floating"):
-            self.target = place.asarray(self.target, "float64")
-        self.weight = None if sample_weight is None else place.asarray(sample_weight, "float64")
+        self.target = None if target is None else _numbers("target", place, target)
+        self.weight = None
+        if sample_weight is not None:
+            self.weight = _numbers("sample_weight", place, sample_weight, "float64")
         self.cotangent: Array | None = None  # what the outputs are multiplied by, where J needs it
 
     def cost(self, tape: Tape | None = None) -> Array:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn._typing import Shape
-from gpunn.arrays.checks import flag, sample_shape, whole_number
-from gpunn.arrays.exchange import to_numpy
+from gpunn.arrays.checks import flag, is_sized, sample_shape, shown, whole_number
+from gpunn.arrays.exchange import named_numpy, to_numpy
 from gpunn.errors import SettingError, ShapeError
 from gpunn.nn.layer import Layer
 from gpunn.training.history import History
@@ -73,7 +73,7 @@ def plot_history(
                 panel.plot(columns["epoch"], columns[column], label=label)
         if not panel.lines:
             raise SettingError(
-                f"plot_history: no column {name!r}; there are {', '.join(history.columns)}"
+                f"plot_history: no column {shown(name)}; there are {', '.join(history.columns)}"
             )
         if history.best_epoch and len(history) > 1:
             panel.axvline(history.best_epoch, color="gray", ls=":", label="best epoch")
@@ -126,11 +126,14 @@ def plot_confusion(
         If the arrays do not fit each other, or `classes` not the labels.
     """
     flag("plot_confusion", "normalize", normalize)
-    counts, labels = _confusion(to_numpy(y), to_numpy(predicted))
-    names = labels.tolist() if classes is None else list(classes)
-    if len(names) != len(labels):
+    y, predicted = (
+        named_numpy("plot_confusion", name, x) for name, x in (("y", y), ("predicted", predicted))
+    )
+    counts, labels = _confusion(y, predicted)
+    names = labels.tolist() if classes is None else classes
+    if not is_sized(names) or len(names) != len(labels):
         raise SettingError(
-            f"plot_confusion: there are {len(labels)} classes, and {len(names)} names for them"
+            f"plot_confusion: classes must be names for {len(labels)} classes, got {shown(classes)}"
         )
     (panel,) = _panels("plot_confusion", axes, 1, side=max(3.5, 0.5 * len(names)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -162,7 +165,12 @@ def _confusion(y: NDArray[Any], predicted: NDArray[Any]) -> tuple[NDArray[Any], 
                 f"labels from 0 to {len(labels) - 1}"
             )
     else:
-        labels = np.unique(np.concatenate([y, predicted]))
+        try:
+            labels = np.unique(np.concatenate([y, predicted]))
+        except TypeError as error:
+            raise SettingError(
+                f"plot_confusion: the labels in y and predicted have no order: {error}"
+            ) from error
     k = len(labels)
     codes = k * np.searchsorted(labels, y) + np.searchsorted(labels, predicted)
     return np.bincount(codes, minlength=k * k).reshape(k, k), labels
@@ -240,7 +248,7 @@ def _sides(name: str, n_inputs: int, shape: Any) -> Shape | None:
     if len(sides) != 2 or math.prod(sides) != n_inputs:
         raise SettingError(
             f"plot_weights: {name} has {n_inputs} inputs, so shape must be two numbers whose "
-            f"product is {n_inputs}, got {shape!r}"
+            f"product is {n_inputs}, got {shown(shape)}"
         )
     return sides
 
@@ -268,7 +276,8 @@ def _panels(owner: str, axes: Any, n: int, side: float | None = None) -> list[An
         size = (_PANEL[0] * n, _PANEL[1]) if side is None else (side, side)
         _, panels = plt.subplots(1, n, figsize=size, squeeze=False, layout="constrained")
         return list(panels[0])
-    given = [axes] if isinstance(axes, Axes) else list(np.ravel(axes))
+    given = axes.ravel().tolist() if isinstance(axes, np.ndarray) and axes.size == n else axes
+    given = given if isinstance(given, (list, tuple)) else [given]
     if len(given) != n or not all(isinstance(each, Axes) for each in given):
-        raise SettingError(f"{owner}: axes must be {n} of matplotlib's Axes, got {axes!r}")
-    return given
+        raise SettingError(f"{owner}: axes must be {n} of matplotlib's Axes, got {shown(axes)}")
+    return list(given)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from gpunn.arrays.checks import one_of
+from gpunn.arrays.checks import one_of, shown
 from gpunn.data.loader import Loader
 from gpunn.errors import SettingError
 from gpunn.losses.base import Loss
@@ -43,14 +43,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def takes_a_loader(fit: _Method) -> _Method:
-    """Check the first argument of `Trainer.fit`, which other libraries give two of: x and y."""
+    """Check the first argument of a trainer's method: other libraries give two to fit, x and y."""
 
     @wraps(fit)
     def checked(trainer: Any, *arguments: Any, **settings: Any) -> Any:
         given = arguments[:1] or [x for name, x in settings.items() if name == "loader"]
         if given and not isinstance(given[0], Loader):
             raise SettingError(
-                f"Trainer.fit: expected a Loader, got {kind_of(given[0])}; write "
+                f"Trainer.{fit.__name__}: expected a Loader, got {kind_of(given[0])}; write "
                 "trainer.fit(gn.Loader(x, y, batch_size=32), epochs=1)"
             )
         return fit(trainer, *arguments, **settings)
@@ -82,7 +82,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
         metrics = [metrics]
     if not isinstance(metrics, Sequence):
         raise SettingError(
-            f"Trainer: metrics must be a list, such as ['accuracy'], got {metrics!r}"
+            f"Trainer: metrics must be a list, such as ['accuracy'], got {shown(metrics)}"
         )
     resolved = [_for_loss(metric, loss) or get_metric(metric) for metric in metrics]
     taken = set(_COLUMNS)
@@ -91,7 +91,8 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
         one_of(repr(metric), "higher_is_better", metric.higher_is_better, (None, True, False))
         if not isinstance(metric.name, str):
             raise SettingError(
-                f"Trainer: the name of a metric must be a string, got {metric.name!r} of {metric!r}"
+                f"Trainer: the name of a metric must be a string, got {shown(metric.name)} of "
+                f"{metric!r}"
             )
         for column in (metric.name, f"validation_{metric.name}"):
             if column in taken:
@@ -137,17 +138,25 @@ def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
             "Trainer.fit: callbacks must be a list of functions, got a single one; "
             f"write callbacks=[{name}]"
         )
-    if isinstance(callbacks, (str, dict)) or not isinstance(callbacks, Iterable):
-        raise SettingError(f"Trainer.fit: callbacks must be a list of functions, got {callbacks!r}")
-    given = tuple(callbacks)
-    for i, callback in enumerate(given):
+    try:
+        given = iter(() if callbacks is None else callbacks)
+    except TypeError:
+        given = None
+    if given is None or callbacks is None or isinstance(callbacks, (str, dict)):
+        raise SettingError(
+            f"Trainer.fit: callbacks must be a list of functions, got {shown(callbacks)}"
+        )
+    listed = []
+    for i, callback in enumerate(given):  # the first one that is wrong ends it: it may be endless
         if isinstance(callback, type) or not callable(callback):
-            is_class = isinstance(callback, type)
-            came = f"{kind_of(callback)}; write {callback.__name__}()" if is_class else callback
+            came = shown(callback)
+            if isinstance(callback, type):
+                came = f"{kind_of(callback)}; write {callback.__name__}()"
             raise SettingError(
                 f"Trainer.fit: callbacks[{i}] must be a function of (trainer, history), got {came}"
             )
-    return given
+        listed.append(callback)
+    return tuple(listed)
 
 
 def check_early_stopping(given: Any) -> None:
@@ -158,10 +167,10 @@ def check_early_stopping(given: Any) -> None:
     if isinstance(given, int) and not isinstance(given, bool):
         settings = f"patience={given}"
     elif isinstance(given, str):
-        settings = f"monitor={given!r}"
+        settings = f"monitor={shown(given)}"
     elif isinstance(given, dict):
-        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    came = kind_of(given) if isinstance(given, type) else repr(given)
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in [*given.items()][:9])
+    came = kind_of(given) if isinstance(given, type) else shown(given)
     write = "None" if given is False else f"gn.EarlyStopping({settings})"
     raise SettingError(
         f"Trainer.fit: early_stopping must be None or an EarlyStopping, got {came}; "

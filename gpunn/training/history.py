@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
+from gpunn.arrays.checks import shown
 from gpunn.arrays.state import check_like, check_names
 from gpunn.errors import SettingError, StateError
 from gpunn.nn.notebook import html_table
@@ -84,12 +85,18 @@ class History:
     def __getitem__(self, name: str) -> list[float]:
         """Return a column."""
         if name not in self.columns:
-            raise KeyError(f"no column {name!r}; there are {', '.join(self.columns) or 'none yet'}")
+            raise KeyError(
+                f"no column {shown(name)}; there are {', '.join(self.columns) or 'none yet'}"
+            )
         return self.columns[name]
+
+    def __iter__(self) -> NoReturn:
+        """Refuse: Python would ask for columns 0, 1, ..., since columns can be asked for."""
+        raise TypeError("History: it is no list; iterate over history.columns, or zip them")
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is such a column."""
-        return name in self.columns
+        return isinstance(name, str) and name in self.columns
 
     def __len__(self) -> int:
         """Return the number of epochs."""
@@ -219,10 +226,12 @@ def _check_numbers(record: Any) -> None:
     for name, value in record.items():
         if not isinstance(name, str):
             raise SettingError(
-                f"History.append: the names of columns must be strings, got {name!r}"
+                f"History.append: the names of columns must be strings, got {shown(name)}"
             )
         if not _is_number(value):
-            raise SettingError(f"History.append: {name!r} must be a number, got {value!r}")
+            raise SettingError(
+                f"History.append: {shown(name)} must be a number, got {shown(value)}"
+            )
 
 
 def columns_of(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of
-from gpunn.arrays.checks import integer, listed, number, whole_number
+from gpunn.arrays.checks import integer, listed, number, shown, whole_number
 from gpunn.errors import DeviceError, DTypeError, SettingError, ShapeError
 from gpunn.kernels import kernels
 
@@ -322,7 +322,7 @@ def get_metric(metric: str | Metric) -> Metric:
         raise SettingError(f"{name} is a class, and a metric is an object of it; write {name}()")
     if not isinstance(metric, str) or metric not in METRICS:
         raise SettingError(
-            f"unknown metric {metric!r}; known are {listed(METRICS, metric)}, "
+            f"unknown metric {shown(metric)}; known are {listed(METRICS, metric)}, "
             "and any object of the class Metric"
         )
     return METRICS[metric]()

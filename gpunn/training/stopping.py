@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpunn.arrays.backend import scope_of
-from gpunn.arrays.checks import number, one_of, whole_number
+from gpunn.arrays.checks import number, one_of, shown, whole_number
 from gpunn.arrays.memory import copy_of
 from gpunn.arrays.settings import Frozen
 from gpunn.arrays.state import check_arrays, check_names, write_arrays
@@ -59,7 +59,7 @@ class EarlyStopping(Frozen):
         if monitor is not None and not isinstance(monitor, str):
             raise SettingError(
                 "EarlyStopping: monitor must be None or the name of a column, such as "
-                f"'validation_loss'; got {monitor!r}"
+                f"'validation_loss'; got {shown(monitor)}"
             )
         one_of("EarlyStopping", "restore_best", restore_best, (True, False))
         one_of("EarlyStopping", "higher_is_better", higher_is_better, (None, True, False))

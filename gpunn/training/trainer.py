@@ -339,6 +339,7 @@ class Trainer:
                 raise
         return work()
 
+    @takes_a_loader
     def check(self, loader: Loader) -> None:
         """Check that model, loss and data fit, on one sample and all targets and weights."""
         check_unchanged(self.model, self.optimizer, self._known)
