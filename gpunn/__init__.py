@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from gpunn.distributed.communicator import Communicator
     from gpunn.distributed.data_parallel import DataParallel
     from gpunn.distributed.engines import get_communicator
-    from gpunn.files.onnx_export import export_onnx
-    from gpunn.files.onnx_import import import_onnx
+    from gpunn.files.onnx.export import export_onnx
+    from gpunn.files.onnx.reading import import_onnx
     from gpunn.files.weights import LoadReport, load, save
     from gpunn.losses.base import Loss
     from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -215,10 +215,10 @@ _HOMES = {
     "datasets": "gpunn.data.datasets",
     "errors": "gpunn.errors",
     "estimators": "gpunn.estimators",  # needs scikit-learn
-    "export_onnx": "gpunn.files.onnx_export",
+    "export_onnx": "gpunn.files.onnx.export",
     "get_backend": "gpunn.arrays.backend",
     "get_communicator": "gpunn.distributed.engines",
-    "import_onnx": "gpunn.files.onnx_import",
+    "import_onnx": "gpunn.files.onnx.reading",
     "init": "gpunn.nn.init",
     "load": "gpunn.files.weights",
     "logistic_regression": "gpunn.losses.logistic",

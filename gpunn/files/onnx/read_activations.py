@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpunn.files.onnx_chain import Chain, Node
+from gpunn.files.onnx.chain import Chain, Node
 from gpunn.nn import activation as plain
 from gpunn.nn import activation_hard as hard
 from gpunn.nn import activation_smooth as smooth

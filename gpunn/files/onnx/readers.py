@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gpunn.files.onnx_chain import Chain, Node, fill
-from gpunn.files.onnx_read_activations import ACTIVATION_READERS
-from gpunn.files.onnx_read_windows import read_convolution, read_pool
+from gpunn.files.onnx.chain import Chain, Node, fill
+from gpunn.files.onnx.read_activations import ACTIVATION_READERS
+from gpunn.files.onnx.read_windows import read_convolution, read_pool
 from gpunn.nn.batch_norm import BatchNorm
 from gpunn.nn.dense import Dense
 from gpunn.nn.embedding import Embedding, Position

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpunn.files.onnx_graph import first, last
+from gpunn.files.onnx.graph import first, last
 from gpunn.nn.layer import Layer
 
 if TYPE_CHECKING:

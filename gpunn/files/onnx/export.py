@@ -12,8 +12,8 @@ from gpunn.arrays.checks import sample_shape
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import SettingError
 from gpunn.files.atomic import replace_file
-from gpunn.files.onnx_graph import Graph, Value
-from gpunn.files.onnx_layers import write_layer
+from gpunn.files.onnx.graph import Graph, Value
+from gpunn.files.onnx.layers import write_layer
 from gpunn.nn.layer import Layer
 from gpunn.nn.tree import entrance
 

@@ -11,7 +11,7 @@ from gpunn.nn import activation_smooth as smooth
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpunn.files.onnx_graph import Graph
+    from gpunn.files.onnx.graph import Graph
 
 #: Activations that are one operator without settings.
 SIMPLE: dict[type[plain.Activation], str] = {

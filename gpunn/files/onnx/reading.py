@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpunn.arrays.backend import get_backend, use
 from gpunn.errors import FileError, GpunnError, SettingError
-from gpunn.files.onnx_chain import Chain, Node, UnreadableError, array_of
-from gpunn.files.onnx_readers import read_operator
+from gpunn.files.onnx.chain import Chain, Node, UnreadableError, array_of
+from gpunn.files.onnx.readers import read_operator
 from gpunn.files.opening import opened
 from gpunn.nn.containers import Sequential
 

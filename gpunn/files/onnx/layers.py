@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn.errors import SettingError
-from gpunn.files.onnx_activations import write_activation
-from gpunn.files.onnx_graph import Graph, Value
+from gpunn.files.onnx.activations import write_activation
+from gpunn.files.onnx.graph import Graph, Value
 from gpunn.kernels import kernels
 from gpunn.nn.activation import Activation
 from gpunn.nn.attention import MultiHeadAttention

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpunn.files.onnx_chain import Chain, Node, fill
+from gpunn.files.onnx.chain import Chain, Node, fill
 from gpunn.kernels.window import Window, window_on
 from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.images import settings_of, window_over

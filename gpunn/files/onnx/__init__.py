@@ -1,0 +1,1 @@
+"""Models as ONNX graphs: written for other programs, and read."""
