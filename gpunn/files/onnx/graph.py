@@ -89,6 +89,13 @@ class Graph:
         return self.node("Transpose", name, perm=last(axes)) if axes > 2 else name
 
 
+def settings_of(node: Any) -> dict[str, Any]:
+    """Return the attributes of an operator by name."""
+    from onnx import helper  # noqa: PLC0415
+
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute if each.name}
+
+
 def first(axes: int) -> list[int]:
     """Return the order of axes that moves the channels behind the samples."""
     return [0, axes - 1, *range(1, axes - 1)]

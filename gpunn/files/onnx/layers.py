@@ -57,11 +57,16 @@ def write_layer(graph: Graph, layer: Any, x: Value) -> Value:
     if kind in _CONTAINERS:
         return _CONTAINERS[kind](graph, layer, x)
     sample = layer.forward(x.sample)
+    return Value(write_alone(graph, layer, x), sample)
+
+
+def write_alone(graph: Graph, layer: Any, x: Value) -> str:
+    """Add the operators of a layer that is no container; of the sample, only the shape counts."""
     if isinstance(layer, Activation):
-        return Value(_activated(graph, layer, x.name), sample)
-    if kind not in _WRITERS:
+        return _activated(graph, layer, x.name)
+    if type(layer) not in _WRITERS:
         raise _unknown(layer)
-    return Value(_WRITERS[kind](graph, layer, x), sample)
+    return _WRITERS[type(layer)](graph, layer, x)
 
 
 def _unknown(layer: Layer) -> SettingError:

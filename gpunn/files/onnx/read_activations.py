@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpunn.files.onnx.chain import Chain, Node
 from gpunn.nn import activation as plain
 from gpunn.nn import activation_hard as hard
 from gpunn.nn import activation_smooth as smooth
+from gpunn.nn.dropout import Dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpunn.files.onnx.chain import Chain
+    from gpunn.files.onnx.nodes import Node
     from gpunn.nn.layer import Layer
 
 
@@ -28,8 +30,8 @@ def _activation(make: Callable[[Node], Layer], inputs: int = 1) -> Callable[[Cha
 def _over_last(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
     def read(chain: Chain, node: Node) -> None:
         axis = node.take("axis", -1)
-        if axis not in (-1, len(chain.shape)):
-            raise node.refused(f"axis is {axis}, and only the last one can be read")
+        if not chain.is_last(axis):
+            raise node.refused(f"axis is {axis}, and only that of the channels can be read")
         chain.add(make(), chain.shape)
 
     return read
@@ -67,36 +69,17 @@ def _clip(chain: Chain, node: Node) -> None:
         raise node.refused(f"its limits are {lowest} and {highest}; gpunn has 0 and 6, or -l and l")
 
 
-def _sigmoid(chain: Chain, node: Node) -> None:
-    """Read a sigmoid, or the product of one with its input, which is SiLU."""
-    before = chain.name
-    chain.name = node.outputs[0]
-    product = chain.take("Mul")
-    if product is None:
-        chain.name = before
-        chain.add(plain.Sigmoid(), chain.shape)
-    elif sorted(product.inputs) != sorted([before, node.outputs[0]]):
-        raise product.refused("it is not the product of a Sigmoid and its input")
-    else:
-        chain.add(plain.SiLU(), chain.shape)
-        node.outputs = product.outputs
-
-
-def _log_sigmoid(chain: Chain, node: Node) -> None:
-    """Read Neg, Softplus, Neg."""
-    for operator in ("Softplus", "Neg"):
-        chain.name = node.outputs[0]
-        more = chain.take(operator)
-        if more is None:
-            raise node.refused(f"it is read only as the log of a sigmoid, before {operator}")
-        node.outputs = more.outputs
-    chain.add(smooth.LogSigmoid(), chain.shape)
+def _dropout(chain: Chain, node: Node) -> None:
+    """Read dropout, which does nothing outside training."""
+    chain.data_first(node, 2)
+    node.take("seed", 0)
+    rate = chain.constant(node, 1, 0) if len(node.inputs) > 1 else np.float32(0.5)
+    chain.add(Dropout(float(rate)), chain.shape)
 
 
 #: What reads each operator.
 ACTIVATION_READERS: dict[str, Callable[[Chain, Node], None]] = {
-    "Sigmoid": _sigmoid,
-    "Neg": _log_sigmoid,
+    "Sigmoid": _activation(lambda _: plain.Sigmoid()),
     "Tanh": _activation(lambda _: plain.Tanh()),
     "Relu": _activation(lambda _: plain.ReLU()),
     "Softplus": _activation(lambda _: plain.Softplus()),
@@ -113,4 +96,5 @@ ACTIVATION_READERS: dict[str, Callable[[Chain, Node], None]] = {
     "Softmax": _over_last(plain.Softmax),
     "LogSoftmax": _over_last(plain.LogSoftmax),
     "Clip": _clip,
+    "Dropout": _dropout,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpunn.files.onnx.chain import Chain, Node, fill
+from gpunn.files.onnx.chain import Chain, fill
 from gpunn.kernels.window import Window, window_on
 from gpunn.nn.convolution import Conv1d, Conv2d
 from gpunn.nn.images import settings_of, window_over
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpunn.files.onnx.nodes import Node
     from gpunn.nn.layer import Layer
 
 
@@ -53,9 +54,10 @@ def _placed(
     return layer, window
 
 
-def read_convolution(chain: Chain, node: Node) -> None:
+def _convolution(chain: Chain, node: Node) -> None:
     """Add a convolution, or the transpose of one."""
     chain.data_first(node, 3)
+    chain.facing(node, turned=True)
     axes, transposed = len(chain.shape) - 1, node.operator == "ConvTranspose"
     if axes not in (1, 2) or (transposed and axes == 1):
         raise node.refused(f"samples have the shape {chain.shape}")
@@ -98,9 +100,10 @@ def _convolved(layer: Any, shape: tuple[int, ...]) -> Window | None:
     return window_on((height, width), settings)
 
 
-def read_pool(chain: Chain, node: Node) -> None:
+def _pool(chain: Chain, node: Node) -> None:
     """Add a pool."""
     chain.data_first(node, 1)
+    chain.facing(node, turned=True)
     axes = len(chain.shape) - 1
     if axes not in (1, 2):
         raise node.refused(f"samples have the shape {chain.shape}")
@@ -125,3 +128,11 @@ def read_pool(chain: Chain, node: Node) -> None:
 
     layer, window = _placed(chain, node, make, window_of)
     chain.add(layer, (*window.output[-axes:], chain.shape[-1]))
+
+
+WINDOW_READERS: dict[str, Callable[[Chain, Node], None]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _convolution,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gpunn.files.onnx.chain import Chain, Node, fill
+from gpunn.files.onnx.chain import Chain, fill
 from gpunn.files.onnx.read_activations import ACTIVATION_READERS
-from gpunn.files.onnx.read_windows import read_convolution, read_pool
-from gpunn.nn.batch_norm import BatchNorm
+from gpunn.files.onnx.read_norms import NORM_READERS
+from gpunn.files.onnx.read_windows import WINDOW_READERS
 from gpunn.nn.dense import Dense
 from gpunn.nn.embedding import Embedding, Position
-from gpunn.nn.norm import LayerNorm
 from gpunn.nn.pooling import GlobalAveragePool, GlobalMaxPool
-from gpunn.nn.prelu import PReLU
 from gpunn.nn.shape import Flatten, Reshape
 
 if TYPE_CHECKING:
@@ -21,22 +19,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpunn.files.onnx.nodes import Node
     from gpunn.nn.layer import Layer
 
 
 def read_operator(chain: Chain, node: Node) -> None:
-    """Add the layer of an operator, and of those after it that belong to the same layer."""
-    if node.operator in _TURNED:
-        chain.facing(node, turned=len(chain.shape) > 1)
-        _TURNED[node.operator](chain, node)
-    elif node.operator == "Transpose":
-        chain.transpose(node)
-    elif node.operator in _READERS:
-        chain.facing(node, turned=False)
-        _READERS[node.operator](chain, node)
-    else:
+    """Add the layer of an operator."""
+    if node.operator not in _READERS:
         raise node.refused("gpunn has no layer for it")
-    chain.returned(node)
+    if chain.integers and node.operator not in ("Gather", "Identity"):
+        raise node.refused("it takes integers, which only tokens of an Embedding may be")
+    if chain.flattened and node.operator not in _ANY_ORDER:
+        raise node.refused("it takes images that were flattened with the channels first")
+    _READERS[node.operator](chain, node)
 
 
 # -- Products
@@ -45,23 +40,18 @@ def read_operator(chain: Chain, node: Node) -> None:
 def _linear(chain: Chain, node: Node, weight: NDArray[Any], bias: NDArray[Any] | None) -> None:
     if weight.ndim != 2 or not chain.shape or chain.shape[-1] != weight.shape[0]:
         raise node.refused(f"samples of {chain.shape} do not fit weights of {weight.shape}")
+    chain.facing(node, turned=False)
     layer = Dense(*weight.shape, bias=bias is not None, rng=0)
-    fill(node, layer.weight, weight)
+    fill(node, layer.weight, chain.ordered(weight))
     if layer.bias is not None and bias is not None:
         fill(node, layer.bias, bias)
+    chain.flattened = None
     chain.add(layer, (*chain.shape[:-1], weight.shape[1]))
 
 
 def _product(chain: Chain, node: Node) -> None:
-    """Read a product, and the bias that is added to it."""
     chain.data_first(node, 2)
-    weight, bias = chain.constant(node, 1, 2), None
-    chain.name = node.outputs[0]
-    more = chain.take("Add")
-    if more is not None:
-        chain.data_first(more, 2)
-        bias, node.outputs = chain.constant(more, 1, 1), more.outputs
-    _linear(chain, node, weight, bias)
+    _linear(chain, node, chain.constant(node, 1, 2), None)
 
 
 def _gemm(chain: Chain, node: Node) -> None:
@@ -78,6 +68,7 @@ def _gemm(chain: Chain, node: Node) -> None:
 
 def _position(chain: Chain, node: Node) -> None:
     chain.data_first(node, 2)
+    chain.facing(node, turned=False)
     table = chain.constant(node, 1, 2)
     if table.shape != chain.shape:
         raise node.refused(f"a table of {table.shape} is added to samples of {chain.shape}")
@@ -88,109 +79,98 @@ def _position(chain: Chain, node: Node) -> None:
 
 def _embedding(chain: Chain, node: Node) -> None:
     node.only("axis", 0)
-    if len(node.inputs) != 2 or node.inputs[1] != chain.name or chain.layers:
-        raise node.refused("it is read only as the first operator, by which tokens become vectors")
+    if len(node.inputs) != 2 or node.inputs[1] != chain.name or not chain.integers:
+        raise node.refused("it is read only where tokens become vectors")
     table = chain.constant(node, 0, 2)
     layer = Embedding(*table.shape, rng=0)
     fill(node, layer.weight, table)
+    chain.integers = False
     chain.add(layer, (*chain.shape, table.shape[1]))
 
 
+# -- Shapes
+
+
 def _reduced(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
+    """Read a reduction over all axes but those of the samples and the channels."""
+
     def read(chain: Chain, node: Node) -> None:
         chain.data_first(node, 2)
-        axes = chain.constant(node, 1, 1, "int64").tolist()
-        if axes != list(range(1, len(chain.shape))) or len(axes) not in (1, 2):
+        axes, n = chain.constant(node, 1, 1, "int64").tolist(), len(chain.shape) + 1
+        wanted = range(2, n) if chain.turned else range(1, n - 1)
+        if sorted(axis % n for axis in axes) != list(wanted) or len(axes) not in (1, 2):
             raise node.refused(f"its axes are {axes!r:.99}, and not those of images or sequences")
-        if node.take("keepdims", 1):
-            raise node.refused("keepdims is 1")
+        keep = node.take("keepdims", 1)
         node.only("noop_with_empty_axes", 0)
-        chain.add(make(), chain.shape[-1:])
+        _pool(chain, make(), keep=bool(keep))
 
     return read
 
 
-# -- Norms and shapes
+def _global(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
+    """Read a pool over all pixels, which keeps the axes."""
+
+    def read(chain: Chain, node: Node) -> None:
+        chain.data_first(node, 1)
+        chain.facing(node, turned=True)
+        if len(chain.shape) not in (2, 3):
+            raise node.refused(f"samples have the shape {chain.shape}")
+        _pool(chain, make(), keep=True)
+
+    return read
 
 
-def _batch_norm(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 5)
-    node.only("training_mode", 0)
-    arrays = [chain.constant(node, i, 1) for i in range(1, 5)]
-    momentum, epsilon = 1.0 - node.take("momentum", 0.9), node.take("epsilon", 1e-5)
-    layer = BatchNorm(_channels(chain, node, arrays[0]), momentum, epsilon)
-    assert layer.bias is not None  # noqa: S101 (batch norm has one)
-    fill(node, layer.gain, arrays[0])
-    fill(node, layer.bias, arrays[1])
-    fill(node, layer.running_mean, arrays[2])
-    fill(node, layer.running_variance, arrays[3])
-    chain.add(layer, chain.shape)
-
-
-def _layer_norm(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 3)
-    node.only("stash_type", 1)
-    axis, epsilon = node.take("axis", -1), node.take("epsilon", 1e-5)
-    if axis not in (-1, len(chain.shape)):
-        raise node.refused(f"axis is {axis}, and only the last one can be read")
-    gain = chain.constant(node, 1, 1)
-    layer = LayerNorm(_channels(chain, node, gain), epsilon)
-    fill(node, layer.gain, gain)
-    if layer.bias is not None and len(node.inputs) > 2:
-        fill(node, layer.bias, chain.constant(node, 2, 1))
-    chain.add(layer, chain.shape)
-
-
-def _prelu(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 2)
-    slope = chain.constant(node, 1, 1)
-    layer = PReLU(1 if len(slope) == 1 else _channels(chain, node, slope))
-    fill(node, layer.slope, slope)
-    chain.add(layer, chain.shape)
-
-
-def _channels(chain: Chain, node: Node, array: NDArray[Any]) -> int:
-    """Return how many numbers there are; they must be as many as channels."""
-    if not chain.shape or chain.shape[-1] != len(array):
-        raise node.refused(f"{len(array)} numbers do not fit samples of {chain.shape}")
-    return len(array)
+def _pool(chain: Chain, pool: Layer, *, keep: bool) -> None:
+    ones, channels = (1,) * (len(chain.shape) - 1), chain.shape[-1]
+    chain.add(pool, (channels,))
+    if keep:
+        chain.add(Reshape((*ones, channels)), (*ones, channels))
+    else:
+        chain.turned = False
 
 
 def _reshape(chain: Chain, node: Node) -> None:
     chain.data_first(node, 2)
     node.only("allowzero", 0)
-    shape = tuple(chain.constant(node, 1, 1, "int64").tolist())
-    if shape[:1] != (0,) or min(shape[1:], default=1) < 1:
-        raise node.refused(f"its shape is {shape}, and (0, ...) keeps the number of samples")
-    if math.prod(shape[1:]) != math.prod(chain.shape):
-        raise node.refused(f"samples of {chain.shape} do not become {shape[1:]}")
-    chain.add(Flatten() if len(shape) == 2 else Reshape(shape[1:]), shape[1:])
+    given = chain.constant(node, 1, 1, "int64").tolist()
+    n, shape = math.prod(chain.shape), tuple(given[1:])
+    if shape.count(-1) == 1 and given[0] == 0:
+        rest = -math.prod(shape)
+        shape = tuple(n // rest if rest > 0 and length == -1 else length for length in shape)
+    if given[:1] not in ([0], [-1]) or min(shape, default=1) < 1:
+        raise node.refused(f"its shape is {given!r:.99}, and (0, ...) keeps the number of samples")
+    if math.prod(shape) != n:
+        raise node.refused(f"samples of {chain.shape} do not become {shape}")
+    if len(shape) == 1:
+        chain.add(Flatten(), chain.flatten())
+    else:
+        chain.facing(node, turned=False)
+        chain.add(Reshape(shape), shape)
 
 
 def _flatten(chain: Chain, node: Node) -> None:
+    chain.data_first(node, 1)
     node.only("axis", 1)
-    chain.add(Flatten(), (math.prod(chain.shape),))
+    chain.add(Flatten(), chain.flatten())
 
 
-_TURNED: dict[str, Callable[[Chain, Node], None]] = {
-    "Conv": read_convolution,
-    "ConvTranspose": read_convolution,
-    "MaxPool": read_pool,
-    "AveragePool": read_pool,
-    "BatchNormalization": _batch_norm,
-}
+#: Operators that take features in any order.
+_ANY_ORDER = {*ACTIVATION_READERS, "Identity", "MatMul", "Gemm", "BatchNormalization"}
 
 _READERS: dict[str, Callable[[Chain, Node], None]] = {
     **ACTIVATION_READERS,
+    **NORM_READERS,
+    **WINDOW_READERS,
     "Identity": lambda chain, node: chain.data_first(node, 1),
+    "Transpose": lambda chain, node: chain.transpose(node),
     "MatMul": _product,
     "Gemm": _gemm,
     "Add": _position,
     "Gather": _embedding,
     "ReduceMean": _reduced(GlobalAveragePool),
     "ReduceMax": _reduced(GlobalMaxPool),
-    "LayerNormalization": _layer_norm,
-    "PRelu": _prelu,
+    "GlobalAveragePool": _global(GlobalAveragePool),
+    "GlobalMaxPool": _global(GlobalMaxPool),
     "Reshape": _reshape,
     "Flatten": _flatten,
 }
