@@ -173,7 +173,7 @@ def fuzz(session: nox.Session) -> None:
     `tests/corpus` in part, and the one that a reader failed on.
     """
     seconds = int(60 * float(session.posargs[0] if session.posargs else 1))
-    session.install(".", "atheris")
+    session.install(".[onnx]", "atheris")
     for kept in sorted(Path("tests/corpus").iterdir()):
         found = Path(session.create_tmp(), kept.name)
         found.mkdir(exist_ok=True)

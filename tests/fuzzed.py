@@ -136,6 +136,19 @@ def checkpoint(content: bytes) -> None:
         pass  # a rate or a schedule that somebody chose leads nowhere
 
 
+def onnx(content: bytes) -> None:
+    """Read a network; it is not much larger than the file, and comes back from an export."""
+    for channels_first in (False, True):
+        path = as_file(content)
+        model = outcome(lambda: gn.import_onnx(path, channels_first=channels_first))  # noqa: B023
+        if model is None:
+            continue
+        held = [item.value for item in (*model.parameters(), *model.buffers())]
+        assert sum(x.nbytes for x in held) <= 16 * len(content) + 2**20
+        assert all(str(x.dtype) == "float32" for x in held)
+        assert repr(model)
+
+
 def training() -> tuple[gn.Trainer, gn.Loader]:
     """Return a small trainer, and a loader for it."""
     model = gn.Sequential(gn.Dense(2, 3, "relu", rng=0), gn.Dropout(0.5), gn.Dense(3, 2, rng=1))
@@ -146,5 +159,5 @@ def training() -> tuple[gn.Trainer, gn.Loader]:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (safetensors, state, weights, checkpoint, idx)
+    function.__name__: function for function in (safetensors, state, weights, checkpoint, idx, onnx)
 }

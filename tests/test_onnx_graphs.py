@@ -307,6 +307,26 @@ def test_what_is_refused_with_the_channels_first(nodes: Nodes, told: str, tmp_pa
         gn.import_onnx(written(tmp_path / "model.onnx", nodes, 3, 5, 4), channels_first=True)
 
 
+def test_a_network_far_larger_than_the_file_is_refused(tmp_path: Path) -> None:
+    """Each use of a constant is a layer of its own."""
+    square = numpy_helper.from_array(numbers(200, 200), "square")
+    tensor = helper.make_tensor_value_info
+    for uses, enough in ((3, True), (60, False)):
+        names = ["input", *(f"value {i}" for i in range(uses - 1)), "output"]
+        nodes = [
+            helper.make_node("MatMul", [names[i], "square"], [names[i + 1]]) for i in range(uses)
+        ]
+        ends = [tensor("input", 1, ["N", 200])], [tensor("output", 1, ["N", 200])]
+        model = helper.make_model(helper.make_graph(nodes, "graph", *ends, [square]))
+        model.opset_import[0].version = 20
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        if enough:
+            assert len(gn.import_onnx(tmp_path / "model.onnx")) == uses
+            continue
+        with pytest.raises(FileError, match="far larger than the file"):
+            gn.import_onnx(tmp_path / "model.onnx")
+
+
 def test_channels_first_is_a_flag_of_images(tmp_path: Path) -> None:
     path = written(tmp_path / "model.onnx", [("Relu", ["x"], {})], 4)
     with pytest.raises(FileError, match="no channels in front"):

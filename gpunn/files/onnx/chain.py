@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from gpunn.arrays.facts import size_of
 from gpunn.files.onnx.graph import first, last
+from gpunn.files.onnx.nodes import UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +22,31 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Budget:
+    """How many bytes of parameters may still be made."""
+
+    left: int
+
+    def take(self, layer: Layer) -> None:
+        """Count a layer."""
+        held = *layer.parameters(), *layer.buffers()
+        self.left -= sum(size_of(item.value) for item in held)
+        if self.left < 0:
+            raise UnreadableError(
+                "its operators use the same constants so often that the network would be far "
+                "larger than the file"
+            )
+
+
+@dataclass
 class Chain:
     """Layers, the last of which returns the current value.
 
     Attributes
     ----------
     constants : mapping from str to array
+    budget : Budget
+        Of this chain and its branches.
     name, shape : str and tuple of int
         The current value: its name, and the shape of one sample, channels last.
     turned : bool
@@ -39,6 +60,7 @@ class Chain:
     """
 
     constants: Mapping[str, NDArray[Any]]
+    budget: Budget
     name: str
     shape: Shape
     turned: bool = False
@@ -52,6 +74,11 @@ class Chain:
 
     def add(self, layer: Layer, shape: Shape) -> None:
         """Add a layer, and tell the shape that it returns."""
+        self.budget.take(layer)
+        self.put(layer, shape)
+
+    def put(self, layer: Layer, shape: Shape) -> None:
+        """Add a layer of layers that are counted already."""
         self.layers.append(layer)
         self.shape = shape
 

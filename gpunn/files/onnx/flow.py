@@ -107,11 +107,11 @@ def _join(chain: Chain, region: Sequence[Node], depth: int) -> None:
     chain.turned, chain.integers = chains[0].turned, chains[0].integers
     if axis is not None:
         width = sum(each.shape[-1] for each in chains)
-        chain.add(Parallel(*layers), (*chains[0].shape[:-1], width))
+        chain.put(Parallel(*layers), (*chains[0].shape[:-1], width))
     elif len(layers) == 2 and any(skips):
-        chain.add(Residual(layers[0 if skips[1] else 1]), chain.shape)
+        chain.put(Residual(layers[0 if skips[1] else 1]), chain.shape)
     else:
-        chain.add(Parallel(*layers, join="add"), chains[0].shape)
+        chain.put(Parallel(*layers, join="add"), chains[0].shape)
 
 
 def _branch_to(name: str, inner: Sequence[Node]) -> list[Node]:

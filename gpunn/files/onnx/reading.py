@@ -9,7 +9,7 @@ from typing import Any
 from gpunn.arrays.backend import get_backend, use
 from gpunn.arrays.checks import flag
 from gpunn.errors import FileError, SettingError
-from gpunn.files.onnx.chain import Chain
+from gpunn.files.onnx.chain import Budget, Chain
 from gpunn.files.onnx.flow import read_all
 from gpunn.files.onnx.nodes import UnreadableError, source_of
 from gpunn.files.opening import opened
@@ -17,6 +17,9 @@ from gpunn.nn.containers import Sequential
 
 #: The versions of ONNX's operators that mean what the readers take them for.
 _OPERATORS = range(18, 24)
+
+#: How often a constant may be used on average: each use is a parameter of its own.
+_MOST_COPIES = 16
 
 #: The longest file: the format counts bytes in 31 bits.
 _MOST_BYTES = 2**31 - 1
@@ -94,7 +97,8 @@ def _layers(content: bytes, *, turned: bool) -> list[Any]:
     if turned and len(shape) < 2:
         raise UnreadableError(f"its input has no channels in front (channels_first): {shape}")
     shape = (*shape[1:], shape[0]) if turned else shape
-    chain = Chain(source.constants, source.name, shape, turned, source.integers)
+    budget = Budget(_MOST_COPIES * len(content) + 2**20)
+    chain = Chain(source.constants, budget, source.name, shape, turned, source.integers)
     read_all(chain, source.nodes, source.output)
     if chain.flattened or (len(chain.shape) > 1 and chain.turned != turned):
         raise UnreadableError(
