@@ -124,16 +124,20 @@ def _data_first(node: Node, constants: Constants) -> Node:
 
 
 def _constant(node: Node, _: Constants) -> NDArray[Any]:
+    from onnx import TensorProto  # noqa: PLC0415
+
     if len(node.settings) != 1:
         raise node.refused(f"it has {len(node.settings)} values")
     ((name, value),) = node.settings.items()
-    if name == "value":
+    if name == "value" and isinstance(value, TensorProto):
         return array_of(value, node.outputs[0])
-    kinds = {"value_float": "float32", "value_floats": "float32"}
-    kinds |= {"value_int": "int64", "value_ints": "int64"}
-    if name not in kinds:
+    kinds = {"value_float": float, "value_floats": float, "value_int": int, "value_ints": int}
+    several = isinstance(value, (list, tuple))
+    values = value if several else [value]
+    right = name in kinds and several == name.endswith("s")
+    if not right or any(type(each) is not kinds[name] for each in values):
         raise node.refused(f"it is given by {name!r:.99}")
-    return np.array(value, kinds[name])
+    return np.array(value, "float32" if kinds[name] is float else "int64")
 
 
 def _slice(node: Node, constants: Constants) -> NDArray[Any]:
@@ -197,6 +201,8 @@ def _node(node: Any) -> Node:
         made.settings = settings_of(node)
     except ValueError as error:
         raise made.refused(f"a setting is damaged ({error})") from error
+    if any(value is None for value in made.settings.values()):
+        raise made.refused("a setting has no value")
     return made
 
 
