@@ -232,6 +232,45 @@ class TestMany:
         names = sorted(file.stem[-4:] for file in path.parent.iterdir())
         assert names == ["0028", "0035"]
 
+    @pytest.mark.parametrize("keeps", [(1, 2), (2, 1), (1, 2, 1), (2, 1, 3)])
+    def test_files_are_found_whatever_was_kept(self, path: Path, keeps: tuple[int, ...]) -> None:
+        """And the oldest are removed; from the first file on, it is one run."""
+        for i, keep in enumerate(keeps):
+            last = gn.Checkpoint(path, keep=keep)
+            resume = last if i else None
+            got = straight(network, 2 * i + 2, callbacks=[last], resume=resume)
+        whole = straight(network, 2 * len(keeps))
+        assert_same_bits(whole, got)
+        assert len(list(path.parent.iterdir())) == keeps[-1]
+
+    @pytest.mark.parametrize("keeps", [(2, 1), (1, 2)])
+    def test_files_of_another_run_are_told_whatever_was_kept(
+        self, path: Path, keeps: tuple[int, int]
+    ) -> None:
+        first, last = (gn.Checkpoint(path, keep=keep) for keep in keeps)
+        straight(network, 2, callbacks=[first])
+        before = sorted(path.parent.iterdir())
+        with pytest.raises(SettingError, match="is there from another run"):
+            straight(network, 2, callbacks=[last])
+        assert sorted(path.parent.iterdir()) == before
+
+    def test_unfinished_files_beside_the_target_of_a_link(self, path: Path) -> None:
+        """As a killed process leaves them."""
+        folder = path.parent / "elsewhere"
+        folder.mkdir()
+        target = folder / "run.safetensors"
+        path.symlink_to(target)
+        left = folder / f".run.safetensors.{'a' * 12}.part"
+        other = folder / f".other.safetensors.{'a' * 12}.part"
+        for file in (left, other):
+            file.touch()
+        last = gn.Checkpoint(path)
+        straight(network, 1, callbacks=[last], resume=last)
+        assert sorted(folder.iterdir()) == [other, target]
+        target.unlink()
+        folder.rename(path.parent / "moved")  # now the link leads nowhere
+        last.remove_unfinished()
+
     def test_batches_that_grow(self, path: Path) -> None:
         """The count of steps, and with it the newest file, does not fall."""
 

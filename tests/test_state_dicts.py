@@ -142,6 +142,31 @@ class TestRefused:
             optimizer.load_state_dict(state)
         assert str(on_host(optimizer.state_dict())) == before
 
+    @pytest.mark.parametrize(
+        ("kind", "change"),
+        [
+            (kind, {name: value})
+            for kind, names in {
+                "constant": ("learning_rate",),
+                "steps": ("learning_rate", "every", "factor"),
+                "exponential": ("learning_rate", "steps", "factor"),
+                "cosine": ("learning_rate", "steps", "final"),
+                "warm-up": ("steps",),
+                "plateau": ("factor", "patience", "tolerance", "minimum", "waited"),
+            }.items()
+            for name in names
+            for value in (-1, float("nan"), 1e300)
+        ]
+        + [("plateau", {"best": float("nan")}), ("steps", {"every": 0})],
+    )
+    def test_a_schedule_beyond_its_ranges(self, kind: str, change: dict[str, Any]) -> None:
+        schedule = SCHEDULES[kind]()
+        before = schedule.state_dict()
+        (name,) = change
+        with pytest.raises(StateError, match=rf"\w+\.load_state_dict: .*{name}"):
+            schedule.load_state_dict({**before, **change})
+        assert str(schedule.state_dict()) == str(before)
+
     def test_no_state(self) -> None:
         for part in (gn.Dense(2, 1), gn.History(), gn.Constant(0.1), gn.Loader(X)):
             with pytest.raises(StateError):

@@ -155,10 +155,25 @@ class TestConversion:
         values = (np.frombuffer(SPECIAL, "uint32") >> 16 << 16).view("float32")
         as_bfloat16(values, path)
         model = Held(w=place.backend.asarray(np.zeros(4, "float32")))
-        with pytest.raises(FileError, match=r"strict=False [^!]*w is bfloat16 in the file"):
+        with pytest.raises(FileError, match=r"convert=True [^!]*w is bfloat16 in the file"):
             gn.load(path, model)
-        gn.load(path, model, strict=False)
+        assert gn.load(path, model, convert=True) == ([], [])
         assert gn.to_numpy(model.w.value).tobytes() == values.tobytes()
+
+    def test_names_must_agree_nonetheless(self, path: Path) -> None:
+        save_file({"w": np.ones(3, "float16"), "more": np.ones(1)}, path)
+        model = Held(w=np.zeros(3, "float32"))
+        with pytest.raises(
+            FileError, match="strict=False loads what fits:\n  unexpected[^!]*more$"
+        ):
+            gn.load(path, model, convert=True)
+        assert not model.w.value.any()
+        assert gn.load(path, model, strict=False) == ([], ["more"])
+        assert model.w.value.tolist() == [1.0] * 3
+        with pytest.raises(
+            SettingError, match="load: convert must be True or False, got 'float32'"
+        ):
+            gn.load(path, model, convert="float32")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("dtype", ["F8_E5M2", "BF16"])
     def test_what_is_not_wanted_may_be_of_any_type(self, path: Path, dtype: str) -> None:

@@ -78,6 +78,8 @@ def remove_unfinished(path: Path) -> list[Path]:
     """
     target = Path(os.path.realpath(path))
     unfinished = re.compile(re.escape(_beginning(target)) + r"[0-9a-f]{12}\.part")
+    if not target.parent.is_dir():  # of a link that leads nowhere
+        return []
     left = [each for each in target.parent.iterdir() if unfinished.fullmatch(each.name)]
     for each in left:
         each.unlink(missing_ok=True)

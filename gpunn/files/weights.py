@@ -12,7 +12,7 @@ import numpy as np
 
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.capacity import memory_for
-from gpunn.arrays.checks import one_of
+from gpunn.arrays.checks import flag, one_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.memory import copy_of
@@ -111,6 +111,7 @@ def load(
     model: Layer,
     strict: bool = True,  # noqa: FBT001, FBT002
     *,
+    convert: bool = False,
     layout: Literal["gpunn", "torch"] | None = None,
     names: Names = None,
 ) -> LoadReport:
@@ -124,8 +125,11 @@ def load(
         With the structure that was saved, on any backend. Unchanged if loading fails.
     strict : bool, default True
         Whether names and dtypes must agree exactly. If False, common names are loaded and
-        converted, and the rest reported. Shapes must always agree, floats are never converted to
-        integers, and no number may overflow or wrap around.
+        converted, and the rest reported. Shapes must always agree.
+    convert : bool, default False
+        Whether to take numbers of another width than the model's, such as bfloat16, float16 or
+        float64 for float32, and convert them. Floats are never converted to integers, and no
+        number may overflow or wrap around.
     layout : {"gpunn", "torch", None}, default None
         The layout and names of arrays in the file: as in gpunn, or as in PyTorch, whose weights of
         `Dense` are (outputs, inputs) and of filters (outputs, inputs, height, width), whose
@@ -168,6 +172,7 @@ def load(
     place = _path("load", path, model)
     held = _held("load", model)
     one_of("load", "strict", strict, (True, False))
+    flag("load", "convert", convert)
     one_of("load", "layout", layout, ("gpunn", "torch", None))
     torch = TorchLayout(model, channels_of(model, "PyTorch") if layout == "torch" else {})
     theirs = renamed("load", held, torch.names if layout == "torch" else {}, names)
@@ -192,7 +197,9 @@ def load(
         for name, stored in found.items()
         for line in _misfits(name, stored, held[name], theirs=layouts[name], layout=layout)
     ]
-    _check_fit(path, misfits, list(_differences(report, found, held)) if strict else [])
+    names_differ = list(_differences(report)) if strict else []
+    widths_differ = list(_conversions(found, held)) if strict and not convert else []
+    _check_fit(path, misfits, names_differ, widths_differ)
     arrays = {name: stored.array for name, stored in found.items()}
     if layout == "torch":
         turned = {name: form for name, form in layouts.items() if form and name in arrays}
@@ -210,12 +217,16 @@ def _read_weights(path: Path, names: list[str]) -> File:
     return file.part(MODEL) if kind is CHECKPOINT else file
 
 
-def _check_fit(path: Any, misfits: list[str], differences: list[str]) -> None:
-    """Raise for what cannot be loaded at all, and what only ``strict=False`` loads."""
-    if not misfits and not differences:
+def _check_fit(
+    path: Any, misfits: list[str], names_differ: list[str], widths_differ: list[str]
+) -> None:
+    """Raise for what cannot be loaded at all, and what only ``strict=False`` or ``convert`` do."""
+    if not misfits and not names_differ and not widths_differ:
         return
     advice = "" if misfits else "; strict=False loads what fits"
-    listed = "\n  ".join(misfits + differences)
+    if widths_differ and not misfits and not names_differ:
+        advice = "; convert=True converts the numbers"
+    listed = "\n  ".join(misfits + names_differ + widths_differ)
     raise FileError(
         f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
     )
@@ -293,12 +304,16 @@ def _misfits(
         yield f"read-only: {name} cannot be written to in the model"
 
 
-def _differences(
-    report: LoadReport, found: Mapping[str, Stored], held: Mapping[str, Parameter | Buffer]
-) -> Iterator[str]:
-    """Yield the differences between a file and a model that ``strict=False`` allows."""
+def _differences(report: LoadReport) -> Iterator[str]:
+    """Yield the names that differ, which ``strict=False`` allows."""
     yield from (f"missing in the file: {name}" for name in report.missing)
     yield from (f"unexpected in the file: {name}" for name in report.unexpected)
+
+
+def _conversions(
+    found: Mapping[str, Stored], held: Mapping[str, Parameter | Buffer]
+) -> Iterator[str]:
+    """Yield the numbers of another width, which ``convert=True`` allows."""
     for name, stored in found.items():
         here = dtype_name(held[name].value)
         if stored.dtype != here and _converts(stored, held[name]):

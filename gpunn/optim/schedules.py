@@ -7,13 +7,14 @@ length: ``Cosine(0.1, steps=30 * len(loader))``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from numbers import Real
 from typing import Any, TypeAlias
 
-from gpunn.arrays.checks import number, shown, whole_number
+from gpunn.arrays.checks import is_whole, number, shown, whole_number
 from gpunn.arrays.state import attributes_of, check_kind, check_names, set_attributes
-from gpunn.errors import SettingError
+from gpunn.errors import SettingError, StateError
 from gpunn.optim.patience import Patience
 
 #: A function from the number of updates so far to the learning rate of the next update.
@@ -235,9 +236,12 @@ class ReduceOnPlateau(Constant):
         """Go on from a state."""
         rest = dict(state)
         check_names(type(self).__name__, rest, self.state_dict())
-        best, waited = rest.pop("best"), whole_number("Schedule", "waited", rest.pop("waited"), 0)
-        if not isinstance(best, float):
-            raise SettingError(f"{type(self).__name__}: best must be a number, got {shown(best)}")
+        best, waited = rest.pop("best"), rest.pop("waited")
+        if not isinstance(best, float) or math.isnan(best) or not is_whole(waited) or waited < 0:
+            raise StateError(
+                f"{type(self).__name__}.load_state_dict: best must be a number and waited a whole "
+                f"number of at least 0, got {shown(best)} and {shown(waited)}"
+            )
         so_far = Patience(best, waited)
         _load_own_state(self, rest, "_so_far")
         self._so_far = so_far
@@ -267,7 +271,21 @@ def _load_own_state(schedule: Any, state: Any, *known: str) -> None:
     """Set the attributes that `_own_state` has returned."""
     check_kind("Schedule", schedule, state)
     check_names(type(schedule).__name__, state, _own_state(schedule, *known))
+    if type(schedule).__module__ == __name__:  # what attributes of others mean is not known
+        _check_ranges(schedule, state)
     set_attributes(schedule, {k: value for k, value in state.items() if k != "kind"})
+
+
+def _check_ranges(schedule: Any, state: Mapping[str, Any]) -> None:
+    """Check the settings in a state as the constructor does."""
+    kind = type(schedule)
+    settings = {
+        name: state.get(name, getattr(schedule, name)) for name in signature(kind).parameters
+    }
+    try:
+        kind(**settings)
+    except SettingError as error:
+        raise StateError(f"{kind.__name__}.load_state_dict: {error}") from error
 
 
 def observe(schedule: Schedule, loss: float) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpunn.arrays.checks import number, one_of, whole_number
-from gpunn.errors import PathError, SettingError
+from gpunn.errors import FileError, PathError, SettingError
+from gpunn.files.atomic import remove_unfinished
 from gpunn.files.states import CHECKPOINT, read_state, write_state
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Checkpoint:
         A step is a batch. With ``Trainer(accumulate=k)`` a file waits for the next update.
     keep : int, default 1
         How many files to keep, at least 1. With more than one, the number of steps becomes a part
-        of each file's name, and the oldest ones of this run are removed. Go on from the newest, or
-        begin in a folder without such files.
+        of each file's name, and the oldest ones of this run are removed. Go on from the newest,
+        whatever `keep` was when it was written, or begin in a folder without such files.
 
     Notes
     -----
@@ -108,16 +109,17 @@ class Checkpoint:
         PathError
             If there is no folder to write to.
         SettingError
-            If numbered files are there from which the call does not go on: they would count as the
-            newest ones.
+            If files are there from which the call does not go on, and that it does not replace:
+            they would count as the newest ones.
         """
         files = self._files()
         ours = resumed is not None and resumed in files
         self._written_at, self._last_time = step if ours else -1, time.monotonic()
         self._kept = files[: files.index(resumed) + 1] if ours and resumed else []
-        if self.keep > 1 and files and (not ours or files[-1] != resumed):
+        others = files if self.keep > 1 else [file for file in files if file != self.path]
+        if others and (not ours or files[-1] != resumed):
             raise SettingError(
-                f"Checkpoint: {files[-1]} is there from another run; go on from it, "
+                f"Checkpoint: {others[-1]} is there from another run; go on from it, "
                 "fit(..., resume=checkpoint), or move such files away"
             )
 
@@ -148,7 +150,12 @@ class Checkpoint:
             self._kept.pop(0).unlink(missing_ok=True)
 
     def remove_unfinished(self) -> None:
-        """Remove what processes that were killed while they wrote have left behind."""
+        """Remove what processes that were killed while they wrote have left behind.
+
+        Such files lie beside the one that is replaced, which may be the target of a link.
+        """
+        for file in {self.path, *self._numbered()}:
+            remove_unfinished(file)
         name = re.escape(f".{self.path.stem}") + r"(-\d{12})?" + re.escape(self.path.suffix)
         left = re.compile(name + r"\.[0-9a-f]{12}\.part")
         for each in self._siblings(left):
@@ -160,9 +167,17 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.stem}-{step:012d}{self.path.suffix}")
 
     def _files(self) -> list[Path]:
-        """Return the files that are there, the newest last."""
-        if self.keep == 1:
-            return [self.path] if (self._folder() / self.path.name).exists() else []
+        """Return the files that are there, the newest last, whatever `keep` was for them."""
+        numbered = self._numbered()
+        if not (self._folder() / self.path.name).exists():
+            return numbered
+        if not numbered:
+            return [self.path]
+        step = steps_in(self.path)
+        later = [file for file in numbered if int(file.stem[-12:]) > step]
+        return [*numbered[: len(numbered) - len(later)], self.path, *later]
+
+    def _numbered(self) -> list[Path]:
         name = re.escape(self.path.stem) + r"-\d{12}" + re.escape(self.path.suffix)
         return self._siblings(re.compile(name))
 
@@ -196,6 +211,21 @@ def found(resume: Any) -> Path | None:
         "Trainer.fit: resume must be the path of a checkpoint, or a Checkpoint, got "
         f"{type(resume).__name__}"
     )
+
+
+def steps_in(path: Path) -> int:
+    """Return after how many steps a file was written.
+
+    Raises
+    ------
+    FileError
+        If it is no checkpoint, or damaged.
+    """
+    state = read(path, "Checkpoint")
+    try:
+        return int(state["epoch"]["batches_before"]) + int(state["order"]["done"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"Checkpoint: {path} does not say after how many steps it was") from error
 
 
 def read(path: Path, owner: str = "Trainer.fit") -> dict[str, Any]:
