@@ -25,7 +25,12 @@ for loaded in [name for name in sys.modules if name.partition(".")[0] == "json"]
     del sys.modules[loaded]
 
 with atheris.instrument_imports(include=["gpunn", "json"]):
-    for wanted in ("json.decoder", "gpunn.data.idx", "gpunn.files.weights", "gpunn.files.onnx"):
+    for wanted in (
+        "json.decoder",
+        "gpunn.data.idx",
+        "gpunn.files.weights",
+        "gpunn.files.onnx.reading",
+    ):
         import_module(wanted)
 
 from tests.fuzzed import TARGETS  # noqa: E402
