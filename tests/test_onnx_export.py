@@ -38,6 +38,9 @@ def stirred(model: gn.Layer) -> gn.Layer:
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 def test_every_layer(case: LayerCase, tmp_path: Path) -> None:
+    old = tuple(map(int, runtime.__version__.split(".")[:2])) < (1, 24)  # the last for Python 3.10
+    if old and case.name.startswith("LayerNorm(1)"):
+        pytest.skip("ONNX Runtime before 1.24 refuses LayerNormalization over one feature")
     model, path = stirred(case.make("float32")), tmp_path / "model.onnx"
     gn.export_onnx(model, path, case.sample)
     for n in (1, 3):
