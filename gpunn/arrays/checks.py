@@ -196,7 +196,8 @@ def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -
     if _contains(interval, converted):
         return converted
     wanted = otherwise + _in_words(interval)
-    if abs(converted) > LARGEST and interval.endswith("inf)"):
+    finite = not math.isinf(converted) or value != converted
+    if abs(converted) > LARGEST and finite and interval.endswith("inf)"):
         wanted += f", of a size up to {LARGEST:.4g}"
     raise SettingError(f"{owner}: {name} must be {wanted}, got {shown(value)}")
 
