@@ -48,6 +48,7 @@ RACES = {
 MPI_TESTS = ("tests/test_mpi.py", "tests/test_dask.py")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
+DOCS = nox.project.dependency_groups(PYPROJECT, "docs")
 LINT = nox.project.dependency_groups(PYPROJECT, "lint")
 TYPES = nox.project.dependency_groups(PYPROJECT, "types")
 
@@ -180,6 +181,28 @@ def fuzz(session: nox.Session) -> None:
         limits = (f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=512")
         report = ("-print_final_stats=1", f"-artifact_prefix={found}.failed.")
         session.run("python", "bench/fuzz.py", kept.name, *limits, *report, str(found), str(kept))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site: the guide, every public name, every example; look at all pages.
+
+    The pages are left in the session's folder `tmp`, in `site`. Chromium looks at them.
+    """
+    session.install(".[examples]", *DOCS)
+    place = Path(session.create_tmp()).resolve()
+    source, site = place / "source", place / "site"
+    for folder in (source, site):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree("gpunn/guide", source)
+    programs = sorted(Path("examples").resolve().glob("*.py"))
+    wanted = [",".join([p.name, *SHORTENED.get(p.name, [])]) for p in programs]
+    left_out = [f"--only-code={name}" for name in LEFT_OUT]
+    session.run("python", str(source / "pages.py"), str(source), "examples", *wanted, *left_out)
+    session.run("sphinx-build", "-q", "-W", "-b", "html", str(source), str(site))
+    opened = {"GPUNN_SITE": str(site)}
+    session.run("python", "-m", "pytest", *IN_PARALLEL, "tests/test_site.py", env=opened)
+    session.log(f"the site is in {site}")
 
 
 def succeeds(run: Callable[..., object], *command: str) -> bool:

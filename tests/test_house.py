@@ -25,6 +25,8 @@ def modules() -> dict[str, Path]:
     """Return all files of the package by module name, without ``gpunn.``."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "guide":  # no part of the program
+            continue
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts)
         found[name.removesuffix(".__init__")] = path

@@ -49,7 +49,7 @@ class CosineDistance(Loss):
         self.epsilon = epsilon
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * (1 - c), and scale * (c u [|x| > epsilon] - v) / n."""
+        """Return scale * (1 - c), and scale * (c u [length > epsilon] - v) / n."""
         xp = kernels(prediction).xp
         length, norm = self._norms(prediction)
         u, v = prediction / norm, target / self._norms(target)[1]

@@ -34,7 +34,7 @@ class MeanAbsoluteError(Loss):
     kernel = "absolute_error"
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * sum |prediction - target|, and scale * sign(prediction - target)."""
+        """Return scale * sum abs(prediction - target), and scale * sign(prediction - target)."""
         xp = kernels(prediction).xp
         error = prediction - target
         return scale * xp.sum(xp.abs(error), axis=1), per_row(scale) * xp.sign(error)

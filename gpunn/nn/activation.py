@@ -276,7 +276,7 @@ class Softplus(Activation):
     preferred_init = "he_normal"
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return max(x, 0) + log(1 + e^-|x|)."""
+        """Return max(x, 0) + log(1 + e^-abs(x))."""
         return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:

@@ -28,7 +28,7 @@ class Hardtanh(Activation):
         return xp.minimum(xp.maximum(x, -self.limit), self.limit)
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad where |h| < l, else 0."""
+        """Return grad where abs(h) < l, else 0."""
         return grad * xp.astype(xp.abs(saved) < self.limit, grad.dtype)
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Hardsigmoid(Activation):
 
 
 class Hardswish(Activation):
-    """h = x s with s = min(max(x/6 + 1/2, 0), 1); dh/dx = s + x/6 where |x| < 3, else s.
+    """h = x s with s = min(max(x/6 + 1/2, 0), 1); dh/dx = s + x/6 where abs(x) < 3, else s.
 
     References
     ----------
@@ -82,7 +82,7 @@ class Hardswish(Activation):
         return x * hard_sigmoid(xp, x)
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad (s + x/6) where |x| < 3, else grad s."""
+        """Return grad (s + x/6) where abs(x) < 3, else grad s."""
         inside = xp.astype(xp.abs(saved) < 3.0, grad.dtype)
         return grad * (hard_sigmoid(xp, saved) + saved * inside * (1.0 / 6.0))
 
@@ -107,7 +107,7 @@ class Softshrink(Activation):
         return x - xp.minimum(xp.maximum(x, -self.limit), self.limit)
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad where |h| > 0, else 0."""
+        """Return grad where abs(h) > 0, else 0."""
         return grad * xp.astype(xp.abs(saved) > 0.0, grad.dtype)
 
     def __repr__(self) -> str:

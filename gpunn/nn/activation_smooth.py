@@ -105,17 +105,17 @@ class Mish(Activation):
 
 
 class Softsign(Activation):
-    """h = x / (1 + |x|); dh/dx = 1 / (1 + |x|)^2."""
+    """h = x / (1 + abs(x)); dh/dx = 1 / (1 + abs(x))^2."""
 
     kernel = "softsign"
     saves_output = False
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return x / (1 + |x|)."""
+        """Return x / (1 + abs(x))."""
         return x / (1.0 + xp.abs(x))
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad / (1 + |x|)^2."""
+        """Return grad / (1 + abs(x))^2."""
         share = 1.0 / (1.0 + xp.abs(saved))
         return grad * (share * share)
 
@@ -126,7 +126,7 @@ class LogSigmoid(Activation):
     kernel = "log_sigmoid"
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return min(x, 0) - log(1 + e^-|x|)."""
+        """Return min(x, 0) - log(1 + e^-abs(x))."""
         return xp.minimum(x, 0.0) - xp.log1p(xp.exp(-xp.abs(x)))
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:

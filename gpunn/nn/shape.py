@@ -39,7 +39,7 @@ class Flatten(Layer):
 
 
 class Reshape(Layer):
-    """Give each sample another shape: (N, ...) becomes (N, *shape), with the same entries in order.
+    """Give each sample another shape: (N, ...) becomes ``(N, *shape)``, the entries in order.
 
     It makes images of rows, such as those of a table: ``Reshape((8, 8, 1))``. The gradient gets the
     shape of the input again.
@@ -61,7 +61,7 @@ class Reshape(Layer):
         self.shape = sample_shape("Reshape", shape, "shape")
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
-        """Return x as (N, *shape)."""
+        """Return x as ``(N, *shape)``."""
         if math.prod(x.shape[1:]) != math.prod(self.shape):
             raise ShapeError(
                 f"{self!r}: expected samples of {math.prod(self.shape)} numbers, got x of shape "
