@@ -155,7 +155,7 @@ class TestRefused:
                 "plateau": ("factor", "patience", "tolerance", "minimum", "waited"),
             }.items()
             for name in names
-            for value in (-1, float("nan"), 1e300)
+            for value in (-1, float("nan"), float("inf"))
         ]
         + [("plateau", {"best": float("nan")}), ("steps", {"every": 0})],
     )

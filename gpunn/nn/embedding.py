@@ -213,7 +213,7 @@ def _normal(  # noqa: PLR0917 (what the layers are given)
 ) -> Parameter:
     """Return a table drawn from a normal distribution."""
     name = type(layer).__name__
-    scale = number(name, "scale", scale, "[0, inf)")
+    scale = number(name, "scale", scale, "[0, 1e37]")
     dtype, place = float_dtype(name, dtype), get_backend(backend)
     generator = as_generator(rng, name)
     with room_for(repr(layer), place, shape):

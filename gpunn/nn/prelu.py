@@ -63,7 +63,7 @@ class PReLU(Layer):
     ) -> None:
         name = type(self).__name__
         self.features = whole_number(name, "features", features)
-        initial = number(name, "slope", slope, "(-inf, inf)")
+        initial = number(name, "slope", slope, "[-1e38, 1e38]")
         self._initial = initial
         place, dtype, shape = get_backend(backend), float_dtype(name, dtype), (self.features,)
         with room_for(repr(self), place, shape):

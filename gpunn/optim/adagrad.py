@@ -38,7 +38,7 @@ class Adagrad(Optimizer):
     epsilon : float, default 1e-10
         Above 0.
     initial_sum : float, default 0.0
-        At least 0. Another one counts from the next `reset` on.
+        In [0, 1e38]. Another one counts from the next `reset` on.
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty, as in `SGD`. Biases are exempt (`Parameter.decay`).
     clip_norm : float, optional
@@ -69,7 +69,7 @@ class Adagrad(Optimizer):
     kernel = "adagrad"
 
     epsilon: float = checked(number, "(0, inf)")
-    initial_sum: float = checked(number, "[0, inf)")
+    initial_sum: float = checked(number, "[0, 1e38]")
 
     def __init__(
         self,
