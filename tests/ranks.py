@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import gpunn as gn
-
 
 class Threads:
     """A communicator whose ranks are threads.
@@ -69,7 +67,6 @@ def run_ranks(size: int, program: Callable[[Threads], Any]) -> list[Any]:
     An error that only some ranks raise keeps the others waiting, and is raised here.
     """
     group, results = Group(size), [None] * size
-    gn.get_backend("numpy")  # what it imports is not there for the first of several threads
 
     def run(rank: int) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.machinery
 import importlib.util
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -417,6 +418,17 @@ def run(code: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     where = {"cwd": Path(module.__file__).parents[1], "env": environment}
     return subprocess.check_output([sys.executable, "-c", code], text=True, **where)  # noqa: S603
+
+
+def test_a_library_that_another_thread_imports_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = ModuleType("half")
+    half.__spec__ = importlib.machinery.ModuleSpec("half", None)
+    half.__spec__._initializing = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "array_api_compat.numpy", half)
+    monkeypatch.setattr(importlib, "import_module", lambda name: f"all of {name}")
+    assert gn.get_backend("numpy").xp == "all of array_api_compat.numpy"
 
 
 class TestImport:

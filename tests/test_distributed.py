@@ -11,6 +11,7 @@ import pytest
 from ranks import Threads, run_ranks
 
 import gpunn as gn
+from gpunn.distributed import engines
 from gpunn.program import cpu
 from gpunn.training import epoch
 from gpunn.training.ranks import SeveralRanks
@@ -119,6 +120,25 @@ def test_so_do_steps_that_are_not_recorded(name: str) -> None:
     runs = run_ranks(3, lambda c: Run(c, **settings).fit())
     assert all(run.trainer.why_not_recorded for run in runs)
     assert_close(runs, alone)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_loaders_without_a_seed_draw_one_order(size: int) -> None:
+    def program(communicator: Any) -> list[int]:
+        x = np.arange(20.0)[:, None]
+        loader = gn.Loader(x, batch_size=4, communicator=communicator)
+        return [int(value) for batch in loader for value in batch.x[:, 0]]
+
+    taken = [number for part in run_ranks(size, program) for number in part]
+    assert sorted(taken) == list(range(20))
+
+
+def test_get_communicator_makes_one_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(engines, "MPICommunicator", lambda **_: made.append(0) or len(made))
+    monkeypatch.setattr(engines, "_made", {})
+    assert gn.get_communicator("mpi") == gn.get_communicator("mpi") == 1
+    assert gn.get_communicator("mpi", timeout_s=3) == 2
 
 
 def test_steps_by_hand_are_those_of_one_process() -> None:

@@ -12,6 +12,15 @@ from test_distributed import Run, data
 import gpunn as gn
 from gpunn.distributed.agreement import check_alike
 
+
+def test_an_order_by_a_function_may_be_another_on_each_rank() -> None:
+    def program(communicator: Threads) -> None:
+        Run(communicator, shuffle=lambda: np.random.default_rng().permutation(45)).fit()
+
+    for error in run_ranks(2, program):
+        assert "shuffle is a function, which may draw another order" in str(error)
+
+
 DIFFERENT: dict[str, tuple[Any, str]] = {
     "data": (lambda c: Run(c, data=data(seed=c.rank)).fit(), "training data: rank 0 has"),
     "sizes": (lambda c: Run(c, data=data(45 + c.rank)).fit(), r"rank 1 float64\(46, 6\)"),

@@ -12,6 +12,7 @@ from ranks import run_ranks
 from test_distributed import assert_close, data, network
 
 import gpunn as gn
+from gpunn.errors import PathError
 
 EPOCHS, STEP = 4, 12
 
@@ -120,3 +121,21 @@ def test_a_step_too_small_for_so_many_ranks(tmp_path: Path) -> None:
     for error in run_ranks(13, program):
         with pytest.raises(gn.errors.StateError, match="step_size must be from 13, a sample for"):
             raise error
+
+
+def test_a_file_that_rank_0_cannot_write_is_an_error_on_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PathError("the disk is full")
+
+    monkeypatch.setattr(Kept, "write", refuse)
+
+    def program(communicator: Any) -> str:
+        with pytest.raises(PathError) as caught:
+            Run(communicator, tmp_path).fit()
+        return str(caught.value)
+
+    first, *others = run_ranks(3, program)
+    assert first == "the disk is full"
+    assert others == ["on rank 0: the disk is full"] * 2

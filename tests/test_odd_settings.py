@@ -85,7 +85,8 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 def items() -> dict[str, Callable[[], Any]]:
     """Return what makes each public callable, by name."""
-    found = {name: lambda item=item: item for name, item in public()}
+    made = [(name, item) for name, item in public() if not getattr(item, "_is_protocol", False)]
+    found = {name: lambda item=item: item for name, item in made}
     return found | {"train_step": lambda: train_step} | METHODS
 
 

@@ -34,6 +34,11 @@ _NAMESPACES = {
 }
 
 
+def _is_loading(module: Any) -> bool:
+    """Return whether a thread is still importing a module; `import_module` waits for it."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
 class Backend(Frozen):
     """An array library and one of its devices; use `get_backend` to make one.
 
@@ -57,7 +62,10 @@ class Backend(Frozen):
     def xp(self) -> Namespace:
         """The functions of the Array API standard, in this library."""
         name = _NAMESPACES[self.package]
-        return sys.modules.get(name) or importlib.import_module(name)  # called for every batch
+        module = sys.modules.get(name)  # called for every batch, and `import_module` is slow
+        if module is None or _is_loading(module):
+            return importlib.import_module(name)
+        return module
 
     @property
     def device(self) -> Any:

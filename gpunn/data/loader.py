@@ -20,7 +20,7 @@ from gpunn.data.batch import Batch, batch_dtypes, copies, gather, send, take
 from gpunn.data.lending import is_lent
 from gpunn.data.order import draw_order
 from gpunn.data.resident import fits, make_resident
-from gpunn.data.share import Sharing, as_share
+from gpunn.data.share import Sharing, as_share, draw_alike
 from gpunn.data.state import Stateful
 from gpunn.data.transformed import keeps_shape, transformed, transformed_group
 from gpunn.errors import SettingError
@@ -90,12 +90,12 @@ class Loader(Sharing, Stateful):
     check_finite : bool, default False
         Whether to check the data for NaN, infinity, and numbers that overflow in `dtype`.
     rng : None, int or numpy.random.Generator, default None
-        The seed of the order.
+        The seed of the order; None is another one each time.
     communicator : Communicator, optional
         Processes that share out the samples (`gpunn.DataParallel`): all draw one order, and each
-        reads its part of every step. n processes with a `batch_size` of b take the same samples in
-        the same steps as one with n b. A last step with fewer samples is shared out, too; a process
-        that gets none has a batch without rows.
+        reads its part of every step, so `shuffle` is no function. n processes with a `batch_size`
+        of b take the same samples in the same steps as one with n b. A last step with fewer samples
+        is shared out, too; a process that gets none has a batch without rows.
 
     Attributes
     ----------
@@ -189,6 +189,8 @@ class Loader(Sharing, Stateful):
         self.dtype = dtype
         self.backend = _choose_backend(backend, self.stored.x)
         self._rng = as_generator(rng)
+        if self.share.size > 1 and rng is None:
+            draw_alike(communicator, self._rng)
         if resident is True and validation.is_sparse(self.stored.x):
             raise SettingError("Loader: sparse x cannot be resident; pass x.toarray()")
         if resident == "auto":
@@ -276,6 +278,11 @@ class Loader(Sharing, Stateful):
 
     def draw_order(self) -> Any:
         """Draw the order of one more epoch, on the host; None is the stored order."""
+        if self.share.size > 1 and callable(self.shuffle):
+            raise SettingError(
+                "Loader: shuffle is a function, which may draw another order in each process; with "
+                "a communicator say True, 'blocks' or False"
+            )
         return draw_order(
             self._rng,
             self.n_samples,

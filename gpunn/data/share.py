@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunn.arrays.checks import whole_number
+from gpunn.arrays.state import generator_state, restore_generator
 from gpunn.data.batch import Batch
 from gpunn.data.validation import check_batch_size
+from gpunn.distributed.agreement import broadcast_value
 from gpunn.errors import DataError, SettingError
 
 
@@ -82,6 +84,12 @@ def as_share(communicator: Any, n_samples: int) -> Share:
             f"Loader: {size} processes cannot share {n_samples} samples; start at most {n_samples}"
         )
     return Share(rank, size)
+
+
+def draw_alike(communicator: Any, rng: np.random.Generator) -> None:
+    """Let all processes draw what rank 0 draws, from a generator that none of them has seeded."""
+    state = broadcast_value(communicator, generator_state(rng))
+    restore_generator("Loader", rng, state)
 
 
 class Sharing:

@@ -9,6 +9,9 @@ from typing import Any
 
 from gpunn.errors import DistributedError
 
+#: Those of this process, one of each communicator.
+_all: list[Notices] = []
+
 #: How long a rank that has failed leaves the others to say what they heard, in seconds.
 _LAST_WORDS_S = 1.0
 
@@ -32,7 +35,9 @@ class Notices:
         self._heard: dict[int, tuple[int, str]] = {}
         self._sent: list[Any] = []
         if self._size > 1:
-            atexit.register(self._end)
+            if not _all:
+                atexit.register(_end_all)
+            _all.append(self)
             self._hook, sys.excepthook = sys.excepthook, self._fail
 
     def check(self) -> None:
@@ -77,13 +82,25 @@ class Notices:
         time.sleep(_LAST_WORDS_S)
         self._comm.Abort(1)
 
-    def _end(self) -> None:
+    def tell_of_end(self) -> None:
+        """Tell all other ranks that this one has ended."""
+        if not self._mpi.Is_finalized():
+            self._tell("has ended")
+
+    def wait_for_end(self) -> None:
         """Leave when all others do, so that no notice is on its way when MPI ends."""
         if self._mpi.Is_finalized():
             return
-        self._tell("has ended")
         while len(self._heard) < self._size - 1:
             if self._comm.Iprobe():
                 self._receive()
             else:
                 time.sleep(0.001)
+
+
+def _end_all() -> None:
+    """Tell on all channels before waiting on any: the others may listen on another one."""
+    for notices in _all:
+        notices.tell_of_end()
+    for notices in _all:
+        notices.wait_for_end()

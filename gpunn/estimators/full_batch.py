@@ -126,7 +126,7 @@ class _Minimization:
     z : array
         The variables after the last iteration.
     value : float
-        The cost of the last evaluation; at the end of an iteration, that of its variables.
+        Their cost.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class _Minimization:
         self.z, self._begins, self._ends = cost.start, begins, ends
         self._cost, self._within = cost, False
         self._first: Any = cost(self.z)  # SciPy will ask for it
-        self.value = self._first[0]
+        self.value = self._latest = self._first[0]
 
     def run(self, options: dict[str, Any]) -> Any:
         """Minimize the cost; return SciPy's result, or None if a callback has stopped it."""
@@ -153,11 +153,11 @@ class _Minimization:
         if not self._within:
             self._within = True
             self._begins()
-        (self.value, grad), self._first = self._first or self._cost(z), None
-        return self.value, grad
+        (self._latest, grad), self._first = self._first or self._cost(z), None
+        return self._latest, grad
 
     def _end(self, z: NDArray[Any]) -> None:
-        self.z, self._within = z.copy(), False
+        self.z, self.value, self._within = z.copy(), self._latest, False
         if self._ends():
             raise _StopError
 

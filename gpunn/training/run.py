@@ -16,7 +16,7 @@ from gpunn.arrays.state import (
     restore_generator,
 )
 from gpunn.data.loader import Loader
-from gpunn.errors import GpunnError, StateError
+from gpunn.errors import GpunnError, PathError, StateError
 from gpunn.nn.tree import holders
 from gpunn.optim.average import averaged
 from gpunn.optim.schedules import observe
@@ -204,11 +204,22 @@ class Run:
         ranks.unite(self._trainer)
         if self._runner.has_begun and not ranks.gathered(self._readings).are_finite():
             return  # the last file has weights that are numbers; the epoch ends in an error
-        state = self.state_dict()
-        if ranks.writes:
-            for each in chosen:
-                each.write(state, step)
-        ranks.wait()
+        self._write(chosen, self.state_dict(), step)
+
+    def _write(self, chosen: list[Checkpoint], state: dict[str, Any], step: int) -> None:
+        """Let rank 0 write checkpoints; where it cannot, all ranks raise its error."""
+        failure = None
+        if self._ranks.writes:
+            try:
+                for each in chosen:
+                    each.write(state, step)
+            except (GpunnError, OSError) as error:
+                failure = error
+        told = self._ranks.from_first("" if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        if told:
+            raise PathError(f"on rank 0: {told}")
 
     def _stop_if_asked(self) -> None:
         """Write and stop if a signal has asked for it."""
