@@ -10,6 +10,7 @@ import numpy as np
 import gpunn as gn
 from gpunn.kernels.random import splitmix64
 from gpunn.kernels.update import Update
+from gpunn.optim.gradient_sum import GradientSum
 from tests.norm_calls import PlainNorms
 from tests.plain_losses import one_hot, plain_loss
 from tests.sequence_calls import PlainSequences
@@ -116,7 +117,11 @@ class Plain(PlainNorms, PlainSequences, PlainWindows):
         return grads
 
     def update(self, rule: Any, update: Update) -> None:
-        steps = {gn.SGD: self._descend, gn.Adam: self._descend_by_moments}
+        steps = {
+            gn.SGD: self._descend,
+            gn.Adam: self._descend_by_moments,
+            GradientSum: self._add_up,
+        }
         step = steps.get(type(rule), self._descend_by_squares)
         for i, g in enumerate(self._regularised(update)):
             states = [state[i] for state in update.slots.states]
@@ -136,6 +141,9 @@ class Plain(PlainNorms, PlainSequences, PlainWindows):
         m[...] = rule.beta_1 * m + (1 - rule.beta_1) * g
         v[...] = rule.beta_2 * v + (1 - rule.beta_2) * g**2
         value[...] = value - step_size * m / (v**0.5 + rule.epsilon)
+
+    def _add_up(self, rule: Any, value: Any, g: Any, states: Any, step_size: float) -> None:
+        states[0][...] = states[0] + step_size * g
 
     def _descend_by_squares(
         self, rule: Any, value: Any, g: Any, states: Any, step_size: float

@@ -119,11 +119,12 @@ def lion(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
 
 @compiled
 def gradient_sum(value: Array, grad: Array, states: Any, common: Any, _: Any) -> None:
-    """Add the gradient, times the step size, to a sum; the value stays."""
-    rate, _, decay, _, limit, factor = _in_dtype(value, common)
+    """Add the gradient, times the step size, to a sum; but for decay the value stays."""
+    rate, _, decay, keep, limit, factor = _in_dtype(value, common)
     total, _, _ = states
     for i in range(value.size):
         total[i] += rate * _regular(grad[i], value[i], decay, limit, factor)
+        value[i] = keep * value[i]
 
 
 @compiled
