@@ -3,7 +3,8 @@
     python bench/estimators.py [--only NAME[,NAME]] [--rounds N] [--json FILE]
 
 Both get the same data, settings and random state, and so do the same arithmetic: their loss curves
-are compared before any time is printed. `fit` is a call of fit with a fixed number of epochs.
+are compared before any time is printed. `fit` is a call of fit with a fixed number of epochs; or,
+of logistic regressions by L-BFGS, to the same tolerance, and their weights are compared.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from timing import (  # before NumPy: it sets the BLAS environment
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression as TheirLogistic
 from sklearn.neural_network import MLPClassifier as Theirs
 
+from gpunn.estimators import LogisticRegression as OurLogistic
 from gpunn.estimators import MLPClassifier as Ours
 
 #: How far the curves may be apart, relative to the first loss.
@@ -47,6 +50,14 @@ def noise(dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((20_000, 784)).astype(dtype), rng.integers(0, 10, 20_000)
 
 
+def classes(dtype: str, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return 100,000 samples of 100 features, and labels that follow a linear model, with noise."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100_000, 100))
+    z = 0.2 * x @ rng.standard_normal((100, n_classes))
+    return x.astype(dtype), (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+
+
 SGD = {"solver": "sgd", "learning_rate_init": 0.01}
 WORKLOADS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
     "digits": (digits, "float64", 30, {}),
@@ -59,8 +70,14 @@ WORKLOADS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
     "20,000 x 784, sgd": (noise, "float64", 3, SGD),
     "20,000 x 784, sgd, float32": (noise, "float32", 3, SGD),
 }
+#: Fits of a logistic regression by L-BFGS: the number of classes, and the dtype.
+LINEAR: dict[str, tuple[int, str]] = {
+    f"100,000 x 100, {n_classes} classes{', float32' * (dtype == 'float32')}": (n_classes, dtype)
+    for n_classes in (2, 5)
+    for dtype in ("float64", "float32")
+}
 #: What is aimed at, by the data.
-BAR = {"digits": 0.4, "20,000 x 784": 0.6}
+BAR = {"digits": 0.4, "20,000 x 784": 0.6, "100,000 x 100": 1.0}
 
 
 def _inputs(name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -79,11 +96,29 @@ def prepare_fit(name: str) -> Callable[[], object]:
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Return the times of fit and predict, and their ratios."""
+    if name in LINEAR:
+        return measure_linear(name, rounds)
     x, y, settings = _inputs(name)
     ours, theirs = Ours(**settings, backend="numpy"), Theirs(**settings)
     curves = [np.array(model.fit(x, y).loss_curve_) for model in (ours, theirs)]
     if not np.abs(curves[0] - curves[1]).max() <= TOLERANCE * curves[1][0]:
         raise SystemExit(f"{name}: the loss curves do not agree: {curves}")
+    return _times(name, ours, theirs, (x, y), rounds)
+
+
+def measure_linear(name: str, rounds: int) -> dict[str, Any]:
+    """Return the times and ratios of a logistic regression, both to the same tolerance."""
+    n_classes, dtype = LINEAR[name]
+    x, y = classes(dtype, n_classes)
+    ours, theirs = OurLogistic(solver="lbfgs", tol=1e-4, backend="numpy"), TheirLogistic(tol=1e-4)
+    found = [model.fit(x, y).coef_ for model in (ours, theirs)]
+    if not np.abs(found[0] - found[1]).max() <= 0.01 * np.abs(found[1]).max():
+        raise SystemExit(f"{name}: the weights do not agree: {found}")
+    return _times(name, ours, theirs, (x, y), rounds)
+
+
+def _times(name: str, ours: Any, theirs: Any, data: Any, rounds: int) -> dict[str, Any]:
+    x, y = data
     fit = interleave({"ours": lambda: ours.fit(x, y), "theirs": lambda: theirs.fit(x, y)}, rounds)
     answers = {"ours": lambda: ours.predict(x), "theirs": lambda: theirs.predict(x)}
     predict = interleave(answers, rounds, pause_s=0.01)
@@ -100,13 +135,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help="; ".join(WORKLOADS))
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="; ".join([*WORKLOADS, *LINEAR])
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
     arguments = parser.parse_args()
-    names = arguments.only or list(WORKLOADS)
-    if unknown := [name for name in names if name not in WORKLOADS]:
-        parser.error(f"unknown: {'; '.join(unknown)}; known are {'; '.join(WORKLOADS)}")
+    known = [*WORKLOADS, *LINEAR]
+    names = arguments.only or known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown: {'; '.join(unknown)}; known are {'; '.join(known)}")
     warnings.simplefilter("ignore", ConvergenceWarning)
     print(f"{'workload':28}{'fit, s':>8}{'fit, ratio':>24}{'bar':>6}{'predict, ratio':>32}")
     rows = []
