@@ -77,7 +77,8 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.exists(), link
         if parts.fragment and target.suffix == ".html":
             assert unquote(parts.fragment) in Page(target).anchors, link
-    if path.parent == SITE:  # the guide; docstrings name parameters in the same way
+    # Docstrings, which the reference quotes, name parameters in the same way.
+    if path.parent == SITE and path.name != "reference.html":
         assert page.unresolved == 0
 
 

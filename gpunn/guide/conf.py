@@ -39,6 +39,20 @@ def _skip(app: Any, what: str, name: str, item: Any, skip: bool, options: Any) -
     return True if str(module).startswith("sklearn") else None
 
 
+def _find(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Return a link to a public name that a docstring gives without its module."""
+    name = node.get("reftarget", "")
+    if node.get("refdomain") != "py":
+        return None
+    for full in (f"gpunn.{name}", f"gpunn.estimators.{name}"):
+        arguments = env, node["refdoc"], app.builder, "obj", full, node, contnode
+        found = env.get_domain("py").resolve_xref(*arguments)
+        if found is not None:
+            return found
+    return None
+
+
 def setup(app: Any) -> None:
-    """Let Sphinx ask which members to leave out."""
+    """Let Sphinx ask which members to leave out, and where names are."""
     app.connect("autodoc-skip-member", _skip)
+    app.connect("missing-reference", _find)
