@@ -13,6 +13,36 @@ import gpunn as gn
 from gpunn.distributed.agreement import check_alike
 
 
+def test_a_function_is_the_same_one_wherever_it_lies() -> None:
+    def program(communicator: Threads) -> bool:
+        def rate(step: int) -> float:
+            return 0.01 / (step + 1)
+
+        optimizer = gn.SGD(gn.Dense(2, 3, rng=0).parameters(), rate)
+        gn.DataParallel(optimizer, communicator)
+        return optimizer.parallel is not None
+
+    assert run_ranks(2, program) == [True, True]
+
+
+def test_an_interrupt_that_one_rank_alone_hears_ends_it() -> None:
+    """It must not go on: the others wait for it, and hear that it has ended."""
+
+    def program(communicator: Threads) -> str:
+        def interrupt(*_: Any) -> None:
+            if communicator.rank == 1:
+                raise KeyboardInterrupt
+
+        try:
+            Run(communicator).fit(3, callbacks=[interrupt])
+        except KeyboardInterrupt:
+            communicator._group.abort()
+            return "interrupted"
+        return "went on"
+
+    assert run_ranks(2, program) == [None, "interrupted"]
+
+
 def test_an_order_by_a_function_may_be_another_on_each_rank() -> None:
     def program(communicator: Threads) -> None:
         Run(communicator, shuffle=lambda: np.random.default_rng().permutation(45)).fit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -12,6 +13,9 @@ import numpy as np
 
 from gpunn.distributed.communicator import Communicator
 from gpunn.errors import DistributedError
+
+#: Where an object without a representation of its own lies: in another place on each rank.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 #: The packages whose versions may change what is computed.
 _COMPUTING = ("gpunn", "numpy", "cupy", "numba")
@@ -86,7 +90,8 @@ def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, st
     DistributedError
         On every rank. Names what differs, and between which ranks.
     """
-    first, *others = gather(communicator, dict(facts))
+    told = {name: _ADDRESS.sub("", text) for name, text in facts.items()}
+    first, *others = gather(communicator, told)
     faults = []
     for name in first:
         for rank, told in enumerate(others, 1):

@@ -105,6 +105,8 @@ class Run:
         except KeyboardInterrupt:
             history.stopped = self._interrupted()
             self._trainer.optimizer.clear()
+            if self._ranks.several:  # only this rank knows, and the others wait for it
+                raise
 
     @property
     def _pauses(self) -> bool:
