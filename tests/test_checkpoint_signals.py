@@ -24,10 +24,12 @@ def path(tmp_path: Path) -> Path:
 
 
 CHILD = """
-import sys
+import signal, sys
 from pathlib import Path
 import gpunn as gn
 from tests.test_resume import network
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 
 class Slow(gn.Checkpoint):
     def steps_until_due(self, step):

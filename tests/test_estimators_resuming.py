@@ -241,6 +241,8 @@ import os, signal, sys
 import gpunn as gn
 from tests.quick_estimators import X, Y, classifier
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+
 class Ending(gn.Checkpoint):
     def write(self, state, step):
         super().write(state, step)
