@@ -13,7 +13,7 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.distributed.agreement import gather
-from gpunn.training.ranks import SeveralRanks
+from gpunn.training.several_ranks import SeveralRanks
 
 
 def refuse(*_: Any) -> None:

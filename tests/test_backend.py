@@ -7,14 +7,12 @@ import contextvars
 import importlib.machinery
 import importlib.util
 import logging
-import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -411,60 +409,6 @@ class TestMoves:
         assert gn.backend_of(copy) == place.backend
         with pytest.raises(DTypeError, match="array of a known library, got list"):
             copy_of([1.0])
-
-
-def run(code: str) -> str:
-    """Return what a fresh interpreter prints, which may keep compiled modules for the next."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    where = {"cwd": Path(module.__file__).parents[1], "env": environment}
-    return subprocess.check_output([sys.executable, "-c", code], text=True, **where)  # noqa: S603
-
-
-def test_a_library_that_another_thread_imports_is_waited_for() -> None:
-    half = ModuleType("half")
-    half.__spec__ = importlib.machinery.ModuleSpec("half", None)
-    half.__spec__._initializing = True  # type: ignore[attr-defined]
-    place = gn.get_backend("numpy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "array_api_compat.numpy", half)
-        patch.setattr(
-            module, "importlib", SimpleNamespace(import_module=lambda name: f"all {name}")
-        )
-        found = place.xp
-    assert found == "all array_api_compat.numpy"
-
-
-class TestImport:
-    @pytest.mark.parametrize(
-        ("names", "more"),
-        [("", ""), ("Sequential Dense ReLU SoftmaxCrossEntropy SGD Loader Trainer", "numpy")],
-        ids=["alone", "first program"],
-    )
-    def test_imports_nothing_that_it_does_not_need(self, names: str, more: str) -> None:
-        asked = "".join(f"; gpunn.{name}" for name in names.split())
-        tops = "print(*{name.partition('.')[0] for name in sys.modules})"
-        loaded = run(f"import sys, gpunn{asked}; {tops}")
-        needless = (
-            "array_api_compat cupy matplotlib numba onnx safetensors scipy sklearn torch tqdm"
-        )
-        watched = {"gpunn", "numpy", *needless.split()}
-        assert watched & set(loaded.split()) == {"gpunn", *more.split()}
-
-    def test_takes_little_longer_than_numpy(self) -> None:
-        """The quickest of several runs each: what else the machine does only adds time."""
-        clock = "; t.append(time.perf_counter()); "
-        code = f"import time; t = []{clock}import numpy{clock}import gpunn{clock}"
-        numpy_s = rest_s = float("inf")
-        for rounds in range(1, 31):
-            shown = run(code + "print(t[1] - t[0], t[2] - t[1])")
-            numpy_s, rest_s = map(min, (numpy_s, rest_s), map(float, shown.split()))
-            if rounds >= 5 and rest_s <= 0.1 * numpy_s:
-                break
-        assert rest_s <= 0.1 * numpy_s
-
-    def test_every_public_name_is_imported_from_its_home(self) -> None:
-        assert {*gn.__all__} == {*gn._HOMES} - {"estimators"}
-        assert all(getattr(gn, name) is not None for name in gn._HOMES)
 
 
 def test_an_unknown_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

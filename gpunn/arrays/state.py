@@ -22,8 +22,7 @@ from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import StateError
 
-#: What draws random numbers; what is code, and has nothing to remember.
-GENERATORS = (np.random.Generator, np.random.RandomState)
+#: What is code, and has nothing to remember.
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type, partial, np.ufunc)
 
 #: What an attribute may hold to be a part of a state as it is.
@@ -31,6 +30,11 @@ _PLAIN = (type(None), bool, int, float, str)
 
 #: How many numbers MT19937 and Philox have ready, by the name of their place in them.
 _READY_NUMBERS = {"pos": 624, "buffer_pos": 4}
+
+
+def generators() -> tuple[type[np.random.Generator], type[np.random.RandomState]]:
+    """Return the classes of what draws random numbers; NumPy imports them when it is asked."""
+    return np.random.Generator, np.random.RandomState
 
 
 def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _check_code(value: Any) -> None:
             f"{kind}.state_dict: it has no attributes to look at; define state_dict and "
             f"load_state_dict in {kind}"
         )
-    if any(isinstance(part, GENERATORS) for part in parts):
+    if any(isinstance(part, generators()) for part in parts):
         raise StateError(
             f"state_dict: {getattr(value, '__name__', value)!r} draws from a generator of its own, "
             "which cannot be remembered; make it a class with the generator as an attribute"
@@ -97,7 +101,7 @@ def _check_code(value: Any) -> None:
 def _told(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, GENERATORS):
+    if isinstance(value, generators()):
         return generator_state(value)
     if isinstance(value, (list, tuple)):
         return [_told(item) for item in value]
@@ -120,7 +124,7 @@ def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
             continue
         held = vars(instance)
         own = name if name in held else f"_{name}"
-        if isinstance(held[own], GENERATORS):
+        if isinstance(held[own], generators()):
             restore_generator(type(instance).__name__, held[own], value)
         elif backend_of(held[own]) is not None:
             check_arrays(type(instance).__name__, {name: value}, {name: held[own]})

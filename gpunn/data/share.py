@@ -12,7 +12,7 @@ from gpunn.arrays.checks import whole_number
 from gpunn.arrays.state import generator_state, restore_generator
 from gpunn.data.batch import Batch
 from gpunn.data.validation import check_batch_size
-from gpunn.distributed.agreement import broadcast_value
+from gpunn.distributed.communicator import Communicator
 from gpunn.errors import DataError, SettingError
 
 
@@ -73,21 +73,23 @@ def as_share(communicator: Any, n_samples: int) -> Share:
     """
     if communicator is None:
         return Share()
-    rank, size = getattr(communicator, "rank", None), getattr(communicator, "size", None)
-    if not isinstance(rank, int) or not isinstance(size, int):
+    if not isinstance(communicator, Communicator):
         raise SettingError(
             "Loader: communicator must be None or a communicator, such as gn.get_communicator(); "
             f"got {type(communicator).__name__}"
         )
-    if n_samples < size:
+    if n_samples < communicator.size:
         raise DataError(
-            f"Loader: {size} processes cannot share {n_samples} samples; start at most {n_samples}"
+            f"Loader: {communicator.size} processes cannot share {n_samples} samples; start at "
+            f"most {n_samples}"
         )
-    return Share(rank, size)
+    return Share(communicator.rank, communicator.size)
 
 
 def draw_alike(communicator: Any, rng: np.random.Generator) -> None:
     """Let all processes draw what rank 0 draws, from a generator that none of them has seeded."""
+    from gpunn.distributed.agreement import broadcast_value  # noqa: PLC0415 (few programs need it)
+
     state = broadcast_value(communicator, generator_state(rng))
     restore_generator("Loader", rng, state)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpunn.arrays.state import (
-    GENERATORS,
     all_or_nothing,
     attributes_of,
     check_kind,
     check_names,
     generator_state,
+    generators,
     restore_generator,
     set_attributes,
 )
@@ -46,7 +46,7 @@ class Stateful:
             (``state_dict`` and ``load_state_dict``).
         """
         for name, value in vars(self).items():
-            if isinstance(value, GENERATORS) and value is not self._rng:
+            if isinstance(value, generators()) and value is not self._rng:
                 kind = type(self).__name__
                 raise StateError(
                     f"{kind}.state_dict: {name!r} is a generator of its own; define state_dict and "

@@ -27,9 +27,6 @@ from gpunn.errors import DTypeError, SettingError, ShapeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: What NumPy's generators are made of, besides numbers.
-_SEEDS = (np.random.BitGenerator, np.random.bit_generator.ISeedSequence, np.random.RandomState)
-
 Initializer: TypeAlias = "Callable[..., NDArray[np.float64]]"
 
 
@@ -50,7 +47,9 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
     """
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is None or isinstance(rng, _SEEDS) or _is_seed(rng):
+    random = np.random  # what its generators are made of, besides numbers
+    seeds = random.BitGenerator, random.bit_generator.ISeedSequence, random.RandomState
+    if rng is None or isinstance(rng, seeds) or _is_seed(rng):
         with suppress(TypeError, ValueError):  # of a subclass that is none of them after all
             return np.random.default_rng(rng)
     raise SettingError(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpunn.arrays.checks import number, one_of, whole_number
 from gpunn.errors import FileError, PathError, SettingError
-from gpunn.files.atomic import remove_unfinished
-from gpunn.files.states import CHECKPOINT, read_state, write_state
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpunn.training.history import History
 
 
@@ -81,6 +80,8 @@ class Checkpoint:
                 f"Checkpoint: path must be the path of a file, got {type(path).__name__}"
             )
         one_of("Checkpoint", "unit", unit, ("epochs", "steps", "seconds"))
+        from pathlib import Path  # noqa: PLC0415 (slow to import, as what reads files)
+
         self.path = Path(path)
         if unit == "seconds":
             self.every = number("Checkpoint", "every", every, "(0, inf)")
@@ -143,6 +144,8 @@ class Checkpoint:
         if step == self._written_at:
             return
         name = self._name(step)
+        from gpunn.files.states import CHECKPOINT, write_state  # noqa: PLC0415 (as above)
+
         write_state("Checkpoint", name, CHECKPOINT, state)
         self._written_at, self._last_time = step, time.monotonic()
         self._kept = [*(file for file in self._kept if file != name), name]
@@ -154,8 +157,10 @@ class Checkpoint:
 
         Such files lie beside the one that is replaced, which may be the target of a link.
         """
+        from gpunn.files import atomic  # noqa: PLC0415 (as above)
+
         for file in {self.path, *self._numbered()}:
-            remove_unfinished(file)
+            atomic.remove_unfinished(file)
         name = re.escape(f".{self.path.stem}") + r"(-\d{12})?" + re.escape(self.path.suffix)
         left = re.compile(name + r"\.[0-9a-f]{12}\.part")
         for each in self._siblings(left):
@@ -206,6 +211,8 @@ def found(resume: Any) -> Path | None:
         resume.remove_unfinished()
         return resume.latest()
     if isinstance(resume, (str, os.PathLike)):
+        from pathlib import Path  # noqa: PLC0415 (as above)
+
         return Path(resume)
     raise SettingError(
         "Trainer.fit: resume must be the path of a checkpoint, or a Checkpoint, got "
@@ -230,4 +237,6 @@ def steps_in(path: Path) -> int:
 
 def read(path: Path, owner: str = "Trainer.fit") -> dict[str, Any]:
     """Read the state of a run from a file."""
+    from gpunn.files.states import CHECKPOINT, read_state  # noqa: PLC0415 (as above)
+
     return read_state(owner, path, CHECKPOINT)

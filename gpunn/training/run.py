@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpunn.arrays.checks import whole_number
 from gpunn.arrays.state import (
-    GENERATORS,
     all_or_nothing,
     check_names,
     generator_state,
+    generators,
     restore_generator,
 )
 from gpunn.data.loader import Loader
@@ -26,10 +25,13 @@ from gpunn.training.divergence import check_finite
 from gpunn.training.epoch import EpochRunner
 from gpunn.training.freezing import part_of
 from gpunn.training.history import History
-from gpunn.training.ranks import data_facts, file_facts, ranks_of
+from gpunn.training.ranks import ranks_of
 from gpunn.training.readings import Readings
 from gpunn.training.signals import heard
 from gpunn.training.stopping import BestWeights, EarlyStopping
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Between looks at the clock and at signals passes about so much time, in seconds.
 _BETWEEN_LOOKS = 0.25
@@ -265,6 +267,9 @@ class Run:
         loaders = [loader for loader in (self._loader, self._validation) if loader is not None]
         facts: dict[str, str] = {}
         if self._ranks.several:
+            # Few programs need it.
+            from gpunn.training.several_ranks import data_facts, file_facts  # noqa: PLC0415
+
             facts = {name: repr(value) for name, value in self._settings().items()}
             facts |= {
                 "epochs": str(self._epochs),
@@ -369,7 +374,7 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
     StateError
         If a layer has a generator of its own.
     """
-    for layer in holders(trainer.model, GENERATORS):
+    for layer in holders(trainer.model, generators()):
         raise StateError(
             f"{type(layer).__name__} has a generator of its own, which cannot be remembered; draw "
             "from the tape's (tape.draw_key()), as Dropout does"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ class Ending:
         if not self.asked_by:
             self.asked_by = number
             return
+        import signal  # noqa: PLC0415 (as below)
+
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
@@ -40,7 +41,12 @@ def heard(*, wanted: bool) -> Iterator[Ending]:
     and unless it is `wanted`, signals take effect as always.
     """
     ending = Ending()
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not wanted:
+        yield ending
+        return
+    import signal  # noqa: PLC0415 (not needed to import gpunn, nor without checkpoints)
+
+    if threading.current_thread() is not threading.main_thread():
         yield ending
         return
     before = {

@@ -1,0 +1,59 @@
+"""A process that trains alone, with the methods of one among several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpunn.data.loader import Loader
+from gpunn.errors import SettingError
+from gpunn.training.history import History
+from gpunn.training.readings import Readings
+
+
+class Ranks:
+    """A process that trains alone: whatever it decides is agreed on."""
+
+    several = False
+    writes = True
+
+    def start(
+        self,
+        trainer: Any,  # noqa: ARG002
+        facts: dict[str, str],  # noqa: ARG002
+        loaders: Sequence[Loader],
+    ) -> None:
+        """Begin alike: check what must be the same, and take values and generators of rank 0."""
+        for loader in loaders:
+            self.check_share(loader)
+
+    def check_share(self, loader: Loader) -> None:
+        """Check that the samples of a loader are shared by the same processes, if at all."""
+        if loader.share.size > 1:
+            raise SettingError(
+                f"Trainer: the loader shares its samples among {loader.share.size} processes, "
+                "which would each train a model of its own; say gn.DataParallel(optimizer, "
+                "communicator)"
+            )
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        return value
+
+    def any(self, number: int) -> int:
+        """Return the largest number of any rank."""
+        return number
+
+    def reason(self, reason: str) -> str:
+        """Return the first reason of any rank that is not empty."""
+        return reason
+
+    def gathered(self, readings: Readings) -> Readings:
+        """Return what all ranks have read so far."""
+        return readings
+
+    def unite(self, trainer: Any) -> None:
+        """Make one model of those of all ranks: average the buffers, and compare the rest."""
+
+    def share_last(self, history: History) -> None:
+        """Give the history's last row, which callbacks may have added to, to all ranks."""
