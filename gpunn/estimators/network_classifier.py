@@ -42,7 +42,7 @@ class NetworkClassifier(Classifying, CustomNetwork):
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, loss, class_weight
         How long to train, and on what cost; likewise `metrics`.
     backend, device, checkpoint
-        Where to compute, and what to write meanwhile.
+        Where to compute, and the file to go on from.
 
     Attributes
     ----------

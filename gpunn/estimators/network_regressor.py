@@ -34,7 +34,7 @@ class NetworkRegressor(Regressing, CustomNetwork):
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, metrics, backend
         How long to train, what else, and where; likewise `device`.
     checkpoint : path, Checkpoint or None, default None
-        What to write meanwhile; see `MLPClassifier`.
+        The file to go on from; see `MLPClassifier`.
     loss : {"squared_error", "poisson"} or Loss, default "squared_error"
         See `MLPRegressor`.
 

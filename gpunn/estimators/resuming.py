@@ -28,7 +28,7 @@ _MAY_CHANGE = frozenset(
     | {"backend", "device", "random_state"}
 )
 
-#: What a setting may be to be told by its value; others are told by their names.
+#: Settings of these kinds are compared by their values, and others by the names of their classes.
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -57,6 +57,7 @@ class Saved:
         self._parameters = estimator.get_params(deep=False) if wants else {}
         self._state: dict[str, Any] | None = None
         self._path = None
+        self._ending = Ending()
         if self._checkpoint is not None and resume:
             self._path = files.found(self._checkpoint)
         if self._path is not None:
@@ -107,11 +108,11 @@ class Saved:
         self._about: dict[str, Any] = {
             "drawn": self._drawn,
             "data": digest(epochs.loader, held_out),
-            "settings": {"estimator": self._name, **_told(self._parameters)},
+            "settings": {"estimator": self._name, **_fixed(self._parameters)},
         }
         stopped = False
         if self._state is None:
-            self._told(stopped=False)  # refuses now what could not be written later
+            self._state_now(stopped=False)  # refuses now what could not be written later
         else:
             with self._refusing():
                 stopped = self._load(self._state)
@@ -136,13 +137,11 @@ class Saved:
             return
         step, n_iter, asked = self._progress.n_samples, self._progress.n_iter, self._ending.asked_by
         if stopped or last or asked or self._checkpoint.is_due(step, n_iter):
-            self._checkpoint.write(self._told(stopped=stopped), step)
+            self._checkpoint.write(self._state_now(stopped=stopped), step)
         if asked:
             raise KeyboardInterrupt
 
-    _ending = Ending()
-
-    def _told(self, *, stopped: bool) -> dict[str, Any]:
+    def _state_now(self, *, stopped: bool) -> dict[str, Any]:
         return {
             **{name: part.state_dict() for name, part in self._parts.items()},
             "best": None if self._best is None else self._best.state_dict(),
@@ -210,7 +209,7 @@ def digest(*loaders: Loader | None) -> str:
     return found.hexdigest()
 
 
-def _told(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _fixed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change, as JSON has them."""
     return {name: _as_json(v) for name, v in parameters.items() if name not in _MAY_CHANGE}
 
