@@ -22,6 +22,7 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"gpunn {release}"
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
