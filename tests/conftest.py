@@ -67,7 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-torch",
         action="store_true",
-        help="a test marked torch that is skipped counts as failed, and so does a skipped module",
+        help="a test marked torch that is skipped counts as failed, and so does a skipped module; "
+        "but for lack of another optional package",
     )
 
 
@@ -143,7 +144,8 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
     if collector.config.getoption("require_gpu"):
         refuse_skip(report, "--require-gpu", excused=lacks_optional(report))
     if collector.config.getoption("require_torch"):
-        refuse_skip(report, "--require-torch")
+        other = find_spec("torch") is not None and lacks_optional(report)
+        refuse_skip(report, "--require-torch", excused=other)
     return report
 
 
