@@ -95,15 +95,18 @@ class Hold:
 
     def __init__(self, limit: OneThread) -> None:
         self._limit = limit
+        self._left = False
 
     def __enter__(self) -> None:
         self._limit.enter(self)
 
     def __exit__(self, *exception: object) -> None:
         self._limit.leave(self)
+        self._left = True
 
     def __del__(self) -> None:
-        self._limit.leave(self)
+        if not self._left:
+            self._limit.leave(self)
 
 
 @cache

@@ -126,14 +126,13 @@ class Adam(Optimizer):
 
     def step_sizes(self, n: int) -> list[float]:
         """Return alpha_t of the next n updates."""
-        rates = super().step_sizes(n)
-        return [rate * self._correction(self.updates + i) for i, rate in enumerate(rates, 1)]
+        rates, beta_1, beta_2 = super().step_sizes(n), self.beta_1, self.beta_2
+        return [  # once for each step, so without a call
+            rate * (math.sqrt(1.0 - beta_2**t) / (1.0 - beta_1**t))
+            for t, rate in enumerate(rates, self.updates + 1)
+        ]
 
     def count_updates(self, n: int) -> None:
         """Count n updates."""
         self.updates += n  # no call between the two: an interrupt finds both counted, or neither
         self.steps += n
-
-    def _correction(self, t: int) -> float:
-        """Return alpha_t / alpha."""
-        return math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)

@@ -15,11 +15,13 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Held
 
-#: What cannot change without being replaced.
-_CONSTANTS = (
+#: What cannot change without being replaced: it is made of nothing, and its identity says all.
+_CONSTANTS = {
     *(type(None), bool, int, float, complex, str, bytes, type),
-    *(FunctionType, MethodType, Backend, np.dtype, np.generic),
-)
+    *(FunctionType, MethodType, Backend),
+}
+#: The bases of others.
+_CONSTANT_BASES = (*_CONSTANTS, np.dtype, np.generic)
 
 
 class Fingerprint:
@@ -51,6 +53,8 @@ class Fingerprint:
 
     def _look_into(self, piece: Any) -> None:
         """Keep a piece and what it is made of."""
+        if type(piece) in _CONSTANTS:  # most are names
+            return
         self._pieces.append(piece)
         read = _reader_of(piece)
         if read is None or id(piece) in self._contents:
@@ -97,7 +101,7 @@ def _is_known(piece: Any) -> bool:
 
     What arrays hold may change.
     """
-    if _is_part(piece) or isinstance(piece, (list, tuple, dict, *_CONSTANTS)):
+    if _is_part(piece) or isinstance(piece, (list, tuple, dict, *_CONSTANT_BASES)):
         return True
     return hasattr(piece, "shape") and hasattr(piece, "dtype")
 

@@ -91,7 +91,8 @@ class Instruction:
         Of a function in `gpunn.program.instructions`.
     reads, writes : list of Access
     words : function
-        From a thread's lane to the words of the row, by name.
+        From a thread's lane to the words of the row, by name. It does not use the lowering, which
+        has the instruction: their circle would keep the step's memory until somebody looks for it.
     bias : Bias, optional
         What it can add to what it writes.
     """
@@ -245,9 +246,10 @@ class Lowering:
             self._scratch = Value((self.threads, 0), self.dtype, by_sample=False)
         value = self._scratch
         value.shape = self.threads, max(value.shape[1], -(-entries // 16) * 16)  # whole lines
+        size = self.dtype.itemsize
 
         def place(lane: Lane) -> int | Patch:
-            return moved(lane.address(value, ALL), lane.thread * value.width * self.dtype.itemsize)
+            return moved(lane.address(value, ALL), lane.thread * value.width * size)
 
         return Access(value, OWN), place
 
@@ -281,10 +283,11 @@ class Lowering:
         if self.threads == 1:
             return
         target, place = self.target(sums, width)
+        size = self.dtype.itemsize
 
         def words(lane: Lane) -> dict[str, Any]:
             start, stop = lane.part(width)
-            skipped = start * self.dtype.itemsize
+            skipped = start * size
             sizes = {"m": stop - start, "n": width, "flag": start}
             return sizes | {"a": lane.address(parts.place, ALL), "c": place(lane) + skipped}
 

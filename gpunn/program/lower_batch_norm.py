@@ -20,7 +20,7 @@ def _batch_norm(low: Lowering, operation: Operation) -> None:
     """Each thread takes the moments of its rows; all meet; each has all statistics then."""
     x, gain, bias = operation.inputs
     y, statistics = operation.outputs
-    n, per_sample = x.shape[-1], rows_per_sample(low, x)
+    n, per_sample, batch_size = x.shape[-1], rows_per_sample(low, x), low.n
     moments = Value((low.threads, 3 * n), _DOUBLE, by_sample=False)  # the third row is room
 
     def moments_of_rows(lane: Lane) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _batch_norm(low: Lowering, operation: Operation) -> None:
         return sizes | places_of(lane, {"a": x}) | {"d": own_part(lane, moments)}
 
     def statistics_of_all(lane: Lane) -> dict[str, Any]:
-        sizes = {"m": low.n, "k": per_sample, "n": n, "p": operation.settings["epsilon"]}
+        sizes = {"m": batch_size, "k": per_sample, "n": n, "p": operation.settings["epsilon"]}
         return sizes | {"a": lane.address(moments, ALL), "c": lane.address(statistics, OWN)}
 
     low.sharing[statistics] = OWN
@@ -99,6 +99,7 @@ def _batch_norm_backward(low: Lowering, operation: Operation) -> None:
         return
     totals = Value((2, n), low.dtype, by_sample=False)
     low.sharing[totals] = OWN
+    n_rows = low.n * per_sample
 
     def totals_of_all(lane: Lane) -> dict[str, Any]:
         places = {"a": lane.address(parts, ALL), "c": lane.address(totals, OWN)}
@@ -106,7 +107,7 @@ def _batch_norm_backward(low: Lowering, operation: Operation) -> None:
 
     def through(lane: Lane) -> dict[str, Any]:
         values = {"a": grad, "b": x, "e": statistics, "limit": totals, "c": result}
-        fixed = {"d": address_of(gain), "k": low.n * per_sample}
+        fixed = {"d": address_of(gain), "k": n_rows}
         return sizes(lane) | places_of(lane, values) | fixed
 
     low.add("add_up_doubles", totals_of_all, [Access(parts, ALL)], [Access(totals, OWN)])

@@ -160,14 +160,13 @@ def _dropout(low: Lowering, operation: Operation) -> None:
 @lowers("accumulate")
 def _accumulate(low: Lowering, operation: Operation) -> None:
     (x,), (total,) = operation.inputs, operation.outputs
-    n = x.shape[0]
-    width = x.width
+    n, width, size = x.shape[0], x.width, low.dtype.itemsize
     source, place = low.target(x, n)
     target, into = low.target(total, n)
 
     def words(lane: Lane) -> dict[str, Any]:
         start, stop = lane.part(n)
-        skipped = start * width * low.dtype.itemsize
+        skipped = start * width * size
         m = (stop - start) * width
         return {"m": m, "a": place(lane) + skipped, "c": into(lane) + skipped}
 

@@ -58,11 +58,12 @@ def _row_norm_backward(low: Lowering, operation: Operation) -> None:
 def add_up(low: Lowering, parts: Value, i: int, sums: Any, n: int) -> None:
     """Append what adds up the i-th of the sums of n numbers that each thread has in `parts`."""
     target, place = low.target(sums, n)
+    size = low.dtype.itemsize
 
     def words(lane: Lane) -> dict[str, Any]:
         start, stop = lane.part(n)
         sizes = {"m": stop - start, "n": parts.width, "flag": i * n + start}
-        skipped = start * low.dtype.itemsize
+        skipped = start * size
         return sizes | {"a": lane.address(parts, ALL), "c": place(lane) + skipped}
 
     name = "add_up" if parts.dtype == low.dtype else "add_up_doubles"

@@ -58,7 +58,7 @@ def lower_update(
         fixed = {"flag": int(clips), "n": int(optimizer.decoupled), "s": limit}
         made = [_updating(low, rule, piece, fixed, clips=clips)]
         if penalized and piece.decays:
-            made.insert(0, _penalty(low, piece))
+            made.insert(0, _penalty(piece))
         i = len(low.instructions) if clips else _after_last_use(low, piece)
         low.instructions[i:i] = made
 
@@ -68,7 +68,7 @@ def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
 
         def words(lane: Lane, piece: Piece = piece) -> dict[str, Any]:
-            m, skipped = _share(low, lane, piece)
+            m, skipped = _share(lane, piece)
             places = {"a": address_of(piece.value) + skipped, "b": address_of(piece.grad) + skipped}
             return {"m": m, "p": 1.0 - average.decay} | places
 
@@ -103,7 +103,7 @@ def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float
     for i, piece in enumerate(pieces):
 
         def words(lane: Lane, piece: Piece = piece, first: int = int(i == 0)) -> dict[str, Any]:
-            m, skipped = _share(low, lane, piece)
+            m, skipped = _share(lane, piece)
             address = address_of(piece.grad) + skipped
             return {"m": m, "a": address, "d": mine(lane), "p": limit, "flag": first}
 
@@ -117,16 +117,16 @@ def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float
     )
 
 
-def _share(low: Lowering, lane: Lane, piece: Piece) -> tuple[int, int]:
+def _share(lane: Lane, piece: Piece) -> tuple[int, int]:
     """Return how many entries of a piece a thread has, and the bytes before them."""
     start, stop = lane.part(piece.n_parts)
     width = piece.value.size // piece.n_parts
-    return (stop - start) * width, start * width * low.dtype.itemsize
+    return (stop - start) * width, start * width * piece.value.itemsize
 
 
-def _penalty(low: Lowering, piece: Piece) -> Instruction:
+def _penalty(piece: Piece) -> Instruction:
     def words(lane: Lane) -> dict[str, Any]:
-        m, skipped = _share(low, lane, piece)
+        m, skipped = _share(lane, piece)
         return {"m": m, "a": address_of(piece.value) + skipped}
 
     value = Access(memory_of(piece.value), in_parts(piece.n_parts))
@@ -142,7 +142,7 @@ def _updating(
     settings = dict(zip("pqr", rule.settings, strict=True))
 
     def words(lane: Lane) -> dict[str, Any]:
-        m, skipped = _share(low, lane, piece)
+        m, skipped = _share(lane, piece)
         places = {word: address_of(array) + skipped for word, array in arrays.items()}
         return {"m": m, "d": int(piece.decays)} | places | settings | fixed
 

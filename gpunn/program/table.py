@@ -135,16 +135,10 @@ class Table:
             if value not in used:
                 continue
             name = "gather_labels" if self._dtype(value) == np.int64 else "gather"
-            words = partial(self._gathering, value, CONTEXT.index(part))
+            whole = low.n if low.sharing[value] is OWN else 0
+            words = partial(_gathering, value, CONTEXT.index(part), whole)
             found.append(Instruction(name, [], [low.at(value)], words))
         return found
-
-    def _gathering(self, value: Value, slot: int, lane: Lane) -> dict[str, Any]:
-        """Return the words of an instruction that gathers a part of the batch."""
-        sizes = {"k": value.width, "a": slot}
-        if self._lowering.sharing[value] is OWN:  # each thread has a copy of all of it
-            return sizes | {"m": self._lowering.n, "c": lane.address(value, ALL), "flag": 0}
-        return sizes | {"m": lane.rows, "c": lane.address(value, ROWS), "flag": lane.first}
 
     def _write(self, thread: int, found: list[list[Instruction]]) -> tuple[int, int, int, int]:
         """Write a thread's instructions; return where they and their patches are."""
@@ -177,6 +171,17 @@ class Table:
         kept = np.array(patches, np.int64).reshape(-1, 4)
         self._held += [table, kept]
         return table.ctypes.data, len(table), kept.ctypes.data, len(kept)
+
+
+def _gathering(value: Value, slot: int, whole: int, lane: Lane) -> dict[str, Any]:
+    """Return the words of an instruction that gathers a part of the batch.
+
+    Each thread has a copy of all of it, if that is `whole` rows long; else its own rows.
+    """
+    sizes = {"k": value.width, "a": slot}
+    if whole:
+        return sizes | {"m": whole, "c": lane.address(value, ALL), "flag": 0}
+    return sizes | {"m": lane.rows, "c": lane.address(value, ROWS), "flag": lane.first}
 
 
 def _parts_of(lowering: Lowering) -> dict[Value, str]:

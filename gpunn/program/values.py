@@ -40,10 +40,10 @@ class Value:
         the rows of all samples, equally many of each. Lengths do not tell: a batch may have as many
         samples as a sample has features.
     storage : Value
-        The value whose memory this one shares: itself, unless an operation works in place.
+        Itself, unless an operation works in place, or only the shape is another one.
     """
 
-    __slots__ = ("by_sample", "dtype", "shape", "storage")
+    __slots__ = ("_storage", "by_sample", "dtype", "shape")
 
     def __init__(
         self, shape: Shape, dtype: Any, *, by_sample: bool, storage: Value | None = None
@@ -51,7 +51,12 @@ class Value:
         self.shape = shape
         self.dtype = dtype
         self.by_sample = by_sample
-        self.storage: Value = self if storage is None else storage.storage
+        self._storage = None if storage is None else storage.storage
+
+    @property
+    def storage(self) -> Value:
+        """The value whose memory this one shares."""
+        return self if self._storage is None else self._storage
 
     @property
     def width(self) -> int:
