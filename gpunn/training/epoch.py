@@ -118,13 +118,14 @@ class EpochRunner:
             If the device has too little memory for a batch or a step.
         """
         loader, parts = self.loader, (model, loss, optimizer)
+        n_batches, n_turns = len(loader), loader.n_turns
         steps = None
         if self._accumulate > 1:
             self.program.refuse(f"gradients of {self._accumulate} batches are accumulated")
         else:
             steps = self.program.prepare(
                 *parts,
-                feed_of(loader, loader.n_turns),
+                feed_of(loader, n_turns),
                 penalized=decays is not None and not optimizer.decoupled,
                 outputs=bool(readings.metrics),
             )
@@ -137,10 +138,10 @@ class EpochRunner:
                 return
             self._begin(keep=pace is not None)
             each = None if decays is None else decays()
-            recordable = self._recordable()
+            recordable = n_batches - self._is_last_short(n_turns)
             try:
-                while self.done < len(loader):
-                    stop = len(loader) if pace is None else self._next_stop(pace(self.done))
+                while self.done < n_batches:
+                    stop = n_batches if pace is None else self._next_stop(pace(self.done))
                     if stop == self.done:
                         return
                     one_by_one = steps is None or self.done >= recordable
@@ -243,13 +244,12 @@ class EpochRunner:
         if decays is not None:
             optimizer.weight_decay = each[-1]
 
-    def _recordable(self) -> int:
-        """Return the number of steps that are recorded: those with rows for every process.
+    def _is_last_short(self, n_turns: int) -> bool:
+        """Return whether the last step has no rows for some process; then it is not recorded.
 
         If one makes a step in another way, its weights may be rounded in another way, too.
         """
-        rest = self.loader.n_turns % self.loader.step_size
-        return len(self.loader) - (0 < rest < self.loader.share.size)
+        return 0 < n_turns % self.loader.step_size < self.loader.share.size
 
     def _one_by_one(  # noqa: PLR0917 (see `run`)
         self,

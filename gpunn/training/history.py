@@ -214,6 +214,8 @@ class History:
 
 def _is_number(value: Any) -> bool:
     """Return whether a value is a number; 0-d arrays are."""
+    if type(value) is float:  # the usual case, and asking an abstract class is slow
+        return True
     return isinstance(value, Real) or getattr(value, "shape", None) == ()
 
 
