@@ -208,7 +208,8 @@ class Lowering:
 
     def at(self, value: Value, sharing: Any = ROWS) -> Access:
         """Return the access to a value; what is each thread's own stays so."""
-        return Access(self.root(value), OWN if self.how(value) is OWN else sharing)
+        root = self.root(value)
+        return Access(root, OWN if self.sharing[root] is OWN else sharing)
 
     def by_rows(
         self,

@@ -16,8 +16,8 @@ from gpunn.program.phases import ALL, OWN, ROWS, phases
 from gpunn.program.placement import Span, aligned, in_a_row, plan
 from gpunn.program.values import Value
 
-_FLOATS = ("p", "q", "r", "s")
 _PLACE = {word: i for i, word in enumerate(WORDS)}
+_FLOATS = frozenset("pqrs")
 
 
 class Table:
@@ -40,6 +40,9 @@ class Table:
         self._lowering = lowering
         self._in_order = in_order
         self._parts = _parts_of(lowering)
+        recording = lowering.recording
+        #: What the batch is brought to, where that is another dtype.
+        self._given = {recording.x: lowering.x_dtype, recording.y: lowering.y_dtype}
         gathers = [] if in_order else self._gathers()
         found = phases([*gathers, *lowering.instructions], lowering.threads)
         self._order = [instruction for phase in found for instruction in phase]
@@ -63,7 +66,7 @@ class Table:
         for i, instruction in enumerate(self._order):
             for access in (*instruction.reads, *instruction.writes):
                 value = access.place
-                if not isinstance(value, Value) or (self._in_order and value in self._parts):
+                if type(value) is not Value or (self._in_order and value in self._parts):
                     continue
                 spans.setdefault(value, [i, i])[1] = i
                 own = value.by_sample or low.sharing.get(value) is OWN
@@ -108,9 +111,7 @@ class Table:
 
     def _dtype(self, value: Value) -> Any:
         """Return the dtype that a value has for the instructions."""
-        low = self._lowering
-        given = {low.recording.x: low.x_dtype, low.recording.y: low.y_dtype}
-        return given.get(value, value.dtype)
+        return self._given.get(value, value.dtype)
 
     def _address(self, value: Value, sharing: Any, thread: int, first: int) -> int | Patch:
         """Return where a thread finds its rows of a value, or all of it."""
@@ -158,12 +159,12 @@ class Table:
                 table[i, 0] = address_of(instruction.name, low.dtype)
                 for word, value in instruction.words(lane).items():
                     column = _PLACE[word]
-                    if isinstance(value, Patch):
+                    if word in _FLOATS:
+                        numbers[i, column] = value
+                    elif type(value) is Patch:
                         place = table.ctypes.data + i * SIZE + 8 * column
                         slot = CONTEXT.index(value.part)
                         patches.append((place, slot, value.offset, value.row_size))
-                    elif word in _FLOATS:
-                        numbers[i, column] = value
                     else:
                         table[i, column] = value
                 i += 1
