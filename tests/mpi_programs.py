@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,55 @@ def fail(folder: str, how: str) -> None:
         time.sleep(60)
 
     run.fit(50, fault)
+
+
+def part(how: str) -> None:
+    """Let rank 1 catch an error and go on, or do something else than rank 0."""
+    run = Run(gn.get_communicator())
+    rank, trainer = run.communicator.rank, run.trainer
+    parts = run.model, trainer.loss, trainer.optimizer
+    batches = list(run.loader)
+
+    def break_on_rank_1(*_: Any) -> None:
+        if rank == 1:
+            raise ValueError("a fault of rank 1")
+
+    if how == "catches an error of a step":
+        for i, (x, y, weight) in enumerate(batches):
+            with suppress(gn.errors.ShapeError):
+                gn.train_step(*parts, x[:, : 6 - (rank == 1 and i == 2)], y, weight)
+    elif how == "catches an error of a callback":
+        try:
+            run.fit(2, break_on_rank_1)
+        except ValueError:
+            run.fit(2)
+    elif how == "evaluates" and rank == 1:
+        trainer.evaluate(run.loader)
+    elif how == "leaves out a step":
+        for batch in batches[rank:]:
+            gn.train_step(*parts, *batch)
+        run.communicator.barrier()
+    elif how == "leaves" and rank == 1:
+        os._exit(0)
+    elif how == "is killed":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by which MPICH's launcher tells of it
+        run.communicator.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        run.communicator.barrier()
+    else:
+        run.fit(5)
+    print("reached the end")
+
+
+def go_on() -> None:
+    """Catch an error that all ranks have, and the first that they do not, and train again."""
+    run = Run(gn.get_communicator())
+    try:
+        run.trainer.fit(run.loader, 0)
+    except gn.errors.SettingError:
+        run.fit(1)
+    print(f"has {len(run.fit(1))} epoch")
 
 
 def differ(what: str) -> None:

@@ -28,13 +28,14 @@ def start(
     limit_s: float = 60,
     backend: str = "numpy",
     compiled: bool = True,
+    options: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a program on n ranks; kill all of them if they take too long."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     environment = os.environ | one | {"GPUNN_TEST_BACKEND": backend}
     if not compiled:  # it takes each process a second to load
         environment["GPUNN_COMPILED"] = "0"
-    command = [LAUNCHER, "-n", n, sys.executable, PROGRAMS, *arguments]
+    command = [LAUNCHER, *options, "-n", n, sys.executable, PROGRAMS, *arguments]
     process = subprocess.Popen(
         list(map(str, command)),
         env=environment,
@@ -118,6 +119,50 @@ def test_a_fault_of_one_rank_ends_all(how: str, tmp_path: Path) -> None:
     for message in FAULTS[how]:
         assert any(each in done.stdout + done.stderr for each in message.split("|")), done
     run(2, "resume", tmp_path, compiled=False)  # the last file is whole
+
+
+PARTINGS = {
+    "catches an error of a step": (
+        "rank 1 has had an error that rank 0 has not had (train_step: ShapeError: ",
+        "and has gone on; let it end the program, or catch it on all ranks",
+    ),
+    "catches an error of a callback": (
+        "rank 1 has had an error that rank 0 has not had (Trainer.fit: ValueError: a fault",
+    ),
+    "evaluates": ("numbers of int64 in Trainer.evaluate", "numbers of int64 in Trainer.fit"),
+    "leaves out a step": ("a barrier", "a sum of 89 numbers of float64 in train_step"),
+    "leaves": ("waits for rank 1, which has ended by os._exit(0)",),
+}
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("how", PARTINGS)
+def test_ranks_that_part_are_found_at_once(how: str, n: int) -> None:
+    begun = time.monotonic()
+    done = start(n, "part", how, limit_s=30, compiled=False)
+    assert time.monotonic() - begun < 10
+    assert done.returncode != 0
+    assert "reached the end" not in done.stdout
+    for message in PARTINGS[how]:
+        assert message in done.stderr
+    spoken = {rank for rank in range(n) if f"DistributedError: rank {rank} of {n}" in done.stderr}
+    assert spoken == set(range(n)) - ({1} if how == "leaves" else set())
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system tells of no ends")
+def test_ranks_see_that_a_process_is_gone_where_the_launcher_does_not_end_them() -> None:
+    version = subprocess.run([str(LAUNCHER), "--version"], capture_output=True, text=True)
+    if "HYDRA" not in version.stdout:
+        pytest.skip("the launcher is not MPICH's")
+    begun = time.monotonic()
+    done = start(3, "part", "is killed", compiled=False, options=("-disable-auto-cleanup",))
+    assert time.monotonic() - begun < 10
+    for rank in (0, 2):
+        assert f"rank {rank} of 3 waits for rank 1, which is gone" in done.stderr
+
+
+def test_an_error_of_all_ranks_may_be_caught() -> None:
+    assert run(2, "go_on", compiled=False).count("has 1 epoch") == 2
 
 
 def test_ranks_that_differ_do_not_start() -> None:

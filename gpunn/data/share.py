@@ -90,7 +90,8 @@ def draw_alike(communicator: Any, rng: np.random.Generator) -> None:
     """Let all processes draw what rank 0 draws, from a generator that none of them has seeded."""
     from gpunn.distributed.agreement import broadcast_value  # noqa: PLC0415 (few programs need it)
 
-    state = broadcast_value(communicator, generator_state(rng))
+    with communicator.doing("Loader"):
+        state = broadcast_value(communicator, generator_state(rng))
     restore_generator("Loader", rng, state)
 
 

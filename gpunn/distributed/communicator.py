@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn, Protocol, runtime_checkable
 
 from gpunn._typing import Array
+from gpunn.errors import StateError
 
 
 @runtime_checkable
@@ -34,6 +36,32 @@ class Communicator(Protocol):
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
 
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Return a context in which all ranks do this, such as ``"Trainer.fit"``.
+
+        What they do in it may be compared, and so may the number of errors that have left such
+        contexts: a rank that catches one which the others did not have no longer does what they do.
+        """
+
+
+class Connected:
+    """A rank of several: it shows itself, and cannot be sent to another process."""
+
+    rank: int
+    size: int
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        name = type(self).__name__
+        raise StateError(
+            f"{name}: a communicator belongs to the processes that it connects, and cannot be "
+            f"pickled; make it again there with get_communicator()"
+        )
+
+    def __repr__(self) -> str:
+        """Return the rank and the size."""
+        return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
+
 
 class SingleProcess:
     """The communicator of a process that is alone. Nothing has to be sent.
@@ -57,6 +85,10 @@ class SingleProcess:
 
     def barrier(self) -> None:
         """Return at once."""
+
+    def doing(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a context that does nothing."""
+        return nullcontext()
 
     def __repr__(self) -> str:
         """Return the expression that makes it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import accumulate, count
 from typing import Any, NoReturn
 
@@ -14,8 +15,10 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.checks import number
 from gpunn.arrays.libraries import require
+from gpunn.distributed.communicator import Connected
 from gpunn.distributed.notices import Notices
-from gpunn.errors import DistributedError, DTypeError, StateError
+from gpunn.distributed.roll_call import RollCall
+from gpunn.errors import DistributedError, DTypeError
 
 _REMEDY = 'pip install "gpunn[mpi]"'
 _NO_LIBRARY = f"{_REMEDY}, and a library of MPI: pip install mpich, or that of the cluster"
@@ -27,12 +30,16 @@ _POLLS_BETWEEN = 64
 _POLLS_AWAKE, _POLLS_CROWDED = 1 << 16, 64
 
 
-class MPICommunicator:
+class MPICommunicator(Connected):
     """The processes that `mpiexec`, `srun` or another launcher of MPI has started.
+
+    Before each operation the ranks compare what they are about to do (`RollCall`): different calls,
+    and an error that one of them has caught alone, are a `DistributedError` on all.
 
     A rank that ends, by an error or otherwise, tells the others: whoever waits for it raises a
     `DistributedError` that names it, and why. After an error that nobody catches, a rank prints its
-    traceback and ends all ranks. One that is killed is noticed by the launcher, which ends them.
+    traceback and ends all ranks. One that is killed is noticed by the launcher, which ends them,
+    and on Linux by the ranks on its machine.
 
     Parameters
     ----------
@@ -68,9 +75,17 @@ class MPICommunicator:
         here.Free()
         self._polls_awake = _POLLS_CROWDED if crowded else _POLLS_AWAKE
         self._notices = Notices(self._mpi, self._comm.Dup())
+        self._roll_call = RollCall(self._comm.Dup(), self._notices)
+        #: Why this rank can no longer talk with the others.
+        self._broken = ""
+
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Return a context in which this rank does what all ranks do; see `Communicator`."""
+        return self._roll_call.doing(what)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """Overwrite an array on every rank by that of the rank `root`."""
+        self.compare(f"a broadcast by rank {root}", array)
         self._through_host(array, lambda data: self._wait(self._comm.Ibcast(data, root=root)))
 
     def allreduce(self, array: Array) -> None:
@@ -79,11 +94,31 @@ class MPICommunicator:
         Each rank adds up a part for all others. MPI's own sum of everything may add in another
         order on each rank, and so differ in the last bits.
         """
+        self.compare("a sum", array)
         self._through_host(array, self._sum)
 
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
+        self.compare("a barrier")
         self._wait(self._comm.Ibarrier())
+
+    def compare(self, operation: str, array: Array | None = None) -> None:
+        """Check that all ranks have come to the same operation on arrays of one size and dtype.
+
+        Raises
+        ------
+        DistributedError
+            On every rank.
+        """
+        if self._broken:
+            raise DistributedError(
+                f"rank {self.rank} of {self.size} no longer talks with the others, since "
+                f"{self._broken}"
+            )
+        if self.size > 1:
+            self._roll_call.begin(operation, array)
+            self._wait(self._roll_call)
+            self._roll_call.compare()
 
     def _sum(self, data: Array) -> None:
         """Sum over all ranks, in memory that MPI can read."""
@@ -157,6 +192,13 @@ class MPICommunicator:
 
     def _wait(self, request: Any) -> None:
         """Wait for a request; meanwhile listen whether a rank has ended."""
+        try:
+            self._poll(request)
+        except BaseException as error:  # the others are in the middle of an operation
+            self._broken = str(error) or type(error).__name__
+            raise
+
+    def _poll(self, request: Any) -> None:
         begun = 0.0
         for polls in count(1):
             if request.Test():
@@ -178,17 +220,6 @@ class MPICommunicator:
             "one of them hangs, or all make different calls (if they only take longer: "
             "get_communicator(timeout_s=...))"
         )
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        raise StateError(
-            "MPICommunicator: a communicator belongs to the processes that it connects, and cannot "
-            "be pickled; make it again there with get_communicator()"
-        )
-
-    def __repr__(self) -> str:
-        """Return the rank and the size."""
-        return f"MPICommunicator(rank={self.rank}, size={self.size})"
 
 
 def _cores() -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.libraries import INSTALL_CUPY, require
-from gpunn.distributed.communicator import Communicator
+from gpunn.distributed.communicator import Communicator, Connected
 from gpunn.distributed.mpi import MPICommunicator
-from gpunn.errors import BackendUnavailableError, DTypeError, StateError
+from gpunn.errors import BackendUnavailableError, DTypeError
 
 _REMEDY = 'pip install "gpunn[nccl]" (with CUDA 13: pip install nvidia-nccl-cu13)'
 
@@ -25,7 +26,7 @@ _KINDS = {
 }
 
 
-class NCCLCommunicator:
+class NCCLCommunicator(Connected):
     """One process for each GPU: CuPy's arrays are sent by NCCL, on the current stream.
 
     Nothing waits for the device. Choose each process's GPU before the first array is made:
@@ -86,6 +87,10 @@ class NCCLCommunicator:
         """Wait until all ranks have come here; their devices may still be at work."""
         self._host.barrier()
 
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Return a context in which this rank does what all ranks do; see `Communicator`."""
+        return self._host.doing(what)
+
     def _memory(self, array: Array) -> tuple[int, int, int]:
         """Return the address, the number of entries and NCCL's dtype of an array."""
         name = _KINDS.get(str(array.dtype))
@@ -95,17 +100,6 @@ class NCCLCommunicator:
                 f"got {array.dtype}"
             )
         return int(array.data.ptr), int(array.size), int(getattr(self._nccl, name))
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        raise StateError(
-            "NCCLCommunicator: a communicator belongs to the processes that it connects, and "
-            "cannot be pickled; make it again there with get_communicator('nccl')"
-        )
-
-    def __repr__(self) -> str:
-        """Return the rank and the size."""
-        return f"NCCLCommunicator(rank={self.rank}, size={self.size})"
 
 
 def _library() -> Any:

@@ -19,6 +19,7 @@ from gpunn.training.accumulation import Accumulation
 from gpunn.training.arguments import check_parts, report_newcomers
 from gpunn.training.freezing import part_of
 from gpunn.training.places import check_places
+from gpunn.training.ranks import doing
 
 
 def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
@@ -86,8 +87,8 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     """
     undo = _Undo()
     try:
-        undo.note(optimizer, rng)
-        with scope_of(x):
+        with doing("train_step", optimizer), scope_of(x):
+            undo.note(optimizer, rng)
             return learn(model, loss, optimizer, x, y, sample_weight, rng, unchecked=True)
     except BaseException as error:
         undo.restore()

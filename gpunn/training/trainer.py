@@ -48,7 +48,7 @@ from gpunn.training.inference import evaluate, predict
 from gpunn.training.loaders import Data, as_loader, loader_of
 from gpunn.training.metrics import Metric
 from gpunn.training.ordering import in_order
-from gpunn.training.ranks import ranks_of
+from gpunn.training.ranks import by_all_ranks, ranks_of
 from gpunn.training.readings import Readings
 from gpunn.training.run import Run, load_trainer_state, trainer_state
 from gpunn.training.stopping import BestWeights, EarlyStopping, follow
@@ -128,6 +128,7 @@ class Trainer:
         self._program, self._evaluation, self._prediction = Program(), Program(), Program()
 
     @takes_a_loader
+    @by_all_ranks
     @in_order
     def fit(
         self,
@@ -267,6 +268,7 @@ class Trainer:
         """Why the steps of the last epoch were not recorded; empty if they were."""
         return self._program.why_not
 
+    @by_all_ranks
     @in_order
     def evaluate(self, data: Data) -> dict[str, float]:
         """Return the loss and the metrics over all of the data, by name.
