@@ -12,6 +12,7 @@ from gpunn.arrays.state import check_kind, check_names, generator_state, restore
 from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels.random import splitmix64
 from gpunn.nn.init import as_generator
+from gpunn.nn.tape import BETWEEN_STREAMS
 
 
 class Augment:
@@ -21,7 +22,7 @@ class Augment:
     sideways, each equally probable; what comes into view is 0. With `flip`, every other image on
     average is mirrored from left to right. One key for each batch is drawn on the host, and the
     rest computed from it on the device, so one seed gives the same images on every backend, and
-    nothing waits for a GPU.
+    nothing waits for a GPU. Of several processes, each moves its images in ways of its own.
 
     Parameters
     ----------
@@ -48,6 +49,8 @@ class Augment:
         if not (self.shift or self.flip):
             raise SettingError("Augment: shift=0 and flip=False change nothing; give one of them")
         self._rng = as_generator(rng, "Augment")
+        #: The number of the process. All draw the same keys, and each moves images in other ways.
+        self.stream = 0
 
     def __call__(self, x: Array) -> Array:
         """Return the images of a batch (N, H, W, C), moved, as a new array.
@@ -62,6 +65,7 @@ class Augment:
             came = type(x).__name__ if place is None else f"shape {tuple(x.shape)}"
             raise ShapeError(f"Augment: expected images, an array (N, H, W, C), got {came}")
         key = int(self._rng.integers(2**64, dtype="uint64"))
+        key = (key + self.stream * BETWEEN_STREAMS) % 2**64
         bits = splitmix64(place.xp, key, x.shape[0], x.device)
         return _moved(place.xp, x, self.shift, *_draws(place.xp, bits, self.shift, flip=self.flip))
 

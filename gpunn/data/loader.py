@@ -185,6 +185,7 @@ class Loader(Sharing, Stateful):
         if flag("Loader", "check_finite", check_finite):
             validation.check_finite(self.stored._asdict(), self._dtypes)
         self.share = as_share(communicator, self.n_samples)
+        self.stream = self.share.rank
         self.batch_size = batch_size
         self.dtype = dtype
         self.backend = _choose_backend(backend, self.stored.x)
@@ -266,7 +267,7 @@ class Loader(Sharing, Stateful):
             group = self._stream(rows, order)
             if self.transform is not None:
                 size, place = self.batch_size, self.backend
-                x = transformed_group(self.transform, group.x, size, place)
+                x = transformed_group(self.own_transform(), group.x, size, place)
                 group = group._replace(x=x)
             yield group
 
@@ -368,13 +369,13 @@ class Loader(Sharing, Stateful):
 
     def _transformed(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         """Apply the transform to each batch's features, on the device."""
-        assert self.transform is not None  # noqa: S101
+        transform = self.own_transform()
         with closing(batches):
             for batch in batches:
                 x = batch.x
                 if self.backend.package == "numpy" and not x.flags.writeable:
                     x = x.copy()
-                yield batch._replace(x=transformed(self.transform, x, self.backend))
+                yield batch._replace(x=transformed(transform, x, self.backend))
 
     def __repr__(self) -> str:
         """Return the sizes and the backend."""

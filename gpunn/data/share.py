@@ -100,10 +100,13 @@ class Sharing:
 
     n_samples: int
     share: Share
+    transform: Any
+    #: The number of the process in the keys of a transform's draws.
+    stream: int = 0
     _step_size: int
 
-    def plain_row(self) -> Batch:
-        """Return the first sample as a batch of one, without the transform."""
+    def first_row(self) -> Batch:
+        """Return the first sample as a batch of one."""
         raise NotImplementedError
 
     @property
@@ -138,6 +141,7 @@ class Sharing:
         size = 1 if communicator is None else communicator.size
         if size <= self.step_size:
             self.share = as_share(communicator, self.n_samples)
+            self.stream = self.share.rank
 
     def own(self, order: Any, n: int) -> tuple[Any, int]:
         """Return this process's part of n rows in an order, and its length; see `Share.own`."""
@@ -158,5 +162,23 @@ class Sharing:
             yield self.no_rows()
 
     def no_rows(self) -> Batch:
-        """Return a batch without rows, for a step that is too small for all processes."""
-        return Batch(*(part if part is None else part[:0, ...] for part in self.plain_row()))
+        """Return a batch without rows, for a step that is too small for all processes.
+
+        A transform draws for it as for any other batch, so that it draws as often in each process.
+        """
+        return Batch(*(part if part is None else part[:0, ...] for part in self.first_row()))
+
+    def draw_for_others(self) -> None:
+        """Draw what others drew for the last step of all samples, if this one has none of it."""
+        rest = self.n_samples % self.step_size
+        if self.transform is not None and rest and not self.share.count(rest):
+            self.no_rows()
+
+    def own_transform(self) -> Any:
+        """Return the transform; one that draws by an attribute `stream` is told whose turn it is.
+
+        Its generator is the same in all processes, and draws as often, once for each batch.
+        """
+        if hasattr(self.transform, "stream"):
+            self.transform.stream = self.stream
+        return self.transform

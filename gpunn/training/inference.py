@@ -133,7 +133,9 @@ def evaluate(
         If the device has too little memory.
     """
     with memory_for("evaluation", loader.backend, memory_advice(loader)):
-        return _evaluate(model, loader, readings, program, outputs=outputs)
+        found = _evaluate(model, loader, readings, program, outputs=outputs)
+        loader.draw_for_others()
+        return found
 
 
 def _evaluate(

@@ -70,6 +70,11 @@ class SeveralRanks(Ranks):
         states = self.from_first([_as_lists(generator_state(rng)) for rng in generators])
         for rng, state in zip(generators, states, strict=True):
             restore_generator("Trainer.fit", rng, state)
+        for loader in loaders:
+            loader.stream = communicator.rank  # also where each has data of its own
+            transform: Any = loader.transform
+            if hasattr(transform, "stream"):
+                transform.load_state_dict(self.from_first(_as_lists(transform.state_dict())))
 
     def check_share(self, loader: Loader) -> None:
         """Check that the samples of a loader are shared by the same processes, if at all."""
@@ -205,6 +210,8 @@ def data_facts(loader: Loader) -> str:
         rows = some.toarray() if is_sparse(part) else to_numpy(some)
         digest = crc32(rows.tobytes(), digest)
     settings = f"steps of {loader.step_size}, shuffle={_name(loader.shuffle)}"
+    if loader.transform is not None:
+        settings += f", transform={_name(loader.transform)}"
     return f"{', '.join(kinds)}, digest {digest:08x}, in {settings}"
 
 
@@ -227,6 +234,8 @@ def _told_of(model: Layer) -> str:
 
 
 def _name(value: Any) -> str:
+    if hasattr(value, "stream"):  # it draws alike on all ranks
+        return repr(value)
     return "a function" if callable(value) else repr(value)
 
 
