@@ -45,7 +45,7 @@ RACES = {
     "readable": ("test_training", "test_streaming", "test_streams", "test_frozen"),
 }
 #: What is tested with MPI and Dask installed; the other tests of several processes need neither.
-MPI_TESTS = ("tests/test_mpi.py", "tests/test_dask.py")
+MPI_TESTS = ("tests/test_mpi.py", "tests/test_dask.py", "tests/test_zarr.py")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST = nox.project.dependency_groups(PYPROJECT, "test")
 DOCS = nox.project.dependency_groups(PYPROJECT, "docs")
@@ -110,9 +110,11 @@ def drop_in(session: nox.Session) -> None:
 
 @nox.session
 def mpi(session: nox.Session) -> None:
-    """Train on two to four processes of MPI, and with Dask on two workers."""
-    session.install("-e", ".[mpi,dask,compiled]", "mpich", *TEST)
-    session.run("python", "-c", "import mpi4py.MPI, distributed")  # else its tests would be skipped
+    """Train on two to four processes of MPI, and with Dask on two workers; read arrays of Zarr."""
+    session.install("-e", ".[mpi,dask,compiled]", "mpich", "zarr>=3", *TEST)
+    session.run(
+        "python", "-c", "import mpi4py.MPI, distributed, zarr"
+    )  # else its tests would be skipped
     session.run("python", "-m", "pytest", *MPI_TESTS, *session.posargs)
     session.run("mpiexec", "-n", "2", "python", "examples/data_parallel.py", env=ONE_THREAD)
     session.run("python", "examples/dask_search.py")

@@ -51,8 +51,16 @@ def test_an_order_by_a_function_may_be_another_on_each_rank() -> None:
         assert "shuffle is a function, which may draw another order" in str(error)
 
 
+def other_end(rank: int) -> dict[str, Any]:
+    """Return many rows, of which the last is another on each rank."""
+    parts = data(9001)
+    parts["y"][-1] = rank
+    return parts
+
+
 DIFFERENT: dict[str, tuple[Any, str]] = {
     "data": (lambda c: Run(c, data=data(seed=c.rank)).fit(), "training data: rank 0 has"),
+    "the last row": (lambda c: Run(c, data=other_end(c.rank)).fit(), "training data: rank 0 has"),
     "sizes": (lambda c: Run(c, data=data(45 + c.rank)).fit(), r"rank 1 float64\(46, 6\)"),
     "order": (lambda c: Run(c, shuffle=not c.rank).fit(), "shuffle=True.*shuffle=False"),
     "epochs": (lambda c: Run(c).fit(3 + c.rank), "epochs: rank 0 has 3, rank 1 4"),

@@ -15,6 +15,10 @@ from gpunn.data.chunks import Chunked
 from gpunn.data.validation import is_floating, is_sparse
 from gpunn.kernels import kernels
 
+#: How many rows tell one array from another: of one in chunks fewer, since each may be of another
+#: chunk, which has to be read.
+_ROWS_READ, _CHUNKS_READ = 64, 4
+
 
 class Batch(NamedTuple):
     """One minibatch, on the device.
@@ -84,6 +88,14 @@ def _take_part(part: Any, rows: slice, order: Any) -> Any:
         if order is None:
             return part[rows, ...]
         return kernels(part).gather([part], place.asarray(order[rows]))[0]
+
+
+def spread_of(part: Any) -> Any:
+    """Return the first row, the last, and some between them, which tell one array from another."""
+    n = part.shape[0]
+    count = min(n, _CHUNKS_READ if isinstance(part, Chunked) else _ROWS_READ)
+    rows = np.arange(count) * (n - 1) // max(1, count - 1)
+    return _take_part(part, slice(count), rows)
 
 
 def send(batch: Batch, backend: Backend, dtypes: Sequence[str | None]) -> Batch:

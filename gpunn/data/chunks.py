@@ -1,26 +1,26 @@
-"""Arrays that come in chunks of rows, such as Dask's: a chunk is computed when a row is wanted."""
+"""Arrays in chunks of rows, Dask's and Zarr's: a chunk is computed or read when a row is wanted."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from gpunn.errors import DataError, DTypeError
+from gpunn.errors import DataError, DTypeError, ShapeError
 
 #: So many chunks are kept for rows that come later: those of a window of blocks, and one more.
 _KEPT = 17
 
 
 class Chunked:
-    """The rows of a Dask array.
+    """The rows of a Dask array, or of one of Zarr.
 
     Parameters
     ----------
-    x : dask.array.Array
+    x : dask.array.Array or zarr.Array
         Chunks that divide other axes than the first are joined.
 
     Attributes
@@ -43,10 +43,13 @@ class Chunked:
             raise DataError(
                 "Loader: the lengths of x's chunks are not known; say x.compute_chunk_sizes()"
             )
-        self._x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
+        if x.ndim == 0:
+            raise ShapeError("Loader: x must have a first axis, the samples; got a single number")
         self.shape: tuple[int, ...] = tuple(map(int, x.shape))
         self.dtype, self.ndim = x.dtype, x.ndim
-        self._stops = np.cumsum(self._x.chunks[0])
+        of = _of_dask if _library_of(x) == "dask" else _of_zarr
+        #: Where each chunk ends, and what returns one.
+        self._stops, self._read = of(x)
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
     def __getitem__(self, rows: Any) -> Any:
@@ -66,7 +69,7 @@ class Chunked:
 
     def _chunk(self, i: int) -> Any:
         if i not in self._kept:
-            self._kept[i] = np.asarray(self._x.blocks[i].compute())
+            self._kept[i] = self._read(i)
         self._kept.move_to_end(i)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -74,9 +77,24 @@ class Chunked:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: FBT001 (NumPy's)
         """Return all rows."""
-        return np.asarray(self._x.compute(), dtype=dtype)
+        return np.concatenate(list(map(self._read, range(len(self._stops))))).astype(dtype)
 
 
 def is_chunked(x: Any) -> bool:
-    """Return whether `x` is an array of Dask, without an import of it."""
-    return type(x).__module__.partition(".")[0] == "dask" and hasattr(x, "chunks")
+    """Return whether `x` is an array of Dask or Zarr, without an import of them."""
+    return _library_of(x) in ("dask", "zarr") and hasattr(x, "chunks")
+
+
+def _library_of(x: Any) -> str:
+    return type(x).__module__.partition(".")[0]
+
+
+def _of_dask(x: Any) -> tuple[Any, Callable[[int], Any]]:
+    joined = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
+    return np.cumsum(joined.chunks[0]), lambda i: np.asarray(joined.blocks[i].compute())
+
+
+def _of_zarr(x: Any) -> tuple[Any, Callable[[int], Any]]:
+    n, size = x.shape[0], x.chunks[0]
+    stops = np.minimum(np.arange(size, n + size, size), n)
+    return stops, lambda i: np.asarray(x[i * size : (i + 1) * size])

@@ -48,8 +48,8 @@ class Loader(Sharing, Stateful):
     x : array
         Features (N, ...): an array of NumPy, CuPy or any library with DLPack, a memmap, nested
         lists; a pandas DataFrame of numbers or booleans (nullable columns without gaps); or a
-        sparse SciPy matrix, whose batches are made dense; or a Dask array, whose chunks are
-        computed when rows of them are wanted (with shuffle="blocks", once in an epoch).
+        sparse SciPy matrix, whose batches are made dense; or an array of Dask or Zarr, whose chunks
+        are computed or read when rows of them are wanted (with shuffle="blocks", once an epoch).
     y : array, optional
         Targets (N, ...). Integers and booleans (class labels) are kept; floats become `dtype`.
     batch_size : int or None, default 32

@@ -13,10 +13,8 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name, is_floating
 from gpunn.arrays.state import generator_state, restore_generator
-from gpunn.data.batch import Batch
-from gpunn.data.chunks import Chunked
+from gpunn.data.batch import Batch, spread_of
 from gpunn.data.loader import Loader
-from gpunn.data.validation import is_sparse
 from gpunn.distributed.agreement import (
     broadcast_value,
     check_alike,
@@ -33,8 +31,6 @@ from gpunn.training.history import History
 from gpunn.training.one_rank import Ranks
 from gpunn.training.readings import Readings
 
-#: So many rows of the data tell whether all ranks have the same.
-_ROWS_COMPARED = 64
 #: By so much, relative to the largest, weights may differ that processors have rounded differently.
 _ROUNDED = 1e-3
 
@@ -205,10 +201,7 @@ def data_facts(loader: Loader) -> str:
         if part is None:
             continue
         kinds.append(f"{dtype_name(part)}{tuple(part.shape)}")
-        step = max(1, part.shape[0] // _ROWS_COMPARED)
-        some = part[:1] if isinstance(part, Chunked) else part[::step]
-        rows = some.toarray() if is_sparse(part) else to_numpy(some)
-        digest = crc32(rows.tobytes(), digest)
+        digest = crc32(to_numpy(spread_of(part)).tobytes(), digest)
     settings = f"steps of {loader.step_size}, shuffle={_name(loader.shuffle)}"
     if loader.transform is not None:
         settings += f", transform={_name(loader.transform)}"
