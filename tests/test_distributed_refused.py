@@ -186,6 +186,23 @@ class TestRefused:
             with pytest.raises(gn.errors.SettingError, match="shares its samples among 2"):
                 raise error
 
+    @pytest.mark.parametrize(("n", "alone"), [(18, False), (25, True)])
+    def test_a_part_of_one_row_is_named_with_its_rank(self, n: int, *, alone: bool) -> None:
+        """In a recorded step, of which each rank has a row, and in one of which rank 0 has all."""
+
+        def program(communicator: Threads) -> None:
+            kept = {"dtype": "float64"}
+            model = gn.Sequential(gn.Dense(6, 3, rng=0, **kept), gn.BatchNorm(3, **kept))
+            Run(communicator, model=model, data=data(n), batch_size=4).fit(1)
+
+        one, other = run_ranks(2, program)
+        for error in (one,) if alone else (one, other):
+            with pytest.raises(gn.errors.ShapeError, match="more than one entry") as caught:
+                raise error
+            rank = 0 if error is one else 1
+            assert str(caught.value).startswith(f"on rank {rank} of 2, by its part of the data: ")
+            assert "drop_last=True" in str(caught.value)
+
     def test_fewer_samples_than_ranks(self) -> None:
         for error in run_ranks(3, lambda c: gn.Loader(np.zeros((2, 1)), communicator=c)):
             with pytest.raises(gn.errors.DataError, match="3 processes cannot share 2 samples"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from gpunn.data.batch import Batch
+from gpunn.errors import DeviceMemoryError, LabelError, ShapeError
 from gpunn.training.one_rank import Ranks
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -21,7 +22,20 @@ def doing(what: str, optimizer: Any) -> AbstractContextManager[None]:
     An error that leaves it on one of them alone is found in their next operation.
     """
     parallel = optimizer.parallel
-    return _ALONE if parallel is None else parallel.communicator.doing(what)
+    return _ALONE if parallel is None else _named(what, parallel.communicator)
+
+
+@contextmanager
+def _named(what: str, communicator: Any) -> Iterator[None]:
+    """Do so, and name the rank in errors about its own part of the data or its own device."""
+    with communicator.doing(what):
+        try:
+            yield
+        except (DeviceMemoryError, LabelError, ShapeError) as error:
+            whose = f"on rank {communicator.rank} of {communicator.size}, by its part of the data: "
+            if not str(error).startswith(whose):
+                error.args = (f"{whose}{error}", *error.args[1:])
+            raise
 
 
 def by_all_ranks(method: _Method) -> _Method:
