@@ -15,7 +15,8 @@ import gpunn as gn
 from gpunn.distributed import nccl
 from gpunn.distributed.agreement import broadcast_value, gap_between, gather, merge
 from gpunn.distributed.communicator import SingleProcess
-from gpunn.distributed.engines import RANKS
+from gpunn.distributed.mpi import RANKS
+from gpunn.distributed.tcp import VARIABLES, Meeting
 
 Unavailable = gn.errors.BackendUnavailableError
 
@@ -23,7 +24,7 @@ Unavailable = gn.errors.BackendUnavailableError
 @pytest.fixture
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher has started this process, and mpi4py is not installed."""
-    for name in RANKS:
+    for name in (*RANKS, *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
 
@@ -66,6 +67,39 @@ class TestChoice:
         monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", found)
         with pytest.raises(Unavailable, match=r"pip install \"gpunn\[nccl\]\""):
             gn.get_communicator("nccl")
+
+    def test_one_with_an_address_needs_nccl(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        for name, value in zip(VARIABLES, ("0", "1", "localhost", "29500"), strict=True):
+            monkeypatch.setenv(name, value)
+        assert isinstance(gn.get_communicator(), SingleProcess)  # there is no other
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(Unavailable, match="cupy is not installed"):
+            gn.get_communicator()
+        monkeypatch.setenv("PMI_RANK", "0")
+        with pytest.raises(Unavailable, match="mpi4py is not installed"):
+            gn.get_communicator()
+
+    @pytest.mark.parametrize(
+        ("changed", "port"),
+        [
+            ({}, 29500),
+            ({"TORCHELASTIC_USE_AGENT_STORE": "True"}, 29501),
+            ({"CUPYX_DISTRIBUTED_PORT": "13333"}, 13333),
+        ],
+    )
+    def test_the_port_is_one_where_nobody_listens(
+        self, changed: dict[str, str], port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in zip(VARIABLES, ("1", "2", "localhost", "29500"), strict=True):
+            monkeypatch.setenv(name, value)
+        for name, value in changed.items():
+            monkeypatch.setenv(name, value)
+        assert Meeting().port == port
+        for rank, words in (("2", "from 0 to WORLD_SIZE - 1"), ("one", "a number in the")):
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(gn.errors.SettingError, match=words):
+                Meeting()
 
     def test_a_name_that_is_not_known(self) -> None:
         with pytest.raises(gn.errors.SettingError, match="'auto', 'single', 'mpi'"):
@@ -118,8 +152,8 @@ class Library:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def get_unique_id(self) -> tuple[int, ...]:
-        return tuple(range(-64, 64))
+    def get_unique_id(self) -> bytes:
+        return bytes(range(128))
 
     def NcclCommunicator(self, *made: Any) -> Library:  # noqa: N802 (CuPy's name)
         self.calls.append(made)
@@ -164,7 +198,7 @@ class TestNCCL:
             communicator.allreduce(x)
             communicator.broadcast(x, 0)
         assert library.calls == [
-            (1, tuple(range(-64, 64)), 0),
+            (1, bytes(range(128)), 0),
             (place, place, 6, kind, 0, stream.ptr),
             (place, 6, kind, 0, stream.ptr),
         ]

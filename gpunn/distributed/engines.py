@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from gpunn.arrays.checks import one_of
+from gpunn.distributed import mpi, tcp
 from gpunn.distributed.communicator import Communicator, SingleProcess
 from gpunn.distributed.mpi import MPICommunicator
 from gpunn.distributed.nccl import NCCLCommunicator
 
 #: What was made without settings: all of a process share its channels.
 _made: dict[str, Communicator] = {}
-
-#: Launchers of MPI tell each process its rank in one of these environment variables.
-RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
@@ -25,8 +22,10 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     Parameters
     ----------
     name : {"auto", "single", "mpi", "nccl"}, default "auto"
-        "auto": MPI if a launcher of MPI has started this process (``mpiexec -n 2 python ...``),
-        else a single process. "nccl": one process a GPU, CuPy's arrays by NCCL and NumPy's by MPI.
+        "auto": "mpi" if a launcher of MPI has started this process (``mpiexec -n 2 python ...``);
+        else "nccl" if ``RANK``, ``WORLD_SIZE`` above 1, ``MASTER_ADDR`` and ``MASTER_PORT`` are set
+        (``torchrun --nproc-per-node 2 train.py``); else "single". "nccl": one process a GPU,
+        CuPy's arrays by NCCL, and NumPy's by MPI or, without it, by way of the GPU.
     **settings
         Those of `MPICommunicator` or `NCCLCommunicator`.
 
@@ -43,7 +42,7 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     """
     one_of("get_communicator", "name", name, ("auto", "single", "mpi", "nccl"))
     if name == "auto":
-        name = "mpi" if any(variable in os.environ for variable in RANKS) else "single"
+        name = _launched()
     if name == "single":
         return SingleProcess()
     if settings:
@@ -51,6 +50,13 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     if name not in _made:
         _made[name] = _make(name, {})
     return _made[name]
+
+
+def _launched() -> str:
+    """Return what the launcher of this process asks for."""
+    if mpi.is_launched():
+        return "mpi"
+    return "nccl" if tcp.is_launched() and tcp.Meeting().size > 1 else "single"
 
 
 def _make(name: str, settings: dict[str, Any]) -> Communicator:

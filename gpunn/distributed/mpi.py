@@ -30,6 +30,15 @@ _POLLS_BETWEEN = 64
 _POLLS_AWAKE, _POLLS_CROWDED = 1 << 16, 64
 
 
+#: Launchers of MPI tell each process its rank in one of these environment variables.
+RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def is_launched() -> bool:
+    """Return whether a launcher of MPI has started this process."""
+    return any(name in os.environ for name in RANKS)
+
+
 class MPICommunicator(Connected):
     """The processes that `mpiexec`, `srun` or another launcher of MPI has started.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.libraries import INSTALL_CUPY, require
+from gpunn.distributed import tcp
 from gpunn.distributed.communicator import Communicator, Connected
-from gpunn.distributed.mpi import MPICommunicator
+from gpunn.distributed.mpi import MPICommunicator, is_launched
 from gpunn.errors import BackendUnavailableError, DTypeError
 
 _REMEDY = 'pip install "gpunn[nccl]" (with CUDA 13: pip install nvidia-nccl-cu13)'
@@ -25,6 +28,9 @@ _KINDS = {
     "float64": "NCCL_FLOAT64",
 }
 
+#: The length of NCCL's identifier of a communicator.
+_ID_BYTES = 128
+
 
 class NCCLCommunicator(Connected):
     """One process for each GPU: CuPy's arrays are sent by NCCL, on the current stream.
@@ -35,8 +41,11 @@ class NCCLCommunicator(Connected):
     Parameters
     ----------
     host : Communicator, optional
-        Sends NumPy's arrays, such as the identifier of the GPUs' communicator; by default an
-        `MPICommunicator`.
+        Sends NumPy's arrays, and the identifier of the GPUs' communicator. By default an
+        `MPICommunicator`, unless the environment has ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+        ``MASTER_PORT``, as `torchrun` sets them, and no launcher of MPI has started the process:
+        then rank 0 gives the identifier away at that address, and NumPy's arrays go by way of the
+        GPU.
 
     Raises
     ------
@@ -45,25 +54,35 @@ class NCCLCommunicator(Connected):
 
     Notes
     -----
+    With an `MPICommunicator`, the ranks compare what they are about to do, as that does; with
+    another host, or none, they do not.
+
     It was tested with a substitute of ``cupy.cuda.nccl``, and never on several GPUs.
     """
 
     def __init__(self, host: Communicator | None = None) -> None:
         self._nccl = _library()
-        self._host = host = MPICommunicator() if host is None else host
-        self.rank, self.size = host.rank, host.size
         self._made: Any = None
+        self._compare = _no_comparison
+        if host is None and tcp.is_launched() and not is_launched():
+            meeting = tcp.Meeting()
+            self.rank, self.size = meeting.rank, meeting.size
+            self._share: Callable[[bytes], bytes] = meeting.share
+            self._host: Communicator = tcp.ThroughDevice(self)
+            return
+        self._host = host = MPICommunicator() if host is None else host
+        self._share = partial(_share_by, host)
+        self.rank, self.size = host.rank, host.size
+        if isinstance(host, MPICommunicator):
+            self._compare = host.compare
 
     @property
     def _comm(self) -> Any:
         """NCCL's communicator, made on the device that is current when it is first needed."""
         if self._made is None:
-            identifier = np.zeros(128, np.int64)
-            if self.rank == 0:
-                identifier[:] = self._nccl.get_unique_id()
-            self._host.broadcast(identifier)
+            identifier = self._nccl.get_unique_id() if self.rank == 0 else bytes(_ID_BYTES)
             made = self._nccl.NcclCommunicator
-            self._made = made(self.size, tuple(identifier.tolist()), self.rank)
+            self._made = made(self.size, self._share(identifier), self.rank)
         return self._made
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -71,6 +90,7 @@ class NCCLCommunicator(Connected):
         if _is_on_host(array):
             self._host.broadcast(array, root)
             return
+        self._compare(f"a broadcast by rank {root}", array)
         with scope_of(array):
             self._comm.bcast(*self._memory(array), root, _stream())
 
@@ -79,6 +99,7 @@ class NCCLCommunicator(Connected):
         if _is_on_host(array):
             self._host.allreduce(array)
             return
+        self._compare("a sum", array)
         with scope_of(array):
             place, size, kind = self._memory(array)
             self._comm.allReduce(place, place, size, kind, self._nccl.NCCL_SUM, _stream())
@@ -100,6 +121,17 @@ class NCCLCommunicator(Connected):
                 f"got {array.dtype}"
             )
         return int(array.data.ptr), int(array.size), int(getattr(self._nccl, name))
+
+
+def _share_by(host: Communicator, content: bytes) -> bytes:
+    """Return rank 0's bytes, of the same length on all ranks."""
+    numbers = np.frombuffer(content, np.uint8).copy()
+    host.broadcast(numbers)
+    return numbers.tobytes()
+
+
+def _no_comparison(operation: str, array: Array | None = None) -> None:
+    """Compare nothing."""
 
 
 def _library() -> Any:
