@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-import signal
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,9 @@ from hypothesis import strategies as st
 import gpunn as gn
 from gpunn.arrays.checks import is_whole
 from gpunn.errors import GpunnError
+from tests.bounds import bounded
 from tests.odd_settings import ODD, layer, loader
 from tests.test_settings import NEEDED, VARIABLE, public
-
-resource = pytest.importorskip("resource")
-
-#: The seconds and bytes that a call may take.
-SECONDS, MEMORY = 10, 300 * 2**20
 
 X, Y = np.linspace(-1.0, 1.0, 8, dtype="float32").reshape(2, 4), np.array([0, 1])
 
@@ -123,31 +117,6 @@ def called(name: str, odd: dict[str, Any]) -> Any:
     several = [each.name for each in asked.values() if each.kind is each.VAR_POSITIONAL]
     by_place = [given.pop(n) for n in asked if n in given and asked[n].kind in BY_PLACE]
     return ITEMS[name]()(*by_place, *[given.pop(n) for n in several if n in given], **given)
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Fail if what is done takes too long, or too much memory, or warns."""
-
-    def hang(*_: Any) -> None:
-        raise AssertionError(f"it takes more than {SECONDS} seconds")
-
-    before, handler = peak(), signal.signal(signal.SIGALRM, hang)
-    signal.alarm(SECONDS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-    assert peak() - before < MEMORY
-
-
-def peak() -> int:
-    """Return the most memory that the process has taken so far, in bytes."""
-    used: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used * 1024
 
 
 def attempt(name: str, odd: dict[str, Any]) -> None:

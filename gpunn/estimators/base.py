@@ -26,8 +26,8 @@ from gpunn.estimators.labels import readable
 from gpunn.estimators.origin import Origin
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.resuming import Saved
-from gpunn.estimators.samples import Samples, given_validation, split
-from gpunn.estimators.settings import as_metrics, place_of
+from gpunn.estimators.samples import Samples, check_unmasked, given_validation, split
+from gpunn.estimators.settings import as_metrics, check_settings, place_of
 from gpunn.estimators.solvers import is_full_batch, make_optimizer, up_to_date
 from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
@@ -87,11 +87,17 @@ class NetworkEstimator(FullBatchTraining):
 
         scikit-learn divides the penalty by the size of the batch, whatever the batch.
         """
-        return lambda mass: self.alpha / mass if mass > 0 else 0.0
+        alpha = float(self.alpha)
+        return lambda mass: alpha / mass if mass > 0 else 0.0
 
     def _penalty(self, total: float) -> Penalty:
         """Return the penalty beside the mean loss of data whose weights add up to `total`."""
         return Penalty(0.0, self._decay(total)(total))
+
+    def _validate_params(self) -> None:
+        """Check the settings; scikit-learn calls this before `fit`."""
+        settings = self.get_params(deep=False)
+        check_settings(type(self).__name__, self._parameter_constraints, settings)
 
     # Training
 
@@ -221,7 +227,7 @@ class NetworkEstimator(FullBatchTraining):
             held_out = self._encoded(self._validated(validation, reset=False))
         elif self._holds_out:
             binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
-            train, held_out = split(train, self.validation_fraction, rng, stratify=binary)
+            train, held_out = split(train, float(self.validation_fraction), rng, stratify=binary)
         return self._epochs(train, rng, total), self._loader(held_out)
 
     def _begin(self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend) -> None:
@@ -243,6 +249,7 @@ class NetworkEstimator(FullBatchTraining):
     def _validated(self, given: Samples, *, reset: bool) -> Samples:
         """Return the data as arrays, checked by scikit-learn."""
         X, y, sample_weight = given
+        check_unmasked(type(self).__name__, X=X, y=y, sample_weight=sample_weight)
         y, weight = readable(y), None
         with scope_of(X):  # scikit-learn moves CuPy arrays to the current device
             X, y = validate_data(self, X, y, reset=reset, **self._x_checks(X), **self._checks())
@@ -297,7 +304,7 @@ class NetworkEstimator(FullBatchTraining):
         if self.batch_size == "auto":
             return min(self._AUTO, n_samples), self.shuffle
         if self.batch_size <= n_samples:
-            return self.batch_size, self.shuffle
+            return int(self.batch_size), self.shuffle
         warnings.warn(
             f"Got `batch_size` {self.batch_size}, more than the number of samples; it is clipped "
             f"to {n_samples}",
@@ -308,7 +315,7 @@ class NetworkEstimator(FullBatchTraining):
     @property
     def _holds_out(self) -> bool:
         """Whether `fit` stops by data that it holds out; solvers of all data never do."""
-        return self.early_stopping and not is_full_batch(self.solver)
+        return bool(self.early_stopping) and not is_full_batch(self.solver)
 
     def _loader(
         self, samples: Samples | None, batch_size: int = ROWS, *, shuffle: Any = False

@@ -28,6 +28,7 @@ from gpunn.estimators.labels import (
     readable,
 )
 from gpunn.estimators.origin import Origin, namespace_of
+from gpunn.estimators.samples import check_unmasked
 from gpunn.estimators.solvers import is_stochastic
 from gpunn.kernels import kernels
 from gpunn.losses.base import Loss
@@ -194,6 +195,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         -------
         score : float
         """
+        check_unmasked(type(self).__name__, y=y, sample_weight=sample_weight)
         return float(super().score(X, readable(y), sample_weight))
 
     # Answers

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpunn._typing import Shape
 from gpunn.arrays.backend import Backend
+from gpunn.arrays.checks import shown
 from gpunn.estimators.base import NetworkEstimator, Sizes, generator
 from gpunn.estimators.settings import LIMIT, PENALTY, TRAINING
 from gpunn.nn.containers import Sequential
@@ -103,6 +104,10 @@ class CustomNetwork(NetworkEstimator):
                 f"the network {make!r}"
             )
         settings = dict(self.network_params or {})
+        if not all(isinstance(key, str) for key in settings):
+            raise InvalidParameterError(
+                f"{name}: network_params must be a dict from names to values, got {shown(settings)}"
+            )
         if _takes_rng(make):
             settings.setdefault("rng", generator(rng))
         # A copy: the function may return the same network again and again.

@@ -17,6 +17,7 @@ from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.streams import follow_default_stream
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
+from gpunn.estimators.samples import check_unmasked
 from gpunn.estimators.weights import handed_out
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
@@ -48,6 +49,7 @@ class FittedNetwork(BaseEstimator):
                 f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
                 f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
             )
+        check_unmasked(type(self).__name__, X=X)
         with scope_of(X):
             X = validate_data(self, X, reset=False, **self._x_checks(X))
         self._check_sample_shape(tuple(X.shape[1:]))

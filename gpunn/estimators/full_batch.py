@@ -171,7 +171,8 @@ class FullBatchTraining(TrainingLoop):
 
     def _limits(self) -> dict[str, Any]:
         """Return the options of SciPy's "L-BFGS-B" that the settings give."""
-        return {"maxiter": self.max_iter, "maxfun": self.max_fun, "gtol": self.tol}
+        limits = {"maxiter": int(self.max_iter), "maxfun": int(self.max_fun)}
+        return limits | {"gtol": float(self.tol)}
 
     def _minimize(self, epochs: Epochs, held_out: Loader | None, hooks: Hooks) -> None:
         """Minimize the cost; each iteration is recorded as an epoch is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
+from sklearn.utils._param_validation import InvalidParameterError, StrOptions
 
 from gpunn.arrays.backend import Backend
 from gpunn.estimators.assigned import AssignedLinear
@@ -18,7 +19,7 @@ from gpunn.estimators.full_batch import Penalty
 from gpunn.estimators.hooks import DECORATORS
 from gpunn.estimators.network import dense
 from gpunn.estimators.perceptron import Solver
-from gpunn.estimators.settings import CLASSES, TRAINING
+from gpunn.estimators.settings import CLASSES, TRAINING, Numbers
 from gpunn.estimators.solvers import is_full_batch
 from gpunn.nn.containers import Sequential
 from gpunn.training.checkpoint import Checkpoint
@@ -104,8 +105,8 @@ class LogisticRegression(AssignedLinear):
         **TRAINING,
         **CLASSES,
         "penalty": [StrOptions({"auto", "l2", "l1", "elasticnet"}), None],
-        "C": [Interval(Real, 0, None, closed="right")],
-        "l1_ratio": [Interval(Real, 0, 1, closed="both"), None],
+        "C": [Numbers(Real, 0, None, closed="right")],
+        "l1_ratio": [Numbers(Real, 0, 1, closed="both"), None],
         "fit_intercept": ["boolean"],
     }
 
@@ -220,7 +221,13 @@ class LogisticRegression(AssignedLinear):
     def _penalty(self, total: float) -> Penalty:
         if self.penalty is None:
             return Penalty(0.0, 0.0)
-        ratio, strength = self._ratio(), 1.0 / (self.C * total)
+        ratio, whole = self._ratio(), float(self.C) * total
+        strength = 1.0 / whole if whole else math.inf
+        if math.isinf(strength):
+            raise InvalidParameterError(
+                f"{type(self).__name__}: C={float(self.C):g} is too small: the penalty of data "
+                f"whose weights sum to {total:g} is no number; raise C"
+            )
         return Penalty(ratio * strength, (1.0 - ratio) * strength)
 
     def _ratio(self) -> float:
@@ -250,9 +257,9 @@ class LogisticRegression(AssignedLinear):
 
     def _limits(self) -> dict[str, Any]:
         # The weaker the penalty, the flatter the minimum: the same gradient is farther from it.
-        weakness = 100.0 if self.penalty is None else min(max(self.C, 1.0), 100.0)
+        weakness = 100.0 if self.penalty is None else min(max(float(self.C), 1.0), 100.0)
         # scikit-learn's, too: not to stop before the gradient is small. Within bounds, a step may
         # gain nothing long before.
         gain = 0.0 if self._penalty(1.0).l1 else 64 * np.finfo(np.float64).eps
-        limits = {"maxiter": self.max_iter, "gtol": self.tol / weakness}
+        limits = {"maxiter": int(self.max_iter), "gtol": float(self.tol) / weakness}
         return limits | {"maxls": 50, "ftol": gain}

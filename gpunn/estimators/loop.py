@@ -79,7 +79,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         progress = self._progress
         held_out = [name for name in progress.history.columns if name.startswith("validation_")]
         record |= dict.fromkeys(held_out, math.nan) | epochs.times
-        progress.record_epoch(record, epochs.loader.n_samples, math.nan, self.tol)
+        progress.record_epoch(record, epochs.loader.n_samples, math.nan, float(self.tol))
         best.restore()
         self._optimizer.reset()  # its state may not be finite
         warnings.warn(
@@ -93,14 +93,14 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
 
         The weights are those of `epoch`; 0 means that they are older than this call.
         """
-        progress, rate = self._progress, self.learning_rate_init
+        progress, rate = self._progress, float(self.learning_rate_init)
         curve, what = progress.loss_curve[-progress.n_iter :], ""
         if epoch:
             loss = curve[epoch - 1]
             if progress.early_stopping:  # the best epoch may have started far from where it ended
                 held_out = progress.history["validation_loss"][epoch - 1 - progress.n_iter]
                 loss = min(loss, held_out + epochs.penalty())
-            what = explosion(loss, epochs.loss_of_zeros(self.n_outputs_), self.tol, rate)
+            what = explosion(loss, epochs.loss_of_zeros(self.n_outputs_), float(self.tol), rate)
         message = f"{type(self).__name__}: {what}." if what else ""
         if not stopped:
             message = not_converged(curve, self.max_iter, rate, what)
@@ -126,7 +126,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
                 record["validation_score"] = score
         n_samples = epochs.loader.n_samples
         record |= epochs.times
-        progress.record_epoch(record, n_samples, score, self.tol, incremental=incremental)
+        progress.record_epoch(record, n_samples, score, float(self.tol), incremental=incremental)
         if self.verbose:
             print(f"Iteration {progress.n_iter}, loss = {record['loss']:.8f}")  # noqa: T201
             if score is not None:
@@ -145,5 +145,5 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
 
     def _diverged(self, what: str) -> str:
         epoch = self._progress.n_iter + 1
-        rate = None if is_full_batch(self.solver) else self.learning_rate_init
+        rate = None if is_full_batch(self.solver) else float(self.learning_rate_init)
         return diverged(type(self).__name__, what, epoch, rate)

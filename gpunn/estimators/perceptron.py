@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from gpunn.arrays.backend import Backend
-from gpunn.arrays.checks import is_whole
+from gpunn.arrays.capacity import room_for
+from gpunn.arrays.checks import is_whole, shown
 from gpunn.estimators.base import Sizes
 from gpunn.estimators.layered import LayeredNetwork
 from gpunn.estimators.network import build
@@ -35,9 +37,9 @@ class Perceptron(LayeredNetwork):
             sizes = [sizes]
         sizes = in_order(type(self).__name__, "hidden_layer_sizes", sizes)
         if not all(map(is_whole, sizes)):
-            raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
+            raise ValueError(f"hidden_layer_sizes must be whole numbers, got {shown(sizes)}.")
         if not all(int(size) > 0 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {shown(sizes)}.")
         return [int(size) for size in sizes]
 
     def _make_network(
@@ -46,7 +48,8 @@ class Perceptron(LayeredNetwork):
         made = dict(self._structure())
         every = [*sizes.inputs, *made["hidden_layer_sizes"], sizes.outputs]
         activations, dropouts = made["activation"], made["dropout"]
-        return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
+        with room_for(f"{type(self).__name__}: hidden_layer_sizes", place, *pairwise(every)):
+            return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
 
     def _structure(self) -> Iterator[tuple[str, Any]]:
         name, hidden = type(self).__name__, tuple(self._hidden_sizes())

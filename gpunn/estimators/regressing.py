@@ -17,6 +17,7 @@ from gpunn.arrays.backend import scope_of
 from gpunn.arrays.exchange import to_numpy
 from gpunn.estimators.base import NetworkEstimator
 from gpunn.estimators.origin import namespace_of
+from gpunn.estimators.samples import check_unmasked
 from gpunn.estimators.solvers import is_stochastic
 from gpunn.losses.base import Loss
 from gpunn.losses.binary_cross_entropy import BinaryCrossEntropy
@@ -59,6 +60,23 @@ class Regressing(RegressorMixin, NetworkEstimator):
         outputs, origin = self._outputs(X, "predict")
         outputs = self._answers(outputs)
         return origin.give(outputs[:, 0] if self.n_outputs_ == 1 else outputs)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R^2: 1 minus the squared error in units of the variance of y.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,), or (n_samples, n_outputs)
+            The true numbers.
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        score : float
+        """
+        check_unmasked(type(self).__name__, y=y, sample_weight=sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def _learn_targets(
         self,

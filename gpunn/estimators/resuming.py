@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,8 @@ def _as_json(value: Any) -> Any:
     value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, Real):  # a fraction, or one of NumPy's that Python has not
+        return float(value)
     if isinstance(value, (list, tuple)):
         return [_as_json(item) for item in value]
     if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ from array_api_compat import device
 from sklearn.model_selection import train_test_split
 
 from gpunn.arrays.backend import scope_of
+from gpunn.errors import DTypeError
 from gpunn.estimators.origin import namespace_of
 
 
@@ -19,6 +20,21 @@ class Samples(NamedTuple):
     x: Any
     y: Any
     weight: Any = None
+
+
+def check_unmasked(name: str, **arrays: Any) -> None:
+    """Check that no array has gaps, which scikit-learn reads as whatever numbers lie below.
+
+    Raises
+    ------
+    DTypeError
+        If an entry is masked.
+    """
+    for which, x in arrays.items():
+        if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+            raise DTypeError(
+                f"{name}: {which} has masked entries; fill the gaps first, e.g. {which}.filled(0)"
+            )
 
 
 def given_validation(name: str, X: Any, y: Any, weight: Any) -> Samples | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.random import RandomState
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
     Options,
     StrOptions,
+    make_constraint,
 )
 
 from gpunn.arrays.backend import Backend, get_backend
-from gpunn.arrays.checks import is_sized, shown
+from gpunn.arrays.checks import MOST, is_sized, shown
 from gpunn.errors import SettingError
 from gpunn.estimators.network import NAMES
 from gpunn.losses.base import Loss
@@ -24,10 +28,30 @@ from gpunn.nn.activation import Activation
 from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.metrics import Metric
 
-_FRACTION = Interval(Real, 0, 1, closed="left")
-_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
-_POSITIVE = Interval(Real, 0, None, closed="neither")
-_COUNT = Interval(Integral, 1, None, closed="left")
+
+class Numbers(Interval):
+    """An interval of numbers that fit into 64 bits: as an int where they are whole, or a float."""
+
+    def is_satisfied_by(self, value: Any) -> bool:
+        """Return whether a value is one of them."""
+        if not isinstance(value, self.type) or isinstance(value, np.timedelta64):
+            return False
+        if self.type is Integral:
+            return bool(value <= MOST) and super().is_satisfied_by(value)
+        try:
+            held = float(value)
+        except OverflowError:
+            return False
+        return (math.isfinite(held) or held == value) and super().is_satisfied_by(held)
+
+
+_FRACTION = Numbers(Real, 0, 1, closed="left")
+_NOT_NEGATIVE = Numbers(Real, 0, None, closed="left")
+_POSITIVE = Numbers(Real, 0, None, closed="neither")
+_COUNT = Numbers(Integral, 1, None, closed="left")
+
+#: The longest list that is a setting; it would hold more layers than any network.
+_LONGEST = 10**6
 
 #: Settings of all estimators.
 TRAINING: dict[str, Any] = {
@@ -38,7 +62,7 @@ TRAINING: dict[str, Any] = {
     "power_t": [_NOT_NEGATIVE],
     "max_iter": [_COUNT],
     "shuffle": ["boolean"],
-    "random_state": ["random_state"],
+    "random_state": [Numbers(Integral, 0, 2**32 - 1, closed="both"), RandomState, None],
     "tol": [_NOT_NEGATIVE],
     "verbose": ["verbose"],
     "warm_start": ["boolean"],
@@ -46,14 +70,14 @@ TRAINING: dict[str, Any] = {
     "momentum": [_FRACTION],
     "nesterovs_momentum": ["boolean"],
     "early_stopping": ["boolean"],
-    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "validation_fraction": [Numbers(Real, 0, 1, closed="neither")],
     "beta_1": [_FRACTION],
     "beta_2": [_FRACTION],
     "epsilon": [_POSITIVE],
     "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
     "metrics": [str, Metric, "array-like"],
     "backend": [str, Backend, None],
-    "device": [Interval(Integral, 0, None, closed="left"), None],
+    "device": [Numbers(Integral, 0, None, closed="left"), None],
 }
 
 #: The most evaluations of the cost by "lbfgs".
@@ -72,6 +96,37 @@ NETWORK: dict[str, Any] = {
 }
 
 CLASSES: dict[str, Any] = {"class_weight": [StrOptions({"balanced"}), dict, list, None]}
+
+
+def check_settings(estimator: str, constraints: Mapping[str, Any], given: dict[str, Any]) -> None:
+    """Check settings by constraints in scikit-learn's words, as its `_validate_params` does.
+
+    Here a value that cannot be compared or shown is told, too, and a long one in short.
+
+    Raises
+    ------
+    InvalidParameterError
+        Names the first setting that satisfies none of its constraints.
+    """
+    for name, value in given.items():
+        allowed = constraints.get(name, "no_validation")
+        if isinstance(allowed, str):  # "no_validation"
+            continue
+        kinds = [make_constraint(kind) for kind in allowed]
+        if any(_is_satisfied(kind, value) for kind in kinds):
+            continue
+        *others, last = [str(kind) for kind in kinds if not kind.hidden]
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise InvalidParameterError(
+            f"The {name!r} parameter of {estimator} must be {wanted}. Got {shown(value)} instead."
+        )
+
+
+def _is_satisfied(kind: Any, value: Any) -> bool:
+    try:
+        return bool(kind.is_satisfied_by(value))
+    except Exception:  # noqa: BLE001 (whatever a class of the user's raises)
+        return False
 
 
 def loss_or(*names: str) -> list[Any]:
@@ -99,12 +154,13 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
 
 def in_order(estimator: str, name: str, value: Any) -> list[Any]:
     """Return the items of a sequence; a dict or a set is not one."""
-    if isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value):
-        raise InvalidParameterError(
-            f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, "
-            f"{shown(value)}"
-        )
-    return list(value)
+    unordered = isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value)
+    if not unordered and getattr(value, "ndim", 1) == 1 and len(value) <= _LONGEST:
+        with suppress(TypeError):  # of what has a length and no items
+            return list(value)
+    raise InvalidParameterError(
+        f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {shown(value)}"
+    )
 
 
 def as_metrics(estimator: str, value: Any) -> list[str | Metric]:

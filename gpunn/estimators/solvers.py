@@ -39,7 +39,7 @@ def is_stochastic(estimator: Any) -> bool:
 
 def make_optimizer(estimator: Any) -> Optimizer:
     """Return a new optimizer for the estimator's settings and its network's parameters."""
-    parameters, rate = estimator._network.parameters(), estimator.learning_rate_init
+    parameters, rate = estimator._network.parameters(), float(estimator.learning_rate_init)
     if estimator.solver == "adam":
         betas = {"beta_1": estimator.beta_1, "beta_2": estimator.beta_2}
         return Adam(parameters, rate, **betas, epsilon=estimator.epsilon)
@@ -84,7 +84,7 @@ def up_to_date(estimator: Any, optimizer: Optimizer, solver: Any) -> Optimizer:
         optimizer.epsilon = float(estimator.epsilon)
         if (estimator.beta_1, estimator.beta_2) != (optimizer.beta_1, optimizer.beta_2):
             optimizer = make_optimizer(estimator)
-    rate = estimator.learning_rate_init
+    rate = float(estimator.learning_rate_init)
     if _schedule(estimator) == "invscaling":
         rate = _scaled(estimator)
     optimizer.schedule = Constant(rate)
@@ -96,7 +96,7 @@ def epoch_ended(estimator: Any, progress: Progress, optimizer: Optimizer) -> boo
     observe(optimizer.schedule, progress.loss_curve[-1])
     if _schedule(estimator) == "invscaling":
         optimizer.schedule = Constant(_scaled(estimator))
-    message = progress.why_stop(estimator.n_iter_no_change, estimator.tol)
+    message = progress.why_stop(estimator.n_iter_no_change, float(estimator.tol))
     if not message:
         return False
     stops = True
@@ -128,4 +128,10 @@ def _schedule(estimator: Any) -> str:
 def _scaled(estimator: Any) -> float:
     """Return the rate of "invscaling" after the samples seen so far."""
     seen = estimator._progress.n_samples
-    return float(estimator.learning_rate_init / (seen + 1) ** estimator.power_t)
+    try:
+        return float(estimator.learning_rate_init) / (seen + 1) ** float(estimator.power_t)
+    except OverflowError as error:
+        name = type(estimator).__name__
+        raise ValueError(
+            f"{name}: power_t={estimator.power_t:g} makes the learning rate 0; lower it"
+        ) from error

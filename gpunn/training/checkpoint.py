@@ -7,13 +7,16 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpunn.arrays.checks import number, one_of, whole_number
+from gpunn.arrays.checks import number, one_of, shown, whole_number
 from gpunn.errors import FileError, PathError, SettingError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gpunn.training.history import History
+
+#: The longest path of a file that an operating system takes, in characters.
+_LONGEST = 2**15
 
 
 class Checkpoint:
@@ -79,6 +82,8 @@ class Checkpoint:
             raise SettingError(
                 f"Checkpoint: path must be the path of a file, got {type(path).__name__}"
             )
+        if len(os.fspath(path)) > _LONGEST:
+            raise SettingError(f"Checkpoint: path is longer than any file's: {shown(path)}")
         one_of("Checkpoint", "unit", unit, ("epochs", "steps", "seconds"))
         from pathlib import Path  # noqa: PLC0415 (slow to import, as what reads files)
 
@@ -174,7 +179,7 @@ class Checkpoint:
     def _files(self) -> list[Path]:
         """Return the files that are there, the newest last, whatever `keep` was for them."""
         numbered = self._numbered()
-        if not (self._folder() / self.path.name).exists():
+        if not _is_there(self._folder() / self.path.name):
             return numbered
         if not numbered:
             return [self.path]
@@ -190,13 +195,21 @@ class Checkpoint:
         return sorted(each for each in self._folder().iterdir() if pattern.fullmatch(each.name))
 
     def _folder(self) -> Path:
-        if not self.path.parent.is_dir():
-            raise PathError(f"Checkpoint: there is no folder {self.path.parent}; make it first")
-        return self.path.parent
+        folder = self.path.parent
+        if not (_is_there(folder) and folder.is_dir()):
+            raise PathError(f"Checkpoint: there is no folder {folder!s:.300}; make it first")
+        return folder
 
     def __repr__(self) -> str:
         """Return the expression that makes this checkpoint."""
         return f"Checkpoint({str(self.path)!r}, {self.every}, unit={self.unit!r}, keep={self.keep})"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def found(resume: Any) -> Path | None:
