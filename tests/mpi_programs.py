@@ -134,6 +134,10 @@ def part(how: str) -> None:
             run.fit(2)
     elif how == "evaluates" and rank == 1:
         trainer.evaluate(run.loader)
+    elif how == "goes on after that":
+        with suppress(gn.errors.DistributedError):
+            trainer.evaluate(run.loader) if rank == 1 else run.fit(1)
+        run.fit(1)
     elif how == "leaves out a step":
         for batch in batches[rank:]:
             gn.train_step(*parts, *batch)

@@ -130,6 +130,7 @@ PARTINGS = {
         "rank 1 has had an error that rank 0 has not had (Trainer.fit: ValueError: a fault",
     ),
     "evaluates": ("numbers of int64 in Trainer.evaluate", "numbers of int64 in Trainer.fit"),
+    "goes on after that": ("no longer talks with the others, since the ranks do different things",),
     "leaves out a step": ("a barrier", "a sum of 89 numbers of float64 in train_step"),
     "leaves": ("waits for rank 1, which has ended by os._exit(0)",),
 }

@@ -127,7 +127,9 @@ class MPICommunicator(Connected):
         if self.size > 1:
             self._roll_call.begin(operation, array)
             self._wait(self._roll_call)
-            self._roll_call.compare()
+            self._broken = self._roll_call.difference()
+            if self._broken:
+                raise DistributedError(f"rank {self.rank} of {self.size}: {self._broken}")
 
     def _sum(self, data: Array) -> None:
         """Sum over all ranks, in memory that MPI can read."""

@@ -73,19 +73,13 @@ class RollCall:
         """Return whether both is done."""
         return bool(self._heard.Test() and self._told.Test())
 
-    def compare(self) -> None:
-        """Compare what was heard with what was said.
-
-        Raises
-        ------
-        DistributedError
-            On every rank, for those that find no difference are told.
-        """
+    def difference(self) -> str:
+        """Return how what was heard differs from what was said, if it does; then tell all ranks."""
         if self._own == self._other:
-            return
+            return ""
         difference = self._difference()
         self._notices.tell(f"has found that {difference}")
-        raise DistributedError(f"rank {self._rank} of {self._size}: {difference}")
+        return difference
 
     def _said(self, operation: str, dtype: Any = None, size: int = 0) -> bytes:
         """Return what to say of an operation, in as many bytes as always."""
