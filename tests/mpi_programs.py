@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -144,11 +145,11 @@ def part(how: str) -> None:
         run.communicator.barrier()
     elif how == "leaves" and rank == 1:
         os._exit(0)
-    elif how == "is killed":
+    elif how == "is gone":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # by which MPICH's launcher tells of it
         run.communicator.barrier()
         if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            ctypes.CDLL(None)._exit(0)  # of which Python knows nothing
         run.communicator.barrier()
     else:
         run.fit(5)

@@ -156,10 +156,11 @@ def test_ranks_see_that_a_process_is_gone_where_the_launcher_does_not_end_them()
     if "HYDRA" not in version.stdout:
         pytest.skip("the launcher is not MPICH's")
     begun = time.monotonic()
-    done = start(3, "part", "is killed", compiled=False, options=("-disable-auto-cleanup",))
+    done = start(3, "part", "is gone", compiled=False, options=("-disable-auto-cleanup",))
     assert time.monotonic() - begun < 10
-    for rank in (0, 2):
-        assert f"rank {rank} of 3 waits for rank 1, which is gone" in done.stderr
+    assert "waits for rank 1, which is gone" in done.stderr
+    for rank in (0, 2):  # the second may hear of the first
+        assert f"rank {rank} of 3 waits for rank" in done.stderr
 
 
 def test_an_error_of_all_ranks_may_be_caught() -> None:

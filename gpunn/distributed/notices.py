@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import time
+from traceback import format_exception
 from typing import Any, NoReturn
 
 from gpunn.distributed.lives import Lives
@@ -14,10 +15,12 @@ from gpunn.errors import DistributedError
 #: Those of this process, one of each communicator.
 _all: list[Notices] = []
 
-#: How long a rank that has failed leaves the others to say what they heard, in seconds.
-_LAST_WORDS_S = 1.0
+#: How long a rank that has failed leaves the others to say what they heard, at most, in seconds.
+_LAST_WORDS_S = 3.0
+#: So long what has been printed may be on its way through the launcher, which ends at once.
+_ON_THE_WAY_S = 0.5
 
-#: How they begin.
+#: How the last words of a rank begin that ends all.
 _FAILED = "has failed"
 
 
@@ -37,10 +40,12 @@ class Notices:
         self._rank, self._size = communicator.Get_rank(), communicator.Get_size()
         #: How many operations this rank has completed.
         self.done = 0
-        #: What others have said of their ends, with how much they had done; and of their errors.
+        #: Why nobody need wait for other ranks, with how much they had done; how they have ended;
+        #: and what errors they have had.
         self._heard: dict[int, tuple[int, str]] = {}
+        self._ends: dict[int, str] = {}
         self._faults: dict[int, str] = {}
-        self._told = False
+        self._told, self._ended = False, False
         self._sent: list[Any] = []
         self._lives = Lives(communicator)
         if self._size > 1:
@@ -76,56 +81,64 @@ class Notices:
         """Tell all other ranks not to wait for this one, unless they have been told."""
         if not self._told:
             self._told = True
-            self._send(self.done, text)
+            self._send("has left", text)
 
     def tell_of_fault(self, text: str) -> None:
         """Tell all other ranks of an error, which this one may catch; they go on."""
         self._faults[self._rank] = text
-        self._send(None, text)
+        self._send("has had an error", text)
 
-    def _send(self, done: int | None, text: str) -> None:
+    def tell_of_end(self, how: str = "has ended") -> None:
+        """Tell all other ranks that this one ends now."""
+        if not self._ended and not self._mpi.Is_finalized():
+            self._told = self._ended = True
+            self._send("ends", how)
+
+    def _send(self, kind: str, text: str) -> None:
         others = (rank for rank in range(self._size) if rank != self._rank)
-        self._sent += [self._comm.isend((done, text), dest=rank) for rank in others]
+        notice = kind, self.done, text
+        self._sent += [self._comm.isend(notice, dest=rank) for rank in others]
 
     def _listen(self) -> None:
         while self._comm.Iprobe():
             status = self._mpi.Status()
-            done, text = self._comm.recv(status=status)
+            kind, done, text = self._comm.recv(status=status)
             rank = status.Get_source()
-            if done is None:
+            if kind == "has had an error":
                 self._faults[rank] = text
-            else:
-                self._heard[rank] = done, text
+                continue
+            self._heard.setdefault(rank, (done, text))  # the first is the reason
+            if kind == "ends":
+                self._ends[rank] = text
         for rank in self._lives.gone():
-            self._heard.setdefault(rank, (-1, "is gone: it was killed, or has ended by os._exit"))
+            how = "is gone: it was killed, or has ended by os._exit"
+            self._heard.setdefault(rank, (-1, how))
+            self._ends.setdefault(rank, how)
 
     def failures(self) -> list[int]:
         """Return the ranks that have said that they end all."""
-        return [rank for rank, (_, text) in self._heard.items() if text.startswith(_FAILED)]
+        return [rank for rank, how in self._ends.items() if how.startswith(_FAILED)]
 
-    def _fail(self, kind: Any, error: Any, traceback: Any) -> None:
+    def _fail(self, kind: Any, error: Any, where: Any) -> None:
         """Report an error that nobody has caught, and end all ranks."""
-        self._hook(kind, error, traceback)
-        self.tell(f"{_FAILED}: {kind.__name__}: {error}")
-        print(  # noqa: T201 (the last that is heard of it)
-            f"gpunn: rank {self._rank} of {self._size} has failed, and ends the others",
-            file=sys.stderr,
-            flush=True,
-        )
-        time.sleep(_LAST_WORDS_S)
+        text = f"gpunn: rank {self._rank} of {self._size} has failed, and ends the others\n"
+        if self._hook is sys.__excepthook__:  # in one piece: other ranks write to the same place
+            text = "".join(format_exception(kind, error, where)) + text
+        else:
+            self._hook(kind, error, where)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        self.tell_of_end(f"{_FAILED}: {kind.__name__}: {error}")
+        self.wait_for_end(_LAST_WORDS_S)
+        time.sleep(_ON_THE_WAY_S)
         self._comm.Abort(1)
-
-    def tell_of_end(self, how: str = "has ended") -> None:
-        """Tell all other ranks that this one has ended."""
-        if not self._mpi.Is_finalized():
-            self.tell(how)
 
     def wait_for_end(self, limit_s: float = float("inf")) -> None:
         """Leave when all others do, so that no notice is on its way when MPI ends."""
         begun = time.monotonic()
         while not self._mpi.Is_finalized():
             self._listen()
-            if len(self._heard) >= self._size - 1 or time.monotonic() - begun > limit_s:
+            if len(self._ends) >= self._size - 1 or time.monotonic() - begun > limit_s:
                 return
             time.sleep(0.001)
 
@@ -152,7 +165,7 @@ def _tell_of_exits() -> None:
             for notices in _all:
                 notices.wait_for_end(_LAST_WORDS_S)
             if any(notices.failures() for notices in _all):
-                time.sleep(2 * _LAST_WORDS_S)  # they end this process, too, with their status
+                time.sleep(_LAST_WORDS_S)  # they end this process, too, with their status
         leave(status)
 
     os._exit = tell_and_leave
