@@ -100,7 +100,8 @@ class TestOnTheHost:
                 "toarray",
                 lambda x, *a, dense=dense, **k: rows.append(x.shape[0]) or dense(x, *a, **k),
             )
-        monkeypatch.setattr("gpunn.estimators.fitted.ROWS", 40)
+        monkeypatch.setattr("gpunn.estimators.features._LEAST", 40)
+        monkeypatch.setattr("gpunn.estimators.features._NUMBERS", 40)
         monkeypatch.setattr("gpunn.data.loader._BYTES_AT_ONCE", 0)
         got = clone_of(model, batch_size=30).fit(make(X), y, WEIGHT)
         wanted = clone_of(model, batch_size=30).fit(X, y, WEIGHT)

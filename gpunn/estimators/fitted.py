@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,22 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpunn._typing import Array, Shape
-from gpunn.arrays.backend import scope_of
+from gpunn.arrays.backend import Backend, scope_of
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.streams import follow_default_stream
+from gpunn.estimators.features import are_finite, is_plain, rows_at_once
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.samples import check_unmasked
 from gpunn.estimators.weights import handed_out
+from gpunn.kernels import kernels
 from gpunn.nn.layer import Layer
 from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
 from gpunn.training.inference import forward_fitting
 
-#: The most rows per pass without training; there are fewer where so many do not fit into memory.
+#: The most rows per pass over held-out data, and of a prediction on a GPU; there are fewer where so
+#: many do not fit into memory.
 ROWS = 8192
 
 
@@ -41,7 +45,9 @@ class FittedNetwork(BaseEstimator):
     def _outputs(self, X: Any, method: str) -> tuple[Array, Origin]:
         """Return the network's outputs (N, P), on its device, and where X came from."""
         check_is_fitted(self)
-        follow_default_stream(self._network.backend)
+        place = self._network.backend
+        assert place is not None  # noqa: S101 (it has parameters)
+        follow_default_stream(place)
         origin = Origin.of(X)
         if get_config()["array_api_dispatch"] and origin != self._origin:
             name = type(self).__name__
@@ -49,11 +55,17 @@ class FittedNetwork(BaseEstimator):
                 f"{name}.{method}() must use the same namespace and device as {name}.fit(): "
                 f"that had X in {self._origin}, this has it in {origin}; move X there, or fit again"
             )
+        plain = is_plain(X, self.n_features_in_) and not hasattr(self, "feature_names_in_")
+        if not plain:
+            X = self._checked(X)
+        self._check_sample_shape(tuple(X.shape[1:]))
+        return self._forward(X, place, checked=not plain), origin
+
+    def _checked(self, X: Any) -> Any:
+        """Return features as scikit-learn's checks return them."""
         check_unmasked(type(self).__name__, X=X)
         with scope_of(X):
-            X = validate_data(self, X, reset=False, **self._x_checks(X))
-        self._check_sample_shape(tuple(X.shape[1:]))
-        return self._forward(X), origin
+            return validate_data(self, X, reset=False, **self._x_checks(X))
 
     def _x_checks(self, X: Any) -> dict[str, Any]:
         """Return settings of scikit-learn's check of X: float32 stays, others become float64."""
@@ -63,19 +75,26 @@ class FittedNetwork(BaseEstimator):
     def _check_sample_shape(self, shape: Shape) -> None:
         """Check the shape of a sample, beyond its number of features, against that in `fit`."""
 
-    def _forward(self, X: Any) -> Array:
-        """Return the outputs for validated features, in blocks of rows that fit into memory."""
+    def _forward(self, X: Any, place: Backend, *, checked: bool) -> Array:
+        """Return the outputs, in blocks of rows that fit into memory.
+
+        Features that are yet to be checked are known to be plain.
+        """
         network = self._network
-        place = network.backend
-        assert place is not None  # noqa: S101
+        weights = [parameter.value for parameter in network.parameters()]
+        dtype = dtype_name(weights[0])
 
         def take(start: int, stop: int) -> Array:
             rows = X if (start, stop) == (0, X.shape[0]) else X[start:stop, ...]
             rows = rows.toarray() if hasattr(rows, "toarray") else rows
-            return place.asarray(rows, self._dtype)
+            if not (checked or are_finite(rows)):
+                rows = self._checked(rows)  # it says what is wrong, or knows better
+            return place.asarray(rows, dtype)
 
-        with place.scope():
-            return forward_fitting(network, take, X.shape[0], ROWS)
+        n, most = X.shape[0], rows_at_once(X, weights) if place.package == "numpy" else ROWS
+        threads = kernels(weights[0]).threads(most, weights) if n > most else nullcontext()
+        with place.scope(), threads:
+            return forward_fitting(network, take, n, most)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a network to predict with."""
