@@ -4,13 +4,16 @@
 
 Both get the same data, settings and random state, and so do the same arithmetic: their loss curves
 are compared before any time is printed. `fit` is a call of fit with a fixed number of epochs; or,
-of logistic regressions by L-BFGS, to the same tolerance, and their weights are compared.
+of logistic regressions by L-BFGS, to the same tolerance, and their weights are compared. `predict`,
+`predict_proba` and `score` are of all the data, and of one row (100 to score); what takes less than
+10 ms is called several times in a turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -120,14 +123,43 @@ def measure_linear(name: str, rounds: int) -> dict[str, Any]:
 def _times(name: str, ours: Any, theirs: Any, data: Any, rounds: int) -> dict[str, Any]:
     x, y = data
     fit = interleave({"ours": lambda: ours.fit(x, y), "theirs": lambda: theirs.fit(x, y)}, rounds)
-    answers = {"ours": lambda: ours.predict(x), "theirs": lambda: theirs.predict(x)}
-    predict = interleave(answers, rounds, pause_s=0.01)
     return {
         "workload": name,
         "fit_s": spread(fit["ours"]).median,
         "fit_ratio": ratio(fit["ours"], fit["theirs"]),
-        "predict_ratio": ratio(predict["ours"], predict["theirs"]),
+        **{what: _asked(what, ours, theirs, data, rounds) for what in ANSWERS},
     }
+
+
+#: What is asked of a fitted estimator, and of how many rows; None is all of them.
+ANSWERS: dict[str, tuple[str, int | None]] = {
+    "predict": ("predict", None),
+    "predict_proba": ("predict_proba", None),
+    "score": ("score", None),
+    "predict, 1 row": ("predict", 1),
+    "predict_proba, 1 row": ("predict_proba", 1),
+    "score, 100 rows": ("score", 100),
+}
+#: The shortest turn, in seconds.
+TURN_S = 0.01
+
+
+def _asked(what: str, ours: Any, theirs: Any, data: Any, rounds: int) -> Spread:
+    """Return the ratio of the times of an answer."""
+    method, n_rows = ANSWERS[what]
+    given = [part[:n_rows] for part in data[: 2 if method == "score" else 1]]
+
+    def ask(model: Any, times: int) -> None:
+        for _ in range(times):
+            getattr(model, method)(*given)
+
+    ask(theirs, 1)
+    start = time.perf_counter()
+    ask(theirs, 1)
+    times = max(1, int(TURN_S / (time.perf_counter() - start)))
+    turns = {"ours": lambda: ask(ours, times), "theirs": lambda: ask(theirs, times)}
+    seconds = interleave(turns, rounds, pause_s=0.01)
+    return ratio(seconds["ours"], seconds["theirs"])
 
 
 def main() -> None:
@@ -146,21 +178,24 @@ def main() -> None:
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown: {'; '.join(unknown)}; known are {'; '.join(known)}")
     warnings.simplefilter("ignore", ConvergenceWarning)
-    print(f"{'workload':28}{'fit, s':>8}{'fit, ratio':>24}{'bar':>6}{'predict, ratio':>32}")
+    print(f"{'workload':36}{'':8}{'ratio':>24}{'bar':>6}")
     rows = []
     for name in names:
         row = measure(name, arguments.rounds)
         rows.append(row)
         bar = next(value for data, value in BAR.items() if name.startswith(data))
-        verdict = "holds" if row["fit_ratio"].median <= bar else "MISSED"
-        print(
-            f"{name:28}{row['fit_s']:8.3f}{row['fit_ratio']!s:>24}{bar:6} {verdict:7}"
-            f"{row['predict_ratio']!s:>24}",
-            flush=True,
-        )
+        show(f"{name}: fit", row["fit_ratio"], bar, f"{row['fit_s']:.3f} s")
+        for what in ANSWERS:
+            show(f"  {what}", row[what], 1.0)
     if arguments.json:
         found = {"surroundings": surroundings(), "rows": [_plain(row) for row in rows]}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def show(what: str, found: Spread, bar: float, time: str = "") -> None:
+    """Print a line."""
+    verdict = "holds" if found.median <= bar else "MISSED"
+    print(f"{what:36}{time:>8}{found!s:>24}{bar:6} {verdict}", flush=True)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

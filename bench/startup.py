@@ -6,7 +6,8 @@
 yet. `warm` is the first fit of a later process, which loads what was compiled. Both are measured
 from the call of `fit` on, and without what a second `fit` takes. What comes before it in a later
 process, mostly the imports of NumPy, numba and SciPy, is shown apart. Adam comes after SGD, so its
-cold fit compiles only what SGD has no use for.
+cold fit compiles only what SGD has no use for. The estimators' fits are of the digits, an epoch or
+iteration each, and each has a copy of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from timing import spread
 
 #: What is aimed at, in seconds; and for the import as a ratio to NumPy's.
-COLD_BAR, WARM_BAR, IMPORT_BAR = 10.0, 0.4, 1.3
+COLD_BAR, WARM_BAR, ESTIMATOR_BAR, IMPORT_BAR = 10.0, 0.4, 0.5, 1.3
 
 IMPORT = """
 import json, time
@@ -57,6 +58,34 @@ print(json.dumps([seconds[0] - seconds[1], before]))
 """
 
 
+FIRST_FIT_OF_AN_ESTIMATOR = """
+import json, time, warnings
+began = time.perf_counter()
+import numpy as np
+from sklearn.datasets import load_digits
+from gpunn.estimators import LogisticRegression, MLPClassifier, MLPRegressor
+
+warnings.simplefilter("ignore")
+x, y = load_digits(return_X_y=True)
+model = {model}
+seconds, before = [], time.perf_counter() - began
+for _ in range(2):
+    start = time.perf_counter()
+    model.fit((x / 16).astype("{dtype}"), y)
+    seconds.append(time.perf_counter() - start)
+print(json.dumps([seconds[0] - seconds[1], before]))
+"""
+
+#: Estimators, with the default dtype of scikit-learn's data and the other.
+ESTIMATORS = (
+    ("MLPClassifier(max_iter=1)", "float64"),
+    ("MLPClassifier(max_iter=1)", "float32"),
+    ("MLPRegressor(max_iter=1)", "float64"),
+    ("LogisticRegression(max_iter=1)", "float64"),
+    ("LogisticRegression(max_iter=1, solver='lbfgs')", "float64"),
+)
+
+
 def run(program: str, folder: Path) -> Any:
     """Return what a program prints as JSON, in a process that finds gpunn in a folder."""
     # What is compiled is to stay in the folder, and bytecode is to be kept as it is by default.
@@ -86,7 +115,7 @@ def fresh_copy(folder: Path) -> None:
 def show(what: str, value: float, unit: str, bar: float | None = None) -> None:
     """Print a row."""
     verdict = "" if bar is None else f"{bar:7.1f}  {'holds' if value <= bar else 'MISSED'}"
-    print(f"{what:40}{value:9.3f} {unit:4}{verdict}".rstrip(), flush=True)
+    print(f"{what:48}{value:9.3f} {unit:4}{verdict}".rstrip(), flush=True)
 
 
 def main() -> None:
@@ -96,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="of all that is not compiling")
     rounds = parser.parse_args().rounds
-    print(f"{'first use':40}{'':9} {'':4}{'bar':>7}")
+    print(f"{'first fit':48}{'':9} {'':4}{'bar':>7}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fresh_copy(folder)
@@ -109,12 +138,23 @@ def main() -> None:
         show("import gpunn, to import numpy", spread(ratios).median, "", IMPORT_BAR)
         for optimizer, dtype in (("SGD", "float32"), ("SGD", "float64"), ("Adam", "float32")):
             program = FIRST_FIT.format(dtype=dtype, optimizer=optimizer)
-            cold, _ = run(program, folder)
-            show(f"first fit, {optimizer}, {dtype}, cold", cold, "s", COLD_BAR)
-            both = zip(*(run(program, folder) for _ in range(rounds)), strict=True)
-            warm, before = (spread(values).median for values in both)
-            show(f"first fit, {optimizer}, {dtype}, warm", warm, "s", WARM_BAR)
-            show("  before that fit", before, "s")
+            show_first_fits(f"{optimizer}, {dtype}", program, folder, rounds, WARM_BAR)
+    for model, dtype in ESTIMATORS:
+        with tempfile.TemporaryDirectory() as name:
+            fresh_copy(Path(name))
+            program = FIRST_FIT_OF_AN_ESTIMATOR.format(model=model, dtype=dtype)
+            title = f"{model.replace('max_iter=1', '')}, {dtype}"
+            show_first_fits(title, program, Path(name), rounds, ESTIMATOR_BAR)
+
+
+def show_first_fits(title: str, program: str, folder: Path, rounds: int, bar: float) -> None:
+    """Print the rows of a program: its first run of all, later ones, and what comes before."""
+    cold, _ = run(program, folder)
+    show(f"{title}, cold", cold, "s", COLD_BAR)
+    both = zip(*(run(program, folder) for _ in range(rounds)), strict=True)
+    warm, before = (spread(values).median for values in both)
+    show(f"{title}, warm", warm, "s", bar)
+    show("  before that fit", before, "s")
 
 
 if __name__ == "__main__":
