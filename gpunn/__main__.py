@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from gpunn import __version__
 from gpunn.arrays.backend import KNOWN
 from gpunn.errors import SettingError
 from gpunn.tools import doctor
+from gpunn.tools.report import Report
+
+#: The seconds that `bench` takes unless told otherwise.
+_LIMIT_S = 50.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,12 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if the requested backend works, else 1.
+        0 if the requested backend works, or if anything was measured; else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m gpunn", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, add in (("doctor", _add_doctor), ("bench", _add_bench)):
+        add(commands, name)
+    options = parser.parse_args(arguments)
+    exit_code: int = options.run(options)
+    return exit_code
+
+
+def _add_doctor(commands: Any, name: str) -> None:
     command = commands.add_parser(
-        "doctor",
+        name,
         help="report what is installed, and whether it works",
         description="Report what is installed, check a backend, and say how to fix it. "
         "The exit code is 0 if the backend works, 1 if not.",
@@ -38,13 +54,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--backend", default="auto", metavar="NAME", help=f"{', '.join(KNOWN)} (default: auto)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        report = _examined(command, options.backend)
+        sys.stdout.write(f"{report.to_json() if options.json else report}\n")
+        return 0 if report.works else 1
+
+    command.set_defaults(run=run)
+
+
+def _add_bench(commands: Any, name: str) -> None:
+    command = commands.add_parser(
+        name,
+        help="measure how many steps a second this machine trains",
+        description="Train perceptrons from small to large for a minute, on the CPU and on a GPU "
+        "if there is one, by gpunn and by scikit-learn, PyTorch and JAX if they are installed, and "
+        "print the steps a second of each. For a bug report, beside what doctor prints.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=_LIMIT_S,
+        metavar="N",
+        help=f"how long it may take (default: {_LIMIT_S:g}); smaller networks come first",
+    )
+    command.add_argument(
+        "--json",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="print one JSON object instead; or write it there, and print the table",
+    )
+
+    def run(options: argparse.Namespace) -> int:
+        path = Path(options.json) if options.json else None
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            command.error(f"--json: {path} cannot be written: it is a folder, or its folder is not")
+        # It needs much of the package, which `doctor` does without.
+        from gpunn.tools import bench  # noqa: PLC0415
+
+        times = bench.measure(lambda: _examined(command, "auto"), options.seconds)
+        sys.stdout.write(f"{times.to_json() if options.json == '' else times}\n")
+        if path is not None:
+            path.write_text(f"{times.to_json()}\n", encoding="utf-8")
+        return 0 if times.rows else 1
+
+    command.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    """Return a number of seconds above 0."""
+    with suppress(ValueError):
+        if 0.0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+
+
+def _examined(command: argparse.ArgumentParser, backend: str) -> Report:
+    """Return the doctor's report."""
     try:
-        report = doctor.examine(options.backend, __version__)
+        return doctor.examine(backend, __version__)
     except SettingError as error:  # an unknown name, as an option or in GPUNN_BACKEND
         command.error(str(error))
-    sys.stdout.write(f"{report.to_json() if options.json else report}\n")
-    return 0 if report.works else 1
 
 
 if __name__ == "__main__":
