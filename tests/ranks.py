@@ -33,11 +33,30 @@ class Threads:
         self.n_bytes += array.nbytes
         self._group.meet(self.rank, array, lambda arrays: sum(arrays[1:], arrays[0]))
 
+    def start_allreduce(self, array: Any) -> Started:
+        return Started(self, array)
+
     def barrier(self) -> None:
         self._group.wait()
 
     def doing(self, what: str) -> Any:
         return nullcontext()
+
+
+class Started:
+    """A sum that is made when it is waited for; until then the array is no number."""
+
+    def __init__(self, communicator: Threads, array: Any) -> None:
+        self._communicator, self._array, self._sent = communicator, array, np.array(array)
+        array[...] = np.nan
+
+    def advance(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        self._communicator.allreduce(self._sent)
+        assert np.isnan(self._array).all(), "somebody has written to it"
+        self._array[...] = self._sent
 
 
 class Group:

@@ -28,6 +28,10 @@ def network(seed: int = 0) -> gn.Sequential:
     return gn.Sequential(hidden, gn.Dense(8, 3, rng=seed + 1, dtype="float64"))
 
 
+#: Settings of `DataParallel`, and their defaults.
+PARALLEL = {"compress": False, "bucket_bytes": None}
+
+
 class Run:
     """A trainer on one rank, with everything that the ranks have to agree on."""
 
@@ -35,13 +39,13 @@ class Run:
         self.model = settings.pop("model", None) or network()
         rule = settings.pop("rule", gn.Adam)
         clip = settings.pop("clip_norm", None)
-        compress = settings.pop("compress", False)
+        kept = {name: settings.pop(name, unset) for name, unset in PARALLEL.items()}
         loss = settings.pop("loss", None) or gn.SoftmaxCrossEntropy()
         accumulate = settings.pop("accumulate", 1)
         parameters = self.model.parameters()
         self.optimizer = rule(parameters, 0.05, weight_decay=0.01, clip_norm=clip)
         if communicator is not None:
-            self.parallel = gn.DataParallel(self.optimizer, communicator, compress=compress)
+            self.parallel = gn.DataParallel(self.optimizer, communicator, **kept)
         self.trainer = gn.Trainer(
             self.model, loss, self.optimizer, metrics=["accuracy"], rng=7, accumulate=accumulate
         )
@@ -89,6 +93,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "streamed": {"resident": False},
 }
+#: Sums that begin before the backward pass has ended.
+BUCKETS = {
+    f"{name}, in buckets": settings | {"bucket_bytes": 64} for name, settings in SETTINGS.items()
+}
+SETTINGS |= BUCKETS
 
 
 @pytest.fixture

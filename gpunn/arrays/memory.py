@@ -46,3 +46,15 @@ def may_overlap(x: Array, y: Array) -> bool:
     if place is not None and place.package == "cupy":
         return bool(importlib.import_module("cupy").may_share_memory(x, y))
     return True  # other libraries do not tell
+
+
+def entries_between(block: Array, view: Array) -> int:
+    """Return how many entries lie between the beginnings of an array and of a view in it.
+
+    For NumPy's arrays and CuPy's.
+    """
+    one, other = (
+        x.__array_interface__["data"][0] if isinstance(x, np.ndarray) else x.data.ptr
+        for x in (block, view)
+    )
+    return (int(other) - int(one)) // int(block.dtype.itemsize)

@@ -9,6 +9,16 @@ from gpunn._typing import Array
 from gpunn.errors import StateError
 
 
+class StartedSum(Protocol):
+    """A sum over all ranks that goes on while the program does something else."""
+
+    def advance(self) -> None:
+        """Let it go on, where it needs the program for that; return at once."""
+
+    def wait(self) -> None:
+        """Return when the array is the sum; on a GPU, for what the current stream does next."""
+
+
 @runtime_checkable
 class Communicator(Protocol):
     """A group of processes that run the same program, each with a rank from 0 to `size` - 1.
@@ -31,6 +41,13 @@ class Communicator(Protocol):
         """Overwrite an array, in place and on every rank, by the sum over all ranks.
 
         Every rank gets the same bits.
+        """
+
+    def start_allreduce(self, array: Array) -> StartedSum:
+        """Start what `allreduce` does, for an array in C order, and return at once.
+
+        Nobody reads or writes the array until the sum has been waited for. Those that have been
+        started are waited for in the same order.
         """
 
     def barrier(self) -> None:
@@ -63,6 +80,16 @@ class Connected:
         return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
 
 
+class Done:
+    """A sum that is there already."""
+
+    def advance(self) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
 class SingleProcess:
     """The communicator of a process that is alone. Nothing has to be sent.
 
@@ -82,6 +109,10 @@ class SingleProcess:
 
     def allreduce(self, array: Array) -> None:
         """Leave the array as it is: it is the sum."""
+
+    def start_allreduce(self, array: Array) -> Done:  # noqa: ARG002
+        """Leave the array as it is, too."""
+        return Done()
 
     def barrier(self) -> None:
         """Return at once."""

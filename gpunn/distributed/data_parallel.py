@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 from zlib import crc32
@@ -10,13 +11,14 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
-from gpunn.arrays.checks import flag
+from gpunn.arrays.checks import flag, whole_number
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.state import attributes_of
 from gpunn.distributed.agreement import check_alike, versions
+from gpunn.distributed.buckets import Buckets
 from gpunn.distributed.communicator import Communicator
 from gpunn.distributed.engines import get_communicator
-from gpunn.errors import SettingError
+from gpunn.errors import DistributedError, SettingError
 from gpunn.kernels import kernels
 from gpunn.optim.base import Optimizer
 from gpunn.optim.state import ELSEWHERE
@@ -31,8 +33,9 @@ class DataParallel:
     .. math:: g = \frac{\sum_r W_r\, g_r}{\sum_r W_r},
 
     which is the gradient of one process that has all samples, however unequal the parts are.
-    Gradients are clipped after that. All parameters, and the sum of weights with them, are one
-    array, which is summed over the ranks once for each update.
+    Gradients are clipped after that. All of them, and the sum of weights, are one array, which is
+    summed over the ranks once for each update; those of a large network may be several, which are
+    summed while the backward pass goes on (see `bucket_bytes`).
 
     From now on every step of the optimizer is one of all ranks, in `train_step`, in a `Trainer`,
     and in a loop of your own that calls `average`. On a single process nothing changes.
@@ -48,6 +51,11 @@ class DataParallel:
         Whether gradients are sent as float16, in half of the bytes. A power of two, the same on all
         ranks, moves the largest to about 2^14; each entry then keeps 11 bits, and those below 2^-28
         of the largest are lost bit by bit. A step sends two numbers first.
+    bucket_bytes : int or None, default None
+        The least size of a part of the gradients that is summed by itself, as soon as the backward
+        pass has completed it: the last layers first. A few million pay, where the sum goes on
+        without the processor. None: one sum, after the backward pass. If there are not two parts of
+        that size, or gradients are compressed, there is one sum, too.
 
     Attributes
     ----------
@@ -84,6 +92,7 @@ class DataParallel:
         communicator: Communicator | None = None,
         *,
         compress: bool = False,
+        bucket_bytes: int | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise SettingError(
@@ -101,13 +110,18 @@ class DataParallel:
             raise SettingError("DataParallel: the optimizer is parallel: see optimizer.parallel")
         self.communicator = communicator
         self._compress = flag("DataParallel", "compress", compress)
+        if bucket_bytes is not None:
+            bucket_bytes = whole_number("DataParallel", "bucket_bytes", bucket_bytes)
+        self._bucket_bytes = None if self._compress else bucket_bytes
+        self._kept_buckets: Buckets | None = None
         self._optimizer = optimizer
         self._messages: dict[tuple[str, str, int], Array] = {}
         #: The parameters, by number, that have a gradient on some rank; None before the first step.
         self._trained: list[int] | None = None
         self._averaged = False
         if communicator.size > 1:
-            facts = _facts(optimizer) | {"compress": str(compress)}
+            settings = {"compress": str(compress), "bucket_bytes": str(bucket_bytes)}
+            facts = _facts(optimizer) | settings
             check_alike("DataParallel", communicator, facts)
             slots = optimizer.blocks()
             for array in [*slots.values, *(x for kind in slots.states for x in kind)]:
@@ -138,12 +152,18 @@ class DataParallel:
         scale : float or array, optional
             A factor of this rank's gradients.
         """
-        parameters = self._optimizer.parameters
-        present = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
+        optimizer, buckets = self._optimizer, self.buckets()
+        present = [i for i, each in enumerate(optimizer.parameters) if each.grad is not None]
+        if buckets is not None:
+            buckets.start_all(scale, in_place=False)
         trained = self._agreed(present)
         if unknown := set(present).difference(trained):
             raise self._another_step(min(unknown))
-        self._exchange(self._optimizer.collect_grads(trained), total, scale)
+        in_buckets = () if buckets is None else buckets.members
+        others = (i for i in range(len(optimizer.parameters)) if i not in in_buckets)
+        optimizer.gather_grads(others)
+        self._exchange(buckets, total, scale)
+        optimizer.take_grads(trained)
         self._averaged = True
 
     def sum_in_place(self, total: float | None, present: list[int]) -> None:
@@ -155,11 +175,47 @@ class DataParallel:
         present : list of int
             The parameters that have a gradient.
         """
+        buckets = self.buckets()
+        if buckets is not None:
+            buckets.start_all(total, in_place=True)
         if difference := set(present) ^ set(self._agreed(present)):
             raise self._another_step(min(difference))
-        self._exchange(self._optimizer.blocks().grads, total, total)
+        self._exchange(buckets, total, total)
 
-    def _exchange(self, grads: list[Array], total: Any, scale: Any) -> None:
+    def buckets(self) -> Buckets | None:
+        """Return the parts of the gradients that are summed by themselves; None if none are."""
+        if self._bucket_bytes is None:
+            return None
+        if self._kept_buckets is None or not self._kept_buckets.fit():
+            self._kept_buckets = Buckets(self._optimizer, self.communicator, self._bucket_bytes)
+        return self._kept_buckets if len(self._kept_buckets.all) > 1 else None
+
+    def open(self) -> None:
+        """Begin a backward pass, at the end of which all gradients are complete; `sum` comes next.
+
+        If it fails, `abandon` does.
+        """
+        buckets = self.buckets()
+        if buckets is not None:
+            buckets.open()
+
+    def abandon(self) -> None:
+        """Take part in the sums of a step that has failed here, so that it fails on all ranks.
+
+        The others have started sums, or will. They get what is no number, and raise.
+        """
+        buckets = self._kept_buckets
+        if buckets is None or not buckets.under_way:
+            return
+        with suppress(Exception):  # the error that has brought us here says more
+            buckets.start_failed()
+            self._exchange(buckets, float("nan"), float("nan"))
+
+    def _exchange(self, buckets: Buckets | None, total: Any, scale: Any) -> None:
+        """Sum the gradients, in buckets that have been started and in what is left, and divide."""
+        grads = self._optimizer.blocks().grads if buckets is None else buckets.rest
+        if buckets is not None:
+            buckets.wait()
         for name, members in _by_dtype(grads).items():
             with scope_of(members[0]):
                 message = self._message(name, members)
@@ -169,10 +225,21 @@ class DataParallel:
                     xp.multiply(grad, 1.0 if scale is None else scale, out=part)
                 message[-1] = 0.0 if total is None else total
                 self._send(message)
+                if buckets is not None:
+                    self._check_sum(message[-1])
+                    parts += [(x, x) for x in buckets.arrays() if x.dtype == message.dtype]
                 divisor = message[-1:]
                 divisor += xp.astype(divisor == 0, message.dtype)
                 for part, grad in parts:
                     xp.divide(part, 1.0 if total is None else divisor, out=grad)
+
+    def _check_sum(self, total: Any) -> None:
+        """Refuse a step that another rank has abandoned; on a device, all becomes NaN."""
+        if isinstance(total, np.floating) and np.isnan(total):
+            raise DistributedError(
+                f"rank {self.communicator.rank} of {self.communicator.size}: another rank has "
+                "failed in the backward pass of this step, and says why"
+            )
 
     def _send(self, message: Array) -> None:
         """Sum gradients, and the number at their end, over the ranks; in 16 bits if it is said."""

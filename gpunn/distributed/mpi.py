@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import accumulate, count
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.checks import number
 from gpunn.arrays.libraries import require
+from gpunn.distributed.background import Background, MPISum
 from gpunn.distributed.communicator import Connected
 from gpunn.distributed.notices import Notices
 from gpunn.distributed.roll_call import RollCall
@@ -87,6 +89,9 @@ class MPICommunicator(Connected):
         self._roll_call = RollCall(self._comm.Dup(), self._notices)
         #: Why this rank can no longer talk with the others.
         self._broken = ""
+        adding, gathering = self._comm.Dup(), self._comm.Dup()
+        requests = partial(self._requests, adding=adding, gathering=gathering)
+        self._background = Background(requests, self._wait, cuda_aware=cuda_aware)
 
     def doing(self, what: str) -> AbstractContextManager[None]:
         """Return a context in which this rank does what all ranks do; see `Communicator`."""
@@ -105,6 +110,14 @@ class MPICommunicator(Connected):
         """
         self.compare("a sum", array)
         self._through_host(array, self._sum)
+
+    def start_allreduce(self, array: Array) -> MPISum:
+        """Start a sum over all ranks, of an array in C order; see `Communicator`.
+
+        It goes on when the program calls MPI, for this sum or for others.
+        """
+        _check_library(array)
+        return self._background.start(array)
 
     def barrier(self) -> None:
         """Wait until all ranks have come here."""
@@ -133,44 +146,47 @@ class MPICommunicator(Connected):
 
     def _sum(self, data: Array) -> None:
         """Sum over all ranks, in memory that MPI can read."""
+        for request in self._requests(
+            data, self._part_like, adding=self._comm, gathering=self._comm
+        ):
+            self._wait(request)
+
+    def _requests(
+        self, data: Array, lend: Callable[[Array, int], Array], *, adding: Any, gathering: Any
+    ) -> Iterator[Any]:
+        """Make the requests of a sum, each when the one before is complete.
+
+        They are made on two communicators, with memory that `lend` returns.
+        """
         flat = data.reshape(-1)
         each, rest = divmod(flat.size, self.size)
         counts = [each + (rank < rest) for rank in range(self.size)]
         starts = [0, *accumulate(counts)][:-1]
         own = flat[starts[self.rank] : starts[self.rank] + counts[self.rank]]
         if flat.dtype == "float16":  # MPI does not know it: it is sent as whole numbers
-            flat = flat.view("uint16")
-            self._sum_halves(flat, own, counts, starts)
+            flat, n = flat.view("uint16"), self.size
+            parts = lend(own, n)
+            place = [own.size] * n, [own.size * rank for rank in range(n)]
+            yield adding.Ialltoallv([flat, (counts, starts)], [parts.view("uint16"), place])
+            own[...] = parts.reshape(n, -1).astype("float32").sum(axis=0)  # in the ranks' order
         else:
-            part = self._part_like(own)
-            self._wait(self._comm.Ireduce_scatter(flat, part, counts))
+            part = lend(own, 1)
+            yield adding.Ireduce_scatter(flat, part, counts)
             own[...] = part
         if not isinstance(flat, np.ndarray):
             _stream_of(flat).synchronize()  # MPI knows nothing of streams
-        self._wait(self._comm.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)]))
-
-    def _sum_halves(self, flat: Array, own: Array, counts: list[int], starts: list[int]) -> None:
-        """Add up what all ranks have of this one's part, in single precision, in their order."""
-        n = self.size
-        parts = self._part_like(own, n)
-        place = [own.size] * n, [own.size * rank for rank in range(n)]
-        self._wait(self._comm.Ialltoallv([flat, (counts, starts)], [parts.view("uint16"), place]))
-        own[...] = parts.reshape(n, -1).astype("float32").sum(axis=0)
+        yield gathering.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)])
 
     def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
         """Do something with the memory of an array, or with a copy of it on the host."""
-        place = backend_of(array)
-        if place is None or place.package not in ("numpy", "cupy"):
-            raise DTypeError(
-                f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
-            )
+        package = _check_library(array)
         if not array.flags.c_contiguous:
             with scope_of(array):
                 in_order = array.copy()
                 self._through_host(in_order, operation)
                 array[...] = in_order
             return
-        if place.package == "numpy":
+        if package == "numpy":
             operation(array)
             return
         with scope_of(array):
@@ -194,7 +210,7 @@ class MPICommunicator(Connected):
             self._staged[key] = cupyx.empty_pinned(array.size, array.dtype)
         return self._staged[key].reshape(array.shape)
 
-    def _part_like(self, own: Array, times: int = 1) -> Array:
+    def _part_like(self, own: Array, times: int) -> Array:
         """Return memory for so many arrays like this; the next sum of such arrays uses it again."""
         key = int(own.size), str(own.dtype), type(own).__name__, times
         if key not in self._parts:
@@ -231,6 +247,16 @@ class MPICommunicator(Connected):
             "one of them hangs, or all make different calls (if they only take longer: "
             "get_communicator(timeout_s=...))"
         )
+
+
+def _check_library(array: Array) -> str:
+    """Return the library of an array, if its memory can be sent."""
+    place = backend_of(array)
+    if place is None or place.package not in ("numpy", "cupy"):
+        raise DTypeError(
+            f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
+        )
+    return place.package
 
 
 def _cores() -> int:

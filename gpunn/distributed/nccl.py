@@ -13,7 +13,7 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.arrays.libraries import INSTALL_CUPY, require
 from gpunn.distributed import tcp
-from gpunn.distributed.communicator import Communicator, Connected
+from gpunn.distributed.communicator import Communicator, Connected, StartedSum
 from gpunn.distributed.mpi import MPICommunicator, is_launched
 from gpunn.errors import BackendUnavailableError, DTypeError
 
@@ -64,6 +64,7 @@ class NCCLCommunicator(Connected):
         self._nccl = _library()
         self._made: Any = None
         self._compare = _no_comparison
+        self._stream: Any = None
         if host is None and tcp.is_launched() and not is_launched():
             meeting = tcp.Meeting()
             self.rank, self.size = meeting.rank, meeting.size
@@ -101,8 +102,18 @@ class NCCLCommunicator(Connected):
             return
         self._compare("a sum", array)
         with scope_of(array):
-            place, size, kind = self._memory(array)
-            self._comm.allReduce(place, place, size, kind, self._nccl.NCCL_SUM, _stream())
+            self._sum(array)
+
+    def start_allreduce(self, array: Array) -> StartedSum:
+        """Start a sum over all ranks on a stream of its own; see `Communicator`."""
+        if _is_on_host(array):
+            return self._host.start_allreduce(array)
+        with scope_of(array):
+            stream = self._stream_beside()
+            stream.wait_event(_current().record())
+            with stream:
+                self._sum(array)
+            return NCCLSum(stream.record())
 
     def barrier(self) -> None:
         """Wait until all ranks have come here; their devices may still be at work."""
@@ -111,6 +122,17 @@ class NCCLCommunicator(Connected):
     def doing(self, what: str) -> AbstractContextManager[None]:
         """Return a context in which this rank does what all ranks do; see `Communicator`."""
         return self._host.doing(what)
+
+    def _stream_beside(self) -> Any:
+        """Return the stream of sums that have been started."""
+        if self._stream is None:
+            self._stream = require("cupy", INSTALL_CUPY).cuda.Stream(non_blocking=True)
+        return self._stream
+
+    def _sum(self, array: Array) -> None:
+        """Sum over all ranks, on the current stream."""
+        place, size, kind = self._memory(array)
+        self._comm.allReduce(place, place, size, kind, self._nccl.NCCL_SUM, _stream())
 
     def _memory(self, array: Array) -> tuple[int, int, int]:
         """Return the address, the number of entries and NCCL's dtype of an array."""
@@ -134,6 +156,20 @@ def _no_comparison(operation: str, array: Array | None = None) -> None:
     """Compare nothing."""
 
 
+class NCCLSum:
+    """A sum that goes on beside the current stream, without the program."""
+
+    def __init__(self, complete: Any) -> None:
+        self._complete = complete
+
+    def advance(self) -> None:
+        """Do nothing: the device goes on by itself."""
+
+    def wait(self) -> None:
+        """Let the current stream wait for the sum."""
+        _current().wait_event(self._complete)
+
+
 def _library() -> Any:
     """Return CuPy's interface to NCCL.
 
@@ -154,6 +190,11 @@ def _is_on_host(array: Array) -> bool:
     return place is None or place.package != "cupy"
 
 
+def _current() -> Any:
+    """Return CuPy's current stream."""
+    return require("cupy", INSTALL_CUPY).cuda.get_current_stream()
+
+
 def _stream() -> int:
-    """Return the address of CuPy's current stream."""
-    return int(require("cupy", INSTALL_CUPY).cuda.get_current_stream().ptr)
+    """Return its address."""
+    return int(_current().ptr)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gpunn._typing import Array
 from gpunn.arrays.libraries import INSTALL_CUPY, require
-from gpunn.distributed.communicator import Connected
+from gpunn.distributed.communicator import Connected, Done
 from gpunn.errors import DistributedError, SettingError
 
 #: Launchers without MPI tell each process who it is, and where rank 0 is, by these environment
@@ -134,6 +134,11 @@ class ThroughDevice(Connected):
         copy = _library().asarray(array)
         self._device.allreduce(copy)
         copy.get(out=array)
+
+    def start_allreduce(self, array: Array) -> Done:
+        """Do so at once: such arrays are small."""
+        self.allreduce(array)
+        return Done()
 
     def barrier(self) -> None:
         """Wait until all ranks have come here."""

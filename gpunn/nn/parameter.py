@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, ClassVar
@@ -121,7 +121,7 @@ class Parameter(Held):
         last step; None before the first. `train_step` adds only to those that its optimizer holds.
     """
 
-    __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad", "serial")
+    __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad", "listener", "serial")
     records = True
 
     def __init__(self, value: Array, *, decay: bool = True) -> None:
@@ -136,6 +136,8 @@ class Parameter(Held):
         self.serial = next_serial()
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None
+        #: Called after each contribution to the gradient.
+        self.listener: Callable[[Parameter], None] | None = None
         self._grad_buffer: Array | None = None
         #: The value that the buffer belongs to; another value needs another buffer.
         self._buffered_value: Array | None = None
@@ -164,6 +166,8 @@ class Parameter(Held):
         else:
             with scope_of(grad):  # backward is called by hand, too
                 kernels(grad).accumulate(self.grad, grad)
+        if self.listener is not None:
+            self.listener(self)
 
     def set_aside(self) -> Any:
         """Remove the gradient and its buffer, and return both for `put_back`."""
@@ -195,7 +199,7 @@ class Parameter(Held):
         super().__setstate__(state)
         self.grad = None if state["grad"] is None else state["grad"].array
         self.decay = state["decay"]
-        self._grad_buffer = self._buffered_value = None
+        self._grad_buffer = self._buffered_value = self.listener = None
         self.serial = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:

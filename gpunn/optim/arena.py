@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.arrays.memory import entries_between
 from gpunn.kernels import kernels
 from gpunn.kernels.update import Slots
 from gpunn.nn.parameter import Parameter
@@ -54,6 +55,7 @@ class Arena:
     ) -> None:
         self.decays = [parameter.decay for parameter in parameters]
         self.block_decays: list[bool] = []
+        self._block_members: list[list[int]] = []
         # Values, gradients, each kind of state, averages: blocks, and views in them by parameter.
         own = [*states, *([] if averages is None else [averages])]
         blocks: list[list[Array]] = [[] for _ in range(2 + len(own))]
@@ -67,7 +69,9 @@ class Arena:
                     new_blocks, copies = k.copy_to_blocks(arrays)
                     made.extend(new_blocks)
                     view.update(zip(members, copies, strict=True))
-            self.block_decays += [decays] * (len(blocks[0]) - len(self.block_decays))
+            n_blocks = len(blocks[0]) - len(self.block_decays)
+            self.block_decays += [decays] * n_blocks
+            self._block_members += [members] if n_blocks == 1 else [[i] for i in members]
         self._value_blocks, self._grad_blocks, *self._state_blocks = blocks
         self.values, self.grads, *self.states = (
             [view[i] for i in range(len(parameters))] for view in views
@@ -104,23 +108,28 @@ class Arena:
             [weight_decay if self.decays[i] else 0.0 for i in held],
         )
 
-    def collect_grads(
-        self, parameters: Sequence[Parameter], wanted: Collection[int]
-    ) -> list[Array]:
-        """Return the blocks of gradients, once they are all there.
+    def grad_blocks(self) -> list[tuple[Array, dict[int, int]]]:
+        """Return each block of gradients, and where those of its parameters, by number, begin.
 
-        Parameters without a gradient have zeros there, which those that are `wanted`, by number,
-        get as a gradient.
+        For libraries whose slices are views.
         """
-        for i, (parameter, place) in enumerate(zip(parameters, self.grads, strict=True)):
+        pairs = zip(self._grad_blocks, self._block_members, strict=True)
+        return [
+            (block, {i: entries_between(block, self.grads[i]) for i in members})
+            for block, members in pairs
+        ]
+
+    def gather_grads(self, parameters: Sequence[Parameter], members: Iterable[int]) -> None:
+        """Bring the gradients of some parameters, by number, to their places; zeros for none."""
+        for i in members:
+            parameter, place = parameters[i], self.grads[i]
             grad = parameter.grad
             if grad is place:
                 continue
             with scope_of(place):
                 place[...] = 0.0 if grad is None else grad
-            if i in wanted:
+            if grad is not None:
                 parameter.grad = place
-        return self._grad_blocks
 
     def holds_values(self, parameters: Sequence[Parameter]) -> bool:
         """Return whether the parameters' values are still the arena's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -103,9 +103,18 @@ class ParameterHolder:
         """
         return self._arena.blocks(1.0)
 
-    def collect_grads(self, wanted: Collection[int]) -> list[Array]:
-        """Return the blocks of gradients; see `Arena.collect_grads`."""
-        return self._arena.collect_grads(self.parameters, wanted)
+    def grad_blocks(self) -> list[tuple[Array, dict[int, int]]]:
+        """Return the blocks of gradients, and what is where; see `Arena.grad_blocks`."""
+        return self._arena.grad_blocks()
+
+    def gather_grads(self, members: Iterable[int]) -> None:
+        """Bring the gradients of some parameters, by number, to their blocks; zeros for none."""
+        self._arena.gather_grads(self.parameters, members)
+
+    def take_grads(self, members: Iterable[int]) -> None:
+        """Let the gradients of some parameters be what is in their blocks."""
+        for i in members:
+            self.parameters[i].grad = self._arena.grads[i]
 
     def separate_decaying(self) -> None:
         """Give parameters with weight decay blocks of their own, even while it is 0."""
@@ -128,7 +137,9 @@ class ParameterHolder:
             return kernels(values[0]).sum_of_squares(values)
 
     def clear(self) -> None:
-        """Clear the gradients."""
+        """Clear the gradients; if their sum over processes has begun, it is abandoned."""
+        if self.parallel is not None:
+            self.parallel.abandon()
         for parameter in self.parameters:
             parameter.grad = None
 

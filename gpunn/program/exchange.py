@@ -10,14 +10,16 @@ import numpy as np
 
 from gpunn.losses.base import Loss
 from gpunn.optim.base import Optimizer
-from gpunn.program.instructions.words import CONTEXT, FLAG, STEP, TOTALS, WORDS, M, N
-from gpunn.program.lower import Lane, Lowering, memory_of
-from gpunn.program.lower_update import Piece
-from gpunn.program.phases import ALL, Access
+from gpunn.program.instructions.words import CONTEXT, FLAG, STEP, TOTALS, WORDS, K, M, N
+from gpunn.program.lower import Instruction, Lane, Lowering, memory_of
+from gpunn.program.lower_update import Piece, after_last_use
+from gpunn.program.phases import ALL, OWN, Access, Memory
 from gpunn.program.values import Recording
 
 #: What a gradient counts for: its rows, the step's sum of weights, or nothing, if costs are sums.
 _ROWS, _WEIGHTS, _NOTHING = range(3)
+#: What an instruction does.
+_START, _FINISH = range(2)
 _KINDS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
@@ -48,22 +50,41 @@ class Exchange:
         self._address = ctypes.cast(self._function, ctypes.c_void_p).value
 
     def lower(self, low: Lowering, pieces: Sequence[Piece], recording: Recording) -> None:
-        """Append the instruction; the pieces that are updated come after it."""
+        """Insert the instructions; the pieces that are updated come after them.
+
+        A bucket of the gradients is started after the last instruction that it has memory in common
+        with, and all are waited for in the end.
+        """
         weighed = any(each.kernel == "mean_scale" for each in recording.operations)
         counted = _WEIGHTS if weighed else _ROWS
         counted = _NOTHING if self._loss.reduction == "sum" else counted
         self._present.append(sorted(recording.grads))
-        place = len(self._present) - 1
+        numbers = {"m": low.n, "n": len(self._present) - 1, "flag": counted}
+        buckets = self._optimizer.parallel.buckets()
+        starts: list[tuple[int, Instruction]] = []
+        for bucket in [] if buckets is None else buckets.arrays():
+            own = memory_of(bucket)
+            place = max(after_last_use(low, [own]), starts[-1][0] if starts else 0)
+            starts.append((place, self._instruction([own], numbers | {"k": _START})))
+        for place, instruction in reversed(starts):
+            low.instructions.insert(place, instruction)
+        grads = [memory_of(piece.grad) for piece in pieces]
+        low.instructions.append(self._instruction(grads, numbers | {"k": _FINISH}))
+
+    def _instruction(self, grads: Sequence[Memory], numbers: dict[str, int]) -> Instruction:
+        """Return the instruction that calls `_called`, in one of the threads."""
 
         def words(lane: Lane) -> dict[str, Any]:
-            address = 0 if lane.thread else self._address
-            return {"a": address, "m": low.n, "n": place, "flag": counted}
+            return {"a": 0 if lane.thread else self._address} | numbers
 
-        grads = [Access(memory_of(piece.grad), ALL) for piece in pieces]
-        low.add("call_host", words, grads, grads)
+        accesses = [Access(self, OWN), *(Access(grad, ALL) for grad in grads)]
+        return Instruction("call_host", accesses, accesses, words)
 
     def _called(self, op: int, ctx: int, _: float) -> None:
-        """Sum the gradients of a step; end the call if that fails."""
+        """Start or finish the sum of a step's gradients; end the call if that fails."""
+        if self._error is not None:
+            return
+        parallel = self._optimizer.parallel
         try:
             words = np.ctypeslib.as_array((ctypes.c_int64 * len(WORDS)).from_address(op))
             context = np.ctypeslib.as_array((ctypes.c_int64 * len(CONTEXT)).from_address(ctx))
@@ -73,10 +94,14 @@ class Exchange:
                 total = ctypes.c_double.from_address(place).value
             elif words[FLAG] == _NOTHING:
                 total = None
-            self._optimizer.parallel.sum_in_place(total, self._present[words[N]])
+            if words[K] == _START:
+                parallel.buckets().start(total, in_place=True)
+            else:
+                parallel.sum_in_place(total, self._present[words[N]])
         except BaseException as error:  # noqa: BLE001 (raised by `finish`)
             self._error = error
             self.meeting[1] = 1
+            parallel.abandon()
             for grad in self._optimizer.blocks().grads:
                 grad[...] = 0.0
 

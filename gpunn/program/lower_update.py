@@ -78,9 +78,8 @@ def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
         low.instructions.insert(i, Instruction("average", [value, weight], [value], words))
 
 
-def _after_last_use(low: Lowering, piece: Piece) -> int:
-    """Return where the piece may be updated: its lines are in the cache then."""
-    own = memory_of(piece.value), memory_of(piece.grad)
+def after_last_use(low: Lowering, own: Sequence[Memory]) -> int:
+    """Return the place after the last instruction that reads or writes there."""
     for i in range(len(low.instructions) - 1, -1, -1):
         known = low.instructions[i]
         for access in (*known.reads, *known.writes):
@@ -90,6 +89,11 @@ def _after_last_use(low: Lowering, piece: Piece) -> int:
             ):
                 return i + 1
     return len(low.instructions)
+
+
+def _after_last_use(low: Lowering, piece: Piece) -> int:
+    """Return where the piece may be updated: its lines are in the cache then."""
+    return after_last_use(low, [memory_of(piece.value), memory_of(piece.grad)])
 
 
 def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float) -> None:

@@ -34,8 +34,21 @@ class Accumulation:
         self._n_added = 0
         self._total: Any = None
 
-    def weigh(self, loss: Loss, prediction: Array, y: Array, sample_weight: Array | None) -> Any:
-        """Return what a batch's gradient counts for: a number, or 0-d on the device; None for 1."""
+    def begin(
+        self,
+        optimizer: Optimizer,
+        loss: Loss,
+        prediction: Array,
+        y: Array,
+        sample_weight: Array | None,
+    ) -> Any:
+        """Begin the backward pass of a batch; return what its gradient counts for.
+
+        That is a number, or 0-d on the device; None for 1. If this is the last batch for an update,
+        the gradients of several processes may be summed meanwhile.
+        """
+        if optimizer.parallel is not None and self._n_added == self._batches - 1:
+            optimizer.parallel.open()
         self._n_added += 1
         if loss.reduction == "sum":
             return None

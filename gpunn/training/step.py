@@ -169,7 +169,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         if unchecked:
             loss.check_batch(prediction, y, cost)
         update = optimizer.step if group is None else partial(group.step, optimizer)
-        share = None if group is None else group.weigh(loss, prediction, y, sample_weight)
+        batch = prediction, y, sample_weight
+        share = None if group is None else group.begin(optimizer, loss, *batch)
         if part.frozen:
             with part.aside():
                 model.backward(loss.backward(tape, share), tape)
