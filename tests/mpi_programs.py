@@ -27,6 +27,27 @@ SeveralRanks._take_from_first = refuse  # type: ignore[method-assign]
 
 N_SAMPLES, STEP = 50, 12
 BACKEND = os.environ.get("GPUNN_TEST_BACKEND", "numpy")
+BUCKETS = int(os.environ.get("GPUNN_TEST_BUCKETS", "0")) or None
+
+
+class Fault(gn.Layer):
+    """A layer whose backward pass fails if it is told to."""
+
+    records = True
+    fails = False
+
+    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
+        """Return x."""
+        if tape is not None:
+            tape.push(self)
+        return x
+
+    def backward(self, grad: Any, tape: gn.Tape) -> Any:
+        """Return the gradient, unless it fails."""
+        tape.pop(self)
+        if self.fails:
+            raise ValueError("a fault of rank 1")
+        return grad
 
 
 class Run:
@@ -38,11 +59,12 @@ class Run:
         x, y = rng.normal(size=(N_SAMPLES, 6)), rng.integers(0, 3, N_SAMPLES)
         weight = rng.uniform(0.1, 2.0, N_SAMPLES)
         kept = {"dtype": "float64", "backend": BACKEND}
+        self.fault = Fault()
         self.model = gn.Sequential(
-            gn.Dense(6, 8, gn.Tanh(), rng=0, **kept), gn.Dense(8, 3, rng=1, **kept)
+            gn.Dense(6, 8, gn.Tanh(), rng=0, **kept), self.fault, gn.Dense(8, 3, rng=1, **kept)
         )
         rule = gn.Adam(self.model.parameters(), 0.05, weight_decay=0.01, clip_norm=0.5)
-        gn.DataParallel(rule, communicator)
+        gn.DataParallel(rule, communicator, bucket_bytes=BUCKETS)
         loss = gn.SoftmaxCrossEntropy()
         self.trainer = gn.Trainer(self.model, loss, rule, metrics=["accuracy"], rng=7)
         size = {"batch_size": STEP // communicator.size, "communicator": communicator}
@@ -95,12 +117,15 @@ def resume(folder: str) -> None:
 
 
 def fail(folder: str, how: str) -> None:
-    """Let rank 1 raise, be killed, end or hang in the second epoch."""
+    """Let rank 1 raise, if need be in a backward pass, be killed, end or hang in epoch 2."""
     run = Run(gn.get_communicator(timeout_s=3), folder=folder)
     other = gn.get_communicator("mpi", timeout_s=4)  # the others do not listen to this one
 
     def fault(_: Any, history: gn.History) -> None:
         if run.communicator.rank != 1 or len(history) < 2:
+            return
+        if how == "in backward":
+            run.fault.fails = True
             return
         if how == "raises":
             raise ValueError("a fault of rank 1")
@@ -198,6 +223,30 @@ def exchange() -> None:
         np.testing.assert_allclose(gn.to_numpy(half), gn.to_numpy(array), atol=0.01)
         bits = gn.to_numpy(array).tobytes().hex()
         assert len(set(gather(communicator, bits))) == 1, "ranks have other bits"
+
+
+def background() -> None:
+    """Check sums that have been started, some by a rank that comes late, beside others."""
+    communicator = gn.get_communicator()
+    place, rank, n = gn.get_backend(BACKEND), communicator.rank, communicator.size
+    xp = place.xp
+    for turn in range(6):
+        sizes = {1: "float32", 3: "float64", 100_000: "float32", 7: "float16", 300_000: "float64"}
+        arrays = [xp.full((k,), rank + i, dtype=d) for i, (k, d) in enumerate(sizes.items())]
+        sums = []
+        for i, array in enumerate(arrays):
+            time.sleep(0.01 * ((i + turn) % n == rank))
+            xp.multiply(array, 1.0, out=array)  # queued before the sum
+            sums.append(communicator.start_allreduce(array))
+            sums[0].advance()
+            if i == 2:
+                other = place.asarray(np.ones(5), "float64")
+                communicator.allreduce(other)
+                assert gn.to_numpy(other).tolist() == [n] * 5
+        for i, (array, each) in enumerate(zip(arrays, sums, strict=True)):
+            each.wait()
+            np.testing.assert_array_equal(gn.to_numpy(array), n * (n - 1) / 2 + n * i)
+    communicator.barrier()
 
 
 if __name__ == "__main__":

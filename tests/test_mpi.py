@@ -29,10 +29,12 @@ def start(
     backend: str = "numpy",
     compiled: bool = True,
     options: tuple[str, ...] = (),
+    buckets: int = 0,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program on n ranks; kill all of them if they take too long."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     environment = os.environ | one | {"GPUNN_TEST_BACKEND": backend}
+    environment["GPUNN_TEST_BUCKETS"] = str(buckets)
     if not compiled:  # it takes each process a second to load
         environment["GPUNN_COMPILED"] = "0"
     command = [LAUNCHER, *options, "-n", n, sys.executable, PROGRAMS, *arguments]
@@ -71,30 +73,45 @@ def assert_close(mine: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_arrays_are_sent_and_added(n: int) -> None:
     run(n, "exchange", compiled=False)
+    run(n, "background", compiled=False)
 
 
 @pytest.mark.gpu
-def test_arrays_of_a_gpu_go_through_the_host(tmp_path: Path) -> None:
-    run(2, "exchange", backend="cupy")
-    run(2, "train", tmp_path, backend="cupy")
+@pytest.mark.parametrize("buckets", [0, 64])
+def test_arrays_of_a_gpu_go_through_the_host(buckets: int, tmp_path: Path) -> None:
+    run(2, "background" if buckets else "exchange", backend="cupy")
+    run(2, "train", tmp_path, backend="cupy", buckets=buckets)
     mine = results(tmp_path, "ranks2")
     run(1, "train", tmp_path, backend="cupy")
     assert_close(mine, results(tmp_path, "ranks1"))
 
 
-def test_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buckets", [0, 64])
+def test_ranks_train_as_one_process_does(buckets: int, tmp_path: Path) -> None:
     for n in (1, 2, 3, 4):
-        run(n, "train", tmp_path)
+        run(n, "train", tmp_path, buckets=buckets)
         assert_close(results(tmp_path, f"ranks{n}"), results(tmp_path, "ranks1"))
 
 
-def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
+def test_buckets_change_no_bit(tmp_path: Path) -> None:
     run(2, "train", tmp_path)
-    assert "interrupted in epoch 2" in run(2, "stop", tmp_path)  # on both: one had the signal
+    whole = results(tmp_path, "ranks2")
+    for compiled in (True, False):
+        run(2, "train", tmp_path, buckets=64, compiled=compiled)
+        mine = results(tmp_path, "ranks2")
+        for name, values in whole.items():
+            same = np.testing.assert_array_equal if compiled else np.testing.assert_allclose
+            same(mine[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("buckets", [0, 64])
+def test_training_goes_on_from_a_file(buckets: int, tmp_path: Path) -> None:
+    run(2, "train", tmp_path)
+    assert "interrupted in epoch 2" in run(2, "stop", tmp_path, buckets=buckets)  # on both
     file = (tmp_path / "training.safetensors").read_bytes()
     for n in (2, 1, 3):
         (tmp_path / "training.safetensors").write_bytes(file)
-        run(n, "resume", tmp_path)
+        run(n, "resume", tmp_path, buckets=buckets)
     whole = results(tmp_path, "ranks2")
     for name, values in results(tmp_path, "resumed2").items():
         np.testing.assert_array_equal(values, whole[name], err_msg=name)
@@ -103,6 +120,7 @@ def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
 
 
 FAULTS = {
+    "in backward": ["a fault of rank 1", "another rank has failed in the backward pass"],
     "raises": ["a fault of rank 1", "waits for rank 1, which has failed: ValueError"],
     "killed": ["KILLED BY SIGNAL: 9|EXIT CODE: 9"],
     "ends": ["waits for rank 1, which has ended"],
@@ -113,7 +131,8 @@ FAULTS = {
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_fault_of_one_rank_ends_all(how: str, tmp_path: Path) -> None:
     begun = time.monotonic()
-    done = start(3, "fail", tmp_path, how, limit_s=30, compiled=False)
+    settings = {"buckets": 64} if how == "in backward" else {}
+    done = start(3, "fail", tmp_path, how, limit_s=30, compiled=False, **settings)
     assert time.monotonic() - begun < 10 + 5  # what it takes to start, too
     assert done.returncode != 0
     for message in FAULTS[how]:
