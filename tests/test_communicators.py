@@ -204,6 +204,27 @@ class TestNCCL:
         ]
 
     @pytest.mark.gpu
+    def test_a_sum_that_is_started_goes_beside_the_current_stream(self, library: Library) -> None:
+        import cupy  # noqa: PLC0415
+
+        communicator = nccl.NCCLCommunicator(SingleProcess())
+        x = cupy.arange(6, dtype="float32")
+        x *= 2  # queued, and perhaps not run yet
+        seen: list[Any] = []
+
+        def add(*arguments: Any) -> None:
+            seen.append(arguments[-1])
+            x.__iadd__(1)  # on that stream, as NCCL does
+
+        library.allReduce = add  # type: ignore[method-assign]
+        started = communicator.start_allreduce(x)
+        started.advance()
+        started.wait()
+        y = x + 0
+        assert seen[0] not in (0, cupy.cuda.get_current_stream().ptr)
+        assert y.get().tolist() == [1, 3, 5, 7, 9, 11]
+
+    @pytest.mark.gpu
     def test_what_it_cannot_send_is_refused(self, library: Library) -> None:
         import cupy  # noqa: PLC0415
 

@@ -166,15 +166,16 @@ class MPICommunicator(Connected):
         if flat.dtype == "float16":  # MPI does not know it: it is sent as whole numbers
             flat, n = flat.view("uint16"), self.size
             parts = lend(own, n)
+            _settle(parts)
             place = [own.size] * n, [own.size * rank for rank in range(n)]
             yield adding.Ialltoallv([flat, (counts, starts)], [parts.view("uint16"), place])
             own[...] = parts.reshape(n, -1).astype("float32").sum(axis=0)  # in the ranks' order
         else:
             part = lend(own, 1)
+            _settle(part)
             yield adding.Ireduce_scatter(flat, part, counts)
             own[...] = part
-        if not isinstance(flat, np.ndarray):
-            _stream_of(flat).synchronize()  # MPI knows nothing of streams
+        _settle(flat)
         yield gathering.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)])
 
     def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
@@ -264,6 +265,12 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _settle(array: Array) -> None:
+    """Wait until a device has written an array: MPI knows nothing of streams."""
+    if not isinstance(array, np.ndarray):
+        _stream_of(array).synchronize()
 
 
 def _stream_of(_: Array) -> Any:
