@@ -4,11 +4,12 @@
 
 It starts itself under ``mpiexec -n 2``, with one BLAS thread for each process. Rank 0 alone and
 both together take turns, so that a slow moment of the machine meets both. *Strong* scaling keeps
-the samples of a step and shares them out, *weak* scaling keeps those of each rank. Nothing of the
-sum over the ranks is hidden behind the backward pass, so all of its time counts, with the time that
-the faster rank waits. What two ranks could reach on this machine is measured in the same rounds:
-each trains a network of its own on its part of the step (*apart*). The time of the processor tells
-more than the clock where other programs run, too.
+the samples of a step and shares them out, *weak* scaling keeps those of each rank. What two ranks
+could reach on this machine is measured in the same rounds: each trains a network of its own on its
+part of the step (*apart*). What a step of both together takes longer is the communication that the
+backward pass does not hide: with one sum after it, and with sums in buckets that begin during it
+(`bucket_bytes` of `gpunn.DataParallel`). The time in sums includes that of waiting for the slower
+rank. The time of the processor tells more than the clock where other programs run, too.
 
 The last table is a model and no measurement: the time of a sum over n ranks is that of n - 1 or
 log2 n rounds of messages, each with a latency and a bandwidth. They are fitted to sums of arrays on
@@ -39,7 +40,9 @@ import gpunn as gn
 
 SIZES, STEP, N_STEPS = (512, 1024, 1024, 10), 2048, 6
 MESSAGES = [1 << k for k in range(10, 27, 2)]  # bytes
-WAYS = ("alone", "apart", "together", "sums", "alone, processor", "together, processor")
+#: Bytes of a bucket.
+BUCKETS = {"in buckets of 1 MiB": 1 << 20, "in buckets of 4 MiB": 1 << 22}
+WAYS = ("alone", "apart", "together", *BUCKETS, "sums", "alone, processor", "together, processor")
 GPUS = (8, 64, 1024)
 #: Latency in seconds and bandwidth in bytes a second of a message between GPUs: an assumption.
 ASSUMED = (5e-6, 50e9)
@@ -47,13 +50,14 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 
 
 class Counting:
-    """A communicator that counts what it is given to sum."""
+    """A communicator that counts what it is given to sum, and the time that it takes of a step."""
 
     def __init__(self, communicator: Any) -> None:
-        self.rank, self.size = communicator.rank, communicator.size
-        self.broadcast, self.barrier = communicator.broadcast, communicator.barrier
         self._communicator = communicator
         self.n_bytes, self.elapsed_s = 0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._communicator, name)
 
     def allreduce(self, array: Any) -> None:
         begun = time.perf_counter()
@@ -61,11 +65,15 @@ class Counting:
         self.elapsed_s += time.perf_counter() - begun
         self.n_bytes += array.nbytes
 
+    def start_allreduce(self, array: Any) -> Any:
+        self.n_bytes += array.nbytes
+        return self._communicator.start_allreduce(array)
+
 
 class Training:
     """A network and data, on one rank alone or on all of them."""
 
-    def __init__(self, step: int, communicator: Any = None) -> None:
+    def __init__(self, step: int, communicator: Any = None, bucket_bytes: Any = None) -> None:
         n = 1 if communicator is None else communicator.size
         rng = np.random.default_rng(0)
         x = rng.normal(size=(N_STEPS * step, SIZES[0])).astype(np.float32)
@@ -75,7 +83,7 @@ class Training:
         optimizer = gn.SGD(model.parameters(), 0.01)
         self.grad_bytes = sum(4 * parameter.value.size for parameter in model.parameters())
         if communicator is not None:
-            gn.DataParallel(optimizer, communicator)
+            gn.DataParallel(optimizer, communicator, bucket_bytes=bucket_bytes)
         self._loader = gn.Loader(x, y, batch_size=step // n, rng=1, communicator=communicator)
         self._trainer = gn.Trainer(model, gn.SoftmaxCrossEntropy(), optimizer)
         self.step_s()
@@ -97,7 +105,9 @@ def measure(rounds: int) -> None:
         alone = Training(alone_step) if first else None
         idle(communicator)
         apart = Training(STEP // communicator.size)
-        together = Training(alone_step if name == "strong" else STEP, communicator)
+        step = alone_step if name == "strong" else STEP
+        together = Training(step, communicator)
+        buckets = {way: Training(step, communicator, size) for way, size in BUCKETS.items()}
         times: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             if alone is not None:
@@ -110,8 +120,12 @@ def measure(rounds: int) -> None:
             times["together"].append(together.step_s())
             times["together, processor"].append(together.processor_s)
             times["sums"].append(communicator.elapsed_s / N_STEPS)
+            found["bytes"] = communicator.n_bytes / N_STEPS
+            for way, training in buckets.items():
+                communicator.barrier()
+                times[way].append(training.step_s())
         found[name] = times
-        found["bytes"], found["grad_bytes"] = communicator.n_bytes / N_STEPS, together.grad_bytes
+        found["grad_bytes"] = together.grad_bytes
     found["messages"] = {size: message_s(communicator, size) for size in MESSAGES}
     if first:
         print(json.dumps(found))
@@ -188,6 +202,9 @@ def launch(rounds: int) -> dict[str, Any]:
     found = json.loads(done.stdout.splitlines()[-1])
     found["messages"] = {int(size): seconds for size, seconds in found["messages"].items()}
     found["fitted"] = fit(found["messages"])
+    for name in ("strong", "weak"):
+        rows = {way: not_hidden_ms(found[name], way) for way in ("together", *BUCKETS)}
+        found[f"not hidden, {name}, ms"] = rows
     return found
 
 
@@ -204,6 +221,12 @@ def gain(found: dict[str, Any], way: str) -> Spread:
     return spread([alone / other for alone, other in pairs])
 
 
+def not_hidden_ms(times: dict[str, list[float]], way: str) -> float:
+    """Return the time of a step that two ranks would not need if they sent nothing; the median."""
+    pairs = zip(times[way], times["apart"], strict=True)
+    return 1e3 * spread([both - each for both, each in pairs]).median
+
+
 def report(found: dict[str, Any]) -> None:
     """Print tables for people."""
     print(f"{found['surroundings']}\n")
@@ -211,6 +234,8 @@ def report(found: dict[str, Any]) -> None:
         ms = {way: f"{1e3 * spread(times).median:.1f} ms" for way, times in found[name].items()}
         print(f"{name} scaling: a step takes {ms['alone']} alone, and on two ranks")
         print(f"  {ms['together']}, {ms['sums']} of it in sums; {ms['apart']} without any")
+        for way, hidden in found[f"not hidden, {name}, ms"].items():
+            print(f"  communication that is not hidden: {hidden:.1f} ms, {way} ({ms[way]} a step)")
     busy = [spread(found["strong"][f"{way}, processor"]).median for way in ("alone", "together")]
     print(f"time of the processor for a step: {1e3 * busy[0]:.1f} ms alone, {1e3 * busy[1]:.1f} ms")
     print(f"  for each of two ranks, which poll while they wait: x {busy[0] / busy[1]:.2f}")

@@ -53,9 +53,9 @@ class DataParallel:
         of the largest are lost bit by bit. A step sends two numbers first.
     bucket_bytes : int or None, default None
         The least size of a part of the gradients that is summed by itself, as soon as the backward
-        pass has completed it: the last layers first. A few million pay, where the sum goes on
-        without the processor. None: one sum, after the backward pass. If there are not two parts of
-        that size, or gradients are compressed, there is one sum, too.
+        pass has completed it: the last layers first. What is smaller is summed at the end. A few
+        million pay where sums go on without the processor, as NCCL's do; with MPI on the cores that
+        compute, they do not. None: one sum, after the backward pass. So it is with `compress`, too.
 
     Attributes
     ----------
@@ -188,7 +188,7 @@ class DataParallel:
             return None
         if self._kept_buckets is None or not self._kept_buckets.fit():
             self._kept_buckets = Buckets(self._optimizer, self.communicator, self._bucket_bytes)
-        return self._kept_buckets if len(self._kept_buckets.all) > 1 else None
+        return self._kept_buckets if self._kept_buckets.all else None
 
     def open(self) -> None:
         """Begin a backward pass, at the end of which all gradients are complete; `sum` comes next.
