@@ -58,6 +58,15 @@ class PlainNorms:
         grad_x = scale * (g if fixed else left)
         return (grad_x if through else None), self._sums(grad, x_hat, into)
 
+    def channel_moments(self, x: Any) -> Any:
+        rows = x.reshape(-1, x.shape[-1])
+        mean = rows.sum(axis=0) / max(1, len(rows))
+        return mean, ((rows - mean) ** 2).sum(axis=0)
+
+    def joint_norm_backward(self, grad: Any, x: Any, statistics: Any, gain: Any, means: Any) -> Any:
+        mean, scale = statistics
+        return gain * scale * (grad - means[1] - (x - mean) * scale * means[0])
+
     def track(self, running: Any, statistics: Any, momentum: float) -> None:
         for kept, batch in zip(running, (statistics[0], statistics[2]), strict=True):
             kept[...] = (1 - momentum) * kept + momentum * batch
@@ -115,6 +124,10 @@ def norm_calls(x: Any, n: int, p: int) -> dict[str, list[tuple[Any, ...]]]:
             (x(n, 2, p) ** 2, x(n, 2, p), x(slopes), into, {"through": through})
             for slopes in (1, p)
             for into, through in (([None], True), ([], True), ([None], False))
+        ],
+        "channel_moments": [(given,) for given in (*batches, x(n, p))],
+        "joint_norm_backward": [
+            (x(n, 3, p), x(n, 3, p), x(2, p), x(p), x(2, p)),
         ],
         "track": [([x(p), x(p) ** 2], statistics[0][1], 0.25)],
     }

@@ -29,7 +29,7 @@ def network(seed: int = 0) -> gn.Sequential:
 
 
 #: Settings of `DataParallel`, and their defaults.
-PARALLEL = {"compress": False, "bucket_bytes": None}
+PARALLEL = {"compress": False, "bucket_bytes": None, "synchronise_batch_norm": False}
 
 
 class Run:

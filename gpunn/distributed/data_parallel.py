@@ -18,8 +18,10 @@ from gpunn.distributed.agreement import check_alike, versions
 from gpunn.distributed.buckets import Buckets
 from gpunn.distributed.communicator import Communicator
 from gpunn.distributed.engines import get_communicator
+from gpunn.distributed.joint import JointStatistics
 from gpunn.errors import DistributedError, SettingError
 from gpunn.kernels import kernels
+from gpunn.nn.tape import Tape
 from gpunn.optim.base import Optimizer
 from gpunn.optim.state import ELSEWHERE
 
@@ -55,7 +57,12 @@ class DataParallel:
         The least size of a part of the gradients that is summed by itself, as soon as the backward
         pass has completed it: the last layers first. What is smaller is summed at the end. A few
         million pay where sums go on without the processor, as NCCL's do; with MPI on the cores that
-        compute, they do not. None: one sum, after the backward pass. So it is with `compress`, too.
+        compute, they do not. None: one sum, after the backward pass. So it is with `compress` and
+        `synchronise_batch_norm`, too.
+    synchronise_batch_norm : bool, default False
+        Whether `gpunn.BatchNorm` normalises by the statistics of the whole batch, as one process
+        does, in `train_step` and `Trainer`. That takes two sums over the ranks for each such layer
+        in the forward pass, and one in the backward pass; steps are not recorded then.
 
     Attributes
     ----------
@@ -71,8 +78,9 @@ class DataParallel:
     Notes
     -----
     *BatchNorm* normalises by the statistics of each rank's part of a batch, not by those of the
-    whole batch. Its running statistics are averaged over the ranks before they are used: for
-    validation, in checkpoints, and at the end of an epoch.
+    whole batch, unless `synchronise_batch_norm` is set. In a loop of your own that calls `average`
+    it is always each rank's part. Its running statistics are averaged over the ranks before they
+    are used: for validation, in checkpoints, and at the end of an epoch.
     *Dropout* draws another mask on each rank.
     *Steps* are recorded on NumPy, with the sum as one of their operations; on a GPU the readable
     loop runs.
@@ -93,6 +101,7 @@ class DataParallel:
         *,
         compress: bool = False,
         bucket_bytes: int | None = None,
+        synchronise_batch_norm: bool = False,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise SettingError(
@@ -112,7 +121,10 @@ class DataParallel:
         self._compress = flag("DataParallel", "compress", compress)
         if bucket_bytes is not None:
             bucket_bytes = whole_number("DataParallel", "bucket_bytes", bucket_bytes)
-        self._bucket_bytes = None if self._compress else bucket_bytes
+        synchronise = flag("DataParallel", "synchronise_batch_norm", synchronise_batch_norm)
+        self._joint = JointStatistics(communicator) if synchronise else None
+        # A rank that fails and goes on with buckets does not take part in the sums of statistics.
+        self._bucket_bytes = None if self._compress or synchronise else bucket_bytes
         self._kept_buckets: Buckets | None = None
         self._optimizer = optimizer
         self._messages: dict[tuple[str, str, int], Array] = {}
@@ -120,13 +132,21 @@ class DataParallel:
         self._trained: list[int] | None = None
         self._averaged = False
         if communicator.size > 1:
-            settings = {"compress": str(compress), "bucket_bytes": str(bucket_bytes)}
+            settings = {
+                "compress": str(compress),
+                "bucket_bytes": str(bucket_bytes),
+                "synchronise_batch_norm": str(synchronise),
+            }
             facts = _facts(optimizer) | settings
             check_alike("DataParallel", communicator, facts)
             slots = optimizer.blocks()
             for array in [*slots.values, *(x for kind in slots.states for x in kind)]:
                 communicator.broadcast(array)
             optimizer.parallel = self
+
+    def prepare(self, tape: Tape) -> None:
+        """Let layers know which rank this is, and with whom statistics are shared."""
+        tape.stream, tape.joint = self.communicator.rank, self._joint
 
     def average(self, weight: float | Array = 1.0) -> None:
         """Average the gradients over all ranks, for ``optimizer.step()``, which comes next.

@@ -143,6 +143,27 @@ class NormKernels:
         g, x_hat = (xp.reshape(each, _rows(x)) for each in (grad * gain, x_hat))
         return xp.reshape(_through(xp, g, x_hat, scale, 0, centred=True), x.shape), sums
 
+    def channel_moments(self, x: Array) -> tuple[Array, Array]:
+        """Return the mean of each channel, and the sum of squares about it; 0 for no entries.
+
+        They are over all axes but the last, (C,) each, and of double precision.
+        """
+        xp = self.xp
+        rows = xp.astype(xp.reshape(x, _rows(x)), xp.float64)
+        mean = xp.sum(rows, axis=0) / max(1, rows.shape[0])
+        return mean, xp.sum((rows - mean) ** 2, axis=0)
+
+    def joint_norm_backward(
+        self, grad: Array, x: Array, statistics: Array, gain: Array, means: Array
+    ) -> Array:
+        """Return dJ/dx of a norm whose statistics are those of more entries than these.
+
+        `means` (2, C) are those of grad x_hat and of grad, over all of the entries.
+        """
+        mean, scale = statistics[0, :], statistics[1, :]
+        x_hat = (x - mean) * scale
+        return (grad - means[1, :] - x_hat * means[0, :]) * (gain * scale)
+
     def track(self, running: tuple[Array, Array], statistics: Array, momentum: float) -> None:
         """Move a running mean and variance towards those of a batch, in place.
 

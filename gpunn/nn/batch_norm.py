@@ -36,6 +36,9 @@ class BatchNorm(Norm):
     divisor n - 1. Without a tape, or if its `training` is False, they take the places of
     :math:`\mu` and :math:`\sigma^2`, which then do not depend on x.
 
+    If several processes train, the batch is the part that a process has, or all of it, as
+    `gpunn.DataParallel` says (`synchronise_batch_norm`).
+
     Parameters
     ----------
     features : int
@@ -107,13 +110,15 @@ class BatchNorm(Norm):
         """Return y, by the statistics of the batch if the tape is for training."""
         check_channels(self, x, self.gain.value, self.features)
         assert self.bias is not None  # noqa: S101 (`Norm` has made it)
+        if tape is not None and tape.training and tape.joint is not None:
+            return self._forward_jointly(x, tape)
         k, gain, bias = kernels(x), self.gain.value, self.bias.value
         n = math.prod(x.shape[:-1])
         if tape is None or not tape.training or not n:
             running = self.running_mean.value, self.running_variance.value
             y, statistics = k.fixed_norm(x, gain, bias, running, self.epsilon)
             if tape is not None:
-                tape.push(self, x, statistics, True)  # noqa: FBT003 (the tape takes values)
+                tape.push(self, x, statistics, True, None)  # noqa: FBT003 (the tape takes values)
             return y
         if n == 1:
             raise ShapeError(
@@ -122,19 +127,49 @@ class BatchNorm(Norm):
                 "Loader(..., drop_last=True), or joined to others by another batch_size"
             )
         y, statistics = k.batch_norm(x, gain, bias, self.epsilon)
-        tape.push(self, x, statistics, False)  # noqa: FBT003
+        tape.push(self, x, statistics, False, None)  # noqa: FBT003
         tape.stage(self, statistics)
         return y
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return dJ/dx; add to the gradients of gain and bias what the tape wants of them."""
-        x, statistics, fixed = tape.pop(self)
+        x, statistics, fixed, total = tape.pop(self)
+        if total is not None:
+            return self._backward_jointly(grad, x, statistics, total, tape)
         parameters, through = self._wanted(tape), tape.wants_grad
         into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
         grad_x, grads = kernels(grad).batch_norm_backward(
             grad, x, statistics, self.gain.value, into, fixed=fixed, through=through
         )
         self._add_gradients(tape, parameters, grads)
+        return grad_x
+
+    def _forward_jointly(self, x: Array, tape: Tape) -> Array:
+        """Return y by the statistics of the batch of which other processes have parts, too."""
+        assert self.bias is not None  # noqa: S101 (`Norm` has made it)
+        k, gain, bias = kernels(x), self.gain.value, self.bias.value
+        mean, variance, total = tape.joint.moments(x)
+        unbiased = k.convert(variance * (total / (total - 1)), x.dtype)
+        mean, variance = k.convert(mean, x.dtype), k.convert(variance, x.dtype)
+        y, statistics = k.fixed_norm(x, gain, bias, (mean, variance), self.epsilon)
+        tape.push(self, x, statistics, False, total)  # noqa: FBT003
+        tape.stage(self, k.xp.stack([mean, mean, unbiased]))
+        return y
+
+    def _backward_jointly(
+        self, grad: Array, x: Array, statistics: Array, total: Array, tape: Tape
+    ) -> Array | None:
+        """Return dJ/dx, and add this process's part of the gradients of gain and bias."""
+        assert self.bias is not None  # noqa: S101
+        k, gain, through = kernels(grad), self.gain.value, tape.wants_grad
+        parameters = [self.gain, self.bias]
+        into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
+        _, sums = k.batch_norm_backward(grad, x, statistics, gain, into, fixed=True, through=False)
+        grad_x = None
+        if through:
+            means = tape.joint.means(sums, total)
+            grad_x = k.joint_norm_backward(grad, x, statistics, gain, means)
+        self._add_gradients(tape, parameters, sums)
         return grad_x
 
     def commit(self, statistics: Array) -> None:

@@ -44,7 +44,10 @@ class Tape:
         None stands for all.
     """
 
-    __slots__ = ("_entries", "_rng", "_staged", "input_grad", "parameters", "stream", "training")
+    __slots__ = (
+        *("_entries", "_rng", "_staged"),
+        *("input_grad", "joint", "parameters", "stream", "training"),
+    )
 
     def __init__(
         self,
@@ -64,6 +67,9 @@ class Tape:
         self.parameters = parameters
         #: Which of several processes this is: they draw the same numbers, and need other masks.
         self.stream = 0
+        #: What makes statistics of a batch of which other processes have parts, if norms are to use
+        #: them: a `gpunn.distributed.joint.JointStatistics`.
+        self.joint: Any = None
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []
         self._staged: list[tuple[Any, tuple[Any, ...]]] = []

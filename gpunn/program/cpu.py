@@ -252,7 +252,8 @@ class CpuSteps(RecordedSteps):
         if self._optimizer is None:
             return record_forward(self._model, self._loss, like, place)
         assert self._loss is not None  # noqa: S101
-        return record_step(self._model, self._loss, self._optimizer.parameters, like, place)
+        parts = self._model, self._loss, self._optimizer.parameters
+        return record_step(*parts, like, place, parallel=self._optimizer.parallel)
 
     def _data(self, batch: Batch) -> dict[str, Array | None]:
         """Return the data as the instructions read them."""

@@ -266,8 +266,8 @@ class CudaSteps(RecordedSteps):
         like, place = BatchLike.of(n, self._kind), get_backend("cupy")
         if self._optimizer is None or self._loss is None:
             return record_forward(self._model, self._loss, like, place)
-        parameters = self._optimizer.parameters
-        recording = record_step(self._model, self._loss, parameters, like, place)
+        parts, parallel = (self._model, self._loss), self._optimizer.parallel
+        recording = record_step(*parts, self._optimizer.parameters, like, place, parallel=parallel)
         if not recording.grads:
             raise NotRecordableError("a step gives no parameter a gradient")
         return recording

@@ -62,6 +62,8 @@ def record_step(
     parameters: Sequence[Parameter],
     batch: BatchLike,
     place: Backend,
+    *,
+    parallel: Any = None,
 ) -> Recording:
     """Return the operations of a step: forward, the loss, backward; not the update.
 
@@ -75,6 +77,8 @@ def record_step(
         The batch.
     place : Backend
         Where it would be.
+    parallel : DataParallel, optional
+        What the optimizer shares batches by.
 
     Raises
     ------
@@ -82,6 +86,8 @@ def record_step(
         If the step does anything but call kernels.
     """
     recorder, tape = RecordingKernels(place), KeyTape(map(Key, count()), parameters)
+    if parallel is not None:
+        parallel.prepare(tape)
     with _recording(model.parameters()):
         x, y, weight = _inputs(recorder, batch)
         prediction, cost = backpropagate(model, loss, tape, x, y, weight)

@@ -70,6 +70,10 @@ class RecordingNorms(Recorder):
         inputs = grad, x, statistics, gain
         return self._gradients("batch_norm_backward", inputs, into, through=through)
 
+    def channel_moments(self, x: Any) -> Any:  # noqa: ARG002
+        """Refuse: they are summed over processes before the forward pass can go on."""
+        refuse("BatchNorm over several processes")
+
     def track(self, running: tuple[Array, Array], statistics: Any, momentum: float) -> None:
         """Record a step of the running statistics."""
         self._append("track", (statistics,), running, settings={"momentum": momentum})

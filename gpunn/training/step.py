@@ -157,8 +157,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         group = Accumulation(1)
     updating = False
     try:
-        tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
-        tape.stream = 0 if parallel is None else parallel.communicator.rank
+        tape = _tape_of(part, rng, parallel)
         prediction = model.forward(x, tape)
         # The first step, or layers were added or removed.
         if part.owners is None or (unchecked and part.owners != tape.owners()):
@@ -192,6 +191,14 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     from gpunn.nn.memory import explain  # noqa: PLC0415 (most programs never need it)
 
     raise explain(failure, model, (x, y, sample_weight), updating=updating) from failure
+
+
+def _tape_of(part: Any, rng: RNG, parallel: Any) -> Tape:
+    """Return a tape for a step that trains a part of a model."""
+    tape = Tape(rng=rng, input_grad=part.input_grad, parameters=part.wanted)
+    if parallel is not None:
+        parallel.prepare(tape)
+    return tape
 
 
 def _note_half_updated(error: BaseException) -> None:
