@@ -45,7 +45,7 @@ class JointStatistics:
             If there is one entry in all; on a GPU, which is not waited for, the variance is NaN.
         """
         k, n = kernels(x), math.prod(x.shape[:-1])
-        mean, squares = k.channel_moments(x)
+        mean, squares = (k.convert(each, k.xp.float64) for each in k.channel_moments(x))
         sums = k.xp.concat([mean * n, k.xp.full_like(mean[:1], n)])
         self._communicator.allreduce(sums)
         total = sums[-1:]

@@ -146,12 +146,13 @@ class NormKernels:
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
         """Return the mean of each channel, and the sum of squares about it; 0 for no entries.
 
-        They are over all axes but the last, (C,) each, and of double precision.
+        They are over all axes but the last, (C,) each.
         """
         xp = self.xp
         rows = xp.astype(xp.reshape(x, _rows(x)), xp.float64)
         mean = xp.sum(rows, axis=0) / max(1, rows.shape[0])
-        return mean, xp.sum((rows - mean) ** 2, axis=0)
+        squares = xp.sum((rows - mean) ** 2, axis=0)
+        return xp.astype(mean, x.dtype, copy=False), xp.astype(squares, x.dtype, copy=False)
 
     def joint_norm_backward(
         self, grad: Array, x: Array, statistics: Array, gain: Array, means: Array
