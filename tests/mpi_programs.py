@@ -53,7 +53,7 @@ class Fault(gn.Layer):
 class Run:
     """A training run on one rank."""
 
-    def __init__(self, communicator: Any, *, folder: str = ".") -> None:
+    def __init__(self, communicator: Any, *, folder: str = ".", normalised: bool = False) -> None:
         self.communicator = communicator
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(N_SAMPLES, 6)), rng.integers(0, 3, N_SAMPLES)
@@ -61,10 +61,14 @@ class Run:
         kept = {"dtype": "float64", "backend": BACKEND}
         self.fault = Fault()
         self.model = gn.Sequential(
-            gn.Dense(6, 8, gn.Tanh(), rng=0, **kept), self.fault, gn.Dense(8, 3, rng=1, **kept)
+            *([gn.BatchNorm(6, **kept)] if normalised else []),
+            gn.Dense(6, 8, gn.Tanh(), rng=0, **kept),
+            *([gn.BatchNorm(8, **kept)] if normalised else [self.fault]),
+            gn.Dense(8, 3, rng=1, **kept),
         )
         rule = gn.Adam(self.model.parameters(), 0.05, weight_decay=0.01, clip_norm=0.5)
-        gn.DataParallel(rule, communicator, bucket_bytes=BUCKETS)
+        settings = {"bucket_bytes": BUCKETS, "synchronise_batch_norm": normalised}
+        gn.DataParallel(rule, communicator, **settings)
         loss = gn.SoftmaxCrossEntropy()
         self.trainer = gn.Trainer(self.model, loss, rule, metrics=["accuracy"], rng=7)
         size = {"batch_size": STEP // communicator.size, "communicator": communicator}
@@ -90,6 +94,12 @@ class Run:
 def train(folder: str) -> None:
     """Train, and write what comes out."""
     run = Run(gn.get_communicator(), folder=folder)
+    run.write(f"ranks{run.communicator.size}", run.fit(4))
+
+
+def normalise(folder: str) -> None:
+    """Train with statistics of all ranks."""
+    run = Run(gn.get_communicator(), folder=folder, normalised=True)
     run.write(f"ranks{run.communicator.size}", run.fit(4))
 
 

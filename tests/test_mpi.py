@@ -86,10 +86,23 @@ def test_arrays_of_a_gpu_go_through_the_host(buckets: int, tmp_path: Path) -> No
     assert_close(mine, results(tmp_path, "ranks1"))
 
 
+@pytest.mark.gpu
+def test_so_do_statistics_of_all_ranks(tmp_path: Path) -> None:
+    for n in (1, 2):
+        run(n, "normalise", tmp_path, backend="cupy")
+    assert_close(results(tmp_path, "ranks2"), results(tmp_path, "ranks1"))
+
+
 @pytest.mark.parametrize("buckets", [0, 64])
 def test_ranks_train_as_one_process_does(buckets: int, tmp_path: Path) -> None:
     for n in (1, 2, 3, 4):
         run(n, "train", tmp_path, buckets=buckets)
+        assert_close(results(tmp_path, f"ranks{n}"), results(tmp_path, "ranks1"))
+
+
+def test_norms_have_the_statistics_of_all_ranks(tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        run(n, "normalise", tmp_path, compiled=False)
         assert_close(results(tmp_path, f"ranks{n}"), results(tmp_path, "ranks1"))
 
 

@@ -77,7 +77,7 @@ class Exchange:
         def words(lane: Lane) -> dict[str, Any]:
             return {"a": 0 if lane.thread else self._address} | numbers
 
-        accesses = [Access(self, OWN), *(Access(grad, ALL) for grad in grads)]
+        accesses = [Access("exchange", OWN), *(Access(grad, ALL) for grad in grads)]
         return Instruction("call_host", accesses, accesses, words)
 
     def _called(self, op: int, ctx: int, _: float) -> None:
