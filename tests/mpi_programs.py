@@ -95,6 +95,7 @@ def train(folder: str) -> None:
     """Train, and write what comes out."""
     run = Run(gn.get_communicator(), folder=folder)
     run.write(f"ranks{run.communicator.size}", run.fit(4))
+    print(run.trainer.explain())
 
 
 def normalise(folder: str) -> None:

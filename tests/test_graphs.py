@@ -269,7 +269,7 @@ class TestWhatMayHappenOnTheWay:
         make = runner.CudaSteps._make_steps
 
         def interrupted(self: Any, *arguments: Any) -> None:
-            graphs = self._graphs
+            steps = self._steps
 
             class Graph:
                 def __init__(self, graph: Any) -> None:
@@ -281,11 +281,13 @@ class TestWhatMayHappenOnTheWay:
                     if len(made) == 25:
                         raise KeyboardInterrupt
 
-            self._graphs = {n: Graph(graph) for n, graph in graphs.items()}
+            self._steps = {
+                n: step._replace(graphs=list(map(Graph, step.graphs))) for n, step in steps.items()
+            }
             try:
                 make(self, *arguments)
             finally:
-                self._graphs = graphs
+                self._steps = steps
 
         monkeypatch.setattr(runner.CudaSteps, "_make_steps", interrupted)
         history = trainer.fit(loader, 3, progress=False)

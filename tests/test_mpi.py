@@ -80,7 +80,8 @@ def test_arrays_are_sent_and_added(n: int) -> None:
 @pytest.mark.parametrize("buckets", [0, 64])
 def test_arrays_of_a_gpu_go_through_the_host(buckets: int, tmp_path: Path) -> None:
     run(2, "background" if buckets else "exchange", backend="cupy")
-    run(2, "train", tmp_path, backend="cupy", buckets=buckets)
+    said = run(2, "train", tmp_path, backend="cupy", buckets=buckets)
+    assert "two launches of CUDA graphs, and a sum over processes between them" in said
     mine = results(tmp_path, "ranks2")
     run(1, "train", tmp_path, backend="cupy")
     assert_close(mine, results(tmp_path, "ranks1"))

@@ -41,6 +41,11 @@ class Share(NamedTuple):
         each, rest = divmod(n, self.size)
         return self.rank * each + min(self.rank, rest)
 
+    def length(self, n: int, step: int) -> int:
+        """Return how many of n rows are this rank's, in steps of `step`."""
+        whole, rest = divmod(n, step)
+        return whole * self.count(step) + self.count(rest)
+
     def own(self, order: Any, n: int, step: int) -> tuple[Any, int]:
         """Return this rank's part of n rows in an order, in steps of `step`, and its length.
 
@@ -146,6 +151,10 @@ class Sharing:
     def own(self, order: Any, n: int) -> tuple[Any, int]:
         """Return this process's part of n rows in an order, and its length; see `Share.own`."""
         return self.share.own(order, n, self.step_size)
+
+    def own_length(self, n: int) -> int:
+        """Return how many of n rows are this process's."""
+        return self.share.length(n, self.step_size)
 
     def padded(self, batches: Generator[Batch, None, None], n: int) -> Generator[Batch, None, None]:
         """Return n batches: if the last step has no sample for this process, one without rows."""

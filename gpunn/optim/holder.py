@@ -111,6 +111,10 @@ class ParameterHolder:
         """Bring the gradients of some parameters, by number, to their blocks; zeros for none."""
         self._arena.gather_grads(self.parameters, members)
 
+    def has_in_place(self, members: Iterable[int]) -> bool:
+        """Return whether the gradients of some parameters are in their blocks."""
+        return all(self.parameters[i].grad is self._arena.grads[i] for i in members)
+
     def take_grads(self, members: Iterable[int]) -> None:
         """Let the gradients of some parameters be what is in their blocks."""
         for i in members:

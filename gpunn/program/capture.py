@@ -25,23 +25,39 @@ from gpunn.optim.base import Optimizer
 from gpunn.program.factors import Factor, factors_of
 from gpunn.program.record import KeyTape, backpropagate, gradients_kept
 from gpunn.program.sources import FedBatches, StoredRows
-from gpunn.program.values import Recording
+from gpunn.program.values import NotRecordableError, Recording
 
 _ATTEMPTS = 4
 
 
 class CapturedStep(NamedTuple):
-    """A step that is one launch.
+    """A step that is one launch, or two, between which gradients are summed over processes.
 
     Attributes
     ----------
-    graph : cupy.cuda.Graph
+    graphs : list of cupy.cuda.Graph
     has_totals : bool
         Whether its mean divides by a sum of weights.
+    counts_for : float, array or None
+        What its gradient counts for among those of other processes; see `DataParallel.sum`.
+    present : list of int
+        The parameters that have a gradient.
     """
 
-    graph: Any
+    graphs: list[Any]
     has_totals: bool
+    counts_for: Any
+    present: list[int]
+
+
+class _Passed(NamedTuple):
+    """What a step has after its backward pass."""
+
+    prediction: Array
+    cost: Array | None
+    total: Array | None
+    squares: Array | None
+    tape: KeyTape | None
 
 
 class StepCapture:
@@ -119,7 +135,7 @@ class StepCapture:
         noted = NotedFactors()
         self._products.round_by(noted)
         with _on_copied_buffers(self._parts[0]):
-            self._step(n)
+            self._complete(self._pass(n), None)
         if self._copies is None:
             self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
         sizes = [tuple(factor.size for factor in pair) for pair in factors]
@@ -150,19 +166,54 @@ class StepCapture:
         return self._capture(n, contents)
 
     def _capture(self, n: int, contents: list[tuple[Any, Any]]) -> CapturedStep:
-        stream, copies = self._stream, self._copies
+        copies, optimizer = self._copies, self._parts[2]
         assert copies is not None  # noqa: S101 (the rehearsal has made it)
         self._products.round_by(KeptFactors(copies, contents))
         forget_scratch()  # what follows belongs to the graph
+        graphs: list[Any] = []
+        with self._capturing(graphs):
+            passed = self._pass(n)
+            if optimizer is None or optimizer.parallel is None:
+                self._complete(passed, copies)
+                counts_for, present = None, []
+            else:
+                counts_for, present = self._counts_for(passed, n), self._present_in_place()
+        if present:
+            with self._capturing(graphs):
+                self._complete(passed, copies)
+        return CapturedStep(graphs, passed.total is not None, counts_for, present)
+
+    @contextmanager
+    def _capturing(self, graphs: list[Any]) -> Iterator[None]:
+        """Append what is launched meanwhile, as a graph."""
+        stream = self._stream
         try:
             # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
             stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
-            has_totals = self._step(n, copies)
+            yield
         except BaseException:
             with suppress(Exception):
                 stream.end_capture()
             raise
-        return CapturedStep(stream.end_capture(), has_totals)
+        graphs.append(stream.end_capture())
+
+    def _present_in_place(self) -> list[int]:
+        """Return the parameters that have a gradient, which is where those of all ranks meet."""
+        _, _, optimizer = self._parts
+        assert optimizer is not None  # noqa: S101 (who asks trains)
+        present = [i for i, each in enumerate(optimizer.parameters) if each.grad is not None]
+        if not optimizer.has_in_place(present):
+            raise NotRecordableError("a gradient is not where processes sum it")
+        return present
+
+    def _counts_for(self, passed: _Passed, n: int) -> Any:
+        loss = self._parts[1]
+        assert loss is not None  # noqa: S101 (who asks trains)
+        if loss.reduction == "sum":
+            return None
+        if passed.total is None:
+            return float(n)
+        return kernels(passed.total).convert(passed.total, passed.prediction.dtype)
 
     def __del__(self) -> None:
         """Give the memory back: a pool that is dropped keeps what is free in it."""
@@ -170,14 +221,11 @@ class StepCapture:
             vars(self).pop("_products", None)
             self._pool.free_all_blocks()
 
-    def _step(self, n: int, copies: WeightCopies | None = None) -> bool:
-        """Launch all that a step does, in the current stream; without `copies`, for rehearsal.
-
-        Return whether its mean divides by a sum of weights.
-        """
+    def _pass(self, n: int) -> _Passed:
+        """Launch a step up to its gradients, in the current stream."""
         (model, loss, optimizer), board = self._parts, self._board
         x, y, weight = self._source.batch(n, board.row)
-        squares = cost = total = None
+        squares = cost = total = tape = None
         if optimizer is None or loss is None:
             prediction = model.forward(x)
             if loss is not None:
@@ -186,16 +234,21 @@ class StepCapture:
             squares = optimizer.sum_of_squares() if self._penalized else None
             tape = KeyTape(iter(board.keys), optimizer.parameters)
             prediction, cost = backpropagate(model, loss, tape, x, y, weight)
-            self._update(optimizer, copies)
-            tape.commit()
         if loss is not None:
             total = loss.total_weight(prediction, y, weight)
         if total is not None:  # whole numbers as targets make it float64, whatever the model is
             total = kernels(total).convert(total, np.float64)
+        return _Passed(prediction, cost, total, squares, tape)
+
+    def _complete(self, passed: _Passed, copies: WeightCopies | None) -> None:
+        """Launch the rest of a step; without `copies`, for rehearsal."""
+        board, optimizer = self._board, self._parts[2]
+        if optimizer is not None and passed.tape is not None:
+            self._update(optimizer, copies)
+            passed.tape.commit()
         if self._collected is not None:
-            copy_rows(prediction, self._collected, board.row)
-        board.finish(cost, total, squares)
-        return total is not None
+            copy_rows(passed.prediction, self._collected, board.row)
+        board.finish(passed.cost, passed.total, passed.squares)
 
     def _update(self, optimizer: Optimizer, copies: WeightCopies | None) -> None:
         """Update the parameters, and the copies of weights; scratch arrays in a rehearsal."""

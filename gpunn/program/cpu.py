@@ -82,8 +82,6 @@ class _Work(NamedTuple):
 class CpuSteps(RecordedSteps):
     """Makes the steps of an epoch, or the predictions for a data set; see `RecordedSteps`."""
 
-    sums_gradients = True
-
     def __init__(self, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
         self._one = self._dtype.type(1)

@@ -22,6 +22,7 @@ from gpunn.kernels.cublas_handle import loaded_library
 from gpunn.kernels.cupy_step import StepBoard
 from gpunn.kernels.rules import fused_rule
 from gpunn.nn.init import as_generator
+from gpunn.nn.tape import BETWEEN_STREAMS
 from gpunn.program.capture import StepCapture
 from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
@@ -82,14 +83,17 @@ class CudaSteps(RecordedSteps):
         """
         if optimizer is None:
             return "a first pass over these data; a second one is captured"
-        if feed.n_samples < _MIN_STEPS * feed.batch_size:
+        if -(-feed.n_samples // feed.batch_size) < _MIN_STEPS:  # on all ranks alike
             return "a first epoch of few steps; a second one is captured"
         return ""
 
     def explain(self) -> str:
         """Return what a step is made of."""
         what = "batch" if self._optimizer is None else "step"
-        return f"one launch of a CUDA graph a {what}, with products in {self._precision}"
+        launches = "one launch of a CUDA graph"
+        if self._parallel is not None:
+            launches = "two launches of CUDA graphs, and a sum over processes between them,"
+        return f"{launches} a {what}, with products in {self._precision}"
 
     def prepare(self) -> None:
         """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
@@ -135,7 +139,7 @@ class CudaSteps(RecordedSteps):
             parts, self._source, self._board, self._collected, penalized=self._penalized
         )
         captured = {n: self._capture.graph_of(step, n) for n, step in recordings.items()}
-        self._graphs = {n: step.graph for n, step in captured.items()}
+        self._steps = captured
         self._has_totals = any(step.has_totals for step in captured.values())
 
     def run_over(
@@ -193,6 +197,11 @@ class CudaSteps(RecordedSteps):
                 yield results
 
     @property
+    def _parallel(self) -> Any:
+        """What sums gradients over processes, if there are several."""
+        return None if self._optimizer is None else self._optimizer.parallel
+
+    @property
     def _wants_targets(self) -> bool:
         """Whether outputs are compared with something."""
         return self._outputs and self._loss is not None
@@ -225,18 +234,22 @@ class CudaSteps(RecordedSteps):
         if board.keys:
             shape = len(starts), len(board.keys)
             keys = as_generator(rng).integers(2**64, size=shape, dtype=np.uint64)
+            keys += np.uint64(self._stream() * BETWEEN_STREAMS % 2**64)
         if numbers is None:
             numbers = ([0.0] * len(starts),) * 3
         board.load(starts, numbers, keys)
         self._capture.refresh_copies()
-        launches = [self._graphs[min(size, stop - start)].launch for start in starts]
+        steps = [self._steps[min(size, stop - start)] for start in starts]
         before, made = self._steps_so_far(), 0
         try:
-            for launch in launches:
+            for step in steps:
                 if feed is not None:
                     feed()
+                for graph in step.graphs[:-1]:
+                    graph.launch()
+                    self._parallel.sum_in_place(step.counts_for, step.present)
                 made += 1  # an interrupt is raised after the launch, not before
-                launch()
+                step.graphs[-1].launch()
         finally:  # after an interrupt, too, and after one that comes right here
             try:
                 self._count(before, made)

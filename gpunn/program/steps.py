@@ -51,8 +51,6 @@ class RecordedSteps:
 
     #: Whether they keep memory of a device, which is free once they are gone.
     keeps_device_memory: ClassVar[bool] = False
-    #: Whether they can sum gradients over processes, before the update.
-    sums_gradients: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -78,7 +76,7 @@ class RecordedSteps:
         fingerprint = Fingerprint(parts)
         reason = fingerprint.why_not()
         if reason is None and optimizer is not None:
-            reason = _why_no_update(optimizer, sums_gradients=self.sums_gradients)
+            reason = _why_no_update(optimizer)
         if reason is not None:
             raise NotRecordableError(reason)
         if optimizer is not None and penalized:
@@ -208,16 +206,13 @@ class RecordedSteps:
         slots = optimizer.slots()
         if slots is None or slots.values is not self._values:
             return False
-        why_not = _why_no_update(optimizer, sums_gradients=self.sums_gradients)
+        why_not = _why_no_update(optimizer)
         return why_not is None and _rule(optimizer) == self._rule
 
 
-def _why_no_update(optimizer: Optimizer, *, sums_gradients: bool) -> str | None:
+def _why_no_update(optimizer: Optimizer) -> str | None:
     if not may_record(optimizer):
         return f"{type(optimizer).__name__} does not say in its own class body that it records"
-    if optimizer.parallel is not None and not sums_gradients:
-        n = optimizer.parallel.communicator.size
-        return f"between the backward pass and the update, gradients are summed over {n} processes"
     average = optimizer.average
     if average is not None and fused_rule(average) is None:
         return f"the average of {type(average).__name__} is not followed by a kernel"

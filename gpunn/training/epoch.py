@@ -119,13 +119,15 @@ class EpochRunner:
         """
         loader, parts = self.loader, (model, loss, optimizer)
         n_batches, n_turns = len(loader), loader.n_turns
+        recordable = n_batches - self._is_last_short(n_turns)
         steps = None
         if self._accumulate > 1:
             self.program.refuse(f"gradients of {self._accumulate} batches are accumulated")
         else:
+            rows = min(recordable * loader.step_size, n_turns)
             steps = self.program.prepare(
                 *parts,
-                feed_of(loader, n_turns),
+                feed_of(loader, loader.own_length(rows)),
                 penalized=decays is not None and not optimizer.decoupled,
                 outputs=bool(readings.metrics),
             )
@@ -138,7 +140,6 @@ class EpochRunner:
                 return
             self._begin(keep=pace is not None)
             each = None if decays is None else decays()
-            recordable = n_batches - self._is_last_short(n_turns)
             try:
                 while self.done < n_batches:
                     stop = n_batches if pace is None else self._next_stop(pace(self.done))
@@ -146,15 +147,15 @@ class EpochRunner:
                         return
                     one_by_one = steps is None or self.done >= recordable
                     stop = stop if one_by_one else min(stop, recordable)
-                    rows = self._rows(stop)
+                    own = self._rows(stop)
                     some = None if each is None else each[self.done : stop]
                     if one_by_one:
                         readers = model, loss, *readings.metrics
-                        batches = lend(partial(loader.batches, *rows), *readers)
+                        batches = lend(partial(loader.batches, *own), *readers)
                         batches = loader.padded(batches, stop - self.done)
                         self._one_by_one(batches, *parts, readings, some, tell)
                     else:
-                        self._recorded(steps, rows, optimizer, readings, some, tell)
+                        self._recorded(steps, own, optimizer, readings, some, tell)
                     self.done = stop
             except BaseException:
                 self._end()
