@@ -15,6 +15,7 @@ import numpy as np
 
 import gpunn as gn
 from gpunn.distributed.agreement import gather
+from gpunn.training import epoch
 from gpunn.training.several_ranks import SeveralRanks
 
 
@@ -102,6 +103,20 @@ def normalise(folder: str) -> None:
     """Train with statistics of all ranks."""
     run = Run(gn.get_communicator(), folder=folder, normalised=True)
     run.write(f"ranks{run.communicator.size}", run.fit(4))
+
+
+def masks() -> None:
+    """Train with random masks in recorded steps and in the readable loop: they are the same."""
+    weights = []
+    for feed in (epoch.feed_of, lambda *_: None):
+        epoch.feed_of = feed  # type: ignore[assignment]
+        run = Run(gn.get_communicator())
+        run.model.layers[1] = gn.Dropout(0.5)
+        run.trainer.fit(run.loader, 4, progress=False)
+        assert bool(run.trainer.why_not_recorded) == bool(weights)
+        weights.append([gn.to_numpy(each.value) for each in run.model.parameters()])
+    for recorded, readable in zip(*weights, strict=True):
+        np.testing.assert_allclose(recorded, readable, rtol=1e-9, atol=1e-12)
 
 
 def stop(folder: str) -> None:

@@ -87,6 +87,11 @@ def test_arrays_of_a_gpu_go_through_the_host(buckets: int, tmp_path: Path) -> No
     assert_close(mine, results(tmp_path, "ranks1"))
 
 
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_recorded_steps_draw_the_masks_of_the_readable_loop(backend: str) -> None:
+    run(2, "masks", backend=backend)
+
+
 @pytest.mark.gpu
 def test_so_do_statistics_of_all_ranks(tmp_path: Path) -> None:
     for n in (1, 2):

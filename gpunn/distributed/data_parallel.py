@@ -82,8 +82,8 @@ class DataParallel:
     it is always each rank's part. Its running statistics are averaged over the ranks before they
     are used: for validation, in checkpoints, and at the end of an epoch.
     *Dropout* draws another mask on each rank.
-    *Steps* are recorded on NumPy, with the sum as one of their operations; on a GPU the readable
-    loop runs.
+    *Steps* are recorded: on NumPy the sum is one of their operations; on a GPU it comes between two
+    graphs, that of the passes and that of the update.
 
     Examples
     --------
