@@ -242,7 +242,7 @@ class WatchedGraphs:
 
         def watched(*arguments: Any) -> Any:
             step = real(*arguments)
-            return step._replace(graph=_WatchedGraph(step.graph, self))
+            return step._replace(graphs=[_WatchedGraph(graph, self) for graph in step.graphs])
 
         capture.graph_of = watched
         try:
