@@ -116,6 +116,7 @@ class MPICommunicator(Connected):
 
         It goes on when the program calls MPI, for this sum or for others.
         """
+        self._check_unbroken()
         _check_library(array)
         return self._background.start(array)
 
@@ -132,17 +133,20 @@ class MPICommunicator(Connected):
         DistributedError
             On every rank.
         """
-        if self._broken:
-            raise DistributedError(
-                f"rank {self.rank} of {self.size} no longer talks with the others, since "
-                f"{self._broken}"
-            )
+        self._check_unbroken()
         if self.size > 1:
             self._roll_call.begin(operation, array)
             self._wait(self._roll_call)
             self._broken = self._roll_call.difference()
             if self._broken:
                 raise DistributedError(f"rank {self.rank} of {self.size}: {self._broken}")
+
+    def _check_unbroken(self) -> None:
+        if self._broken:
+            raise DistributedError(
+                f"rank {self.rank} of {self.size} no longer talks with the others, since "
+                f"{self._broken}"
+            )
 
     def _sum(self, data: Array) -> None:
         """Sum over all ranks, in memory that MPI can read."""
