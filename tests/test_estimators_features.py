@@ -126,12 +126,36 @@ class TestBlocks:
         monkeypatch.setattr(features, "_LEAST", len(X))
         assert_allclose(got, model.predict_proba(X), rtol=1e-12)
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("row", [0, 63, -1])
-    def test_each_is_checked(self, model: Any, row: int) -> None:
+    def test_each_is_checked(self, model: Any, row: int, value: float) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(ValueError, match="Input X contains NaN"):
-                model.predict(spoiled(np.nan, row))
+            with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+                model.predict(spoiled(value, row))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_product_tells_of_its_features_unless_a_weight_is_0(self, value: float) -> None:
+        model = LogisticRegression(max_iter=5, random_state=0).fit(X, Y["multiclass"])
+        weight = model._network.layers[0].weight.value
+        assert features.is_one_product(model._network, X)
+        weight[2] = 0.0  # that of the spoiled feature; some libraries skip such products
+        assert not features.is_one_product(model._network, X)
+        with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+            model.predict(spoiled(value))
+
+    @pytest.mark.gpu
+    def test_numpy_features_of_a_network_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fitted, "ROWS", 8)
+        model = LogisticRegression(max_iter=2, random_state=0, backend="cupy").fit(X, Y["binary"])
+        assert_allclose(model.predict_proba(X)[:5], model.predict_proba(X[:5]))
+
+    def test_other_models_and_dtypes_are_no_product(self) -> None:
+        model = LogisticRegression(max_iter=5, random_state=0).fit(X, Y["multiclass"])
+        assert not features.is_one_product(model._network, X.astype("float32"))
+        for kind in ("MLPClassifier", "NetworkClassifier"):
+            model = MODELS[kind].fit(X, Y["multiclass"])
+            assert not features.is_one_product(model._network, X)
 
     def test_wide_layers_have_few_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(features, "_NUMBERS", 4096)

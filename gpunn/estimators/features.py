@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.kernels.declared import kernel_of, may_record
+from gpunn.nn.containers import Sequential
+from gpunn.nn.dense import Dense
+
 #: The most numbers of features, or of a layer's outputs, that a block of rows should have: so many
 #: stay in a processor's cache from the check until the last product.
 _NUMBERS = 1 << 18
@@ -35,6 +39,21 @@ def are_finite(x: Any) -> bool:
     """Return whether numbers are finite, by their sum; False as well if that is too large."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(np.add.reduce(x, axis=None))
+
+
+def is_one_product(network: Any, X: Any) -> bool:
+    """Return whether a network of NumPy's arrays takes X as it is, and is finite only if X is.
+
+    So they do of z = X W + b without a weight that is 0: what is not finite in X is not finite in a
+    product with a weight, nor in any sum that has it as a term.
+    """
+    layers = network.layers if type(network) is Sequential else [network]
+    if len(layers) != 1 or type(layers[0]) is not Dense:
+        return False
+    layer, weight = layers[0], layers[0].weight.value
+    if not (may_record(layer) and kernel_of(layer.activation) == "identity"):
+        return False
+    return type(weight) is np.ndarray and X.dtype == weight.dtype and bool(weight.all())
 
 
 def rows_at_once(X: Any, weights: Sequence[Any]) -> int:

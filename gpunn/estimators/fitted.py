@@ -16,7 +16,7 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend, scope_of
 from gpunn.arrays.facts import dtype_name
 from gpunn.arrays.streams import follow_default_stream
-from gpunn.estimators.features import are_finite, is_plain, rows_at_once
+from gpunn.estimators.features import are_finite, is_one_product, is_plain, rows_at_once
 from gpunn.estimators.origin import HOST, Origin, namespace_of
 from gpunn.estimators.progress import Progress
 from gpunn.estimators.samples import check_unmasked
@@ -92,6 +92,11 @@ class FittedNetwork(BaseEstimator):
             return place.asarray(rows, dtype)
 
         n, most = X.shape[0], rows_at_once(X, weights) if place.package == "numpy" else ROWS
+        if n > most and not checked and is_one_product(network, X):
+            with np.errstate(over="ignore", invalid="ignore"):
+                outputs = forward_fitting(network, lambda start, stop: X[start:stop], n, n)
+            if are_finite(outputs):
+                return outputs
         threads = kernels(weights[0]).threads(most, weights) if n > most else nullcontext()
         with place.scope(), threads:
             return forward_fitting(network, take, n, most)
