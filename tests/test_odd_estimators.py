@@ -6,6 +6,7 @@ Constructors take anything, as scikit-learn's do: `fit` checks.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Callable
@@ -125,6 +126,15 @@ def attempt(names: list[str], odd: Any, call: Callable[[], None]) -> None:
         "accuracy",
     ]
     assert re.search(rf"\b({'|'.join(words)})\b", told, re.IGNORECASE), told
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled() -> None:
+    """Compile what is compiled the first time, which may take longer than a call should."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for name, solver in itertools.product(ESTIMATORS, ("adam", "sgd", "lbfgs")):
+            use(made(name, solver=solver))
 
 
 @pytest.fixture(autouse=True)
