@@ -28,8 +28,8 @@ class Sizes:
     """The other kernels that add up what may cancel: each term by its size, in float64."""
 
     def bias_activation_backward(self, grad: Any, saved: Any, formula: Any) -> Any:
-        grad = abs(Plain().activation_backward(grad, saved, formula))
-        # A formula may cancel, as 1 - h**2 does: its own results are seen in their largest.
+        # A slope may be a difference of numbers of about 1, as 1 - h**2 is, and rounds as they do.
+        grad = abs(Plain().activation_backward(grad, saved, formula)) + abs(grad)
         return np.full_like(grad, grad.max(initial=0.0)), grad.sum(axis=0)
 
     def row_norm_backward(

@@ -56,7 +56,17 @@ def test_batches_are_those_of_the_array(n: int, shuffle: Any) -> None:
         np.testing.assert_array_equal(mine.x, wanted.x)
     if shuffle != True:  # noqa: E712 (it may be a string)
         assert sorted(read) == list(range(-(-n // CHUNK)))  # each once
-    np.testing.assert_array_equal(np.asarray(loader.stored.x), x)
+    for dtype in (None, "float32"):
+        whole = np.asarray(loader.stored.x, dtype)
+        np.testing.assert_array_equal(whole, x.astype(dtype or x.dtype), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_all_rows_keep_their_dtype(dtype: str) -> None:
+    x = table()[0].astype(dtype)
+    chunked, _ = array(x)
+    whole = np.asarray(gn.Loader(chunked, table()[1], batch_size=16).stored.x)
+    np.testing.assert_array_equal(whole, x, strict=True)
 
 
 def train(x: Any, y: Any, ranks: Any, **settings: Any) -> list[float]:

@@ -77,7 +77,8 @@ class Chunked:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: FBT001 (NumPy's)
         """Return all rows."""
-        return np.concatenate(list(map(self._read, range(len(self._stops))))).astype(dtype)
+        every = np.concatenate(list(map(self._read, range(len(self._stops)))))
+        return every if dtype is None else every.astype(dtype, copy=False)
 
 
 def is_chunked(x: Any) -> bool:

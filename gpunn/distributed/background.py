@@ -9,6 +9,7 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
+from gpunn.errors import DistributedError
 
 #: From an array, and a function that lends memory, to the requests of a sum; each is made when the
 #: one before is complete.
@@ -28,14 +29,22 @@ class Background:
         Makes those of a sum in memory that MPI can read.
     wait : function
         Waits for something that has a method `Test`, as requests do.
+    compare : function
+        Checks that all ranks have come to an operation, of that name and on such an array.
     cuda_aware : bool
         Whether MPI can read the memory of GPUs.
     """
 
     def __init__(
-        self, requests: Requests, wait: Callable[[Any], None], *, cuda_aware: bool
+        self,
+        requests: Requests,
+        wait: Callable[[Any], None],
+        compare: Callable[[str, Array], None],
+        *,
+        cuda_aware: bool,
     ) -> None:
-        self._requests, self.wait, self._cuda_aware = requests, wait, cuda_aware
+        self._requests, self._cuda_aware = requests, cuda_aware
+        self.wait, self.compare = wait, compare
         self._sums: list[MPISum] = []
         self._free: dict[tuple[Any, ...], list[Any]] = {}
         self._streams: dict[int, Any] = {}
@@ -116,13 +125,18 @@ class MPISum:
         self.is_complete = False
         self.lent: list[tuple[tuple[Any, ...], Any]] = []
         self._last: Any = None
+        self._has_failed = False
 
     def advance(self) -> None:
         """Let it go on, and the older ones."""
         self._background.advance()
 
     def wait(self) -> None:
-        """Return when the array is the sum; on a GPU, for what the current stream does next."""
+        """Return when the array is the sum; on a GPU, for what the current stream does next.
+
+        Ranks that do different things are found here: nothing is compared when a sum is started.
+        """
+        self._background.compare("the end of a sum", self._array)
         self._background.wait(self)
         if self._stream is not None:
             with scope_of(self._array):
@@ -141,8 +155,12 @@ class MPISum:
         while not self.is_complete and (self._last is None or self._last.Test()):
             if self.n_made >= furthest:
                 return
+            if self._has_failed:  # its iterator would say that nothing is left
+                raise DistributedError("an error has ended a sum that was under way")
+            self._has_failed = True
             with self._stream or nullcontext():
                 self._last = next(self.requests, None)
+            self._has_failed = False
             self.n_made += 1
             if self._last is None:
                 self.is_complete, self.n_made = True, float("inf")

@@ -137,6 +137,10 @@ class Buckets:
         for each in sums:
             each.wait()
 
+    def forget(self) -> None:
+        """Wait for nothing that has been started; the next step starts all anew."""
+        self._sums = []
+
     def _begin_sum(self, bucket: Bucket) -> None:
         for earlier in self._sums[-1:]:
             earlier.advance()

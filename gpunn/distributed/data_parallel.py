@@ -227,9 +227,12 @@ class DataParallel:
         buckets = self._kept_buckets
         if buckets is None or not buckets.under_way:
             return
-        with suppress(Exception):  # the error that has brought us here says more
-            buckets.start_failed()
-            self._exchange(buckets, float("nan"), float("nan"))
+        try:
+            with suppress(Exception):  # the error that has brought us here says more
+                buckets.start_failed()
+                self._exchange(buckets, float("nan"), float("nan"))
+        finally:
+            buckets.forget()
 
     def _exchange(self, buckets: Buckets | None, total: Any, scale: Any) -> None:
         """Sum the gradients, in buckets that have been started and in what is left, and divide."""

@@ -91,7 +91,7 @@ class MPICommunicator(Connected):
         self._broken = ""
         adding, gathering = self._comm.Dup(), self._comm.Dup()
         requests = partial(self._requests, adding=adding, gathering=gathering)
-        self._background = Background(requests, self._wait, cuda_aware=cuda_aware)
+        self._background = Background(requests, self._wait, self.compare, cuda_aware=cuda_aware)
 
     def doing(self, what: str) -> AbstractContextManager[None]:
         """Return a context in which this rank does what all ranks do; see `Communicator`."""
