@@ -48,7 +48,8 @@ class _Checked(property):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
-        super().__init__(attrgetter("_" + name), self._put)
+        doc = "The setting of this name; what is assigned to it is checked."
+        super().__init__(attrgetter("_" + name), self._put, doc=doc)
 
     def _put(self, instance: Any, value: Any) -> None:
         owner = type(instance).__name__

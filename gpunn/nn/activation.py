@@ -81,7 +81,7 @@ class Identity(Activation):
 
 
 class Sigmoid(Activation):
-    r"""h = 1 / (1 + e^-x), the logistic function; dh/dx = h (1 - h).
+    r"""The logistic function, :math:`h = 1 / (1 + e^{-x})`; dh/dx = h (1 - h).
 
     Computed as :math:`e^{\min(x, 0)} / (1 + e^{-|x|})`, exact in both tails.
     """
@@ -98,7 +98,7 @@ class Sigmoid(Activation):
 
 
 class Tanh(Activation):
-    """h = tanh x; dh/dx = 1 - h^2."""
+    r"""h = tanh x; :math:`dh/dx = 1 - h^2`."""
 
     kernel = "tanh"
 
@@ -157,7 +157,7 @@ class LeakyReLU(Activation):
 
 
 class ELU(Activation):
-    """h = x where x > 0, else a (e^x - 1); dh/dx = 1 where x > 0, else h + a.
+    r"""h = x where x > 0, else :math:`a (e^x - 1)`; dh/dx = 1 where x > 0, else h + a.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ class GELU(Activation):
 
 
 class Softplus(Activation):
-    """h = log(1 + e^x); dh/dx is the logistic function of x, which is 1 - e^-h."""
+    r""":math:`h = \log(1 + e^x)`; dh/dx is the logistic function of x, :math:`1 - e^{-h}`."""
 
     kernel = "softplus"
     preferred_init = "he_normal"
@@ -285,7 +285,10 @@ class Softplus(Activation):
 
 
 class Softmax(Activation):
-    """h_k = e^x_k / sum_j e^x_j along the last axis; dJ/dx = h (grad - sum_j grad_j h_j).
+    r"""Shares that add up to 1, :math:`h_k = e^{x_k} / \sum_j e^{x_j}`, along the last axis.
+
+    With :math:`g = \partial J/\partial h`, the gradient is
+    :math:`\partial J/\partial x_k = h_k (g_k - \sum_j g_j h_j)`.
 
     To train a classifier, end the network without it and use `SoftmaxCrossEntropy`, which applies
     softmax in a stable form.
@@ -304,7 +307,11 @@ class Softmax(Activation):
 
 
 class LogSoftmax(Activation):
-    """h_k = x_k - log sum_j e^x_j along the last axis; dJ/dx = grad - e^h sum_j grad_j."""
+    r"""The logarithm of softmax, :math:`h_k = x_k - \log \sum_j e^{x_j}`, along the last axis.
+
+    With :math:`g = \partial J/\partial h`, the gradient is
+    :math:`\partial J/\partial x_k = g_k - e^{h_k} \sum_j g_j`.
+    """
 
     kernel = "log_softmax"
 

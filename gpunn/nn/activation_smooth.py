@@ -13,7 +13,7 @@ from gpunn.nn.activation import Activation
 
 
 class SELU(Activation):
-    """h = s x if x > 0, else s a (e^x - 1); dh/dx = s, or s a e^x.
+    r"""h = s x if x > 0, else :math:`s a (e^x - 1)`; dh/dx = s, or :math:`s a e^x`.
 
     a = 1.6733 and s = 1.0507 are such that a mean of 0 and a variance of 1 are a fixed point, for
     weights as `init.lecun_normal` draws them.
@@ -41,7 +41,7 @@ class SELU(Activation):
 
 
 class CELU(Activation):
-    """h = x if x > 0, else a (e^(x/a) - 1); dh/dx = 1, or e^(x/a): an ELU with no kink.
+    r"""h = x if x > 0, else :math:`a (e^{x/a} - 1)`; dh/dx = 1, or :math:`e^{x/a}`: without a kink.
 
     Parameters
     ----------
@@ -75,10 +75,11 @@ class CELU(Activation):
 
 
 class Mish(Activation):
-    r"""h = x t with t = tanh(log(1 + e^x)); dh/dx = t + x (1 - t^2) s, s the logistic function.
+    r"""h = x t with :math:`t = \tanh(\log(1 + e^x))`.
 
-    With w = min(e^x, 1) and v = min(e^-x, 1), so that nothing overflows, :math:`t = (w^2 + 2 w v) /
-    (w^2 + 2 w v + 2 v^2)` and s = w / (w + v).
+    With s the logistic function, :math:`dh/dx = t + x (1 - t^2) s`. Nothing overflows: with
+    :math:`w = \min(e^x, 1)` and :math:`v = \min(e^{-x}, 1)`,
+    :math:`t = (w^2 + 2 w v) / (w^2 + 2 w v + 2 v^2)` and s = w / (w + v).
 
     References
     ----------
@@ -105,7 +106,7 @@ class Mish(Activation):
 
 
 class Softsign(Activation):
-    """h = x / (1 + abs(x)); dh/dx = 1 / (1 + abs(x))^2."""
+    r""":math:`h = x / (1 + |x|)`; :math:`dh/dx = 1 / (1 + |x|)^2`."""
 
     kernel = "softsign"
     saves_output = False
@@ -121,7 +122,7 @@ class Softsign(Activation):
 
 
 class LogSigmoid(Activation):
-    """h = log(1 / (1 + e^-x)) = -softplus(-x); dh/dx = 1 / (1 + e^x), which is 1 - e^h."""
+    r""":math:`h = -\log(1 + e^{-x})`, which is -softplus(-x); :math:`dh/dx = 1 - e^h`."""
 
     kernel = "log_sigmoid"
 

@@ -27,6 +27,18 @@ from gpunn.errors import DTypeError, SettingError, ShapeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = [
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "orthogonal",
+    "truncated_normal",
+    "zeros",
+]
+
 Initializer: TypeAlias = "Callable[..., NDArray[np.float64]]"
 
 

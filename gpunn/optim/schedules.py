@@ -22,7 +22,7 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 class Constant:
-    """alpha(t) = alpha.
+    r"""The same at all times, :math:`\alpha(t) = \alpha`.
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ class Constant:
 
 
 class StepDecay(Constant):
-    """alpha(t) = alpha * factor^floor(t / every).
+    r"""A drop every few updates, :math:`\alpha(t) = \alpha f^{\lfloor t / k \rfloor}`.
 
     Parameters
     ----------
     learning_rate : float
         alpha, above 0.
     every : int
-        Number of updates between drops, at least 1.
+        k, the number of updates between drops, at least 1.
     factor : float, default 0.1
-        In (0, 1].
+        f, in (0, 1].
     """
 
     def __init__(self, learning_rate: float, *, every: int, factor: float = 0.1) -> None:
@@ -78,16 +78,16 @@ class StepDecay(Constant):
 
 
 class ExponentialDecay(Constant):
-    """alpha(t) = alpha * factor^(t / steps).
+    r"""A steady decay, :math:`\alpha(t) = \alpha f^{t / T}`.
 
     Parameters
     ----------
     learning_rate : float
         alpha, above 0.
     factor : float
-        The factor for the learning rate after `steps` updates, in (0, 1].
+        f, by which T updates multiply the learning rate, in (0, 1].
     steps : int, default 1
-        At least 1.
+        T, at least 1.
     """
 
     def __init__(self, learning_rate: float, *, factor: float, steps: int = 1) -> None:
@@ -133,14 +133,15 @@ class Cosine(Constant):
 
 
 class WarmUp:
-    """Rise in a straight line over the first updates, then follow another schedule.
+    r"""Rise in a straight line over the first updates, then follow another schedule.
 
-    alpha(t) = after(0) (t + 1) / steps for t < steps, then after(t - steps).
+    With :math:`\alpha_1` the schedule that follows, :math:`\alpha(t) = \alpha_1(0)\, (t + 1) / T`
+    for t < T, then :math:`\alpha_1(t - T)`.
 
     Parameters
     ----------
     steps : int
-        Number of updates until the full learning rate, at least 1.
+        T, the number of updates until the full learning rate, at least 1.
     after : float or schedule
         What follows.
 
