@@ -177,9 +177,8 @@ update of the parameters, with every number in it.""")
    see how much J changes. (In the library, W1 is layers.0.weight, and b2 is layers.1.bias.)""")
     report = gn.check_gradients(model, x, y, loss=loss)
     print(
-        f"\n    {report.worst}: backpropagation says {report.backward:+.8f}, a small change "
-        f"{report.numeric:+.8f}.\n    Of all {report.checked} derivatives, this is where the two "
-        f"differ most: by {report.error:.0e}, relatively."
+        f"\n    For all {report.checked} derivatives, backpropagation and a small change agree:\n"
+        f"    beyond rounding, they differ by {report.error:.0e} of the derivative at most."
     )
 
     explain(f"""

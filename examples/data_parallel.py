@@ -47,7 +47,7 @@ def main() -> None:
     accuracy = history["validation_accuracy"][-1]
     if communicator.rank == 0:
         print(history)
-        print(f"{communicator.size} processes, validation accuracy {accuracy:.1%}")
+        print(f"processes: {communicator.size}, validation accuracy: {accuracy:.1%}")
     assert accuracy > 0.9
 
 
