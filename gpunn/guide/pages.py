@@ -8,6 +8,7 @@ arguments. Those that need what is not here are shown, and not run.
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections import defaultdict
@@ -31,6 +32,10 @@ HEADINGS = {
 }
 
 
+#: What the page of a program says in the place of its output.
+NOT_RUN = "It needs data or a cluster that are not here, so this page has the program alone.\n"
+
+
 def reference() -> str:
     """Return the page that lists every public name, by subject."""
     names = defaultdict(list)
@@ -52,6 +57,7 @@ def _listed(names: list[str]) -> list[str]:
 
 def example(program: Path, arguments: list[str], folder: Path) -> str:
     """Run a program, and return its page: the code, what it prints, and its picture."""
+    before = set(folder.glob("*.png"))
     done = subprocess.run(
         [sys.executable, str(program), *arguments],
         cwd=folder,
@@ -60,7 +66,7 @@ def example(program: Path, arguments: list[str], folder: Path) -> str:
         check=True,
     )
     command = " ".join(["python", f"examples/{program.name}", *arguments])
-    pictures = sorted(path.name for path in folder.glob(f"{program.stem}*.png"))
+    pictures = sorted(path.name for path in set(folder.glob("*.png")) - before)
     printed = f"```console\n$ {command}\n{done.stdout}```\n"
     return page_of(program, printed + "".join(f"\n```{{image}} {name}\n```\n" for name in pictures))
 
@@ -70,6 +76,11 @@ def page_of(program: Path, printed: str) -> str:
     return f"# {program.name}\n\n{printed}\n```python\n{program.read_text('utf-8')}```\n"
 
 
+def summary(program: Path) -> str:
+    """Return what the first line of a program says it does."""
+    return (ast.get_docstring(ast.parse(program.read_text("utf-8"))) or "").split("\n")[0]
+
+
 def main() -> None:
     """Write all pages."""
     folder, programs, *wanted = sys.argv[1:]
@@ -77,17 +88,18 @@ def main() -> None:
     Path(folder, "reference.md").write_text(reference(), "utf-8")
     place = Path(folder, "examples")
     place.mkdir()
-    names = []
+    names, lines = [], []
     for each in wanted:
         if each.startswith("--"):
             continue
         name, *arguments = each.split(",")
         program = Path(programs, name).resolve()
-        text = page_of(program, "") if name in shown else example(program, arguments, place)
+        text = page_of(program, NOT_RUN) if name in shown else example(program, arguments, place)
         Path(place, name).with_suffix(".md").write_text(text, "utf-8")
         names.append(Path(name).stem)
-    listed = "\n".join(names)
-    index = f"# Examples\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+        lines.append(f"- [{name}]({Path(name).stem}.md): {summary(program)}")
+    listed, hidden = "\n".join(lines), "\n".join(names)
+    index = f"# Examples\n\n{listed}\n\n```{{toctree}}\n:hidden:\n\n{hidden}\n```\n"
     Path(place, "index.md").write_text(index, "utf-8")
 
 
