@@ -316,11 +316,14 @@ class Run:
 
 
 def well_conditioned(run: Run) -> Run:
-    """Return the run without what makes a norm's result a matter of rounding.
+    """Return the run without what makes a result a matter of rounding.
 
     A norm over the batch needs two samples. Small whole numbers are often equal to their mean: what
-    is left is 0 or nearly, and a kink at 0 has two slopes.
+    is left is 0 or nearly, and a kink at 0 has two slopes. The cosine of single numbers is 1 or -1:
+    its gradient is what rounding leaves of 0, and Adagrad makes whole steps of that.
     """
+    if run.loss == "cosine" and run.outputs == 1:
+        run = replace(run, outputs=2)
     nested = [inner for block in run.blocks for inner in (block, *block.inner)]
     norms = {run.first, *(block.kind for block in nested)} & {*NORMS}
     if norms and not run.sequence:
