@@ -35,7 +35,7 @@ BACKENDS = [
 
 
 #: What only some tests need, and a machine with a GPU may lack.
-OPTIONAL = ("array_api_strict", "dask", "mpi4py", "numba", "pandas", "rich", "torch")
+OPTIONAL = ("array_api_strict", "dask", "mpi4py", "numba", "pandas", "rich", "torch", "zarr")
 
 
 @dataclass(frozen=True)
