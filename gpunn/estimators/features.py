@@ -42,10 +42,10 @@ def are_finite(x: Any) -> bool:
 
 
 def is_one_product(network: Any, X: Any) -> bool:
-    """Return whether a network of NumPy's arrays takes X as it is, and is finite only if X is.
+    """Return whether a network takes X as it is, and its outputs are finite only if X is.
 
-    So they do of z = X W + b without a weight that is 0: what is not finite in X is not finite in a
-    product with a weight, nor in any sum that has it as a term.
+    That holds for z = X W + b if no weight is 0: an entry of X that is not finite makes its product
+    with a weight infinite or NaN, and so every sum with that product as a term.
     """
     layers = network.layers if type(network) is Sequential else [network]
     if len(layers) != 1 or type(layers[0]) is not Dense:
