@@ -21,7 +21,7 @@ FIRST_PROGRAM = "Sequential Dense ReLU SoftmaxCrossEntropy SGD Loader Trainer"
 def run(code: str) -> str:
     """Return what a fresh interpreter prints, which may keep compiled modules for the next."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    where = {"cwd": Path(module.__file__).parents[1], "env": environment}
+    where = {"cwd": Path(gn.__file__).parents[1], "env": environment}
     return subprocess.check_output([sys.executable, "-c", code], text=True, **where)  # noqa: S603
 
 
@@ -68,6 +68,19 @@ def test_an_import_takes_little_longer_than_numpy(names: str, share: float) -> N
         if rounds >= 5 and rest_s <= share * numpy_s:
             break
     assert rest_s <= share * numpy_s
+
+
+@pytest.mark.parametrize("switch", ["enable", "disable"])
+def test_garbage_is_not_collected_until_numba_has_started(switch: str) -> None:
+    pytest.importorskip("numba")
+    started = run(
+        "import gc, gpunn.arrays, gpunn.kernels.start as start; phases = []; "
+        f"gc.{switch}(); gc.callbacks.append(lambda phase, _: phases.append(phase)); "
+        "start._numba(); gc.callbacks.clear(); print(phases.count('start'), gc.isenabled())"
+    )
+    collections, enabled = started.split()
+    assert enabled == str(switch == "enable")
+    assert int(collections) <= 1  # as soon as it is enabled again
 
 
 def test_every_public_name_is_imported_from_its_home() -> None:

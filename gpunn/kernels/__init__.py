@@ -57,24 +57,18 @@ def _for_cupy() -> type[Kernels]:
 
 def _for_numpy() -> type[Kernels]:
     """Return the compiled kernels if numba is installed and `GPUNN_COMPILED` is not 0."""
-    # Not needed by `import gpunn`.
-    from importlib.util import find_spec  # noqa: PLC0415
-    from pathlib import Path  # noqa: PLC0415
+    from importlib.util import find_spec  # noqa: PLC0415 (not needed by `import gpunn`)
 
     from gpunn.kernels.numpy_ import NumpyKernels  # noqa: PLC0415 (slow to import)
 
     if os.environ.get("GPUNN_COMPILED") == "0" or find_spec("numba") is None:
         return NumpyKernels
+    from gpunn.kernels.start import numba_kernels  # noqa: PLC0415 (seldom without numba)
+
     try:
-        from gpunn.kernels.numba_ import NumbaKernels  # noqa: PLC0415 (imports numba)
-        from gpunn.kernels.stale import forget_stale_code  # noqa: PLC0415 (only here)
+        return numba_kernels()
     except ImportError as error:  # for example, numba does not support this NumPy yet
         import logging  # noqa: PLC0415 (slow to import)
 
         logging.getLogger("gpunn").warning("numba is not used: %s", error)
         return NumpyKernels
-    here = Path(__file__).parent
-    program = here.parent / "program"
-    # Before the first call of anything compiled.
-    forget_stale_code([here, program, program / "instructions"])
-    return NumbaKernels
