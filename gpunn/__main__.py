@@ -89,8 +89,11 @@ def _add_bench(commands: Any, name: str) -> None:
 
     def run(options: argparse.Namespace) -> int:
         path = Path(options.json) if options.json else None
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            command.error(f"--json: {path} cannot be written: it is a folder, or its folder is not")
+        if path is not None:
+            try:
+                path.open("a").close()  # before measuring for a minute
+            except OSError as error:
+                command.error(f"--json: {path} cannot be written: {error.strerror}")
         # It needs much of the package, which `doctor` does without.
         from gpunn.tools import bench  # noqa: PLC0415
 

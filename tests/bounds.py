@@ -1,10 +1,11 @@
-"""Bounds of what a call may do, whatever it is given."""
+"""Bounds of what a call may do, whatever it is given, and of what its error may say."""
 
 from __future__ import annotations
 
+import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,3 +45,13 @@ def peak() -> int:
     """Return the most memory that the process has taken so far, in bytes."""
     used: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used * 1024
+
+
+def check_words(error: Exception, names: Iterable[str], odd: Iterable[Any]) -> None:
+    """Check that an error is neither terse nor endless, and says one of these names."""
+    said = str(error)
+    assert 10 < len(said) < 3000, said[:300]
+    if any(callable(value) for value in odd):
+        return  # it may be the callable's own error
+    words = {word for name in names for word in (name, name.removesuffix("s"))}
+    assert re.search(rf"\b({'|'.join(map(re.escape, words))})\b", said), said

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from faults import RecordedFault
 
 import gpunn as gn
 from gpunn.distributed.agreement import gather
@@ -31,26 +32,6 @@ BACKEND = os.environ.get("GPUNN_TEST_BACKEND", "numpy")
 BUCKETS = int(os.environ.get("GPUNN_TEST_BUCKETS", "0")) or None
 
 
-class Fault(gn.Layer):
-    """A layer whose backward pass fails if it is told to."""
-
-    records = True
-    fails = False
-
-    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
-        """Return x."""
-        if tape is not None:
-            tape.push(self)
-        return x
-
-    def backward(self, grad: Any, tape: gn.Tape) -> Any:
-        """Return the gradient, unless it fails."""
-        tape.pop(self)
-        if self.fails:
-            raise ValueError("a fault of rank 1")
-        return grad
-
-
 class Run:
     """A training run on one rank."""
 
@@ -60,7 +41,7 @@ class Run:
         x, y = rng.normal(size=(N_SAMPLES, 6)), rng.integers(0, 3, N_SAMPLES)
         weight = rng.uniform(0.1, 2.0, N_SAMPLES)
         kept = {"dtype": "float64", "backend": BACKEND}
-        self.fault = Fault()
+        self.fault = RecordedFault()
         self.model = gn.Sequential(
             *([gn.BatchNorm(6, **kept)] if normalised else []),
             gn.Dense(6, 8, gn.Tanh(), rng=0, **kept),
@@ -151,7 +132,7 @@ def fail(folder: str, how: str) -> None:
         if run.communicator.rank != 1 or len(history) < 2:
             return
         if how == "in backward":
-            run.fault.fails = True
+            run.fault.error = ValueError("a fault of rank 1")
             return
         if how == "raises":
             raise ValueError("a fault of rank 1")

@@ -18,6 +18,7 @@ class Library:
 
     def __init__(self) -> None:
         self.made: tuple[Any, ...] = ()
+        self.roots: set[int] = set()
 
     def __getattr__(self, name: str) -> int:
         if not name.startswith("NCCL_"):
@@ -37,8 +38,9 @@ class Library:
         array = cupy.ndarray(n, dtype, cupy.cuda.MemoryPointer(memory, 0))
         array *= self.made[0]
 
-    def bcast(self, *arguments: int) -> None:
-        """Leave the array as it is."""
+    def bcast(self, _place: int, _n: int, _kind: int, root: int, _stream: int) -> None:
+        """Leave the array as it is, and remember from whom it comes."""
+        self.roots.add(root)
 
 
 library = Library()
@@ -53,5 +55,6 @@ for xp in (np, cupy):
         communicator.allreduce(numbers)
         assert gn.to_numpy(numbers).tolist() == [communicator.size * i for i in range(5)]
 communicator.barrier()
+assert library.roots == {1}
 assert library.made == (communicator.size, bytes(range(100, 228)), communicator.rank)
 print(communicator)

@@ -57,11 +57,11 @@ def field(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Times]:
 
 class TestCommand:
     def test_it_is_a_command(self) -> None:
-        """With no time, too: it ends, and says what it did not measure."""
-        command = [sys.executable, "-m", "gpunn", "bench", "--seconds", "0.01", "--json"]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=FOLDER)  # noqa: PLW1510, S603
+        """In a few seconds it measures the smallest network, and says what it left out."""
+        command = [sys.executable, "-m", "gpunn", "bench", "--seconds", "5", "--json"]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=FOLDER, check=True)  # noqa: S603
         found = json.loads(said.stdout)
-        assert said.returncode == (0 if found["rows"] else 1)
+        assert "gpunn" in {row["library"] for row in found["rows"]}
         assert found["gpunn"] == gn.__version__
         assert {"rows", "absent", "devices", "processor", "cores", "numpy", "blas"} <= set(found)
         assert found["took_s"] < 30

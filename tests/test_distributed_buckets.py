@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import Fault
 from ranks import Started, Threads, run_ranks
 from test_distributed import Run, assert_close
 from test_distributed_sums import Unlimited
@@ -104,24 +105,6 @@ def test_so_are_those_of_recorded_steps(threads: int, monkeypatch: pytest.Monkey
         assert starts[-1] - starts[0] > 2 * len(starts)  # others are between them
 
 
-class Faulty(gn.Layer):
-    """A layer whose backward pass can fail."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-
-    def forward(self, x: Any, tape: gn.Tape | None = None) -> Any:
-        if tape is not None:
-            tape.push(self)
-        return x
-
-    def backward(self, grad: Any, tape: gn.Tape) -> Any:
-        tape.pop(self)
-        if self.error is not None:
-            raise self.error
-        return grad
-
-
 @pytest.mark.parametrize("failing", [[1], [0, 1]])
 @pytest.mark.parametrize("error", [ValueError("a fault"), KeyboardInterrupt()], ids=str)
 def test_a_backward_pass_that_fails_on_one_rank_fails_on_all(
@@ -130,7 +113,7 @@ def test_a_backward_pass_that_fails_on_one_rank_fails_on_all(
     """Sums are under way then; the next step has nothing of them."""
 
     def program(communicator: Threads, *, fails: bool = True) -> tuple[list[Any], list[str]]:
-        faulty, inner = Faulty(), deep()
+        faulty, inner = Fault(), deep()
         model = gn.Sequential(*inner.layers[:2], faulty, *inner.layers[2:])
         run = Run(communicator, model=model, bucket_bytes=64)
         batches, raised = list(run.loader), []
