@@ -22,6 +22,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let programs that name no folder write their checkpoints here."""
+    monkeypatch.chdir(tmp_path)
+
+
 def start(
     n: int,
     *arguments: object,
