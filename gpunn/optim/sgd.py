@@ -20,8 +20,8 @@ class SGD(Optimizer):
     .. math:: v \leftarrow \mu v - \alpha g, \qquad \theta \leftarrow \theta + v,
 
     and with Nesterov's look-ahead :math:`\theta \leftarrow \theta + \mu v - \alpha g` for the new
-    v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which differs
-    when the rate changes).
+    v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which makes a
+    difference when the rate changes).
 
     The gradient g is that of the batch, changed by these settings in this order: each entry is
     clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
@@ -85,7 +85,7 @@ class SGD(Optimizer):
 
     @property
     def momentum(self) -> float:
-        """mu; an assigned one applies from the next update on.
+        """mu; an assigned value applies from the next update on.
 
         If it was 0, the velocities start at 0; if it becomes 0, they are dropped. In both cases
         values may move to other arrays: read ``parameter.value`` again.
@@ -97,7 +97,7 @@ class SGD(Optimizer):
         momentum, _ = self._checked(momentum, self._nesterov)
         if bool(momentum) != bool(self._momentum):
             self.check_places()
-            self._keep(1 if momentum else 0)
+            self._allocate_states(1 if momentum else 0)
         self._momentum = momentum
 
     @property
