@@ -116,8 +116,8 @@ class TestFormat:
         ("written", "message"),
         [
             (Format("gpunn test", 4), "'gpunn test 4', and this gpunn reads those up to 'gpunn t"),
-            (Format("gpunn", 3), "of format 'gpunn 3', and 'gpunn test 3' is expected"),
-            (Format("pt", 3), "'pt 3', and 'gpunn test 3' is expected"),
+            (Format("gpunn", 3), "of format 'gpunn 3', but 'gpunn test 3' is expected"),
+            (Format("pt", 3), "'pt 3', but 'gpunn test 3' is expected"),
         ],
     )
     def test_another_is_refused(self, path: Path, written: Format, message: str) -> None:

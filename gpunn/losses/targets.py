@@ -1,4 +1,4 @@
-"""Checks of targets: labels that are classes, values within an interval."""
+"""Checks of targets: class labels, values in an interval, signs and distributions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_labels(speaker: str, labels: Any, classes: int, ignored: int | None = 
         lowest, highest = int(xp.min(labels)), int(xp.max(labels))
     if lowest < 0 or highest >= classes:
         raise LabelError(
-            f"{speaker}: the model puts out {classes} classes, so labels must be in "
+            f"{speaker}: the model outputs {classes} classes, so labels must be in "
             f"0..{classes - 1}{'' if ignored is None else f', or {ignored} to be ignored'}; "
             f"got labels from {lowest} to {highest}"
         )
