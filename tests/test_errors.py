@@ -309,7 +309,7 @@ TRAINING = [
      f"the model is on {STRICT1} and the loader's batches on numpy",
      f"Loader(..., backend='{STRICT1}')", "model.to('numpy') before building the optimizer"),
     ("moved late", lambda: moved_too_late(step=False), DeviceError, "SGD was built when",
-     f"on numpy, and they are on {STRICT1} now", f"after model.to('{STRICT1}')"),
+     f"on numpy, and now they are on {STRICT1}", f"after model.to('{STRICT1}')"),
     ("step", lambda: moved_too_late(step=True), DeviceError, f"after model.to('{STRICT1}')"),
 ]
 # fmt: on

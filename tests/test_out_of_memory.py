@@ -316,7 +316,7 @@ class TestWhoRunsOut:
             pytest.raises(
                 DeviceMemoryError,
                 match=r"Dense\(1000, 1000\): cupy:0 is out of memory; [48],000,\d+ bytes were "
-                r"asked for, [\d,]+ bytes are free; make it smaller",
+                r"requested, [\d,]+ bytes are free; make it smaller",
             ),
         ):
             Dense(1000, 1000, rng=0, backend="cupy")

@@ -330,7 +330,7 @@ class TestOnTheHost:
     @pytest.mark.parametrize("precision", ROUNDED)
     def test_it_is_refused(self, backend: str, precision: Precision) -> None:
         before = list(backends._process_uses)
-        wanted = f"products='{precision}' is for GPUs, and the backend is {backend}; leave products"
+        wanted = f"products='{precision}' is for GPUs, and the backend is {backend}; omit products"
         with pytest.raises(SettingError, match=wanted):
             gn.use(backend=backend, products=precision)
         assert backends._process_uses == before
