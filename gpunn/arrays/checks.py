@@ -51,12 +51,12 @@ def number(owner: str, name: str, value: Any, interval: str) -> float:
     SettingError
         If it is not a number, or outside the interval.
     """
-    return _checked(owner, name, value, interval, "")
+    return _check_number(owner, name, value, interval, "")
 
 
 def optional_number(owner: str, name: str, value: Any, interval: str) -> float | None:
     """Check that a setting is None or a number in an interval; see `number`."""
-    return None if value is None else _checked(owner, name, value, interval, "None or ")
+    return None if value is None else _check_number(owner, name, value, interval, "None or ")
 
 
 def whole_number(
@@ -187,7 +187,7 @@ def sample_shape(owner: str, shape: Any, name: str = "input_shape") -> tuple[int
     return tuple(int(length) for length in lengths)
 
 
-def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
+def _check_number(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
     converted = _as_float(value)
     if _contains(interval, converted):
         return converted

@@ -42,7 +42,7 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     """
     one_of("get_communicator", "name", name, ("auto", "single", "mpi", "nccl"))
     if name == "auto":
-        name = _launched()
+        name = _choose_name()
     if name == "single":
         return SingleProcess()
     if settings:
@@ -52,7 +52,7 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     return _made[name]
 
 
-def _launched() -> str:
+def _choose_name() -> str:
     """Return the name of the communicator that suits the launcher of this process."""
     if mpi.is_launched():
         return "mpi"

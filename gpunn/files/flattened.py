@@ -112,13 +112,15 @@ def _follow(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:  # noqa: PLR0911 (
     if isinstance(layer, (Convolution, Pool, GlobalPool)):
         return _through_images(layer, flow, marks)
     if isinstance(layer, (Flatten, Reshape)):
-        return _reshaped(layer, flow, marks)
+        return _through_reshape(layer, flow, marks)
     if isinstance(layer, Dense):
         return _through_dense(layer, flow, marks)
     if isinstance(layer, _PER_FEATURE):
         return _through_features(layer, flow, marks)
     if isinstance(layer, Parallel):
-        return _joined(layer, [_follow(inner, flow, marks) for inner in layer.layers], marks)
+        return _through_parallel(
+            layer, [_follow(inner, flow, marks) for inner in layer.layers], marks
+        )
     if isinstance(layer, Residual) and flow.kind == "rows" and flow.channels > 1:
         raise marks.unclear(layer, "it adds flattened images to its output")
     return _through_parts(layer, flow, marks)
@@ -150,7 +152,7 @@ def _confirm(flow: _Flow, marks: _Marks) -> None:
             marks.outputs(layer, flow.channels)
 
 
-def _reshaped(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
+def _through_reshape(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
     if isinstance(layer, Flatten) or len(layer.shape) == 1:
         return _Flow("rows", flow.channels if flow.kind == "images" else 1, flow.since)
     if flow.kind != "rows":
@@ -180,7 +182,7 @@ def _through_features(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
     return flow._replace(since=(*flow.since, layer))
 
 
-def _joined(layer: Parallel, flows: list[_Flow], marks: _Marks) -> _Flow:
+def _through_parallel(layer: Parallel, flows: list[_Flow], marks: _Marks) -> _Flow:
     kinds, channels = {flow.kind for flow in flows}, [flow.channels for flow in flows]
     if kinds == {"images"}:
         return _Flow("images", sum(channels) if layer.join == "concatenate" else channels[0])

@@ -216,7 +216,7 @@ def _read(content: bytes, wanted: Collection[str] | None) -> File:
     entries = dict(sorted(deserialize(content)))  # type: ignore[no-untyped-call]
     written_by, metadata = _read_metadata(content)
     order = entries if wanted is None else [name for name in wanted if name in entries]
-    found = {name: _stored(name, entries[name]) for name in order}
+    found = {name: _decode(name, entries[name]) for name in order}
     return File(list(entries), found, written_by, guarded, metadata)
 
 
@@ -286,7 +286,7 @@ def check_format(owner: str, path: Path, file: File, kind: Format) -> None:
         )
 
 
-def _stored(name: str, entry: Mapping[str, Any]) -> Stored:
+def _decode(name: str, entry: Mapping[str, Any]) -> Stored:
     """Return an array of a file; bfloat16, the upper half of a float32, becomes float32."""
     dtype, shape, data = entry["dtype"], tuple(entry["shape"]), entry["data"]
     if dtype == "BF16":

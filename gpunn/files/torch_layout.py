@@ -97,7 +97,7 @@ class TorchLayout:
         return {name.removesuffix(suffix) + _BATCH_COUNT for name in variances}
 
 
-def renamed(
+def file_names(
     owner: str, ours: Iterable[str], translated: Mapping[str, str], names: Names
 ) -> dict[str, str]:
     """Return the name in the file for each name of the model.
@@ -131,7 +131,7 @@ def renamed(
             )
     elif not callable(names):
         raise SettingError(f"{owner}: names must be a dict or a function, got {shown(names)}")
-    found = {name: _mapped(theirs, names) for name, theirs in usual.items()}
+    found = {name: _map_name(theirs, names) for name, theirs in usual.items()}
     wrong = [name for name, theirs in found.items() if not isinstance(theirs, str)]
     if wrong:
         given = f"{shown(found[wrong[0]])} for {wrong[0]}"
@@ -144,7 +144,7 @@ def _within(name: str, key: Any) -> bool:
     return isinstance(key, str) and (name == key or name.startswith(f"{key}."))
 
 
-def _mapped(name: str, names: Mapping[str, str] | Callable[[str], str]) -> str:
+def _map_name(name: str, names: Mapping[str, str] | Callable[[str], str]) -> str:
     """Return the user's name for a name: by the longest matching key, or by the function."""
     if not isinstance(names, Mapping):
         return names(name)

@@ -21,7 +21,7 @@ from gpunn.files.flattened import channels_of
 from gpunn.files.rearranged import Rearranged
 from gpunn.files.states import CHECKPOINT, MODEL
 from gpunn.files.tensors import WEIGHTS, File, Format, Stored, check_format, holds, read, write
-from gpunn.files.torch_layout import Names, TorchLayout, renamed
+from gpunn.files.torch_layout import Names, TorchLayout, file_names
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
 
@@ -91,10 +91,10 @@ def save(
         If `model` is not a layer, `path` is not a path, or a setting is not valid.
     """
     target = _path("save", path, model)
-    held = _held("save", model)
+    held = _held_arrays("save", model)
     as_torch = one_of("save", "layout", layout, ("gpunn", "torch")) == "torch"
     torch = TorchLayout(model, channels_of(model, "PyTorch")) if as_torch else None
-    theirs = renamed("save", held, torch.names if torch else {}, names)
+    theirs = file_names("save", held, torch.names if torch else {}, names)
     twice = [name for name, n in Counter(theirs.values()).items() if n > 1]
     if twice:
         raise FileError(f"save: names gives {twice[0]!r:.99} for several arrays of the model")
@@ -169,12 +169,12 @@ def load(
     pixels are assumed to have the same order in PyTorch.
     """
     place = _path("load", path, model)
-    held = _held("load", model)
+    held = _held_arrays("load", model)
     one_of("load", "strict", strict, (True, False))
     flag("load", "convert", convert)
     one_of("load", "layout", layout, ("gpunn", "torch", None))
     torch = TorchLayout(model, channels_of(model, "PyTorch") if layout == "torch" else {})
-    theirs = renamed("load", held, torch.names if layout == "torch" else {}, names)
+    theirs = file_names("load", held, torch.names if layout == "torch" else {}, names)
     file = _read_weights(place, list(theirs.values()))
     found = {name: file.found[theirs[name]] for name in held if theirs[name] in file.found}
     _check_layout(place, file.written_by, layout)
@@ -245,7 +245,7 @@ def _path(owner: str, path: Any, model: Any) -> Path:
     )
 
 
-def _held(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
+def _held_arrays(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
     """Return the parameters and buffers of a model by dotted name."""
     if not isinstance(model, Layer):
         raise SettingError(

@@ -136,7 +136,7 @@ class BatchNorm(Norm):
         x, statistics, fixed, total = tape.pop(self)
         if total is not None:
             return self._backward_jointly(grad, x, statistics, total, tape)
-        parameters, through = self._wanted(tape), tape.wants_grad
+        parameters, through = self._wanted_parameters(tape), tape.wants_grad
         into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
         grad_x, grads = kernels(grad).batch_norm_backward(
             grad, x, statistics, self.gain.value, into, fixed=fixed, through=through

@@ -46,7 +46,7 @@ class Norm(Layer):
         channels: int = self.gain.value.shape[0]
         return channels
 
-    def _wanted(self, tape: Tape) -> list[Parameter]:
+    def _wanted_parameters(self, tape: Tape) -> list[Parameter]:
         """Return the parameters whose gradients are computed: none, the gain, or both."""
         both = [self.gain] if self.bias is None else [self.gain, self.bias]
         return both if any(map(tape.wants, both)) else []
@@ -77,7 +77,7 @@ class _RowNorm(Norm):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return dJ/dx; add to the gradients of gain and bias, if the tape wants them."""
         x, statistics, norm = tape.pop(self)
-        parameters, through = self._wanted(tape), tape.wants_grad
+        parameters, through = self._wanted_parameters(tape), tape.wants_grad
         into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
         grad_x, grads = kernels(grad).row_norm_backward(
             grad, x, statistics, self.gain.value, norm, into, through=through

@@ -146,8 +146,8 @@ def count_operations(call: Call, empty: dict[int, Any]) -> int | None:
         The layers to call, from `empty_copies`.
     """
     count = Count()
-    x, *more = (_counted(item, count) for item in call.inputs[0])
-    named = {name: _counted(item, count) for name, item in call.inputs[1].items()}
+    x, *more = (_as_counted(item, count) for item in call.inputs[0])
+    named = {name: _as_counted(item, count) for name, item in call.inputs[1].items()}
     try:
         y = empty[id(call.layer)].forward(x, Tape(rng=0), *more, **named)
     except Exception:  # noqa: BLE001 (such arrays may not support it)
@@ -179,7 +179,7 @@ def _watch_layer(layer: Any, copied: Any, stack: list[Call]) -> None:
     forward = copied.forward
 
     def watched(x: Array, tape: Tape | None = None, *more: Any, **settings: Any) -> Array:
-        call = Call(layer, _described((x, *more), settings))
+        call = Call(layer, _describe_arguments((x, *more), settings))
         stack[-1].within.append(call)
         stack.append(call)
         before = 0 if tape is None else len(tape)
@@ -205,18 +205,18 @@ def _nodes(value: Any, seen: set[int]) -> Iterator[Any]:
             yield from _nodes(item, seen)
 
 
-def _described(
+def _describe_arguments(
     arguments: tuple[Any, ...], settings: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    described = {name: _description(item) for name, item in settings.items()}
-    return tuple(map(_description, arguments)), described
+    named = {name: _describe(item) for name, item in settings.items()}
+    return tuple(map(_describe, arguments)), named
 
 
-def _description(item: Any) -> Any:
+def _describe(item: Any) -> Any:
     return _Described(tuple(item.shape), dtype_name(item)) if _is_array(item) else item
 
 
-def _counted(item: Any, count: Count) -> Any:
+def _as_counted(item: Any, count: Count) -> Any:
     if not isinstance(item, _Described):
         return item
     return count.wrap(get_backend("numpy").xp.zeros(item.shape, dtype=item.dtype))

@@ -99,7 +99,7 @@ class RMSprop(Optimizer):
     ) -> None:
         self.beta = beta
         self.epsilon = epsilon
-        self._momentum, self._centered = self._checked(momentum, centered)
+        self._momentum, self._centered = self._check_settings(momentum, centered)
         super().__init__(
             parameters,
             learning_rate,
@@ -116,7 +116,7 @@ class RMSprop(Optimizer):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        momentum, _ = self._checked(momentum, self._centered)
+        momentum, _ = self._check_settings(momentum, self._centered)
         self._set_kind(1 + self._centered, wanted=bool(momentum), present=bool(self._momentum))
         self._momentum = momentum
 
@@ -127,11 +127,11 @@ class RMSprop(Optimizer):
 
     @centered.setter
     def centered(self, centered: bool) -> None:
-        _, centered = self._checked(self._momentum, centered)
+        _, centered = self._check_settings(self._momentum, centered)
         self._set_kind(1, wanted=centered, present=self._centered)
         self._centered = centered
 
-    def _checked(self, momentum: float, centered: bool) -> tuple[float, bool]:  # noqa: FBT001
+    def _check_settings(self, momentum: float, centered: bool) -> tuple[float, bool]:  # noqa: FBT001
         name = type(self).__name__
         momentum = number(name, "momentum", momentum, "[0, 1)")
         return momentum, flag(name, "centered", centered)

@@ -73,7 +73,7 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        self._momentum, self._nesterov = self._checked(momentum, nesterov)
+        self._momentum, self._nesterov = self._check_settings(momentum, nesterov)
         super().__init__(
             parameters,
             learning_rate,
@@ -94,7 +94,7 @@ class SGD(Optimizer):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        momentum, _ = self._checked(momentum, self._nesterov)
+        momentum, _ = self._check_settings(momentum, self._nesterov)
         if bool(momentum) != bool(self._momentum):
             self.check_places()
             self._allocate_states(1 if momentum else 0)
@@ -107,9 +107,9 @@ class SGD(Optimizer):
 
     @nesterov.setter
     def nesterov(self, nesterov: bool) -> None:
-        _, self._nesterov = self._checked(self._momentum, nesterov)
+        _, self._nesterov = self._check_settings(self._momentum, nesterov)
 
-    def _checked(self, momentum: float, nesterov: bool) -> tuple[float, bool]:  # noqa: FBT001
+    def _check_settings(self, momentum: float, nesterov: bool) -> tuple[float, bool]:  # noqa: FBT001
         name = type(self).__name__
         momentum = number(name, "momentum", momentum, "[0, 1)")
         nesterov = flag(name, "nesterov", nesterov)

@@ -113,12 +113,12 @@ class Times:
     def to_json(self) -> str:
         """Return the measurements as one JSON object."""
         found = self.found
-        told = {name: getattr(found, name) for name in ("gpunn", "python", "system", "numpy")}
-        told |= {"blas": found.blas, "steps_problem": found.steps_problem, "graphs": found.graphs}
+        facts = {name: getattr(found, name) for name in ("gpunn", "python", "system", "numpy")}
+        facts |= {"blas": found.blas, "steps_problem": found.steps_problem, "graphs": found.graphs}
         devices = [asdict(d) | {"emulated": is_emulated(d)} for d in found.devices]
         measured = {name: getattr(self, name) for name in ("processor", "cores", "took_s")}
         rows = {"rows": [asdict(row) for row in self.rows], "absent": self.absent}
-        return json.dumps(told | measured | {"devices": devices} | rows, indent=2)
+        return json.dumps(facts | measured | {"devices": devices} | rows, indent=2)
 
     def __str__(self) -> str:
         found = self.found

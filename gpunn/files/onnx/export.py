@@ -119,7 +119,7 @@ def _serialize(graph: Graph, x: Value, y: Value) -> bytes:
         return helper.make_tensor_value_info(name, numbers, ["N", *value.shape])
 
     graph.nodes.append(helper.make_node("Identity", [y.name], ["output"], name="output"))
-    made = helper.make_graph(
+    graph_proto = helper.make_graph(
         graph.nodes,
         "gpunn",
         [describe("input", x)],
@@ -127,7 +127,7 @@ def _serialize(graph: Graph, x: Value, y: Value) -> bytes:
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
     model: Any = helper.make_model(
-        made,
+        graph_proto,
         opset_imports=[helper.make_opsetid("", _OPERATORS)],
         ir_version=_FILE,
         producer_name="gpunn",

@@ -107,7 +107,7 @@ def _dense(graph: Graph, layer: Dense, x: Value) -> str:
     return _activation(graph, layer.activation, graph.linear(x.name, layer.weight, layer.bias))
 
 
-def _windowed(graph: Graph, x: Value, write: Callable[[str], str]) -> str:
+def _between_transposes(graph: Graph, x: Value, write: Callable[[str], str]) -> str:
     """Add an operator between two transposes."""
     axes = x.sample.ndim
     return graph.channels_last(write(graph.channels_first(x.name, axes)), axes)
@@ -134,7 +134,7 @@ def _convolution(graph: Graph, layer: Conv1d | Conv2d, x: Value) -> str:
     return _write_convolution(graph, layer, x, "Conv", settings)
 
 
-def _transposed(graph: Graph, layer: ConvTranspose2d, x: Value) -> str:
+def _conv_transpose(graph: Graph, layer: ConvTranspose2d, x: Value) -> str:
     window = layer._window(x.sample)
     settings: dict[str, Any] = _window_attributes(window, 2)
     settings["output_padding"] = [
@@ -153,22 +153,24 @@ def _write_convolution(
     weight = graph.held(layer.weight, partial(_filters, layer.axes))
     more = [] if layer.bias is None else [graph.held(layer.bias)]
     settings["group"] = layer.groups
-    z = _windowed(graph, x, lambda name: graph.node(operator, name, weight, *more, **settings))
+    z = _between_transposes(
+        graph, x, lambda name: graph.node(operator, name, weight, *more, **settings)
+    )
     return _activation(graph, layer.activation, z)
 
 
 def _max_pool(graph: Graph, layer: MaxPool1d | MaxPool2d, x: Value) -> str:
     settings: Any = _window_attributes(layer._window(x.sample), layer.axes)
-    return _windowed(graph, x, lambda name: graph.node("MaxPool", name, **settings))
+    return _between_transposes(graph, x, lambda name: graph.node("MaxPool", name, **settings))
 
 
 def _average_pool(graph: Graph, layer: AveragePool1d | AveragePool2d, x: Value) -> str:
     settings: Any = _window_attributes(layer._window(x.sample), layer.axes)
     settings["count_include_pad"] = int(layer.count_include_pad)
-    return _windowed(graph, x, lambda name: graph.node("AveragePool", name, **settings))
+    return _between_transposes(graph, x, lambda name: graph.node("AveragePool", name, **settings))
 
 
-def _reduced(operator: str, graph: Graph, _: Layer, x: Value) -> str:
+def _global_pool(operator: str, graph: Graph, _: Layer, x: Value) -> str:
     axes = graph.constant(range(1, x.sample.ndim - 1), "int64")
     return graph.node(operator, x.name, axes, keepdims=0)
 
@@ -179,7 +181,9 @@ def _batch_norm(graph: Graph, layer: BatchNorm, x: Value) -> str:
     names = [*map(graph.held, parameters), *map(graph.held, running)]
     settings = {"epsilon": layer.epsilon, "momentum": 1.0 - layer.momentum}
     operator = "BatchNormalization"
-    return _windowed(graph, x, lambda name: graph.node(operator, name, *names, **settings))
+    return _between_transposes(
+        graph, x, lambda name: graph.node(operator, name, *names, **settings)
+    )
 
 
 def _layer_norm(graph: Graph, layer: LayerNorm, x: Value) -> str:
@@ -251,13 +255,13 @@ _WRITERS: dict[type, Callable[[Graph, Any, Value], str]] = {
     Dense: _dense,
     Conv1d: _convolution,
     Conv2d: _convolution,
-    ConvTranspose2d: _transposed,
+    ConvTranspose2d: _conv_transpose,
     MaxPool1d: _max_pool,
     MaxPool2d: _max_pool,
     AveragePool1d: _average_pool,
     AveragePool2d: _average_pool,
-    GlobalAveragePool: partial(_reduced, "ReduceMean"),
-    GlobalMaxPool: partial(_reduced, "ReduceMax"),
+    GlobalAveragePool: partial(_global_pool, "ReduceMean"),
+    GlobalMaxPool: partial(_global_pool, "ReduceMax"),
     BatchNorm: _batch_norm,
     LayerNorm: _layer_norm,
     RMSNorm: _rms_norm,

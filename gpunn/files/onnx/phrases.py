@@ -47,7 +47,7 @@ def phrase(chain: Chain, nodes: Sequence[Node]) -> Phrase | None:
         with suppress(GpunnError, UnreadableError):  # not this layer
             layer = guess(chain, given)
             if _exports_as(chain, given, layer):
-                return _placed(chain, given, layer)
+                return _as_phrase(chain, given, layer)
     return None
 
 
@@ -77,7 +77,7 @@ def _equal(a: Any, b: Any) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
-def _placed(chain: Chain, nodes: Sequence[Node], layer: Layer) -> Phrase | None:
+def _as_phrase(chain: Chain, nodes: Sequence[Node], layer: Layer) -> Phrase | None:
     """Return a layer's phrase, or None if it would compute something else in this layout."""
     if isinstance(layer, Activation):
         return Phrase(layer, chain.shape, len(nodes))

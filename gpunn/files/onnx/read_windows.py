@@ -34,7 +34,7 @@ def _window_settings(node: Node, axes: int) -> dict[str, Any]:
     return {name: tuple(numbers) for name, numbers in taken.items()}
 
 
-def _placed(
+def _with_padding(
     chain: Chain,
     node: Node,
     make: Callable[[Any], Layer],
@@ -76,7 +76,9 @@ def _convolution(chain: Chain, node: Node) -> None:
         return layer
 
     layer: Any
-    layer, window = _placed(chain, node, make, lambda made: _convolved(made, chain.shape))
+    layer, window = _with_padding(
+        chain, node, make, lambda candidate: _window_of(candidate, chain.shape)
+    )
     moved = filters[:, :, None] if axes == 1 else filters
     fill(node, layer.weight, moved.transpose(2, 3, 1, 0))
     if bias:
@@ -92,7 +94,7 @@ def _with_kernel(node: Node, filters: NDArray[Any]) -> Node:
     return node
 
 
-def _convolved(layer: Any, shape: tuple[int, ...]) -> Window | None:
+def _window_of(layer: Any, shape: tuple[int, ...]) -> Window | None:
     settings = layer._settings()
     if not isinstance(layer, ConvTranspose2d):
         return window_over(layer, (1, *shape), settings)
@@ -126,7 +128,7 @@ def _pool(chain: Chain, node: Node) -> None:
         own = settings_of(made.kernel_size, made.stride, made.padding)
         return window_over(made, (1, *chain.shape), own)
 
-    layer, window = _placed(chain, node, make, window_of)
+    layer, window = _with_padding(chain, node, make, window_of)
     chain.add(layer, (*window.output[-axes:], chain.shape[-1]))
 
 

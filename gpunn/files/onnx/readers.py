@@ -91,7 +91,7 @@ def _embedding(chain: Chain, node: Node) -> None:
 # -- Shapes
 
 
-def _reduced(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
+def _reduction(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
     """Read a reduction over all axes except the sample and channel axes."""
 
     def read(chain: Chain, node: Node) -> None:
@@ -167,8 +167,8 @@ _READERS: dict[str, Callable[[Chain, Node], None]] = {
     "Gemm": _gemm,
     "Add": _position,
     "Gather": _embedding,
-    "ReduceMean": _reduced(GlobalAveragePool),
-    "ReduceMax": _reduced(GlobalMaxPool),
+    "ReduceMean": _reduction(GlobalAveragePool),
+    "ReduceMax": _reduction(GlobalMaxPool),
     "GlobalAveragePool": _global(GlobalAveragePool),
     "GlobalMaxPool": _global(GlobalMaxPool),
     "Reshape": _reshape,
