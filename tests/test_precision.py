@@ -302,7 +302,7 @@ class TestWhereItHolds:
 
         checked = precisions.checked_precision
         assert checked("tf32", "cupy", Turing()) == "tf32"  # it computes in float32
-        with pytest.raises(SettingError, match=r"8\.0 or later, and cupy:1 has 7\.5; leave prod"):
+        with pytest.raises(SettingError, match=r"8\.0 or later, and cupy:1 has 7\.5; omit prod"):
             checked("bfloat16", "cupy", Turing())
 
     def test_rocm(self, monkeypatch: pytest.MonkeyPatch) -> None:
