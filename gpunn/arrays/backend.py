@@ -338,10 +338,10 @@ def on_one_device(arrays: Sequence[Array]) -> bool:
     return len(devices) <= 1
 
 
-def device_mismatch(speaker: str, home: Backend | None, place: Backend | None) -> DeviceError:
-    """Return the error for an array x that is on a different device than the speaker."""
+def device_mismatch(owner: str, home: Backend | None, place: Backend | None) -> DeviceError:
+    """Return the error for an array x that is on a different device than the owner."""
     return DeviceError(
-        f"{speaker} is on {home} and x on {place}; move one of them: "
+        f"{owner} is on {home} and x on {place}; move one of them: "
         f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
     )
 

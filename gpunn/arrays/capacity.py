@@ -12,14 +12,14 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.errors import DeviceMemoryError
 
 
-def shortage(speaker: str, place: Backend, error: BaseException, advice: str) -> DeviceMemoryError:
+def shortage(owner: str, place: Backend, error: BaseException, advice: str) -> DeviceMemoryError:
     """Return the error for work that ran out of memory.
 
     Call it once the work's own arrays are freed; the traceback of `error` may hold them.
 
     Parameters
     ----------
-    speaker : str
+    owner : str
         The function or object that needed the memory, and what for.
     place : Backend
         The device.
@@ -29,12 +29,12 @@ def shortage(speaker: str, place: Backend, error: BaseException, advice: str) ->
         What to do.
     """
     return DeviceMemoryError(
-        f"{speaker}: {place} is out of memory; {state_of(place, error)}; {advice}"
+        f"{owner}: {place} is out of memory; {state_of(place, error)}; {advice}"
     )
 
 
 @contextmanager
-def room_for(speaker: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator[None]:
+def room_for(owner: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator[None]:
     """Raise `shortage` if new parameters of these shapes do not fit, at up to 8 bytes a number.
 
     Shapes of more than 2**63 bytes are refused: libraries fail on them in many different ways.
@@ -42,9 +42,9 @@ def room_for(speaker: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator
     for shape in shapes:
         if 8 * math.prod(shape) > MOST:
             raise DeviceMemoryError(
-                f"{speaker}: an array of shape {shape} is larger than any memory; make it smaller"
+                f"{owner}: an array of shape {shape} is larger than any memory; make it smaller"
             )
-    with memory_for(speaker, place, "make it smaller, or free other memory on the device"):
+    with memory_for(owner, place, "make it smaller, or free other memory on the device"):
         yield
 
 
@@ -58,7 +58,7 @@ def state_of(place: Backend, error: BaseException) -> str:
 
 
 @contextmanager
-def memory_for(speaker: str, place: Backend | None, advice: str) -> Iterator[None]:
+def memory_for(owner: str, place: Backend | None, advice: str) -> Iterator[None]:
     """Raise `shortage` if the block runs out of memory.
 
     An error that already has advice is passed on; so is any error if `place` is None, for arrays of
@@ -72,4 +72,4 @@ def memory_for(speaker: str, place: Backend | None, advice: str) -> Iterator[Non
         failure = error.with_traceback(None)
     else:
         return
-    raise shortage(speaker, place, failure, advice) from failure
+    raise shortage(owner, place, failure, advice) from failure

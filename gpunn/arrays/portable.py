@@ -63,5 +63,5 @@ def _log(home: str, place: str, why: str) -> None:
     import logging  # noqa: PLC0415 (a tenth of the import time that gpunn may take)
 
     logging.getLogger("gpunn").warning(
-        "what was pickled on %s is on %s now, since %s", home, place, why
+        "arrays that were pickled on %s are now on %s, since %s", home, place, why
     )

@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
     return {"Python": python} | {name: version for name, version in found.items() if version}
 
 
-def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, str]) -> None:
+def check_alike(owner: str, communicator: Communicator, facts: Mapping[str, str]) -> None:
     """Check that facts are the same on all ranks.
 
     Raises
@@ -101,7 +101,7 @@ def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, st
                 break
     if faults:
         raise DistributedError(
-            f"{speaker}: the ranks differ, and all must run the same program on the same data. "
+            f"{owner}: the ranks differ, and all must run the same program on the same data. "
             + "; ".join(faults)
         )
 

@@ -212,9 +212,9 @@ class ParameterHolder:
             If there is too little memory; parameters and states are then unchanged.
         """
         target = get_backend(backend)
-        speaker = f"{type(self).__name__}.to"
+        owner = f"{type(self).__name__}.to"
         advice = "free other memory on the device"
-        with all_or_none(self.parameters), memory_for(speaker, target, advice):
+        with all_or_none(self.parameters), memory_for(owner, target, advice):
             for parameter in self.parameters:
                 parameter.move(target)
             states, averages = (
