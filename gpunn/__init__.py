@@ -109,8 +109,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Where each public name lives. Its module is imported when the name is first asked for, so a
-#: program loads what it uses. Type checkers read the imports above.
+#: The module of each public name. It is imported when the name is first used, so a program loads
+#: only what it needs. Type checkers read the imports above.
 _HOMES = {
     "ACTIVATIONS": "gpunn.nn.activation_names",
     "Accuracy": "gpunn.training.metrics",
@@ -234,19 +234,19 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'gpunn' has no attribute {name!r}{_hint(name)}")
     import importlib  # noqa: PLC0415 (not needed to import gpunn)
 
     module = importlib.import_module(_HOMES[name])
-    wanted_itself = module.__name__.endswith(f".{name}")
-    found = globals()[name] = module if wanted_itself else getattr(module, name)
+    is_module = module.__name__.endswith(f".{name}")
+    found = globals()[name] = module if is_module else getattr(module, name)
     return found
 
 
 def _hint(name: str) -> str:
-    """Return a question after a public name that is alike, or that `name` has the initials of."""
+    """Return a suggestion of a public name that is similar, or whose initials `name` is."""
     import difflib  # noqa: PLC0415 (only an error needs it)
 
     initials = [each for each in __all__ if "".join(filter(str.isupper, each)) == name.upper()]
@@ -257,7 +257,7 @@ def _hint(name: str) -> str:
 
 
 def __dir__() -> list[str]:
-    """Return the names in the module, those not yet imported among them."""
+    """Return the names in the module, including those not yet imported."""
     return sorted({*globals(), *_HOMES})
 
 

@@ -16,7 +16,7 @@ from gpunn.errors import SettingError
 from gpunn.tools import doctor
 from gpunn.tools.report import Report
 
-#: The seconds that `bench` takes unless told otherwise.
+#: The default time limit of `bench`, in seconds.
 _LIMIT_S = 50.0
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if the requested backend works, or if anything was measured; else 1.
+        0 if the requested backend works, or if there are measurements; else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m gpunn", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -66,10 +66,11 @@ def _add_doctor(commands: Any, name: str) -> None:
 def _add_bench(commands: Any, name: str) -> None:
     command = commands.add_parser(
         name,
-        help="measure how many steps a second this machine trains",
+        help="measure training steps per second on this machine",
         description="Train perceptrons from small to large for a minute, on the CPU and on a GPU "
-        "if there is one, by gpunn and by scikit-learn, PyTorch and JAX if they are installed, and "
-        "print the steps a second of each. For a bug report, beside what doctor prints.",
+        "if there is one, with gpunn, and with scikit-learn, PyTorch and JAX if they are "
+        "installed, and print the steps per second of each. Add the output to a bug report, "
+        "together with that of doctor.",
         allow_abbrev=False,
     )
     command.add_argument(
@@ -77,14 +78,14 @@ def _add_bench(commands: Any, name: str) -> None:
         type=_seconds,
         default=_LIMIT_S,
         metavar="N",
-        help=f"how long it may take (default: {_LIMIT_S:g}); smaller networks come first",
+        help=f"the time limit (default: {_LIMIT_S:g}); smaller networks come first",
     )
     command.add_argument(
         "--json",
         nargs="?",
         const="",
         metavar="PATH",
-        help="print one JSON object instead; or write it there, and print the table",
+        help="print one JSON object instead; with PATH, write it there and print the table",
     )
 
     def run(options: argparse.Namespace) -> int:
@@ -94,7 +95,7 @@ def _add_bench(commands: Any, name: str) -> None:
                 path.open("a").close()  # before measuring for a minute
             except OSError as error:
                 command.error(f"--json: {path} cannot be written: {error.strerror}")
-        # It needs much of the package, which `doctor` does without.
+        # Imports much of the package, which `doctor` does not need.
         from gpunn.tools import bench  # noqa: PLC0415
 
         times = bench.measure(lambda: _examined(command, "auto"), options.seconds)
@@ -107,7 +108,7 @@ def _add_bench(commands: Any, name: str) -> None:
 
 
 def _seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
+    """Parse a number of seconds above 0."""
     with suppress(ValueError):
         if 0.0 < (seconds := float(text)) < math.inf:
             return seconds

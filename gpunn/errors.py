@@ -68,7 +68,7 @@ class MissingFileError(PathError, FileNotFoundError):
 
 
 class StateError(GpunnError, ValueError):
-    """A state does not fit the object that is to go on from it, or cannot be told."""
+    """A state does not fit the object that loads it, or an object's state is not known."""
 
 
 class BusyError(GpunnError, RuntimeError):
@@ -80,11 +80,11 @@ class DistributedError(GpunnError, RuntimeError):
 
 
 class MovedError(GpunnError, ImportError):
-    """A pickle, or an import, refers to a module that gpunn 0.1.0 had and this version has not."""
+    """A pickle or an import refers to a module of gpunn 0.1.0 that this version does not have."""
 
 
 def moved(place: str) -> MovedError:
-    """Return the error for a module, or a class in one, that is no longer there."""
+    """Return the error for a module, or a class in one, that no longer exists."""
     return MovedError(
         f"{place} is where gpunn 0.1.0 had it, and pickles from 0.1.0 cannot be read. Load them "
         "with 0.1.0 and keep the weights there: gn.save(model, path), then gn.load here; or an "

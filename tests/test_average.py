@@ -141,7 +141,7 @@ def test_its_memory_is_counted() -> None:
 def test_what_it_takes() -> None:
     held = parameters(get_place("numpy"))
     optimizer = gn.SGD(held)
-    with pytest.raises(SettingError, match=r"WeightAverage: expected an optimizer, got list; say"):
+    with pytest.raises(SettingError, match=r"WeightAverage: expected an optimizer, got list; call"):
         gn.WeightAverage(held)  # type: ignore[arg-type]
     for wrong in (1.0, -0.1, math.nan, "0.9"):
         with pytest.raises(SettingError, match=r"WeightAverage: decay must be a number in \[0, 1"):

@@ -191,7 +191,7 @@ class TestGPUs:
     def test_an_emulator_is_none(self, entered: Any) -> None:
         times, devices = entered("cudasim CPU emulator")
         assert devices == ["CPU"]
-        assert "no GPU but a cudasim CPU emulator" in times.absent["gpunn on a GPU"]
+        assert "not a GPU but a cudasim CPU emulator" in times.absent["gpunn on a GPU"]
         assert json.loads(times.to_json())["devices"][0]["emulated"] is True
 
     @pytest.mark.gpu

@@ -104,7 +104,7 @@ class TestByClass:
         self, place: Place, kind: Any, target: Any, reduction: Any
     ) -> None:
         loss = kind(class_weight={3: 2.0}, reduction=reduction)
-        told = r"class_weight names class 3, and the model puts out 3 classes, 0\.\.2"
+        told = r"class_weight names class 3, and the model outputs 3 classes, 0\.\.2"
         logits, there = place.array(LOGITS), place.array(target)
         for call in (
             lambda: loss.check_target(there, (K,)),
@@ -178,7 +178,7 @@ class TestInOrder:
         self, place: Place, kind: Any, target: Any, reduction: Any, weights: list[float]
     ) -> None:
         loss = kind(class_weight=weights, reduction=reduction)
-        told = f"class_weight has {len(weights)} entries, and the model puts out 3 classes"
+        told = f"class_weight has {len(weights)} entries, and the model outputs 3 classes"
         with pytest.raises(SettingError, match=told):
             loss.forward(place.array(LOGITS), place.array(target))
 

@@ -52,7 +52,7 @@ class TestChoice:
     def test_a_library_of_mpi_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(__path__=[]))
         monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
-        with pytest.raises(Unavailable, match="a library of MPI: pip install mpich"):
+        with pytest.raises(Unavailable, match="an MPI library: pip install mpich"):
             gn.get_communicator("mpi")
 
     def test_nccl_without_cupy(self, monkeypatch: pytest.MonkeyPatch) -> None:

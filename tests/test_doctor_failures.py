@@ -291,7 +291,7 @@ class TestRocm:
         assert lines["CuPy"] == ["14.2.0 (amd-cupy 13.5.1) for ROCm 6.3"]
         assert lines["driver"] == ["up to ROCm 6.4"]
         assert lines["note"] == [
-            "on ROCm all is computed by CuPy's own kernels; gpunn's fused kernels are for CUDA"
+            "on ROCm, CuPy's own kernels compute everything; gpunn's fused kernels are for CUDA"
         ]
         main(["doctor", "--json"])
         assert json.loads(capsys.readouterr().out)["on_rocm"] is True

@@ -74,7 +74,7 @@ def popped_twice(inner: gn.Dense, grad: Any, tape: gn.Tape) -> Any:
         (bias_left_out, r"at inner\.bias\[\d\]: backward gives 0, finite differences"),
         (input_doubled, r"error 5\.00e-01 at x\[\d, \d\]"),
         (not_a_number, r"error inf at inner\.bias\[1\]: backward gives nan"),
-        (bias_misshapen, r"gradient of inner\.bias the shape \(1, 2\), it should have \(2,\)"),
+        (bias_misshapen, r"gradient of inner\.bias the shape \(1, 2\), expected \(2,\)"),
         (input_missing, r"Wrong\(\): backward returned no gradient of x"),
         (left_on_the_tape, r"left entries on the tape: Tape\(Dense\(3, 2, activation='tanh'\)\)"),
     ],

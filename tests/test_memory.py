@@ -53,7 +53,7 @@ def test_moments_cost_and_their_absence_does_not() -> None:
 
 
 def test_a_shape_that_is_not_known() -> None:
-    with pytest.raises(gn.errors.ShapeError, match="give input_shape"):
+    with pytest.raises(gn.errors.ShapeError, match="pass input_shape"):
         gn.ReLU().memory(3)
     assert gn.ReLU().memory(3, input_shape=(2, 2)).tape["input"] == 3 * 4 * 4
 

@@ -168,7 +168,7 @@ def test_a_fault_of_one_rank_ends_all(how: str, tmp_path: Path) -> None:
 PARTINGS = {
     "catches an error of a step": (
         "rank 1 has had an error that rank 0 has not had (train_step: ShapeError: ",
-        "and has gone on; let it end the program, or catch it on all ranks",
+        "and has continued; let it end the program, or catch it on all ranks",
     ),
     "catches an error of a callback": (
         "rank 1 has had an error that rank 0 has not had (Trainer.fit: ValueError: a fault",

@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[Nodes, str]] = {
     ),
     "no end": (
         [("Relu", ["x"], {}), ("Tanh", ["x"], {})],
-        "Relu cannot be read: what branches off before it does not meet again",
+        "Relu cannot be read: the branches that start before it do not meet again",
     ),
     "a value that comes later": (
         [("Relu", ["@1"], {}), ("Tanh", ["@0"], {})],
@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Nodes, str]] = {
             ("Add", ["@1", "@2"], {}),
             ("Concat", ["@3", "@2"], {"axis": -1}),
         ],
-        "Concat cannot be read: operators lie in several of its branches",
+        "Concat cannot be read: its branches share operators",
     ),
     "shapes that differ": (
         [("MatMul", ["x", "(4, 2)"], {}), ("Add", ["@0", "x"], {})],
@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[Nodes, str]] = {
     ),
     "constants alone": (
         [("Tanh", ["of four"], {}), ("Add", ["x", "@0"], {})],
-        "Tanh cannot be read: it computes with constants alone",
+        "Tanh cannot be read: it reads nothing but constants",
     ),
     "a constant of another kind": (
         [("Constant", [], {"value_string": "x"}), ("Add", ["x", "@0"], {})],
@@ -251,7 +251,7 @@ REFUSED: dict[str, tuple[Nodes, str]] = {
     "a scale": ([("Mul", ["x", "of four"], {})], "Mul cannot be read: gpunn has no layer"),
     "nothing of the input": (
         [("Relu", ["x"], {}), ("Identity", ["of four"], {})],
-        "is not what its last operator returns",
+        "its last operator does not return",
     ),
     "a group norm of something else": (
         [
@@ -294,8 +294,8 @@ def test_branches_too_deep_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "told"),
     [
-        ([CONV, ("Flatten", [""], {})], "has the channels elsewhere"),
-        ([CONV, ("Flatten", [""], {}), ("Tanh", [""], {})], "has the channels elsewhere"),
+        ([CONV, ("Flatten", [""], {})], "has the channels in another place"),
+        ([CONV, ("Flatten", [""], {}), ("Tanh", [""], {})], "has the channels in another place"),
         ([CONV, ("MatMul", ["", "(4, 4)"], {})], "MatMul cannot be read: .*channels last"),
         ([CONV, ("Softmax", [""], {"axis": -1})], "Softmax cannot be read: axis is -1"),
         ([CONV, ("Concat", ["@0", "@0"], {"axis": 3})], "Concat cannot be read: axis is 3"),
@@ -329,7 +329,7 @@ def test_a_network_far_larger_than_the_file_is_refused(tmp_path: Path) -> None:
 
 def test_channels_first_is_a_flag_of_images(tmp_path: Path) -> None:
     path = written(tmp_path / "model.onnx", [("Relu", ["x"], {})], 4)
-    with pytest.raises(FileError, match="no channels in front"):
+    with pytest.raises(FileError, match="no channels to come first"):
         gn.import_onnx(path, channels_first=True)
     with pytest.raises(SettingError, match="channels_first must be True or False, got 'yes'"):
         gn.import_onnx(path, channels_first="yes")  # type: ignore[arg-type]

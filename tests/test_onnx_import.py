@@ -204,13 +204,13 @@ CHANGES = {
     other_domain: "the operator com.example.Relu cannot be read: gpunn has no layer",
     other_setting: "the operator Relu cannot be read: its setting 'leak' is not known",
     asymmetric: r"the operator Conv cannot be read: pads are \[2, 1, 0, 1\]",
-    external: "lies in another file, and none is followed",
+    external: "is in another file, which is not read",
     announces_more: r"the constant 'layers.0.weight' has 72 numbers",
     negative: r"the constant 'layers.0.weight' has 72 numbers",
     far_version: "of version 99",
     no_lengths: "must be given as numbers",
     many_groups: "the operator Conv cannot be read: .*groups",
-    layout_first: "the operator Conv cannot be read: it needs the channels behind the samples",
+    layout_first: "the operator Conv cannot be read: it needs the channels first",
     wide_input: "the operator Reshape cannot be read: samples of .* do not become",
 }
 
@@ -249,5 +249,5 @@ def test_what_is_no_file_of_onnx(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="expected a path, got int"):
         gn.import_onnx(3)  # type: ignore[arg-type]
     gn.save(tmp_path / "weights", gn.Dense(3, 2))
-    with pytest.raises(FileError, match="no ONNX file, or is damaged"):
+    with pytest.raises(FileError, match="not an ONNX file, or is damaged"):
         gn.import_onnx(tmp_path / "weights")

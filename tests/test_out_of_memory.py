@@ -235,7 +235,7 @@ def test_the_batch_that_is_advised_fits(
         pool.free_all_blocks()
         pool.set_limit(size=pool.total_bytes() + free)
         message = failing()
-        assert re.search(r"[\d,]+ bytes were asked for, [\d,]+ bytes are free", message)
+        assert re.search(r"[\d,]+ bytes were requested, [\d,]+ bytes are free", message)
         found = re.search(r"a batch of at most (\d+) fits", message)
         assert found, message
         assert int(found[1]) >= 50
@@ -316,7 +316,7 @@ class TestWhoRunsOut:
             pytest.raises(
                 DeviceMemoryError,
                 match=r"Dense\(1000, 1000\): cupy:0 is out of memory; [48],000,\d+ bytes were "
-                r"asked for, [\d,]+ bytes are free; make it smaller",
+                r"requested, [\d,]+ bytes are free; make it smaller",
             ),
         ):
             Dense(1000, 1000, rng=0, backend="cupy")

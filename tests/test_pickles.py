@@ -148,7 +148,7 @@ def check(found: dict[str, Any], trainer: gn.Trainer, home: str, place: str) -> 
     assert found["classes"] == [place] * 2
     assert found["stepped"] == f"{place}None"
     (said,) = set(found["said"])
-    assert said.startswith(f"what was pickled on {home} is on {place} now, since ")
+    assert said.startswith(f"arrays that were pickled on {home} are now on {place}, since ")
     train(trainer)
     for got, wanted in zip(found["trained"], contents(trainer), strict=True):
         assert_allclose(np.array(got, wanted.dtype), wanted, rtol=1e-4, atol=1e-6)

@@ -82,8 +82,8 @@ class TestHistory:
             (lambda: gn.plot_history([1.0]), "expected a History"),
             (lambda: gn.plot_history(gn.History()), "no epochs"),
             (lambda: gn.plot_history(history(), ["lss"]), "no column 'lss'; there are loss"),
-            (lambda: gn.plot_history(history(), axes=3), "axes must be 1 of"),
-            (lambda: gn.plot_history(history(), axes=plt.subplots(1, 2)[1]), "axes must be 1 of"),
+            (lambda: gn.plot_history(history(), axes=3), "must be 1 matplotlib"),
+            (lambda: gn.plot_history(history(), axes=plt.subplots(1, 2)[1]), "be 1 matplotlib"),
         ],
     )
     def test_mistakes(self, call: Any, message: str) -> None:

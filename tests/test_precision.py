@@ -302,7 +302,7 @@ class TestWhereItHolds:
 
         checked = precisions.checked_precision
         assert checked("tf32", "cupy", Turing()) == "tf32"  # it computes in float32
-        with pytest.raises(SettingError, match=r"8\.0 or later, and cupy:1 has 7\.5; leave prod"):
+        with pytest.raises(SettingError, match=r"8\.0 or later, and cupy:1 has 7\.5; omit prod"):
             checked("bfloat16", "cupy", Turing())
 
     def test_rocm(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ class TestOnTheHost:
     @pytest.mark.parametrize("precision", ROUNDED)
     def test_it_is_refused(self, backend: str, precision: Precision) -> None:
         before = list(backends._process_uses)
-        wanted = f"products='{precision}' is for GPUs, and the backend is {backend}; leave products"
+        wanted = f"products='{precision}' is for GPUs, and the backend is {backend}; omit products"
         with pytest.raises(SettingError, match=wanted):
             gn.use(backend=backend, products=precision)
         assert backends._process_uses == before

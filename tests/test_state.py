@@ -148,7 +148,7 @@ class TestLoad:
             gn.load(path, model)
         lines = [line.strip() for line in str(caught.value).splitlines()]
         assert lines == [
-            f"load: {path} does not fit the model, which is left as it was:",
+            f"load: {path} does not fit the model, which is unchanged:",
             "misshapen: layers.1.mean is (3, 2) in the file and (2, 3) in the model",
             "of another kind: layers.1.seen is float32 in the file and int64 in the model",
             "missing in the file: layers.0.bias",
@@ -179,7 +179,7 @@ class TestNothingInCommon:
         save_file({f"part.{i:02}": np.ones(2) for i in range(12)}, path)
         model = make()
         before = bits(model)
-        with pytest.raises(FileError, match="no name in common, so that nothing was loaded") as e:
+        with pytest.raises(FileError, match="no name in common, so nothing was loaded") as e:
             gn.load(path, model, strict=strict)
         assert "strict=False" not in str(e.value)
         in_file, in_model = str(e.value).splitlines()[1:]
@@ -253,7 +253,7 @@ class TestUntouched:
         model = Held(a=strict.asarray(np.zeros(2)), b=strict.asarray(frozen(np.zeros(2))),
                      c=strict.asarray(np.zeros(2)))  # fmt: skip
         before = bits(model)
-        with pytest.raises(FileError, match="b cannot be written to in the model, which is left"):
+        with pytest.raises(FileError, match="b cannot be written to in the model, which is unch"):
             gn.load(path, model)
         assert bits(model) == before
 
@@ -291,7 +291,7 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
         folder, name = tmp_path / "nowhere", "model.safetensors"
         wanted = {
-            f"nowhere/{name}": f"save: there is no folder {folder} to write {name} into; make it "
+            f"nowhere/{name}": f"save: there is no folder {folder} to write {name} into; create it "
             "first",
             ".": f"save: {tmp_path} is a folder; name a file, such as {tmp_path / name}",
         }

@@ -127,7 +127,7 @@ class TestRefused:
             (lambda s: s.update(more=1), "unexpected: more"),
             (lambda s: s["states"].pop("0.0"), r"missing: 0\.0"),
             (lambda s: s["states"].update({"0.0": np.ones(3)}), r"0\.0 is \(3,\) in the state"),
-            (lambda s: s["states"].update({"0.0": 3}), r"0\.0 is a int, and no array"),
+            (lambda s: s["states"].update({"0.0": 3}), r"0\.0 is a int, not an array"),
             (lambda s: s.update(kind="SGD"), "the state is that of SGD, and this is Adam"),
             (lambda s: s["settings"].update(beta_1=2.0), r"beta_1 must be .*\[0, 1\)"),
             (lambda s: s["schedule"].update(kind="Cosine"), "that of Cosine, and this is Const"),
@@ -180,6 +180,6 @@ class TestRefused:
         before = str(state)
         inner = state["state"] if kind == "MT19937" else state
         inner["pos" if kind == "MT19937" else "buffer_pos"] = position
-        with pytest.raises(StateError, match=f"that is no state of a generator {kind}"):
+        with pytest.raises(StateError, match=f"that is not a state of a generator {kind}"):
             restore_generator("Part", rng, state)
         assert str(generator_state(rng)) == before

@@ -215,7 +215,7 @@ class TestDamage:
     @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
     def test_what_is_no_such_file_is_refused(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
-        with pytest.raises(FileError, match="is no safetensors file, or is damaged") as caught:
+        with pytest.raises(FileError, match="is not a safetensors file, or is damaged") as caught:
             gn.load(path, Held(w=np.zeros(1, "float32")))
         assert str(caught.value).startswith(f"load: {path}")
 

@@ -149,7 +149,7 @@ def test_parameters_of_layers_that_are_not_called() -> None:
     model.spare = gn.Dense(3, 2)  # type: ignore[attr-defined]
     summary = model.summary()
     assert summary.rows[-1] == [
-        "(of no layer that was called)",
+        "(in no layer that was called)",
         "?",
         "8",
         "0",

@@ -102,7 +102,7 @@ class TestPair:
         assert load_file(path)["x"].tolist() == value.tolist()
 
     def test_what_cannot_be_written(self, path: Path) -> None:
-        with pytest.raises(DTypeError, match=r"save: odd is complex128, of which .* no numbers"):
+        with pytest.raises(DTypeError, match=r"save: odd is complex128, which .* cannot hold"):
             write("save", path, KIND, {"odd": np.zeros(2, "complex128")})
         with pytest.raises(FileError, match=f"save: {path} was not written, .* surrogates not"):
             write("save", path, KIND, {"\ud800": np.zeros(2)})
@@ -116,8 +116,8 @@ class TestFormat:
         ("written", "message"),
         [
             (Format("gpunn test", 4), "'gpunn test 4', and this gpunn reads those up to 'gpunn t"),
-            (Format("gpunn", 3), "of format 'gpunn 3', and 'gpunn test 3' is expected"),
-            (Format("pt", 3), "'pt 3', and 'gpunn test 3' is expected"),
+            (Format("gpunn", 3), "of format 'gpunn 3', but 'gpunn test 3' is expected"),
+            (Format("pt", 3), "'pt 3', but 'gpunn test 3' is expected"),
         ],
     )
     def test_another_is_refused(self, path: Path, written: Format, message: str) -> None:
@@ -135,7 +135,7 @@ class TestFormat:
         said = {"format": "gpunn test 3", "metadata": {}}
         for header in (stating(**said), stating(**said, sha256="0" * 64)):  # not where it belongs
             path.write_bytes(raw(header))
-            with pytest.raises(FileError, match=r"state a digest, as sha256, and it does not"):
+            with pytest.raises(FileError, match=r"state a digest, .*, and this one does not"):
                 read_as("load", path, KIND)
 
     @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ class TestFormat:
     )
     def test_an_entry_that_is_none_of_gpunns(self, path: Path, text: str) -> None:
         path.write_bytes(raw({"__metadata__": {"gpunn": text}}))
-        with pytest.raises(FileError, match=f"^load: {path} is no safetensors file, or is damaged"):
+        with pytest.raises(FileError, match=f"^load: {path} is not a safetensors file, or is dam"):
             read_as("load", path, KIND)
 
     def test_models_of_a_newer_gpunn_and_other_files_of_this_one(self, path: Path) -> None:
@@ -157,7 +157,7 @@ class TestFormat:
         with pytest.raises(FileError, match=r"reads those up to 'gpunn 2'; a newer gpunn wrote it"):
             gn.load(path, model)
         write("save", path, KIND, state)
-        with pytest.raises(FileError, match="is of format 'gpunn test 3', and 'gpunn 2' is expec"):
+        with pytest.raises(FileError, match="is of format 'gpunn test 3', but 'gpunn 2' is expec"):
             gn.load(path, model)
 
     def test_models_of_an_older_gpunn_are_read(self, path: Path) -> None:

@@ -171,7 +171,7 @@ def test_what_is_saved_in_their_layout_comes_back(case: LayerCase, tmp_path: Pat
 def test_a_file_in_their_layout_says_so(tmp_path: Path) -> None:
     model = gn.Dense(3, 3)
     gn.save(tmp_path / "file", model, layout="torch")
-    with pytest.raises(FileError, match=r"its format is 'pt 1'.*say layout='torch'"):
+    with pytest.raises(FileError, match=r"its format is 'pt 1'.*pass layout='torch'"):
         gn.load(tmp_path / "file", model)
 
 

@@ -159,7 +159,7 @@ def test_names_without_a_layout(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ({"layer.0": "conv"}, "names has 'layer.0', and the model has no such array or layer"),
-        ({"layers.0": 3}, "names gives 3 for layers.0.weight, and no name"),
+        ({"layers.0": 3}, "names gives 3 for layers.0.weight; expected a string"),
         (lambda name: None, "names gives None for layers.0.weight"),
         ("conv", "names must be a dict or a function, got 'conv'"),
     ],

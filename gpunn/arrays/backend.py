@@ -1,7 +1,7 @@
 """The choice of array library and device.
 
-It is made where arrays are created. From then on arrays carry their backend, and no layer asks
-which one it is.
+It is made where arrays are created. From then on arrays carry their backend, and layers need not
+know which one it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _is_loading(module: Any) -> bool:
 
 
 class Backend(Frozen):
-    """An array library and one of its devices; use `get_backend` to make one.
+    """An array library and one of its devices; use `get_backend` to create one.
 
     Attributes
     ----------
@@ -91,14 +91,14 @@ class Backend(Frozen):
         x : array of any library, or anything that `numpy.asarray` takes
             The values. Copies from one GPU to another do not go through the host. An array on the
             host has been read when this returns, so it may be changed, unless the result is on the
-            host, too. The result is ready on CuPy's current stream.
+            host as well. The result is ready on CuPy's current stream.
         dtype : str or dtype of the standard, optional
             Defaults to the dtype of `x`.
         """
         xp = self.xp
         if isinstance(dtype, str):
             if not hasattr(xp, dtype):
-                raise SettingError(f"unknown dtype {shown(dtype)}; say 'float32', for example")
+                raise SettingError(f"unknown dtype {shown(dtype)}; pass 'float32', for example")
             dtype = getattr(xp, dtype)
         if self.package == "cupy":
             with self.scope():
@@ -111,7 +111,7 @@ class Backend(Frozen):
         return x if dtype is None or x.dtype == dtype else xp.astype(x, dtype)
 
     def full(self, shape: Shape, value: float, dtype: str) -> Array:
-        """Return a new array of this backend, each entry of which is `value`."""
+        """Return a new array of this backend, filled with `value`."""
         with self.scope():
             where = {} if self.package == "cupy" else {"device": self.device}
             return self.xp.full(shape, value, dtype=getattr(self.xp, dtype), **where)
@@ -122,8 +122,8 @@ class Backend(Frozen):
         Parameters
         ----------
         released : bool, default False
-            Whether to return the unused blocks of CuPy's memory pool to the device first. Parts of
-            blocks that are in use then count as used, too: no large array fits into them.
+            Whether to return the unused blocks of CuPy's memory pool to the device first. Free
+            parts of blocks in use then count as used: no large array fits into them.
         """
         if self.package == "cupy":
             with self.scope():
@@ -141,7 +141,7 @@ class Backend(Frozen):
 def _free_on_gpu(*, released: bool) -> int:
     """Return the free bytes of the current device; see `Backend.free_bytes`."""
     cuda = importlib.import_module("cupy").cuda
-    # The pool that arrays come from; without one, an allocator is a plain function.
+    # The pool that arrays are allocated from; an allocator without a pool is a plain function.
     pool: Any = getattr(cuda.get_allocator(), "__self__", None)
     if not hasattr(pool, "free_all_blocks"):
         return int(cuda.runtime.memGetInfo()[0])
@@ -154,7 +154,7 @@ def _free_on_gpu(*, released: bool) -> int:
 
 
 def get_backend(name: str | Backend | None = None) -> Backend:
-    """Return the backend of that name.
+    """Return the backend with a given name.
 
     Parameters
     ----------
@@ -167,11 +167,11 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     Raises
     ------
     BackendUnavailableError
-        If that backend does not work here; the message says why, and what to do.
+        If the backend does not work here; the message says why, and what to do.
     DeviceError
         If CUDA cannot start in this process, because it was forked.
     SettingError
-        If there is no backend of that name.
+        If there is no backend with that name.
     """
     if isinstance(name, Backend):
         return name
@@ -189,11 +189,11 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if library == "array-api-strict":
         return Backend(library, strict_device(int(index or 0)))
     if index not in ("", "0"):
-        raise BackendUnavailableError(f"backend {shown(name)}: NumPy has one device; say 'numpy'")
+        raise BackendUnavailableError(f"backend {shown(name)}: NumPy has one device; use 'numpy'")
     return Backend("numpy")
 
 
-#: What `use` sets; no backend where it has not been called.
+#: The backend and precision that `use` sets; the backend is None where it has not been called.
 _Choice = tuple[Backend | None, Precision]
 
 
@@ -205,33 +205,33 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
     backend : str or Backend
         As for `get_backend`.
     products : {"float32", "tf32", "bfloat16"}, optional
-        What the factors of float32 matrix products on a GPU are rounded to. Defaults to float32,
-        or to tf32 if the environment variable ``CUPY_TF32`` is 1. Values, gradients, the
-        optimizer's state and all sums stay float32. Products of arrays on the CPU, and of float64
-        arrays, are as ever.
+        The format that the factors of float32 matrix products on a GPU are rounded to. Defaults to
+        float32, or to tf32 if the environment variable ``CUPY_TF32`` is 1. Values, gradients, the
+        optimizer's state and all sums stay float32. Products on the CPU, and of float64 arrays, are
+        not affected.
 
     Raises
     ------
     BackendUnavailableError
-        If that backend does not work here.
+        If the backend does not work here.
     SettingError
-        If that backend has no products of that precision.
+        If the backend does not support products of that precision.
 
     Notes
     -----
-    A factor is rounded with relative error u at most, the unit roundoff of the format: it is
+    A factor is rounded with a relative error of at most u, the unit roundoff of the format:
     :math:`2^{-11}` for tf32 (11 significant bits) and :math:`2^{-8}` for bfloat16 (8 significant
-    bits). Both have the range of float32. A sum of n products is off by
+    bits). Both have the range of float32. The error of a sum of n products is
 
     .. math:: |\hat z - x \cdot y| \le (2 u + u^2 + n\, 2^{-23})\, |x| \cdot |y|
 
-    at most, where the last term is due to the sums. For "float32" there is no u. Rounding to
-    bfloat16 is to the nearest, ties to even. Rounding to tf32 is cuBLAS's, which may leave off the
-    last bits instead (then u is :math:`2^{-10}`), or not round at all, as on devices before compute
-    capability 8.0. bfloat16 needs compute capability 8.0.
+    where the last term is due to the summation. For "float32", u is 0. Rounding to bfloat16 is to
+    nearest, ties to even. Rounding to tf32 is done by cuBLAS, which may truncate instead (then u is
+    :math:`2^{-10}`), or not round at all, as on devices before compute capability 8.0. bfloat16
+    needs compute capability 8.0.
 
-    The choice is read at each product, and a training step that was captured is captured again
-    when the choice has changed. It does not travel with arrays, models or pickles.
+    The choice is read at each product, and a captured training step is captured again when the
+    choice has changed. It is not stored in arrays, models or pickles.
 
     Examples
     --------
@@ -252,18 +252,18 @@ class use:  # noqa: N801 (reads as a verb: `with use(backend="cupy"):`)
 
     def __enter__(self) -> Backend:
         """Restrict the choice to the block."""
-        if self in _process_uses:  # not when a block is entered a second time
+        if self in _process_uses:  # false if a block is entered a second time
             _process_uses.remove(self)
         self._tokens.append(_block_choice.set(self.choice))
         return self.backend
 
     def __exit__(self, *exception: object) -> None:
-        """Return to what was set before."""
+        """Restore the previous choice."""
         _block_choice.reset(self._tokens.pop())
 
 
-#: The calls of `use` without a block; the last one applies. Entering a block removes the block's
-#: own entry, wherever it is in the list, since threads may enter blocks at the same time.
+#: Calls of `use` without a block; the last one applies. Entering a block removes the block's own
+#: entry, wherever it is in the list, since threads may enter blocks at the same time.
 _process_uses: list[use] = []
 _block_choice: ContextVar[_Choice | None] = ContextVar("gpunn_choice", default=None)
 _NO_CHOICE: _Choice = None, DEFAULT
@@ -279,13 +279,13 @@ def _choice() -> _Choice:
 
 
 def product_precision() -> Precision:
-    """Return the precision of products that `use` has set; asked at every product on a GPU."""
+    """Return the precision of products set by `use`; called at every product on a GPU."""
     return _choice()[1]
 
 
 @contextmanager
 def held_choice() -> Iterator[None]:
-    """Keep what `use` has set for this thread, whatever other threads set for the process."""
+    """Keep the choice of `use` for this thread, whatever other threads set for the process."""
     token = _block_choice.set(_choice())
     try:
         yield
@@ -327,27 +327,27 @@ _NO_SCOPE: AbstractContextManager[Any] = nullcontext()
 
 
 def on_one_device(arrays: Sequence[Array]) -> bool:
-    """Return whether arrays of one library are on one device; quicker than `backend_of`.
+    """Return whether arrays of one library are on one device; faster than `backend_of`.
 
-    What is no array, or of another library, counts as another device.
+    An object that is not an array, or is of another library, counts as another device.
     """
-    try:  # CuPy's own attribute takes half the time of the standard's, and every step asks
+    try:  # called at every step, and CuPy's own attribute takes half the time of the standard's
         devices = {x.data.device_id for x in arrays}
     except AttributeError:
         devices = {getattr(x, "device", None) for x in arrays}
     return len(devices) <= 1
 
 
-def device_mismatch(speaker: str, home: Backend | None, place: Backend | None) -> DeviceError:
-    """Return the error for an array x that is on another device than the speaker."""
+def device_mismatch(owner: str, home: Backend | None, place: Backend | None) -> DeviceError:
+    """Return the error for an array x that is on a different device than the owner."""
     return DeviceError(
-        f"{speaker} is on {home} and x on {place}; move one of them: "
+        f"{owner} is on {home} and x on {place}; move one of them: "
         f"model.to({str(place)!r}), or gn.get_backend({str(home)!r}).asarray(x)"
     )
 
 
 def _from_environment() -> Backend | None:
-    """Return the backend that the environment variable names, if it names one."""
+    """Return the backend named by the environment variable, if it is set."""
     wanted = os.environ.get(ENVIRONMENT_VARIABLE)
     if not wanted:
         return None
@@ -364,7 +364,7 @@ def _automatic() -> Backend:
 
 @lru_cache(maxsize=1)
 def _cupy_works() -> bool:
-    """Return whether CuPy works; log the backend that "auto" therefore is, and the reason, once."""
+    """Return whether CuPy works; log, once, which backend "auto" is, and why."""
     import logging  # noqa: PLC0415 (a tenth of the import time that gpunn may take)
 
     log = logging.getLogger("gpunn")
@@ -372,8 +372,8 @@ def _cupy_works() -> bool:
         get_backend("cupy")
     except BackendUnavailableError as error:
         # A user who has installed CuPy should learn that it does not work.
-        say = log.info if "is not installed" in str(error) else log.warning
-        say("backend 'auto' is numpy, since %s", error)
+        report = log.info if "is not installed" in str(error) else log.warning
+        report("backend 'auto' is numpy, since %s", error)
         return False
     log.info("backend 'auto' is cupy, since CuPy and a device work")
     return True

@@ -1,4 +1,4 @@
-"""Running out of memory: how to recognise it, and the error that says what to do."""
+"""Detect that memory has run out, and raise an error that says what to do."""
 
 from __future__ import annotations
 
@@ -12,56 +12,57 @@ from gpunn.arrays.facts import is_out_of_memory
 from gpunn.errors import DeviceMemoryError
 
 
-def shortage(speaker: str, place: Backend, error: BaseException, advice: str) -> DeviceMemoryError:
+def shortage(owner: str, place: Backend, error: BaseException, advice: str) -> DeviceMemoryError:
     """Return the error for work that ran out of memory.
 
-    Call it when the work's own arrays are freed; the traceback of `error` may hold them.
+    Call it once the work's own arrays are freed; the traceback of `error` may hold them.
 
     Parameters
     ----------
-    speaker : str
-        Who needed the memory, and for what.
+    owner : str
+        The function or object that needed the memory, and what for.
     place : Backend
-        Where.
+        The device.
     error : Exception
-        What the library raised.
+        The error that the library raised.
     advice : str
         What to do.
     """
     return DeviceMemoryError(
-        f"{speaker}: {place} is out of memory; {state_of(place, error)}; {advice}"
+        f"{owner}: {place} is out of memory; {state_of(place, error)}; {advice}"
     )
 
 
 @contextmanager
-def room_for(speaker: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator[None]:
-    """Raise `shortage` if new parameters of these shapes do not fit; a number has up to 8 bytes.
+def room_for(owner: str, place: Backend, *shapes: tuple[int, ...]) -> Iterator[None]:
+    """Raise `shortage` if new parameters of these shapes do not fit, at up to 8 bytes a number.
 
-    Libraries cannot count more than 2**63 bytes, and say so in many ways: such shapes are refused.
+    Shapes of more than 2**63 bytes are refused: libraries fail on them in many different ways.
     """
     for shape in shapes:
         if 8 * math.prod(shape) > MOST:
             raise DeviceMemoryError(
-                f"{speaker}: an array of shape {shape} is larger than any memory; make it smaller"
+                f"{owner}: an array of shape {shape} is larger than any memory; make it smaller"
             )
-    with memory_for(speaker, place, "make it smaller, or free what else is there"):
+    with memory_for(owner, place, "make it smaller, or free other memory on the device"):
         yield
 
 
 def state_of(place: Backend, error: BaseException) -> str:
-    """Return how many bytes were asked for, if `error` knows, and how many are free now."""
+    """Return how many bytes were requested, if `error` knows, and how many are free now."""
     free = place.free_bytes(released=True)
     known = "an unknown number of" if free is None else f"{free:,}"
     wanted = getattr(error, "_size", None) or getattr(error.__cause__, "_size", None)
-    asked = "" if wanted is None else f"{int(wanted):,} bytes were asked for, "
-    return f"{asked}{known} bytes are free"
+    requested = "" if wanted is None else f"{int(wanted):,} bytes were requested, "
+    return f"{requested}{known} bytes are free"
 
 
 @contextmanager
-def memory_for(speaker: str, place: Backend | None, advice: str) -> Iterator[None]:
-    """Raise `shortage` if the block runs out of memory; an error that has advice already passes.
+def memory_for(owner: str, place: Backend | None, advice: str) -> Iterator[None]:
+    """Raise `shortage` if the block runs out of memory.
 
-    So does every error where `place` is None, since the arrays are of no known library.
+    An error that already has advice is passed on; so is any error if `place` is None, for arrays of
+    an unknown library.
     """
     try:
         yield
@@ -71,4 +72,4 @@ def memory_for(speaker: str, place: Backend | None, advice: str) -> Iterator[Non
         failure = error.with_traceback(None)
     else:
         return
-    raise shortage(speaker, place, failure, advice) from failure
+    raise shortage(owner, place, failure, advice) from failure

@@ -1,6 +1,6 @@
-"""Checks of settings: one function for each kind of value, so that all errors read alike.
+"""Checks of settings: one function for each kind of value, so that errors are uniform.
 
-An error names the class or function, the setting, what was expected and what was given.
+An error names the class or function, the setting, the expected value and the given one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _brief.maxlong = 60
 
 
 def shown(value: Any) -> str:
-    """Return how an error shows a value: as `repr` does, but never long, and never failing."""
+    """Return a value's `repr` for an error: never long, and never failing."""
     try:
         return _brief.repr(value)
-    except Exception:  # noqa: BLE001 (whatever a class of the user's raises)
+    except Exception:  # noqa: BLE001 (a user's class may raise anything)
         return f"<{type(value).__name__}>"
 
 
@@ -51,12 +51,12 @@ def number(owner: str, name: str, value: Any, interval: str) -> float:
     SettingError
         If it is not a number, or outside the interval.
     """
-    return _checked(owner, name, value, interval, "")
+    return _check_number(owner, name, value, interval, "")
 
 
 def optional_number(owner: str, name: str, value: Any, interval: str) -> float | None:
     """Check that a setting is None or a number in an interval; see `number`."""
-    return None if value is None else _checked(owner, name, value, interval, "None or ")
+    return None if value is None else _check_number(owner, name, value, interval, "None or ")
 
 
 def whole_number(
@@ -71,9 +71,9 @@ def whole_number(
     value : int
         Or a NumPy integer; not a `bool` or an array.
     least, most : int, default 1 and 2**63 - 1
-        The smallest and the largest that are allowed.
+        The smallest and largest numbers allowed.
     otherwise : str, optional
-        For the error: what else the caller accepts, such as ``"None or "``.
+        Other values that the caller accepts, for the error: ``"None or "``.
 
     Raises
     ------
@@ -107,12 +107,12 @@ def integer(owner: str, name: str, value: Any) -> int:
     raise SettingError(f"{owner}: {name} must be a whole number of 64 bits, got {shown(value)}")
 
 
-#: What Python and NumPy count among their numbers, and is no setting.
+#: Types that Python and NumPy count as numbers, but that are no valid settings.
 _NO_NUMBERS = (bool, np.timedelta64)
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number, Python's or NumPy's; a `bool` is not."""
+    """Return whether a value is a whole number of Python or NumPy; a `bool` is not."""
     return isinstance(value, Integral) and not isinstance(value, _NO_NUMBERS)
 
 
@@ -139,7 +139,7 @@ def one_of(
 
 
 def listed(known: Collection[str], given: Any = None) -> str:
-    """Return names in alphabetical order, for an error, and the one that may have been meant."""
+    """Return names for an error, sorted, with the closest one to `given` as a suggestion."""
     import difflib  # noqa: PLC0415 (only errors need it)
 
     names = ", ".join(sorted(known))
@@ -148,7 +148,7 @@ def listed(known: Collection[str], given: Any = None) -> str:
 
 
 def flag(owner: str, name: str, value: Any) -> bool:
-    """Check that a setting is True or False, or such a scalar of an array library.
+    """Check that a setting is True or False, or a boolean scalar of an array library.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def float_dtype(owner: str, dtype: Any, *, otherwise: str = "") -> str:
     )
 
 
-#: NumPy's arrays have 64 axes at most, and CuPy's 32; one is that of the samples.
+#: NumPy arrays have at most 64 axes, and CuPy arrays 32; one is the sample axis.
 _MOST_AXES = 31
 
 
@@ -187,7 +187,7 @@ def sample_shape(owner: str, shape: Any, name: str = "input_shape") -> tuple[int
     return tuple(int(length) for length in lengths)
 
 
-def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
+def _check_number(owner: str, name: str, value: Any, interval: str, otherwise: str) -> float:
     converted = _as_float(value)
     if _contains(interval, converted):
         return converted
@@ -196,7 +196,7 @@ def _checked(owner: str, name: str, value: Any, interval: str, otherwise: str) -
 
 
 def _as_float(value: Any) -> float:
-    """Return a number as a float; NaN if it is none."""
+    """Return a number as a float; NaN for anything else."""
     if not isinstance(value, Real) or isinstance(value, _NO_NUMBERS):
         return math.nan
     try:

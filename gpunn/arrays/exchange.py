@@ -1,4 +1,4 @@
-"""Arrays from and for other libraries: to NumPy, to CuPy, and whatever speaks DLPack."""
+"""Convert arrays of any library to NumPy or CuPy, by DLPack and other interfaces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpunn.errors import BackendUnavailableError, DeviceMemoryError, DTypeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of DLPack's enumeration of devices.
+# From DLPack's enumeration of devices.
 _GPU, _PINNED, _MANAGED = 2, 3, 13  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 
 
@@ -43,9 +43,9 @@ def named_numpy(owner: str, name: str, x: Any) -> NDArray[Any]:
     Raises
     ------
     DTypeError
-        If it is no array, and cannot be made one; says whose argument it is.
+        If it cannot be converted to an array; the error names the owner and the argument.
     DeviceMemoryError
-        If it would be larger than the memory.
+        If the array would be larger than the memory.
     """
     try:
         return to_numpy(x)
@@ -56,12 +56,12 @@ def named_numpy(owner: str, name: str, x: Any) -> NDArray[Any]:
 
 
 def check_ordinary(owner: str, name: str, x: Any) -> None:
-    """Check that an array computes as NumPy's own do.
+    """Check that an array behaves like a plain NumPy array.
 
     Raises
     ------
     DTypeError
-        If it is masked, and so has no number in some places; or a matrix, whose * is a product.
+        If it is a masked array, which has gaps, or a matrix, whose * is the matrix product.
     """
     if type(x) is np.ndarray or not isinstance(x, np.ndarray):
         return
@@ -72,7 +72,7 @@ def check_ordinary(owner: str, name: str, x: Any) -> None:
 
 
 def joined(arrays: list[Any]) -> NDArray[Any]:
-    """Return arrays of any libraries as one NumPy array, along the first axis; wait for devices."""
+    """Concatenate arrays of any libraries along the first axis, in NumPy; wait for devices."""
     if len(arrays) == 1:
         return to_numpy(arrays[0])
     return np.concatenate([to_numpy(x) for x in arrays]) if arrays else np.empty(0)
@@ -81,8 +81,8 @@ def joined(arrays: list[Any]) -> NDArray[Any]:
 def adopt(x: Any) -> Any:
     """Return another library's GPU array as a CuPy array that shares its memory.
 
-    It is ready on the current stream: DLPack tells the producer who reads. An object of a subclass
-    of CuPy's array becomes a plain one. Anything else is returned unchanged.
+    It is ready on the current stream: DLPack tells the producer which stream reads. An instance of
+    a subclass of CuPy's array becomes a plain one. Anything else is returned unchanged.
     """
     library = library_of(x)
     if library is not None:
@@ -101,8 +101,8 @@ def adopt(x: Any) -> Any:
 def to_cupy(x: Any, index: int) -> Array:
     """Return `x` as a CuPy array on the current device, number `index`.
 
-    The caller may change an array on the host afterwards. CuPy makes a copy of it first, but not if
-    its memory is pinned: then this waits until it has been read.
+    The caller may change an array on the host afterwards: CuPy copies it first, unless its memory
+    is pinned; then this waits until it has been read.
     """
     cupy = importlib.import_module("cupy")
     x = adopt(x)
@@ -128,7 +128,7 @@ def _plain_cupy(x: Any) -> Array:
 
 
 def _from_another_gpu(x: Array) -> Array:
-    """Return a copy on the current device, made once `x` is ready on its own."""
+    """Return a copy on the current device, made once `x` is ready on its own device."""
     cupy = importlib.import_module("cupy")
     with x.device:
         ready = cupy.cuda.get_current_stream().record()
@@ -137,13 +137,13 @@ def _from_another_gpu(x: Array) -> Array:
 
 
 def _by_interface(x: Any) -> Array:
-    """Return a CuPy array of what offers its memory by `__cuda_array_interface__` alone."""
+    """Return a CuPy array of an object that offers only `__cuda_array_interface__`."""
     cupy = require("cupy", INSTALL_CUPY)
     interface = x.__cuda_array_interface__
     pointer = interface["data"][0]
     if not pointer:  # an empty array is on no device
         return cupy.asarray(x)
-    # CuPy takes memory to be on the current device.
+    # CuPy assumes that the memory is on the current device.
     with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device) as device:
         if interface.get("version", 0) < 3:  # it does not say which stream may still write to it
             device.synchronize()
@@ -151,7 +151,7 @@ def _by_interface(x: Any) -> Array:
 
 
 def _dlpack_device(x: Any) -> tuple[int, int]:
-    """Return the kind and the number of an object's device; zeros if it does not speak DLPack."""
+    """Return the kind and number of an object's device; zeros if it does not support DLPack."""
     if not hasattr(x, "__dlpack_device__"):
         return 0, 0
     kind, home = x.__dlpack_device__()
@@ -183,6 +183,6 @@ def _foreign_to_numpy(x: Any) -> NDArray[Any]:
 
 
 def _wait_for_copies(home: int) -> None:
-    """Wait for what a device may still write to pinned memory, on whatever stream."""
-    with suppress(BackendUnavailableError):  # without CuPy there is nobody to ask
+    """Wait until a device has finished writing to pinned memory, on any stream."""
+    with suppress(BackendUnavailableError):  # without CuPy the device cannot be waited for
         require("cupy", INSTALL_CUPY).cuda.Device(home).synchronize()

@@ -16,7 +16,7 @@ def dtype_name(x: Any) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
-#: CUDA's errors that say "out of memory", by class and status. CuPy's pools raise a `MemoryError`
+#: CUDA's "out of memory" errors: the status of each class. CuPy's pools raise a `MemoryError`
 #: instead, but allocators without a pool, modules, graphs and cuBLAS do not.
 _OUT_OF_MEMORY = {"CUDARuntimeError": 2, "CUDADriverError": 2, "CUBLASError": 3}
 
@@ -36,22 +36,22 @@ def size_of(x: Array) -> int:
     return int(math.prod(x.shape)) * itemsize
 
 
-@lru_cache(maxsize=64)  # asked at every call, of few dtypes
+@lru_cache(maxsize=64)  # called in every pass, for few dtypes
 def is_floating(xp: Namespace, dtype: Any) -> bool:
-    """Return whether a dtype is a real floating-point one."""
+    """Return whether a dtype is real floating-point."""
     return is_kind(xp, dtype, "real floating")
 
 
-@lru_cache(maxsize=64)  # asked at every step, of few dtypes
+@lru_cache(maxsize=64)  # called at every step, for few dtypes
 def is_integer(xp: Namespace, dtype: Any) -> bool:
-    """Return whether a dtype is an integer one, signed or not."""
+    """Return whether a dtype is an integer type, signed or unsigned."""
     return is_kind(xp, dtype, "integral")
 
 
 def is_kind(xp: Namespace, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
-    """Return whether a dtype is of one of these kinds, named as for the standard's `isdtype`.
+    """Return whether a dtype is of one of these kinds, named as in the standard's `isdtype`.
 
-    False for a dtype that `isdtype` refuses, such as NumPy's strings of variable width.
+    False for a dtype that `isdtype` rejects, such as NumPy's variable-width strings.
     """
     try:
         return bool(xp.isdtype(dtype, kinds))

@@ -1,4 +1,4 @@
-"""The array libraries: which one an array is from, and whether one works on this machine."""
+"""The array libraries: which one an array belongs to, and whether it works on this machine."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def library_of(x: Any) -> str | None:
 _LIBRARIES = {"cupy": "cupy", "array_api_strict": "array-api-strict"}
 
 
-@lru_cache(maxsize=256)  # asked for every array
+@lru_cache(maxsize=256)  # called for every array
 def _library_of_class(kind: type) -> str | None:
-    """Return the library of a class, or of the nearest base that is from one."""
+    """Return the library of a class, or of its nearest base class from a library."""
     modules = (base.__module__.partition(".")[0] for base in kind.__mro__)
     return next((_LIBRARIES[module] for module in modules if module in _LIBRARIES), None)
 
@@ -45,9 +45,9 @@ def require(module: str, remedy: str) -> Any:
     Parameters
     ----------
     module : str
-        Its name.
+        The name of the module.
     remedy : str
-        What the user should run if it cannot be imported.
+        The command that the user should run if it cannot be imported.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def strict_name(index: int) -> str:
 
 
 class Vendor(NamedTuple):
-    """Who makes the GPUs that CuPy is built for.
+    """The vendor of the GPUs that CuPy is built for.
 
     Attributes
     ----------
     name, platform : str
-        Such as "NVIDIA" and "CUDA".
+        For example, "NVIDIA" and "CUDA".
     tool, variable : str
         The command that lists the GPUs, and the environment variable that hides some.
     """
@@ -107,12 +107,12 @@ AMD = Vendor("AMD", "ROCm", "rocm-smi", "ROCR_VISIBLE_DEVICES")
 
 
 def vendor_of(runtime: Any) -> Vendor:
-    """Return the vendor whose GPUs CuPy's runtime is for."""
+    """Return the vendor of the GPUs that CuPy's runtime supports."""
     return AMD if getattr(runtime, "is_hip", False) else NVIDIA
 
 
 def on_rocm() -> bool:
-    """Return whether CuPy is for AMD's GPUs."""
+    """Return whether CuPy is built for AMD GPUs."""
     return vendor_of(require("cupy", INSTALL_CUPY).cuda.runtime) is AMD
 
 
@@ -162,8 +162,8 @@ def _count_devices(runtime: Any, vendor: Vendor) -> int:
         if status == _NOT_INITIALIZED:
             raise DeviceError(
                 f"{vendor.platform} cannot start in this process ({error}). If the process was "
-                "forked after it had started, spawn it instead: "
-                "multiprocessing.get_context('spawn'), or let it work on backend='numpy'. If not, "
+                f"forked after {vendor.platform} had started, spawn it instead: "
+                "multiprocessing.get_context('spawn'), or use backend='numpy' in it. If not, "
                 f"the driver is broken: repair it until `{vendor.tool}` lists the GPU"
             ) from error
         raise BackendUnavailableError(

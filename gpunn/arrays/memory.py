@@ -1,4 +1,4 @@
-"""Whose memory an array is in: copies, read-only views, overlaps."""
+"""The memory of arrays: copies, read-only views, overlaps."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def may_overlap(x: Array, y: Array) -> bool:
         return False
     if place is not None and place.package == "cupy":
         return bool(importlib.import_module("cupy").may_share_memory(x, y))
-    return True  # other libraries do not tell
+    return True  # other libraries offer no such check
 
 
 def entries_between(block: Array, view: Array) -> int:
-    """Return how many entries lie between the beginnings of an array and of a view in it.
+    """Return the offset, in entries, of a view in an array.
 
-    For NumPy's arrays and CuPy's.
+    For NumPy and CuPy arrays.
     """
     one, other = (
         x.__array_interface__["data"][0] if isinstance(x, np.ndarray) else x.data.ptr

@@ -1,4 +1,4 @@
-"""Arrays in pickles, which must load where their device or their library is missing."""
+"""Arrays in pickles, which can be loaded even without their device or library."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gpunn.errors import BackendUnavailableError
 
 
 class Portable:
-    """An array in the state of an object that is pickled or copied.
+    """A wrapper of an array, for the state of an object that is pickled or copied.
 
-    A pickle holds its values in NumPy, and the name of its backend. Loading brings them to
-    `nearest` of that name. A copy in the same process never leaves the device.
+    A pickle holds the values as a NumPy array, and the name of the backend. Loading puts them on
+    the `nearest` backend. A copy in the same process never leaves the device.
     """
 
     __slots__ = ("array",)
@@ -29,22 +29,23 @@ class Portable:
         return Portable(copy_of(self.array))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return what makes the array again; those of unknown libraries pickle themselves."""
+        """Return how to restore the array; arrays of unknown libraries pickle themselves."""
         home = backend_of(self.array)
         if home is None:
             return Portable, (self.array,)
         return _restored, (to_numpy(self.array), str(home))
 
 
+# Pickles refer to this function by its name.
 def _restored(values: Any, home: str) -> Portable:
     return Portable(nearest(home).asarray(values))
 
 
 def nearest(name: str) -> Backend:
-    """Return where to put what was pickled on the backend of that name.
+    """Return the backend on which to restore arrays that were pickled on a given backend.
 
-    It is that backend; where its device is missing, the library's current one; where the library
-    does not work, NumPy. The log says which.
+    This is the same backend; if its device is missing, the library's current device; if the library
+    does not work, NumPy. A change is logged.
     """
     try:
         return get_backend(name)
@@ -62,5 +63,5 @@ def _log(home: str, place: str, why: str) -> None:
     import logging  # noqa: PLC0415 (a tenth of the import time that gpunn may take)
 
     logging.getLogger("gpunn").warning(
-        "what was pickled on %s is on %s now, since %s", home, place, why
+        "arrays that were pickled on %s are now on %s, since %s", home, place, why
     )

@@ -1,4 +1,4 @@
-"""Settings: attributes that are checked when they are assigned, and objects that do not change."""
+"""Settings: attributes that are checked on assignment, and immutable objects."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Frozen:
-    """An object of settings that are given once: equal if they are, and usable as a key.
+    """An immutable object with settings: compared by value, and usable as a key.
 
-    A frozen dataclass would do the same, but takes half a millisecond of the import of gpunn. A
+    A frozen dataclass would do the same, but adds half a millisecond to the import of gpunn. A
     subclass stores its settings in ``vars(self)``, in the order of its parameters.
     """
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both are of one class and have equal settings."""
+        """Return whether both are of the same class and have equal settings."""
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
@@ -24,14 +24,14 @@ class Frozen:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: the object may be a key, and others may rely on it."""
-        raise AttributeError(f"{self!r} does not change; make another one")
+        raise AttributeError(f"{self!r} is immutable; create another one")
 
     def __delattr__(self, name: str) -> None:
         """Refuse, as above."""
-        raise AttributeError(f"{self!r} does not change; make another one")
+        raise AttributeError(f"{self!r} is immutable; create another one")
 
     def __repr__(self) -> str:
-        """Return the expression that makes this object."""
+        """Return the expression that creates this object."""
         shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({shown})"
 
@@ -48,7 +48,7 @@ class _Checked(property):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
-        doc = "The setting of this name; what is assigned to it is checked."
+        doc = "The setting of this name; assigned values are checked."
         super().__init__(attrgetter("_" + name), self._put, doc=doc)
 
     def _put(self, instance: Any, value: Any) -> None:
@@ -58,7 +58,7 @@ class _Checked(property):
 
 
 def checked(check: Callable[..., Any], *arguments: Any) -> Any:
-    """Return an attribute for a class body that is checked whenever it is assigned.
+    """Return an attribute for a class body whose values are checked on assignment.
 
     The value is stored under the same name with a leading underscore.
 

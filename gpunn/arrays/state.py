@@ -1,4 +1,4 @@
-"""States: what an object must remember to go on, as plain numbers and arrays by name.
+"""States: what an object needs to continue later, as plain numbers and arrays by name.
 
 A state is a dict whose values are None, booleans, numbers, strings, arrays, lists of these, or
 dicts of the same kind. It holds no objects, so it can be written to a file and read without running
@@ -22,37 +22,37 @@ from gpunn.arrays.exchange import to_numpy
 from gpunn.arrays.facts import dtype_name
 from gpunn.errors import StateError
 
-#: What is code, and has nothing to remember.
+#: Types of code, which has no state.
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type, partial, np.ufunc)
 
-#: What an attribute may hold to be a part of a state as it is.
+#: Types whose values are part of a state unchanged.
 _PLAIN = (type(None), bool, int, float, str)
 
-#: How many numbers MT19937 and Philox have ready, by the name of their place in them.
-_READY_NUMBERS = {"pos": 624, "buffer_pos": 4}
+#: The sizes of the buffers of MT19937 and Philox, by the name of the position in them.
+_BUFFER_SIZES = {"pos": 624, "buffer_pos": 4}
 
 
 def generators() -> tuple[type[np.random.Generator], type[np.random.RandomState]]:
-    """Return the classes of what draws random numbers; NumPy imports them when it is asked."""
+    """Return the classes of random generators, which NumPy imports lazily."""
     return np.random.Generator, np.random.RandomState
 
 
 def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, Any]:
-    """Return what the attributes of an object have to remember, by name without an underscore.
+    """Return the state in an object's attributes, by name without a leading underscore.
 
-    These are numbers, strings, arrays, generators, and lists and tuples of them. Functions have
-    nothing to remember.
+    It consists of numbers, strings, arrays, generators, and lists and tuples of these. Functions
+    have no state.
 
     Parameters
     ----------
     instance : object
     known : collection of str
-        Attributes that are dealt with elsewhere.
+        Attributes that are handled elsewhere.
 
     Raises
     ------
     StateError
-        If another attribute is anything else: it might be something to remember.
+        If another attribute holds anything else, which might be state.
     """
     _check_code(instance)
     found = {}
@@ -63,12 +63,12 @@ def attributes_of(instance: Any, *, known: Collection[str] = ()) -> dict[str, An
             _check_code(value)
             continue
         try:
-            found[name.removeprefix("_")] = _told(value)
+            found[name.removeprefix("_")] = _as_state(value)
         except TypeError:
             kind = type(instance).__name__
             raise StateError(
-                f"{kind}.state_dict: the attribute {name!r} is a {type(value).__name__}, and it is "
-                f"not known what to remember of it; define state_dict and load_state_dict in {kind}"
+                f"{kind}.state_dict: the attribute {name!r} is a {type(value).__name__}, whose "
+                f"state is not known; define state_dict and load_state_dict in {kind}"
             ) from None
     return found
 
@@ -88,33 +88,33 @@ def _check_code(value: Any) -> None:
     else:
         kind = type(value).__name__
         raise StateError(
-            f"{kind}.state_dict: it has no attributes to look at; define state_dict and "
+            f"{kind}.state_dict: its attributes cannot be read; define state_dict and "
             f"load_state_dict in {kind}"
         )
     if any(isinstance(part, generators()) for part in parts):
         raise StateError(
             f"state_dict: {getattr(value, '__name__', value)!r} draws from a generator of its own, "
-            "which cannot be remembered; make it a class with the generator as an attribute"
+            "whose state cannot be saved; make it a class with the generator as an attribute"
         )
 
 
-def _told(value: Any) -> Any:
+def _as_state(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, generators()):
         return generator_state(value)
     if isinstance(value, (list, tuple)):
-        return [_told(item) for item in value]
+        return [_as_state(item) for item in value]
     if isinstance(value, _PLAIN) or backend_of(value) is not None:
         return value
     raise TypeError
 
 
 def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
-    """Assign what `attributes_of` has returned, through the attributes' checks if they have any.
+    """Assign the values that `attributes_of` returned, through the attributes' checks, if any.
 
-    What is switched off goes first: it may need another setting to be on, as Nesterov's momentum
-    needs momentum.
+    Attributes to be False are set first: if True, they may need another setting to be on, as
+    Nesterov's momentum needs momentum.
     """
     for name, value in sorted(values.items(), key=lambda item: item[1] is not False):
         public = getattr(type(instance), name, None)
@@ -136,35 +136,34 @@ def set_attributes(instance: Any, values: Mapping[str, Any]) -> None:
 
 def _like(array: Array, values: Any) -> Array:
     place = backend_of(array)
-    assert place is not None  # noqa: S101 (the caller has asked)
+    assert place is not None  # noqa: S101 (the caller has checked)
     with place.scope():
         return place.xp.asarray(place.asarray(values), copy=True)
 
 
 def check_like(owner: str, given: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    """Check that values are of the kinds of others: truth values, numbers, strings, lists, dicts.
+    """Check that values are of the same kinds as others: booleans, numbers, strings, lists, dicts.
 
     None may be a number, a string or a list in the state, and anything may be None there.
 
     Raises
     ------
     StateError
-        If one is not.
+        If a value is of another kind.
     """
     for name, held in like.items():
         here, there = _kind(held), _kind(given[name])
         appeared = here == "None" and there not in {"dict", "array"}
         if there not in {here, "None"} and not appeared:
             raise StateError(
-                f"{owner}.load_state_dict: {name} is a {there} in the state, and a {here} is "
-                "expected"
+                f"{owner}.load_state_dict: {name} is a {there} in the state; expected a {here}"
             )
 
 
 def _kind(value: Any) -> str:
-    """Return the kind of a value of a state, in words."""
+    """Return the kind of a value in a state, in words."""
     kinds: dict[str, Any] = {
-        "truth value": bool,
+        "boolean": bool,
         "number": (int, float),
         "string": str,
         "list": (list, tuple),
@@ -188,13 +187,13 @@ def check_kind(owner: str, instance: Any, state: Any) -> None:
     if kind != type(instance).__name__:
         raise StateError(
             f"{owner}.load_state_dict: the state is that of {kind or 'something else'}, and this "
-            f"is {type(instance).__name__}; make the objects as they were made for the state"
+            f"is {type(instance).__name__}; build the same objects as when the state was saved"
         )
 
 
 @contextmanager
 def all_or_nothing(instance: Any) -> Iterator[None]:
-    """Return a context in which a state is loaded: if it fails, the one before is loaded again."""
+    """Return a context for loading a state: if it fails, the previous state is restored."""
     before = on_host(instance.state_dict())
     try:
         yield
@@ -229,7 +228,7 @@ def check_arrays(owner: str, given: Any, held: Mapping[str, Array]) -> None:
     Raises
     ------
     StateError
-        With all that differs.
+        With all differences.
     """
     check_names(owner, given, held)
     differences = [line for name in held for line in _differences(name, given[name], held[name])]
@@ -241,7 +240,7 @@ def check_arrays(owner: str, given: Any, held: Mapping[str, Array]) -> None:
 
 def _differences(name: str, given: Any, held: Array) -> Iterator[str]:
     if backend_of(given) is None:
-        yield f"{name} is a {type(given).__name__}, and no array"
+        yield f"{name} is a {type(given).__name__}, not an array"
         return
     if tuple(given.shape) != tuple(held.shape):
         yield f"{name} is {tuple(given.shape)} in the state and {tuple(held.shape)} here"
@@ -250,16 +249,16 @@ def _differences(name: str, given: Any, held: Array) -> Iterator[str]:
 
 
 def write_arrays(given: Mapping[str, Any], held: Mapping[str, Array]) -> None:
-    """Write arrays, of any library, over those of the same names, in place."""
+    """Overwrite arrays, in place, with those of the same names, of any library."""
     for name, array in held.items():
         place = backend_of(array)
-        assert place is not None  # noqa: S101 (`check_arrays` has seen it)
+        assert place is not None  # noqa: S101 (`check_arrays` has checked)
         with scope_of(array):
             array[...] = place.asarray(given[name])
 
 
 def generator_state(rng: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
-    """Return the state of a generator: its kind, and numbers or arrays."""
+    """Return the state of a generator: its kind, with numbers or arrays."""
     if isinstance(rng, np.random.RandomState):
         return dict(rng.get_state(legacy=False))
     return dict(rng.bit_generator.state)
@@ -268,19 +267,19 @@ def generator_state(rng: np.random.Generator | np.random.RandomState) -> dict[st
 def restore_generator(
     owner: str, rng: np.random.Generator | np.random.RandomState, state: Any
 ) -> None:
-    """Let a generator go on from a state.
+    """Restore the state of a generator.
 
     Raises
     ------
     StateError
-        If it is the state of a generator of another kind, or of none.
+        If it is the state of another kind of generator, or not a generator's.
     """
     here = generator_state(rng)["bit_generator"]
     kind = state.get("bit_generator") if isinstance(state, Mapping) else None
     if kind != here:
         raise StateError(
             f"{owner}.load_state_dict: the state is that of a generator {kind}, and this one is "
-            f"{here}; make it with numpy.random.Generator(numpy.random.{kind}())"
+            f"{here}; create it by numpy.random.Generator(numpy.random.{kind}())"
         )
     try:
         _check_positions(state)
@@ -290,23 +289,23 @@ def restore_generator(
             rng.bit_generator.state = on_host(state)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise StateError(
-            f"{owner}.load_state_dict: that is no state of a generator {here}: {error}"
+            f"{owner}.load_state_dict: that is not a state of a generator {here}: {error}"
         ) from error
 
 
 def _check_positions(state: Mapping[str, Any]) -> None:
-    """Check where a generator is in its ready numbers: NumPy does not, and would read past them."""
+    """Check a generator's positions in its buffers: NumPy does not, and would read past the end."""
     for name, value in state.items():
         if isinstance(value, Mapping):
             _check_positions(value)
-        elif name in _READY_NUMBERS and (
-            not is_whole(value) or not 0 <= value <= _READY_NUMBERS[name]
+        elif name in _BUFFER_SIZES and (
+            not is_whole(value) or not 0 <= value <= _BUFFER_SIZES[name]
         ):
-            raise ValueError(f"{name} is {value!r}, and must be from 0 to {_READY_NUMBERS[name]}")
+            raise ValueError(f"{name} is {value!r}, and must be from 0 to {_BUFFER_SIZES[name]}")
 
 
 def on_host(state: Any) -> Any:
-    """Return a copy of a state with all arrays in NumPy's memory."""
+    """Return a copy of a state with all arrays as NumPy arrays."""
     if isinstance(state, Mapping):
         return {name: on_host(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):

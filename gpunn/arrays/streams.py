@@ -1,7 +1,7 @@
-"""CUDA streams: what work waits for, and what is ready on all of them.
+"""CUDA streams: waiting for other streams, and arrays that are ready on all of them.
 
-Work is queued on CuPy's current stream. It is in order with what the same stream did before, and
-with nothing else.
+Work is queued on CuPy's current stream. It is ordered with earlier work on the same stream, but not
+with work on any other.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from gpunn.arrays.backend import Backend, backend_of
 
 
 def follow_default_stream(place: Backend | None) -> None:
-    """Let the current stream of a GPU begin after what its default stream has queued.
+    """Make the current stream of a GPU wait for the work queued on its default stream.
 
-    A model, an optimizer and data are often made on the default stream, and used on another. CUDA
-    itself keeps streams in this order, except those that are made with ``non_blocking=True``. The
-    host does not wait.
+    Models, optimizers and data are often created on the default stream, and used on another. CUDA
+    itself ensures this order, except for streams created with ``non_blocking=True``. The host does
+    not wait.
     """
     if place is None or place.package != "cupy":
         return
@@ -31,7 +31,7 @@ def follow_default_stream(place: Backend | None) -> None:
 
 
 def finish(place: Backend | None) -> None:
-    """Wait for the current stream of a GPU: what it has made may be used on any stream."""
+    """Wait for the current stream of a GPU, so that its results may be used on any stream."""
     if place is None or place.package != "cupy":
         return
     with place.scope():
@@ -39,24 +39,24 @@ def finish(place: Backend | None) -> None:
 
 
 def finished(x: Array) -> Array:
-    """Return an array that may be used on any stream, which this waits for."""
+    """Wait until an array may be used on any stream, and return it."""
     finish(backend_of(x))
     return x
 
 
 def keep(place: Backend, make: Callable[[], Array]) -> Array:
-    """Make an array that any thread may use on any stream of its device, from now on.
+    """Create an array that any thread may use on any stream of its device.
 
-    On a GPU, other streams know neither when it is filled nor when it is let go. So this waits once
-    until it is filled, and its memory is the driver's own: that of a pool would go to the next
-    array of the stream that made it, while others may still read it.
+    On a GPU, other streams know neither when the array is filled nor when it is freed. So this
+    waits once until it is filled, and allocates its memory from the driver: a pool would give freed
+    memory to the next array on the creating stream, while other streams may still read it.
 
     Parameters
     ----------
     place : Backend
-        Where the array is.
+        The backend of the array.
     make : function
-        Makes it, on the current device and stream.
+        Creates the array, on the current device and stream.
     """
     if place.package != "cupy":
         return make()
@@ -66,11 +66,11 @@ def keep(place: Backend, make: Callable[[], Array]) -> Array:
 
 
 def _from_the_driver(size: int) -> Any:
-    """Allocate memory whose release waits until nothing reads it any more."""
+    """Allocate memory whose release waits until no stream uses it."""
     cuda = importlib.import_module("cupy").cuda
     try:
         memory = cuda.Memory(size)
-    except cuda.runtime.CUDARuntimeError:  # the pool may hold what is free
+    except cuda.runtime.CUDARuntimeError:  # the pool may hold the free memory
         importlib.import_module("cupy").get_default_memory_pool().free_all_blocks()
         memory = cuda.Memory(size)
     return cuda.MemoryPointer(memory, 0)

@@ -1,1 +1,1 @@
-"""Training on several processes at once: how they talk, and one optimizer for all of them."""
+"""Training on several processes: communication between them, and data-parallel updates."""

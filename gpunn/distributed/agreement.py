@@ -1,4 +1,4 @@
-"""What several processes agree on: texts, arrays of any shapes, and whether they are alike."""
+"""Exchange texts, JSON values and arrays between processes, and check that they agree."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from gpunn.distributed.communicator import Communicator
 from gpunn.errors import DistributedError
 
-#: Where an object without a representation of its own lies: in another place on each rank.
+#: The address in the default repr of an object, which differs from rank to rank.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
-#: The packages whose versions may change what is computed.
+#: The packages whose versions may change the results.
 _COMPUTING = ("gpunn", "numpy", "cupy", "numba")
 
 
 def gather_bytes(communicator: Communicator, content: bytes) -> list[bytes]:
-    """Return the contents of all ranks, by rank."""
+    """Return the bytes of all ranks, by rank."""
     sizes = np.zeros(communicator.size, np.int64)
     sizes[communicator.rank] = len(content)
     communicator.allreduce(sizes)
@@ -35,31 +35,32 @@ def gather_bytes(communicator: Communicator, content: bytes) -> list[bytes]:
 
 
 def gather(communicator: Communicator, value: Any) -> list[Any]:
-    """Return the values of all ranks, by rank: numbers, strings, lists and dicts of them."""
+    """Return the values of all ranks, by rank: numbers, strings, and lists and dicts of these."""
     contents = gather_bytes(communicator, json.dumps(value).encode())
     return [json.loads(content) for content in contents]
 
 
 def merge(communicator: Communicator, columns: Sequence[Any], common: int) -> list[Any]:
-    """Return columns with the entries of all ranks, as NumPy's arrays.
+    """Return columns with the entries of all ranks, as NumPy arrays.
 
-    The ranks take turns, so the order does not depend on how often columns were merged.
+    Entries alternate between ranks, so their order does not depend on how often columns are merged.
 
     Parameters
     ----------
     communicator : Communicator
     columns : sequence of arrays
-        Entries by their first axis: as many columns on each rank, and of the same dtypes.
+        Entries are along the first axis. All ranks have the same number of columns, of the same
+        dtypes.
     common : int
-        So many entries at the beginning are those of all ranks already.
+        The number of leading entries that all ranks share already.
     """
     own = [np.asarray(column) for column in columns]
-    every = [_unpacked(each) for each in gather_bytes(communicator, _packed(own))]
-    return [_interleaved(list(parts), common) for parts in zip(*every, strict=True)]
+    by_rank = [_unpack(content) for content in gather_bytes(communicator, _pack(own))]
+    return [_interleave(list(parts), common) for parts in zip(*by_rank, strict=True)]
 
 
-def _interleaved(parts: list[Any], common: int) -> Any:
-    """Return the first `common` entries, which all parts have, and the others by turns."""
+def _interleave(parts: list[Any], common: int) -> Any:
+    """Return the first `common` entries, which all parts share, then the others in turn."""
     rest = [part[common:] for part in parts if len(part) > common]
     if not rest:
         return parts[0]
@@ -69,46 +70,46 @@ def _interleaved(parts: list[Any], common: int) -> Any:
 
 
 def broadcast_value(communicator: Communicator, value: Any) -> Any:
-    """Return rank 0's value: numbers, strings, lists and dicts of them."""
+    """Return rank 0's value: numbers, strings, and lists and dicts of these."""
     content = json.dumps(value).encode() if communicator.rank == 0 else b""
     return json.loads(gather_bytes(communicator, content)[0])
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes the same on all ranks, by name."""
+    """Return the versions, by name, that must be the same on all ranks."""
     python = ".".join(map(str, sys.version_info[:3]))
     modules: dict[str, Any] = {name: sys.modules.get(name) for name in _COMPUTING}
     found = {name: getattr(module, "__version__", None) for name, module in modules.items()}
     return {"Python": python} | {name: version for name, version in found.items() if version}
 
 
-def check_alike(speaker: str, communicator: Communicator, facts: Mapping[str, str]) -> None:
+def check_alike(owner: str, communicator: Communicator, facts: Mapping[str, str]) -> None:
     """Check that facts are the same on all ranks.
 
     Raises
     ------
     DistributedError
-        On every rank. Names what differs, and between which ranks.
+        On every rank. The message says what differs, and between which ranks.
     """
-    told = {name: _ADDRESS.sub("", text) for name, text in facts.items()}
-    first, *others = gather(communicator, told)
+    own = {name: _ADDRESS.sub("", text) for name, text in facts.items()}
+    first, *others = gather(communicator, own)
     faults = []
     for name in first:
-        for rank, told in enumerate(others, 1):
-            if told.get(name) != first[name]:
-                faults.append(f"{name}: rank 0 has {first[name]}, rank {rank} {told.get(name)}")
+        for rank, other in enumerate(others, 1):
+            if other.get(name) != first[name]:
+                faults.append(f"{name}: rank 0 has {first[name]}, rank {rank} {other.get(name)}")
                 break
     if faults:
         raise DistributedError(
-            f"{speaker}: the ranks differ, and all must run the same program on the same data. "
+            f"{owner}: the ranks differ, and all must run the same program on the same data. "
             + "; ".join(faults)
         )
 
 
 def gap_between(one: Any, other: Any) -> float:
-    """Return the largest difference of two NumPy arrays, in parts of the second's largest number.
+    """Return the largest difference of two NumPy arrays, relative to the second's largest number.
 
-    NaN in the same place of both is no difference.
+    A NaN in the same place of both is not a difference.
     """
     differ = (one != other) & ~(np.isnan(one) & np.isnan(other))
     if not differ.any():
@@ -117,14 +118,14 @@ def gap_between(one: Any, other: Any) -> float:
     return float(gaps.max()) / (float(np.nanmax(np.abs(other))) or 1.0)
 
 
-def _packed(arrays: Sequence[Any]) -> bytes:
+def _pack(arrays: Sequence[Any]) -> bytes:
     buffer = BytesIO()
     for array in arrays:
         np.save(buffer, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _unpacked(content: bytes) -> list[Any]:
+def _unpack(content: bytes) -> list[Any]:
     buffer, found = BytesIO(content), []
     while buffer.tell() < len(content):
         found.append(np.load(buffer, allow_pickle=False))

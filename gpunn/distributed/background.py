@@ -1,4 +1,4 @@
-"""Sums over MPI that go on while a program does something else."""
+"""Sums over MPI that run while the program does something else."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from gpunn._typing import Array
 from gpunn.arrays.backend import backend_of, scope_of
 from gpunn.errors import DistributedError
 
-#: From an array, and a function that lends memory, to the requests of a sum; each is made when the
-#: one before is complete.
+#: Takes an array and a function that lends memory, and yields the requests of a sum; each is made
+#: once the previous one is complete.
 Requests = Callable[[Array, Callable[[Array, int], Array]], Iterator[Any]]
 
 
 class Background:
     """The sums that have been started and are not complete, oldest first.
 
-    MPI matches what ranks do on a communicator by its order. A sum takes two requests, and which
-    rank sees the first complete when is a matter of luck. So each of the two kinds has a
-    communicator of its own, and a sum makes no request before the older ones have made theirs.
+    MPI matches the operations of a communicator by their order on each rank. A sum takes two
+    requests, and the ranks see the first one complete at different times. So each of the two kinds
+    has a communicator of its own, and a sum makes a request only after all older sums have made
+    theirs.
 
     Parameters
     ----------
     requests : function
-        Makes those of a sum in memory that MPI can read.
+        Makes the requests of a sum, in memory that MPI can read.
     wait : function
-        Waits for something that has a method `Test`, as requests do.
+        Waits for an object with a method `Test`, such as a request.
     compare : function
-        Checks that all ranks have come to an operation, of that name and on such an array.
+        Checks that all ranks have reached the operation of a given name, on the same kind of array.
     cuda_aware : bool
-        Whether MPI can read the memory of GPUs.
+        Whether MPI can read GPU memory.
     """
 
     def __init__(
@@ -63,16 +64,16 @@ class Background:
         return started
 
     def advance(self) -> None:
-        """Let all sums go on as far as they can."""
-        furthest = float("inf")
+        """Advance all sums as far as possible."""
+        limit = float("inf")
         for each in self._sums:
-            each.go_on(furthest)
-            furthest = each.n_made
+            each.make_requests(limit)
+            limit = each.n_made
         while self._sums and self._sums[0].is_complete:
             self._sums.pop(0)
 
     def take(self, kind: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """Return memory of a kind, from an earlier sum if there is any."""
+        """Return memory of a kind: that of an earlier sum, or new."""
         free = self._free.setdefault(kind, [])
         return free.pop() if free else make()
 
@@ -81,7 +82,7 @@ class Background:
         self._free[kind].append(memory)
 
     def _start_on_device(self, array: Array) -> MPISum:
-        """Return the sum of an array of CuPy's, on a stream beside the current one."""
+        """Return the sum of a CuPy array, on a stream beside the current one."""
         import cupy  # noqa: PLC0415 (it is there)
         import cupyx  # noqa: PLC0415
 
@@ -96,7 +97,7 @@ class Background:
             started.lent.append((kind, memory))
             started.memory = memory.reshape(array.shape)
             array.get(out=started.memory, stream=stream, blocking=False)
-        started.requests = iter([_Reached(stream.record())])
+        started.requests = iter([_EventRequest(stream.record())])
         return started
 
 
@@ -106,13 +107,13 @@ class MPISum:
     Attributes
     ----------
     memory : array
-        What MPI reads and writes: the array, or a copy on the host.
+        What MPI reads and writes: the array, or a copy of it on the host.
     requests : iterator
-        Those that are still to be made.
+        The requests still to be made.
     n_made : float
-        How many have been made; infinite once all are complete.
+        The number of requests made; infinite once all are complete.
     is_complete : bool
-        Whether all are.
+        Whether all requests are complete.
     lent : list of (tuple, array)
         Memory to give back.
     """
@@ -128,34 +129,34 @@ class MPISum:
         self._has_failed = False
 
     def advance(self) -> None:
-        """Let it go on, and the older ones."""
+        """Advance this sum, and all others under way."""
         self._background.advance()
 
     def wait(self) -> None:
-        """Return when the array is the sum; on a GPU, for what the current stream does next.
+        """Wait until the array holds the sum; on a GPU, the current stream waits.
 
-        Ranks that do different things are found here: nothing is compared when a sum is started.
+        Ranks that do different things are detected here: nothing is compared when a sum starts.
         """
         self._background.compare("the end of a sum", self._array)
         self._background.wait(self)
         if self._stream is not None:
             with scope_of(self._array):
-                self._come_back()
+                self._copy_back()
         for kind, memory in self.lent:
             self._background.give(kind, memory)
         self.lent.clear()
 
     def Test(self) -> bool:  # noqa: N802 (MPI's name)
-        """Return whether it is complete, as a request of MPI does."""
+        """Return whether the sum is complete, as an MPI request does."""
         self._background.advance()
         return self.is_complete
 
-    def go_on(self, furthest: float) -> None:
-        """Make the requests that can be made, no more than `furthest`."""
+    def make_requests(self, limit: float) -> None:
+        """Make the requests that can be made now, up to `limit` in all."""
         while not self.is_complete and (self._last is None or self._last.Test()):
-            if self.n_made >= furthest:
+            if self.n_made >= limit:
                 return
-            if self._has_failed:  # its iterator would say that nothing is left
+            if self._has_failed:  # the exhausted iterator would look like a complete sum
                 raise DistributedError("an error has ended a sum that was under way")
             self._has_failed = True
             with self._stream or nullcontext():
@@ -166,14 +167,14 @@ class MPISum:
                 self.is_complete, self.n_made = True, float("inf")
 
     def lend(self, own: Array, times: int) -> Array:
-        """Return memory for so many arrays like this, until the sum is complete."""
+        """Return memory for `times` arrays like `own`, until the sum is complete."""
         kind = int(own.size), str(own.dtype), type(own).__name__, times
         memory = self._background.take(kind, lambda: own.repeat(times))
         self.lent.append((kind, memory))
         return memory
 
-    def _come_back(self) -> None:
-        """Copy the sum to the device, and let the current stream wait for that."""
+    def _copy_back(self) -> None:
+        """Copy the sum to the device, and make the current stream wait for the copy."""
         import cupy  # noqa: PLC0415 (it is there)
 
         if self.memory is not self._array:
@@ -181,8 +182,8 @@ class MPISum:
         cupy.cuda.get_current_stream().wait_event(self._stream.record())
 
 
-class _Reached:
-    """What a stream had to do when an event was recorded, as a request."""
+class _EventRequest:
+    """A CUDA event in the form of an MPI request: complete once the stream has reached it."""
 
     def __init__(self, event: Any) -> None:
         self._event = event

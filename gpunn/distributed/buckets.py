@@ -1,4 +1,4 @@
-"""Large gradients, which are summed over processes while the backward pass goes on."""
+"""Buckets of gradients that are summed over processes during the backward pass."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gpunn.optim.base import Optimizer
 
 
 class Bucket(NamedTuple):
-    """Parameters that lie side by side, and the memory of their gradients.
+    """Adjacent parameters, and the memory of their gradients.
 
     Attributes
     ----------
     members : list of int
-        Their numbers.
+        The numbers of the parameters.
     grads : array
-        A part of the optimizer's block.
+        A slice of the optimizer's block of gradients.
     """
 
     members: list[int]
@@ -31,29 +31,29 @@ class Bucket(NamedTuple):
 
 
 class Buckets:
-    """Sums the large parts of an optimizer's gradients, each in its place.
+    """Sums an optimizer's gradients over all ranks in buckets, each in place.
 
-    They are cut from the optimizer's blocks, from the last parameter on, since the backward pass
-    ends with the first. So they are the same on all ranks, and are always started in one order: a
-    bucket waits until its gradients are complete, and until those before it have been started.
-    What is left of a block is too small for a bucket.
+    The buckets are cut from the optimizer's blocks, last parameter first, since the backward pass
+    ends with the first one. So they are the same on all ranks, and always start in the same order:
+    a bucket starts once its gradients are complete and all earlier buckets have started. The
+    remainder of a block is too small for a bucket.
 
-    A gradient is complete after as many contributions as the largest number in an earlier step: a
-    parameter that several layers share has several. Where there are fewer this time, the bucket is
-    started when the backward pass is over. One that comes after the start is refused.
+    A gradient counts as complete after as many contributions as it had in any earlier step: a
+    parameter shared by several layers gets several. If there are fewer this time, the bucket starts
+    after the backward pass. A contribution that arrives after its bucket has started is an error.
 
     Parameters
     ----------
     optimizer : Optimizer
     communicator : Communicator
     size_bytes : int
-        The least for a bucket.
+        The least size of a bucket.
 
     Attributes
     ----------
     all : list of Bucket
     rest : list of array
-        The first part of each block, which has the other gradients; it may be empty.
+        The first part of each block, with the gradients that are in no bucket; may be empty.
     """
 
     def __init__(self, optimizer: Optimizer, communicator: Communicator, size_bytes: int) -> None:
@@ -66,7 +66,7 @@ class Buckets:
             self.all += buckets
             self.rest.append(rest)
         self.all.sort(key=lambda bucket: -bucket.members[0])
-        #: The bucket of each parameter that is in one.
+        #: From parameter to bucket, for the parameters that are in one.
         self._bucket_of = {i: k for k, bucket in enumerate(self.all) for i in bucket.members}
         self._numbers = {optimizer.parameters[i]: i for i in self._bucket_of}
         self._usual = dict.fromkeys(self._bucket_of, 0)
@@ -77,34 +77,34 @@ class Buckets:
 
     @property
     def under_way(self) -> bool:
-        """Whether a sum has been started, or may be during a backward pass."""
+        """Whether a sum has been started, or a backward pass that may start one is running."""
         return self._is_open or bool(self._sums)
 
     @property
     def members(self) -> Collection[int]:
-        """The parameters that are in a bucket."""
+        """The numbers of the parameters that are in a bucket."""
         return self._bucket_of.keys()
 
     def arrays(self) -> list[Array]:
         """Return the gradients of each bucket."""
         return [bucket.grads for bucket in self.all]
 
-    def fit(self) -> bool:
-        """Return whether the gradients are still where they were."""
+    def are_current(self) -> bool:
+        """Return whether the optimizer still has the blocks that the buckets were cut from."""
         return self._optimizer.blocks().grads is self._blocks
 
     def open(self) -> None:
-        """Begin a backward pass, at the end of which all gradients are complete."""
+        """Begin the last backward pass of a step, after which all gradients are complete."""
         self._is_open = True
         self._seen = dict.fromkeys(self._bucket_of, 0)
         self._missing = [sum(self._usual[i] or 1 for i in each.members) for each in self.all]
         for parameter in self._numbers:
-            parameter.listener = self._hear
+            parameter.listener = self._count_contribution
 
     def start(self, scale: Any = None, *, in_place: bool) -> None:
-        """Start the sum of the next bucket, times a number.
+        """Start the sum of the next bucket, after multiplying its gradients by `scale`.
 
-        Its gradients are in the block, if they are `in_place`, or else the parameters have them.
+        The gradients are in the block already if `in_place`; otherwise the parameters hold them.
         """
         bucket = self.all[len(self._sums)]
         with scope_of(bucket.grads):
@@ -115,7 +115,7 @@ class Buckets:
             self._begin_sum(bucket)
 
     def start_all(self, scale: Any, *, in_place: bool) -> None:
-        """Start what has not been started: the backward pass is over."""
+        """Start the remaining buckets: the backward pass is over."""
         if self._is_open:
             self._close()
             for i, n in self._seen.items():
@@ -124,7 +124,7 @@ class Buckets:
             self.start(scale, in_place=in_place)
 
     def start_failed(self) -> None:
-        """Start what has not been started, by what is no number: the backward pass has failed."""
+        """Start the remaining buckets, filled with NaN: the backward pass has failed."""
         self._close()
         for bucket in self.all[len(self._sums) :]:
             with scope_of(bucket.grads):
@@ -138,7 +138,7 @@ class Buckets:
             each.wait()
 
     def forget(self) -> None:
-        """Wait for nothing that has been started; the next step starts all anew."""
+        """Drop all started sums without waiting; the next step starts afresh."""
         self._sums = []
 
     def _begin_sum(self, bucket: Bucket) -> None:
@@ -146,16 +146,16 @@ class Buckets:
             earlier.advance()
         self._sums.append(self._communicator.start_allreduce(bucket.grads))
 
-    def _hear(self, parameter: Parameter) -> None:
-        """Note a contribution, and start the buckets that are complete."""
+    def _count_contribution(self, parameter: Parameter) -> None:
+        """Count a contribution to a gradient, and start the buckets that are complete."""
         i = self._numbers[parameter]
         self._seen[i] += 1
         k = self._bucket_of[i]
         if k < len(self._sums):
             raise SettingError(
                 f"DataParallel: parameter {i} of the optimizer has {self._seen[i]} contributions "
-                f"to its gradient in this step, and had {self._usual[i]} before, so that its sum "
-                "has begun; if the model changes from step to step, say DataParallel(..., "
+                f"to its gradient in this step, and had {self._usual[i]} before, so its sum has "
+                "already begun; if the model changes from step to step, use DataParallel(..., "
                 "bucket_bytes=None)"
             )
         if self._seen[i] <= self._usual[i]:
@@ -170,9 +170,9 @@ class Buckets:
 
 
 def _cut(block: Array, starts: Mapping[int, int], size_bytes: int) -> tuple[list[Bucket], Array]:
-    """Return the buckets of a block, and what is left: its beginning.
+    """Return the buckets of a block, and the remainder at its beginning.
 
-    `starts` has where the gradient of each parameter begins, in order.
+    `starts` maps each parameter, in order, to the offset of its gradient.
     """
     itemsize = size_of(block[:1])
     buckets: list[Bucket] = []

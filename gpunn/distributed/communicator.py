@@ -1,4 +1,4 @@
-"""What processes that train together say to each other."""
+"""The interface for communication between processes that train together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gpunn.errors import StateError
 
 
 class StartedSum(Protocol):
-    """A sum over all ranks that goes on while the program does something else."""
+    """A sum over all ranks that runs while the program does something else."""
 
     def advance(self) -> None:
-        """Let it go on, where it needs the program for that; return at once."""
+        """Advance the sum, if it needs the program for that; return at once."""
 
     def wait(self) -> None:
-        """Return when the array is the sum; on a GPU, for what the current stream does next."""
+        """Wait until the array holds the sum; on a GPU, the current stream waits."""
 
 
 @runtime_checkable
@@ -28,41 +28,41 @@ class Communicator(Protocol):
     Attributes
     ----------
     rank, size : int
-        The number of this process, and how many there are.
+        The number of this process, and the number of processes.
     """
 
     rank: int
     size: int
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite an array, in place and on every rank, by that of the rank `root`."""
+        """Overwrite an array, in place and on every rank, with that of rank `root`."""
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array, in place and on every rank, by the sum over all ranks.
+        """Overwrite an array, in place and on every rank, with the sum over all ranks.
 
         Every rank gets the same bits.
         """
 
     def start_allreduce(self, array: Array) -> StartedSum:
-        """Start what `allreduce` does, for an array in C order, and return at once.
+        """Start an `allreduce` of an array in C order, and return at once.
 
-        Nobody reads or writes the array until the sum has been waited for. Those that have been
-        started are waited for in the same order.
+        Do not read or write the array before waiting for the sum. Wait for sums in the order in
+        which they were started.
         """
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have reached this call."""
 
     def doing(self, what: str) -> AbstractContextManager[None]:
-        """Return a context in which all ranks do this, such as ``"Trainer.fit"``.
+        """Return a context for a call that all ranks are in, such as ``"Trainer.fit"``.
 
-        What they do in it may be compared, and so may the number of errors that have left such
-        contexts: a rank that catches one which the others did not have no longer does what they do.
+        Operations in it may be compared between ranks, and so may the number of errors that have
+        left such contexts: a rank that catches an error of its own is out of step with the others.
         """
 
 
 class Connected:
-    """A rank of several: it shows itself, and cannot be sent to another process."""
+    """Base class of communicators: a repr with rank and size, and no pickling."""
 
     rank: int
     size: int
@@ -72,7 +72,7 @@ class Connected:
         name = type(self).__name__
         raise StateError(
             f"{name}: a communicator belongs to the processes that it connects, and cannot be "
-            f"pickled; make it again there with get_communicator()"
+            f"pickled; call get_communicator() in the other process"
         )
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class Connected:
 
 
 class Done:
-    """A sum that is there already."""
+    """A sum that is complete from the start."""
 
     def advance(self) -> None:
         """Do nothing."""
@@ -91,7 +91,7 @@ class Done:
 
 
 class SingleProcess:
-    """The communicator of a process that is alone. Nothing has to be sent.
+    """The communicator of a single process, which sends nothing.
 
     Examples
     --------
@@ -105,13 +105,13 @@ class SingleProcess:
     size = 1
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Leave the array as it is."""
+        """Leave the array unchanged."""
 
     def allreduce(self, array: Array) -> None:
-        """Leave the array as it is: it is the sum."""
+        """Leave the array unchanged: it is the sum."""
 
     def start_allreduce(self, array: Array) -> Done:  # noqa: ARG002
-        """Leave the array as it is, too."""
+        """Leave the array unchanged: it is the sum."""
         return Done()
 
     def barrier(self) -> None:
@@ -122,5 +122,5 @@ class SingleProcess:
         return nullcontext()
 
     def __repr__(self) -> str:
-        """Return the expression that makes it."""
+        """Return the expression that creates it."""
         return "SingleProcess()"

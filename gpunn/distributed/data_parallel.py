@@ -1,4 +1,4 @@
-"""Data-parallel training: each process takes a part of every batch, and all make one update."""
+"""Data-parallel training: processes share every batch and make the same update."""
 
 from __future__ import annotations
 
@@ -27,42 +27,43 @@ from gpunn.optim.state import ELSEWHERE
 
 
 class DataParallel:
-    r"""Let several processes train one model, each on its part of every batch.
+    r"""Train one model on several processes, each on its part of every batch.
 
     Rank r has the gradient :math:`g_r` of a mean that divides by :math:`W_r`: its number of
     samples, or the sum of their weights. The update takes
 
     .. math:: g = \frac{\sum_r W_r\, g_r}{\sum_r W_r},
 
-    which is the gradient of one process that has all samples, however unequal the parts are.
-    Gradients are clipped after that. All of them, and the sum of weights, are one array, which is
-    summed over the ranks once for each update; those of a large network may be several, which are
-    summed while the backward pass goes on (see `bucket_bytes`).
+    which is the gradient of a single process with all samples, however unequal the parts are.
+    Gradients are clipped after that. All gradients and the sum of weights form one array, which is
+    summed over the ranks once per update; those of a large network may be split into several, which
+    are summed during the backward pass (see `bucket_bytes`).
 
-    From now on every step of the optimizer is one of all ranks, in `train_step`, in a `Trainer`,
-    and in a loop of your own that calls `average`. On a single process nothing changes.
+    From now on all ranks take every step of the optimizer together, in `train_step`, in a
+    `Trainer`, and in a loop of your own that calls `average`. On a single process nothing changes.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Built on every rank alike. The values of its parameters, and its states, become those of
-        rank 0.
+        Built the same way on every rank. The values of its parameters, and its state, become those
+        of rank 0.
     communicator : Communicator, optional
         By default ``gn.get_communicator("auto")``.
     compress : bool, default False
-        Whether gradients are sent as float16, in half of the bytes. A power of two, the same on all
-        ranks, moves the largest to about 2^14; each entry then keeps 11 bits, and those below 2^-28
-        of the largest are lost bit by bit. A step sends two numbers first.
+        Whether gradients are sent as float16, in half the bytes. They are scaled by a power of two,
+        the same on all ranks, that brings the largest to about 2^14; each entry then keeps 11 bits,
+        and entries below 2^-28 of the largest lose them one by one. Each step sends two numbers
+        first.
     bucket_bytes : int or None, default None
-        The least size of a part of the gradients that is summed by itself, as soon as the backward
-        pass has completed it: the last layers first. What is smaller is summed at the end. A few
-        million pay where sums go on without the processor, as NCCL's do; with MPI on the cores that
-        compute, they do not. None: one sum, after the backward pass. So it is with `compress` and
-        `synchronise_batch_norm`, too.
+        The least size of a part of the gradients that is summed separately, as soon as the backward
+        pass has completed it: the last layers first. The rest is summed at the end. A few million
+        pay off where sums run without the processor, as NCCL's do, but not with MPI on the cores
+        that compute. None: one sum, after the backward pass, as always with `compress` or
+        `synchronise_batch_norm`.
     synchronise_batch_norm : bool, default False
-        Whether `gpunn.BatchNorm` normalises by the statistics of the whole batch, as one process
-        does, in `train_step` and `Trainer`. That takes two sums over the ranks for each such layer
-        in the forward pass, and one in the backward pass; steps are not recorded then.
+        Whether `gpunn.BatchNorm` normalises by the statistics of the whole batch, as on one
+        process, in `train_step` and `Trainer`. This takes two sums over the ranks per such layer in
+        the forward pass, and one in the backward pass; steps are then not recorded.
 
     Attributes
     ----------
@@ -71,19 +72,19 @@ class DataParallel:
     Raises
     ------
     SettingError
-        If `optimizer` is none, or is parallel already.
+        If `optimizer` is not an optimizer, or is parallel already.
     DistributedError
         If the optimizers of the ranks differ.
 
     Notes
     -----
     *BatchNorm* normalises by the statistics of each rank's part of a batch, not by those of the
-    whole batch, unless `synchronise_batch_norm` is set. In a loop of your own that calls `average`
-    it is always each rank's part. Its running statistics are averaged over the ranks before they
-    are used: for validation, in checkpoints, and at the end of an epoch.
-    *Dropout* draws another mask on each rank.
-    *Steps* are recorded: on NumPy the sum is one of their operations; on a GPU it comes between two
-    graphs, that of the passes and that of the update.
+    whole batch, unless `synchronise_batch_norm` is set; in a loop of your own that calls `average`,
+    always by those of each rank's part. Its running statistics are averaged over the ranks before
+    they are used: for validation, in checkpoints, and at the end of an epoch.
+    *Dropout* draws a different mask on each rank.
+    *Steps* are recorded: on NumPy the sum is one of their operations; on a GPU it runs between two
+    graphs, one of the forward and backward passes and one of the update.
 
     Examples
     --------
@@ -105,7 +106,7 @@ class DataParallel:
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise SettingError(
-                f"DataParallel: expected an optimizer, got {type(optimizer).__name__}; say "
+                f"DataParallel: expected an optimizer, got {type(optimizer).__name__}; call "
                 "DataParallel(optimizer, communicator)"
             )
         if communicator is None:
@@ -116,19 +117,21 @@ class DataParallel:
                 f"{type(communicator).__name__}"
             )
         if optimizer.parallel is not None:
-            raise SettingError("DataParallel: the optimizer is parallel: see optimizer.parallel")
+            raise SettingError(
+                "DataParallel: the optimizer is parallel already: see optimizer.parallel"
+            )
         self.communicator = communicator
         self._compress = flag("DataParallel", "compress", compress)
         if bucket_bytes is not None:
             bucket_bytes = whole_number("DataParallel", "bucket_bytes", bucket_bytes)
         synchronise = flag("DataParallel", "synchronise_batch_norm", synchronise_batch_norm)
         self._joint = JointStatistics(communicator) if synchronise else None
-        # A rank that fails and goes on with buckets does not take part in the sums of statistics.
+        # A rank that has failed still takes part in the sums of buckets, but not of statistics.
         self._bucket_bytes = None if self._compress or synchronise else bucket_bytes
         self._kept_buckets: Buckets | None = None
         self._optimizer = optimizer
         self._messages: dict[tuple[str, str, int], Array] = {}
-        #: The parameters, by number, that have a gradient on some rank; None before the first step.
+        #: Numbers of the parameters with a gradient on some rank; None before the first step.
         self._trained: list[int] | None = None
         self._averaged = False
         if communicator.size > 1:
@@ -145,19 +148,19 @@ class DataParallel:
             optimizer.parallel = self
 
     def prepare(self, tape: Tape) -> None:
-        """Let layers know which rank this is, and with whom statistics are shared."""
+        """Give the tape this rank's number, and the means of sharing statistics."""
         tape.stream, tape.joint = self.communicator.rank, self._joint
 
     def average(self, weight: float | Array = 1.0) -> None:
-        """Average the gradients over all ranks, for ``optimizer.step()``, which comes next.
+        """Average the gradients over all ranks, just before ``optimizer.step()``.
 
-        `train_step` and `Trainer` do it themselves.
+        `train_step` and `Trainer` call this themselves.
 
         Parameters
         ----------
         weight : float or array, default 1.0
-            W, what this rank's gradient counts for: its number of samples, or the sum of their
-            weights; 0-d on the device.
+            W, the weight of this rank's gradient: its number of samples, or the sum of their
+            weights; a 0-d array on the device.
         """
         if self.communicator.size > 1:
             self.sum(weight, scale=weight)
@@ -168,17 +171,17 @@ class DataParallel:
         Parameters
         ----------
         total : float, array or None
-            What this rank's gradients count for; None leaves the sum as it is, without a division.
+            The weight of this rank's gradients; None: the sum is not divided.
         scale : float or array, optional
-            A factor of this rank's gradients.
+            A factor by which this rank's gradients are multiplied.
         """
         optimizer, buckets = self._optimizer, self.buckets()
-        present = [i for i, each in enumerate(optimizer.parameters) if each.grad is not None]
+        present = [i for i, p in enumerate(optimizer.parameters) if p.grad is not None]
         if buckets is not None:
             buckets.start_all(scale, in_place=False)
-        trained = self._agreed(present)
+        trained = self._trained_on_any_rank(present)
         if unknown := set(present).difference(trained):
-            raise self._another_step(min(unknown))
+            raise self._inconsistent_step(min(unknown))
         in_buckets = () if buckets is None else buckets.members
         others = (i for i in range(len(optimizer.parameters)) if i not in in_buckets)
         optimizer.gather_grads(others)
@@ -187,33 +190,34 @@ class DataParallel:
         self._averaged = True
 
     def sum_in_place(self, total: float | None, present: list[int]) -> None:
-        """Do so for gradients that a recorded step has left in their places, means by `total`.
+        """Do the same for the gradients of a recorded step, which are in their blocks already.
 
         Parameters
         ----------
         total : float or None
+            The number that the gradients, which are means, were divided by.
         present : list of int
-            The parameters that have a gradient.
+            The numbers of the parameters that have a gradient.
         """
         buckets = self.buckets()
         if buckets is not None:
             buckets.start_all(total, in_place=True)
-        if difference := set(present) ^ set(self._agreed(present)):
-            raise self._another_step(min(difference))
+        if difference := set(present) ^ set(self._trained_on_any_rank(present)):
+            raise self._inconsistent_step(min(difference))
         self._exchange(buckets, total, total)
 
     def buckets(self) -> Buckets | None:
-        """Return the parts of the gradients that are summed by themselves; None if none are."""
+        """Return the buckets of gradients that are summed separately; None if there are none."""
         if self._bucket_bytes is None:
             return None
-        if self._kept_buckets is None or not self._kept_buckets.fit():
+        if self._kept_buckets is None or not self._kept_buckets.are_current():
             self._kept_buckets = Buckets(self._optimizer, self.communicator, self._bucket_bytes)
         return self._kept_buckets if self._kept_buckets.all else None
 
     def open(self) -> None:
-        """Begin a backward pass, at the end of which all gradients are complete; `sum` comes next.
+        """Begin the last backward pass of a step, which completes all gradients.
 
-        If it fails, `abandon` does.
+        Call `sum` after it, or `abandon` if it fails.
         """
         buckets = self.buckets()
         if buckets is not None:
@@ -222,20 +226,20 @@ class DataParallel:
     def abandon(self) -> None:
         """Take part in the sums of a step that has failed here, so that it fails on all ranks.
 
-        The others have started sums, or will. They get what is no number, and raise.
+        The others have started sums, or will. They receive NaN, and raise.
         """
         buckets = self._kept_buckets
         if buckets is None or not buckets.under_way:
             return
         try:
-            with suppress(Exception):  # the error that has brought us here says more
+            with suppress(Exception):  # the error that led here says more
                 buckets.start_failed()
                 self._exchange(buckets, float("nan"), float("nan"))
         finally:
             buckets.forget()
 
     def _exchange(self, buckets: Buckets | None, total: Any, scale: Any) -> None:
-        """Sum the gradients, in buckets that have been started and in what is left, and divide."""
+        """Wait for the started buckets, sum the remaining gradients, and divide."""
         grads = self._optimizer.blocks().grads if buckets is None else buckets.rest
         if buckets is not None:
             buckets.wait()
@@ -257,15 +261,15 @@ class DataParallel:
                     xp.divide(part, 1.0 if total is None else divisor, out=grad)
 
     def _check_sum(self, total: Any) -> None:
-        """Refuse a step that another rank has abandoned; on a device, all becomes NaN."""
+        """Refuse a step that another rank has abandoned; on a device, all gradients become NaN."""
         if isinstance(total, np.floating) and np.isnan(total):
             raise DistributedError(
                 f"rank {self.communicator.rank} of {self.communicator.size}: another rank has "
-                "failed in the backward pass of this step, and says why"
+                "failed in the backward pass of this step, and reports why"
             )
 
     def _send(self, message: Array) -> None:
-        """Sum gradients, and the number at their end, over the ranks; in 16 bits if it is said."""
+        """Sum gradients, and the number after them, over the ranks; in 16 bits if compressed."""
         if not self._compress:
             self.communicator.allreduce(message)
             return
@@ -273,7 +277,7 @@ class DataParallel:
         grads = message[:-1]
         numbers = xp.stack([xp.max(xp.abs(grads)), message[-1]])
         self.communicator.allreduce(numbers)
-        bound = xp.clip(numbers[:1], 2.0**-100, None)  # no sum of any ranks is larger
+        bound = xp.clip(numbers[:1], 2.0**-100, None)  # no partial sum over ranks is larger
         factor = xp.exp2(14.0 - xp.ceil(xp.log2(bound)))
         grads *= factor
         half = xp.astype(grads, xp.float16)
@@ -293,12 +297,12 @@ class DataParallel:
             raise SettingError(
                 f"{type(self._optimizer).__name__}.step: the gradients are those of rank "
                 f"{self.communicator.rank} alone; call gn.train_step, or parallel.average(n) "
-                "before the step, with n the number of its samples"
+                "before the step, with n the number of samples on this rank"
             )
         self._averaged = False
 
-    def _agreed(self, present: list[int]) -> list[int]:
-        """Return the parameters that have a gradient on some rank, as the first step found."""
+    def _trained_on_any_rank(self, present: list[int]) -> list[int]:
+        """Return the parameters that had a gradient on some rank in the first step."""
         if self._trained is None:
             counts = np.zeros(len(self._optimizer.parameters), np.int64)
             counts[present] = 1
@@ -306,14 +310,14 @@ class DataParallel:
             self._trained = np.flatnonzero(counts).tolist()
         return self._trained
 
-    def _another_step(self, i: int) -> SettingError:
+    def _inconsistent_step(self, i: int) -> SettingError:
         return SettingError(
             f"DataParallel: parameter {i} of the optimizer has a gradient in some steps and none "
             "in others; if the model has changed, build the optimizer and DataParallel anew"
         )
 
     def _message(self, name: str, members: list[Array]) -> Array:
-        """Return an array for some blocks and one number, for all steps the same."""
+        """Return the array, reused in every step, for some blocks and one number."""
         key = name, str(backend_of(members[0])), 1 + sum(member.size for member in members)
         if key not in self._messages:
             xp = kernels(members[0]).xp
@@ -333,14 +337,14 @@ def _by_dtype(arrays: list[Array]) -> dict[str, list[Array]]:
 
 
 def _parts(message: Array, members: list[Array]) -> list[Array]:
-    """Return the places in a message for some blocks."""
+    """Return the slices of a message that hold some blocks."""
     stops = list(accumulate(member.size for member in members))
     pairs = zip([0, *stops], stops, strict=False)
     return [message[start:stop] for start, stop in pairs]
 
 
 def _facts(optimizer: Optimizer) -> dict[str, str]:
-    """Return what has to be the same on all ranks, by name."""
+    """Return the facts, by name, that must be the same on all ranks."""
     kinds = [(dtype_name(p.value), tuple(p.value.shape)) for p in optimizer.parameters]
     shapes = ", ".join(f"{name}{shape}" for name, shape in kinds[:8])
     more = f" and {len(kinds) - 8} more, {crc32(str(kinds).encode()):08x}" if len(kinds) > 8 else ""

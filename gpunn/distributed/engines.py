@@ -1,4 +1,4 @@
-"""Which engine carries what processes say to each other."""
+"""Choose how processes communicate: MPI, NCCL, or not at all."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from gpunn.distributed.communicator import Communicator, SingleProcess
 from gpunn.distributed.mpi import MPICommunicator
 from gpunn.distributed.nccl import NCCLCommunicator
 
-#: What was made without settings: all of a process share its channels.
+#: Communicators created without settings, by name: a process has one of each.
 _made: dict[str, Communicator] = {}
 
 
 def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
-    """Return the communicator of the processes that this one was started with.
+    """Return the communicator of this process and those started with it.
 
     Without settings it is the same object each time.
 
     Parameters
     ----------
     name : {"auto", "single", "mpi", "nccl"}, default "auto"
-        "auto": "mpi" if a launcher of MPI has started this process (``mpiexec -n 2 python ...``);
+        "auto": "mpi" if an MPI launcher has started this process (``mpiexec -n 2 python ...``);
         else "nccl" if ``RANK``, ``WORLD_SIZE`` above 1, ``MASTER_ADDR`` and ``MASTER_PORT`` are set
-        (``torchrun --nproc-per-node 2 train.py``); else "single". "nccl": one process a GPU,
-        CuPy's arrays by NCCL, and NumPy's by MPI or, without it, by way of the GPU.
+        (``torchrun --nproc-per-node 2 train.py``); else "single". "nccl": one process per GPU;
+        CuPy arrays are sent by NCCL, NumPy arrays by MPI or, without MPI, through the GPU.
     **settings
-        Those of `MPICommunicator` or `NCCLCommunicator`.
+        Parameters of `MPICommunicator` or `NCCLCommunicator`.
 
     Raises
     ------
     BackendUnavailableError
-        If what it needs is not installed; the message says what to install.
+        If a package is missing; the message says what to install.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     """
     one_of("get_communicator", "name", name, ("auto", "single", "mpi", "nccl"))
     if name == "auto":
-        name = _launched()
+        name = _choose_name()
     if name == "single":
         return SingleProcess()
     if settings:
@@ -52,8 +52,8 @@ def get_communicator(name: str = "auto", **settings: Any) -> Communicator:
     return _made[name]
 
 
-def _launched() -> str:
-    """Return what the launcher of this process asks for."""
+def _choose_name() -> str:
+    """Return the name of the communicator that suits the launcher of this process."""
     if mpi.is_launched():
         return "mpi"
     return "nccl" if tcp.is_launched() and tcp.Meeting().size > 1 else "single"

@@ -1,4 +1,4 @@
-"""Statistics of a batch whose parts are on several ranks."""
+"""Statistics of a batch that is split over several ranks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from gpunn.kernels import kernels
 
 
 class JointStatistics:
-    r"""Mean and variance over all ranks, of channels of which each rank has its entries.
+    r"""Mean and variance per channel over the entries of all ranks.
 
-    Rank r has :math:`n_r` entries with the mean :math:`\mu_r` and the sum :math:`q_r` of squares
-    about it; it may have none. With :math:`n = \sum_r n_r`,
+    Rank r has :math:`n_r \ge 0` entries with mean :math:`\mu_r` and sum :math:`q_r` of squares
+    about it. With :math:`n = \sum_r n_r`,
 
     .. math:: \mu = \frac1n \sum_r n_r \mu_r, \qquad
               \sigma^2 = \frac1n \sum_r \left(q_r + n_r (\mu_r - \mu)^2\right).
 
-    Two sums over the ranks, one after the other: a single one, of squares about 0, would cancel.
+    This takes two sums over the ranks, one after the other: a single one, of squares about 0, would
+    suffer from cancellation.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ class JointStatistics:
         self._communicator = communicator
 
     def moments(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return mean and variance (C,), and the number of entries (1,), of double precision.
+        """Return mean and variance (C,), and the number of entries (1,), in double precision.
 
         Parameters
         ----------
@@ -42,7 +43,8 @@ class JointStatistics:
         Raises
         ------
         ShapeError
-            If there is one entry in all; on a GPU, which is not waited for, the variance is NaN.
+            If there is one entry in all. On a GPU, nothing waits to check this; the variance is
+            NaN.
         """
         k, n = kernels(x), math.prod(x.shape[:-1])
         mean, squares = (k.convert(each, k.xp.float64) for each in k.channel_moments(x))
@@ -51,8 +53,8 @@ class JointStatistics:
         total = sums[-1:]
         if isinstance(total, np.ndarray) and total[0] == 1.0:
             raise ShapeError(
-                "BatchNorm: expected more than one entry for each channel in training, and all "
-                "ranks together have one; leave it out by Loader(..., drop_last=True)"
+                "BatchNorm: expected more than one entry per channel in training, and all "
+                "ranks together have one; drop such a batch with Loader(..., drop_last=True)"
             )
         common = sums[:-1] / total
         squares = squares + n * (mean - common) ** 2
@@ -60,13 +62,13 @@ class JointStatistics:
         return common, squares / total, total
 
     def means(self, sums: list[Array], total: Array) -> Array:
-        """Return sums over this rank's entries as means over all: (S, C), of the same dtype.
+        """Return the means (S, C) over all ranks from this rank's sums, in the sums' dtype.
 
         Parameters
         ----------
         sums : list of S arrays (C,)
         total : array (1,)
-            What `moments` has returned.
+            The number of entries that `moments` returned.
         """
         k = kernels(total)
         joint = k.convert(k.xp.stack(sums), total.dtype)

@@ -1,4 +1,4 @@
-"""Whether the processes of the other ranks of this machine are still there."""
+"""Detect when the process of another rank on this machine is gone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: So long after its process has gone, what a rank has sent may still be on the way, in seconds.
+#: How long messages of a rank may still arrive after its process is gone, in seconds.
 _GRACE_S = 0.5
 
 
-class Lives:
-    """Watches the processes of those ranks that are on this machine.
+class ProcessWatcher:
+    """Watches the processes of the other ranks on this machine.
 
-    A process that is killed, or ends by ``os._exit``, says nothing to MPI. Linux tells whoever has
-    opened a descriptor of it. Processes of other machines are left to the launcher.
+    A process that is killed, or ends by ``os._exit``, does not notify MPI. On Linux, its file
+    descriptor (pidfd) shows that it has ended. Processes on other machines are left to the
+    launcher.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class Lives:
                     self._poll.register(descriptor, select.POLLIN)
 
     def gone(self) -> list[int]:
-        """Return the ranks whose processes have been gone for longer than messages take."""
+        """Return the ranks whose processes are gone and whose messages have all arrived."""
         now = time.monotonic()
         if self._ranks:
             for descriptor, _ in self._poll.poll(0):
@@ -51,7 +52,7 @@ class Lives:
 
 
 def _machine() -> str:
-    """Return what processes have in common that know each other by number."""
+    """Return an identifier shared by the processes that can see each other's process ids."""
     with suppress(OSError):
         return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
-    return f"{socket.gethostname()} {os.getpid()}"  # nobody else's
+    return f"{socket.gethostname()} {os.getpid()}"  # no other process has it

@@ -1,4 +1,4 @@
-"""MPI, through mpi4py."""
+"""Communication by MPI, through mpi4py."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from gpunn.distributed.roll_call import RollCall
 from gpunn.errors import DistributedError, DTypeError
 
 _REMEDY = 'pip install "gpunn[mpi]"'
-_NO_LIBRARY = f"{_REMEDY}, and a library of MPI: pip install mpich, or that of the cluster"
+_NO_LIBRARY = f"{_REMEDY}, and an MPI library: pip install mpich, or that of the cluster"
 
-#: Looks at a request between two looks at the clock and at the notices of other ranks.
+#: Polls of a request between two checks of the clock and of the notices from other ranks.
 _POLLS_BETWEEN = 64
-#: How many go by before the process offers its core to others: many where each rank has a core, for
-#: it may take long to get it back.
+#: Polls before the process offers its core to others: many where each rank has a core, for it may
+#: take long to get it back.
 _POLLS_AWAKE, _POLLS_CROWDED = 1 << 16, 64
 
 
-#: Launchers of MPI tell each process its rank in one of these environment variables.
+#: MPI launchers give each process its rank in one of these environment variables.
 RANKS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def is_launched() -> bool:
-    """Return whether a launcher of MPI has started this process."""
+    """Return whether an MPI launcher has started this process."""
     return any(name in os.environ for name in RANKS)
 
 
 class MPICommunicator(Connected):
-    """The processes that `mpiexec`, `srun` or another launcher of MPI has started.
+    """The processes started by `mpiexec`, `srun` or another MPI launcher.
 
-    Before each operation the ranks compare what they are about to do (`RollCall`): different calls,
-    and an error that one of them has caught alone, are a `DistributedError` on all.
+    Before each operation the ranks compare what they are about to do (`RollCall`). Different calls,
+    and an error that one rank alone has caught, raise a `DistributedError` on all.
 
-    A rank that ends, by an error or otherwise, tells the others: whoever waits for it raises a
-    `DistributedError` that names it, and why. After an error that nobody catches, a rank prints its
-    traceback and ends all ranks. One that is killed is noticed by the launcher, which ends them,
-    and on Linux by the ranks on its machine.
+    A rank that ends, by an error or otherwise, notifies the others: ranks that wait for it raise a
+    `DistributedError` that names it and says why it ended. After an uncaught error, a rank prints
+    its traceback and ends all ranks. If one is killed, the launcher notices and ends the others; on
+    Linux, so do the ranks on the same machine.
 
     Parameters
     ----------
     communicator : mpi4py.MPI.Comm, optional
-        Some of the processes; all by default. It is duplicated.
+        A group of the processes; all by default. It is duplicated.
     cuda_aware : bool, default False
-        Whether the library of MPI was built to read the memory of GPUs. Otherwise CuPy's arrays go
-        through pinned memory of the host.
+        Whether the MPI library was built to read GPU memory. Otherwise CuPy arrays go through
+        pinned host memory.
     timeout_s : float, default 1800
-        How long to wait for other ranks, above 0, in seconds. They may be at work on a longer
-        batch, or write a checkpoint; this is for ranks that hang.
+        How long to wait for other ranks, above 0, in seconds. Allow for ranks with a longer batch,
+        or that write a checkpoint: the limit is meant for ranks that hang.
 
     Raises
     ------
     BackendUnavailableError
-        If mpi4py or a library of MPI is not installed.
+        If mpi4py or an MPI library is not installed.
     """
 
     def __init__(
@@ -87,26 +87,26 @@ class MPICommunicator(Connected):
         self._polls_awake = _POLLS_CROWDED if crowded else _POLLS_AWAKE
         self._notices = Notices(self._mpi, self._comm.Dup())
         self._roll_call = RollCall(self._comm.Dup(), self._notices)
-        #: Why this rank can no longer talk with the others.
+        #: Why this rank can no longer communicate with the others; empty if it can.
         self._broken = ""
         adding, gathering = self._comm.Dup(), self._comm.Dup()
         requests = partial(self._requests, adding=adding, gathering=gathering)
         self._background = Background(requests, self._wait, self.compare, cuda_aware=cuda_aware)
 
     def doing(self, what: str) -> AbstractContextManager[None]:
-        """Return a context in which this rank does what all ranks do; see `Communicator`."""
+        """Return a context for a call that all ranks are in; see `Communicator`."""
         return self._roll_call.doing(what)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite an array on every rank by that of the rank `root`."""
+        """Overwrite an array on every rank with that of rank `root`."""
         self.compare(f"a broadcast by rank {root}", array)
         self._through_host(array, lambda data: self._wait(self._comm.Ibcast(data, root=root)))
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array on every rank by the sum over all ranks.
+        """Overwrite an array on every rank with the sum over all ranks.
 
-        Each rank adds up a part for all others. MPI's own sum of everything may add in another
-        order on each rank, and so differ in the last bits.
+        Each rank adds up one part, for all ranks. MPI's own Allreduce may add in a different order
+        on each rank, so results may differ in the last bits.
         """
         self.compare("a sum", array)
         self._through_host(array, self._sum)
@@ -114,19 +114,19 @@ class MPICommunicator(Connected):
     def start_allreduce(self, array: Array) -> MPISum:
         """Start a sum over all ranks, of an array in C order; see `Communicator`.
 
-        It goes on when the program calls MPI, for this sum or for others.
+        It advances when the program calls MPI, for this sum or any other.
         """
         self._check_unbroken()
         _check_library(array)
         return self._background.start(array)
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have reached this call."""
         self.compare("a barrier")
         self._wait(self._comm.Ibarrier())
 
     def compare(self, operation: str, array: Array | None = None) -> None:
-        """Check that all ranks have come to the same operation on arrays of one size and dtype.
+        """Check that all ranks are at the same operation, on arrays of the same size and dtype.
 
         Raises
         ------
@@ -158,16 +158,16 @@ class MPICommunicator(Connected):
     def _requests(
         self, data: Array, lend: Callable[[Array, int], Array], *, adding: Any, gathering: Any
     ) -> Iterator[Any]:
-        """Make the requests of a sum, each when the one before is complete.
+        """Make the requests of a sum, each once the previous one is complete.
 
-        They are made on two communicators, with memory that `lend` returns.
+        They use two communicators, and memory that `lend` returns.
         """
         flat = data.reshape(-1)
         each, rest = divmod(flat.size, self.size)
         counts = [each + (rank < rest) for rank in range(self.size)]
         starts = [0, *accumulate(counts)][:-1]
         own = flat[starts[self.rank] : starts[self.rank] + counts[self.rank]]
-        if flat.dtype == "float16":  # MPI does not know it: it is sent as whole numbers
+        if flat.dtype == "float16":  # MPI has no such type: send it as integers
             flat, n = flat.view("uint16"), self.size
             parts = lend(own, n)
             _settle(parts)
@@ -183,7 +183,7 @@ class MPICommunicator(Connected):
         yield gathering.Iallgatherv(self._mpi.IN_PLACE, [flat, (counts, starts)])
 
     def _through_host(self, array: Array, operation: Callable[[Array], None]) -> None:
-        """Do something with the memory of an array, or with a copy of it on the host."""
+        """Apply an operation to the memory of an array, or to a copy of it on the host."""
         package = _check_library(array)
         if not array.flags.c_contiguous:
             with scope_of(array):
@@ -207,7 +207,7 @@ class MPICommunicator(Connected):
             stream.synchronize()  # the next call may write to the same memory
 
     def _stage_for(self, array: Array) -> Any:
-        """Return pinned memory of the host of the shape of an array."""
+        """Return pinned host memory with the shape of an array."""
         import cupyx  # noqa: PLC0415 (as above)
 
         key = int(array.size), str(array.dtype)
@@ -216,14 +216,14 @@ class MPICommunicator(Connected):
         return self._staged[key].reshape(array.shape)
 
     def _part_like(self, own: Array, times: int) -> Array:
-        """Return memory for so many arrays like this; the next sum of such arrays uses it again."""
+        """Return memory for `times` arrays like `own`, which later sums of such arrays reuse."""
         key = int(own.size), str(own.dtype), type(own).__name__, times
         if key not in self._parts:
             self._parts[key] = own.repeat(times)
         return self._parts[key]
 
     def _wait(self, request: Any) -> None:
-        """Wait for a request; meanwhile listen whether a rank has ended."""
+        """Wait for a request, while checking whether a rank has ended."""
         try:
             self._poll(request)
         except BaseException as error:  # the others are in the middle of an operation
@@ -234,7 +234,7 @@ class MPICommunicator(Connected):
         begun = 0.0
         for polls in count(1):
             if request.Test():
-                self._notices.done += 1
+                self._notices.n_completed += 1
                 return
             if polls % _POLLS_BETWEEN:
                 continue
@@ -249,23 +249,23 @@ class MPICommunicator(Connected):
     def _give_up(self) -> NoReturn:
         raise DistributedError(
             f"rank {self.rank} of {self.size} has waited for the others for {self._timeout_s:g} s; "
-            "one of them hangs, or all make different calls (if they only take longer: "
+            "one of them hangs, or the ranks make different calls (if they only need more time: "
             "get_communicator(timeout_s=...))"
         )
 
 
 def _check_library(array: Array) -> str:
-    """Return the library of an array, if its memory can be sent."""
+    """Return the package of an array; refuse an array that MPI cannot send."""
     place = backend_of(array)
     if place is None or place.package not in ("numpy", "cupy"):
         raise DTypeError(
-            f"MPICommunicator: expected an array of NumPy or CuPy, got {type(array).__name__}"
+            f"MPICommunicator: expected a NumPy or CuPy array, got {type(array).__name__}"
         )
     return place.package
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -278,7 +278,7 @@ def _settle(array: Array) -> None:
 
 
 def _stream_of(_: Array) -> Any:
-    """Return the current stream of CuPy, whose array this is."""
+    """Return CuPy's current stream."""
     import cupy  # noqa: PLC0415 (it is there)
 
     return cupy.cuda.get_current_stream()

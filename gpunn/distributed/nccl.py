@@ -1,4 +1,4 @@
-"""NCCL, through CuPy: sums that go from GPU to GPU."""
+"""Communication between GPUs by NCCL, through CuPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpunn.errors import BackendUnavailableError, DTypeError
 
 _REMEDY = 'pip install "gpunn[nccl]" (with CUDA 13: pip install nvidia-nccl-cu13)'
 
-#: NCCL's names of dtypes.
+#: NCCL's names for dtypes.
 _KINDS = {
     "uint8": "NCCL_UINT8",
     "int64": "NCCL_INT64",
@@ -28,24 +28,23 @@ _KINDS = {
     "float64": "NCCL_FLOAT64",
 }
 
-#: The length of NCCL's identifier of a communicator.
+#: The length of the identifier of an NCCL communicator.
 _ID_BYTES = 128
 
 
 class NCCLCommunicator(Connected):
-    """One process for each GPU: CuPy's arrays are sent by NCCL, on the current stream.
+    """One process per GPU: CuPy arrays are sent by NCCL, on the current stream.
 
-    Nothing waits for the device. Choose each process's GPU before the first array is made:
+    Nothing waits for the device. Choose each process's GPU before creating the first array:
     ``gn.use(backend=f"cupy:{local_rank}")``.
 
     Parameters
     ----------
     host : Communicator, optional
-        Sends NumPy's arrays, and the identifier of the GPUs' communicator. By default an
+        Sends NumPy arrays, and the identifier of the NCCL communicator. By default an
         `MPICommunicator`, unless the environment has ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
-        ``MASTER_PORT``, as `torchrun` sets them, and no launcher of MPI has started the process:
-        then rank 0 gives the identifier away at that address, and NumPy's arrays go by way of the
-        GPU.
+        ``MASTER_PORT``, as set by `torchrun`, and no MPI launcher has started the process: then
+        rank 0 hands out the identifier at that address, and NumPy arrays go through the GPU.
 
     Raises
     ------
@@ -54,15 +53,15 @@ class NCCLCommunicator(Connected):
 
     Notes
     -----
-    With an `MPICommunicator`, the ranks compare what they are about to do, as that does; with
-    another host, or none, they do not.
+    With an `MPICommunicator` as host, the ranks compare what they are about to do, as they do under
+    MPI alone; with another host, or none, they do not.
 
-    It was tested with a substitute of ``cupy.cuda.nccl``, and never on several GPUs.
+    Tested with a stand-in for ``cupy.cuda.nccl``, never on several GPUs.
     """
 
     def __init__(self, host: Communicator | None = None) -> None:
         self._nccl = _library()
-        self._made: Any = None
+        self._cached_comm: Any = None
         self._compare = _no_comparison
         self._stream: Any = None
         if host is None and tcp.is_launched() and not is_launched():
@@ -79,15 +78,15 @@ class NCCLCommunicator(Connected):
 
     @property
     def _comm(self) -> Any:
-        """NCCL's communicator, made on the device that is current when it is first needed."""
-        if self._made is None:
+        """The NCCL communicator, created on the device that is current at its first use."""
+        if self._cached_comm is None:
             identifier = self._nccl.get_unique_id() if self.rank == 0 else bytes(_ID_BYTES)
-            made = self._nccl.NcclCommunicator
-            self._made = made(self.size, self._share(identifier), self.rank)
-        return self._made
+            create = self._nccl.NcclCommunicator
+            self._cached_comm = create(self.size, self._share(identifier), self.rank)
+        return self._cached_comm
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite an array on every rank by that of the rank `root`."""
+        """Overwrite an array on every rank with that of rank `root`."""
         if _is_on_host(array):
             self._host.broadcast(array, root)
             return
@@ -96,7 +95,7 @@ class NCCLCommunicator(Connected):
             self._comm.bcast(*self._memory(array), root, _stream())
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array on every rank by the sum over all ranks."""
+        """Overwrite an array on every rank with the sum over all ranks."""
         if _is_on_host(array):
             self._host.allreduce(array)
             return
@@ -116,15 +115,15 @@ class NCCLCommunicator(Connected):
             return NCCLSum(stream.record())
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here; their devices may still be at work."""
+        """Wait until all ranks have reached this call; their devices may still be at work."""
         self._host.barrier()
 
     def doing(self, what: str) -> AbstractContextManager[None]:
-        """Return a context in which this rank does what all ranks do; see `Communicator`."""
+        """Return a context for a call that all ranks are in; see `Communicator`."""
         return self._host.doing(what)
 
     def _stream_beside(self) -> Any:
-        """Return the stream of sums that have been started."""
+        """Return the stream on which started sums run."""
         if self._stream is None:
             self._stream = require("cupy", INSTALL_CUPY).cuda.Stream(non_blocking=True)
         return self._stream
@@ -146,7 +145,7 @@ class NCCLCommunicator(Connected):
 
 
 def _share_by(host: Communicator, content: bytes) -> bytes:
-    """Return rank 0's bytes, of the same length on all ranks."""
+    """Return rank 0's bytes; all ranks pass the same length."""
     numbers = np.frombuffer(content, np.uint8).copy()
     host.broadcast(numbers)
     return numbers.tobytes()
@@ -157,16 +156,16 @@ def _no_comparison(operation: str, array: Array | None = None) -> None:
 
 
 class NCCLSum:
-    """A sum that goes on beside the current stream, without the program."""
+    """A sum that runs beside the current stream, without the program's help."""
 
     def __init__(self, complete: Any) -> None:
         self._complete = complete
 
     def advance(self) -> None:
-        """Do nothing: the device goes on by itself."""
+        """Do nothing: the device advances by itself."""
 
     def wait(self) -> None:
-        """Let the current stream wait for the sum."""
+        """Make the current stream wait for the sum."""
         _current().wait_event(self._complete)
 
 
@@ -176,12 +175,12 @@ def _library() -> Any:
     Raises
     ------
     BackendUnavailableError
-        If there is none.
+        If CuPy or NCCL is not available.
     """
     require("cupy", INSTALL_CUPY)
     library = require("cupy.cuda.nccl", _REMEDY)
     if not getattr(library, "available", True):
-        raise BackendUnavailableError(f"CuPy has found no library of NCCL: {_REMEDY}")
+        raise BackendUnavailableError(f"CuPy has not found the NCCL library: {_REMEDY}")
     return library
 
 
@@ -196,5 +195,5 @@ def _current() -> Any:
 
 
 def _stream() -> int:
-    """Return its address."""
+    """Return the address of CuPy's current stream."""
     return int(_current().ptr)

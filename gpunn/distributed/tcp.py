@@ -1,4 +1,4 @@
-"""Processes that meet at an address, without MPI, as `torchrun` starts them."""
+"""Rendezvous of processes at a TCP address, without MPI, as `torchrun` starts them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gpunn.arrays.libraries import INSTALL_CUPY, require
 from gpunn.distributed.communicator import Connected, Done
 from gpunn.errors import DistributedError, SettingError
 
-#: Launchers without MPI tell each process who it is, and where rank 0 is, by these environment
-#: variables.
+#: Launchers without MPI give each process its rank, the number of processes, and rank 0's address
+#: in these environment variables.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-#: So long the processes wait for each other at the address, and between two looks, in seconds.
+#: How long processes wait for each other at the address, and between two attempts, in seconds.
 _LIMIT_S, _PAUSE_S = 300.0, 0.05
 
 
@@ -26,9 +26,9 @@ def is_launched() -> bool:
 
 
 class Meeting:
-    """Where processes meet: CuPy's store, which rank 0 keeps in a process of its own.
+    """Rendezvous in CuPy's TCP store, which rank 0 runs in a separate process.
 
-    Whoever reaches the port can read and write there, so it is for a network that is trusted.
+    Anyone who can reach the port can read and write the store: use it on a trusted network only.
 
     Attributes
     ----------
@@ -37,13 +37,13 @@ class Meeting:
     address : str
         ``MASTER_ADDR``.
     port : int
-        ``CUPYX_DISTRIBUTED_PORT`` if it is set, else ``MASTER_PORT``, or the next one if torchrun
-        itself listens there.
+        ``CUPYX_DISTRIBUTED_PORT`` if set, else ``MASTER_PORT``, or the next port if torchrun itself
+        listens there.
 
     Raises
     ------
     SettingError
-        If they are no numbers, or out of range.
+        If an environment variable is not a number, or is out of range.
     """
 
     def __init__(self) -> None:
@@ -59,60 +59,60 @@ class Meeting:
         self.port = _number(own) if own in os.environ else _number("MASTER_PORT") + taken
 
     def share(self, content: bytes) -> bytes:
-        """Return what rank 0 gives, on every rank: up to 200 bytes.
+        """Return rank 0's bytes, up to 200, on every rank.
 
         Raises
         ------
         DistributedError
-            If the others do not come.
+            If another rank does not appear in time.
         """
-        store = require("cupyx.distributed._store", INSTALL_CUPY)
-        there = store.TCPStoreProxy(self.address, self.port)
+        module = require("cupyx.distributed._store", INSTALL_CUPY)
+        store = module.TCPStoreProxy(self.address, self.port)
         if self.rank > 0:
-            content = self._found(there, "gpunn")
-            there[f"gpunn {self.rank}"] = b"has it"
+            content = self._wait_for(store, "gpunn")
+            store[f"gpunn {self.rank}"] = b"has it"
             return content
-        kept = store.TCPStore(self.size)
-        kept.run(self.address, self.port)
+        server = module.TCPStore(self.size)
+        server.run(self.address, self.port)
         try:
-            there["gpunn"] = content
+            store["gpunn"] = content
             for rank in range(1, self.size):
-                self._found(there, f"gpunn {rank}")
+                self._wait_for(store, f"gpunn {rank}")
         finally:
-            kept.stop()
+            server.stop()
         return content
 
-    def _found(self, there: Any, name: str) -> bytes:
-        """Return what is kept under a name, as soon as it is there."""
+    def _wait_for(self, store: Any, name: str) -> bytes:
+        """Return the value of a name, as soon as it is in the store."""
         begun = time.monotonic()
         while True:
             try:
-                return bytes(there[name])
+                return bytes(store[name])
             except (RuntimeError, OSError) as error:  # the store is not there, or has no such name
                 if time.monotonic() - begun > _LIMIT_S:
                     raise DistributedError(
                         f"rank {self.rank} of {self.size} has waited for the others at "
                         f"{self.address}, port {self.port}, for {_LIMIT_S:g} s; start all of them, "
-                        "and see that they reach MASTER_ADDR and MASTER_PORT"
+                        "and check that they can reach MASTER_ADDR and MASTER_PORT"
                     ) from error
             time.sleep(_PAUSE_S)
 
 
 class Device(Protocol):
-    """What sums arrays of a GPU."""
+    """A communicator for GPU arrays."""
 
     rank: int
     size: int
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite an array by that of the rank `root`."""
+        """Overwrite an array with that of rank `root`."""
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array by the sum."""
+        """Overwrite an array with the sum over all ranks."""
 
 
 class ThroughDevice(Connected):
-    """Sends NumPy's arrays by way of the GPU, where there is nothing else to send them.
+    """Sends NumPy arrays through the GPU, where nothing else can send them.
 
     Parameters
     ----------
@@ -124,30 +124,30 @@ class ThroughDevice(Connected):
         self._device = device
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """Overwrite an array on every rank by that of the rank `root`."""
+        """Overwrite an array on every rank with that of rank `root`."""
         copy = _library().asarray(array)
         self._device.broadcast(copy, root)
         copy.get(out=array)
 
     def allreduce(self, array: Array) -> None:
-        """Overwrite an array on every rank by the sum over all ranks."""
+        """Overwrite an array on every rank with the sum over all ranks."""
         copy = _library().asarray(array)
         self._device.allreduce(copy)
         copy.get(out=array)
 
     def start_allreduce(self, array: Array) -> Done:
-        """Do so at once: such arrays are small."""
+        """Sum at once: such arrays are small."""
         self.allreduce(array)
         return Done()
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have reached this call."""
         one = _library().ones(1, "float32")
         self._device.allreduce(one)
         one.get()
 
     def doing(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Return a context that does nothing: nothing is compared."""
+        """Return a context that does nothing: operations are not compared."""
         return nullcontext()
 
 

@@ -1,1 +1,1 @@
-"""Files of weights."""
+"""Reading and writing files of weights, checkpoints and ONNX graphs."""

@@ -1,7 +1,7 @@
-"""Where images become rows of features, and rows images: there the order of axes matters.
+"""Find the layers whose features are flattened images: there the order of features differs.
 
-In gpunn, `Flatten` makes rows of images (H, W, C), and in libraries whose images are (C, H, W) rows
-in another order; so the weights of the dense layer that takes them are ordered differently, too.
+In gpunn, `Flatten` flattens images (H, W, C); libraries whose images are (C, H, W) get the features
+in another order, and the weights of the dense layer that follows are ordered accordingly.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from gpunn.nn.tree import Node, children
 
 
 class Channels(NamedTuple):
-    """The channels of the images that the inputs and the outputs of a layer are, else 1."""
+    """The channels of the images that a layer's inputs and outputs stand for; 1 if none."""
 
     inputs: int = 1
     outputs: int = 1
 
 
 class _Flow(NamedTuple):
-    """What flows from a layer to the next.
+    """The kind of data that one layer passes to the next.
 
     Attributes
     ----------
     kind : str
-        "images", which have channels; "rows", flattened from images of so many channels, or 1;
-        "unflattened", which are rows with more axes, and perhaps images; or "other".
+        "images"; "rows", features that may be flattened images; "unflattened", rows that were
+        reshaped to more axes, perhaps to images; or "other".
     channels : int
-        As said there.
+        The number of channels of the images, also of flattened ones; 1 if there are none.
     since : tuple of Layer
-        What has parameters for features of rows, from the last dense layer on.
+        The last dense layer, and the layers after it that have parameters per feature.
     """
 
     kind: str = "other"
@@ -49,22 +49,22 @@ class _Flow(NamedTuple):
 
 
 #: Layers that treat all entries of an array alike.
-_PASSING = (Activation, Dropout)
+_ELEMENTWISE = (Activation, Dropout)
 #: Layers with parameters for each feature.
-_BY_FEATURE = (BatchNorm, LayerNorm, RMSNorm, GroupNorm, PReLU)
+_PER_FEATURE = (BatchNorm, LayerNorm, RMSNorm, GroupNorm, PReLU)
 
 
 def channels_of(model: Any, origin: str) -> dict[int, Channels]:
-    """Return the channels that the features of layers stand for, by the id of the layer.
+    """Return the channels of the images that the features of layers stand for, by layer id.
 
-    What one layer returns is followed to the next through `Sequential`, `Residual` and `Parallel`;
-    layers within a layer of another class are taken to follow each other as its attributes do.
-    Layers that are not in the result have features in one order everywhere.
+    Outputs are followed from layer to layer through `Sequential`, `Residual` and `Parallel`; the
+    layers within a layer of another class are assumed to run in the order of its attributes. Layers
+    that are not in the result have their features in the same order in both libraries.
 
     Raises
     ------
     FileError
-        If the order cannot be told.
+        If the order cannot be determined.
     """
     marks = _Marks(origin, {}, set())
     _follow(model, _Flow(), marks)
@@ -72,58 +72,62 @@ def channels_of(model: Any, origin: str) -> dict[int, Channels]:
 
 
 class _Marks(NamedTuple):
-    """The result so far, whose layout it is, and the layers that are being walked through."""
+    """The other library's name, the result so far, and the layers being walked through."""
 
     origin: str
     found: dict[int, Channels]
     within: set[int]
 
     def inputs(self, layer: Any, features: int, channels: int) -> None:
-        """Note that a layer takes rows of so many features, flattened from so many channels."""
+        """Note that a layer's input features are flattened images with so many channels."""
         if features % channels:
-            raise self.unclear(layer, f"{features} features are no images of {channels} channels")
+            raise self.unclear(
+                layer, f"{features} features cannot be images of {channels} channels"
+            )
         before = self.found.get(id(layer))
         if before is not None and before.inputs != channels:
             raise self.unclear(layer, "it is used in two places")
         self.found[id(layer)] = Channels(channels, 1 if before is None else before.outputs)
 
     def outputs(self, layer: Any, channels: int) -> None:
-        """Note that a layer returns rows of which images of so many channels are made."""
+        """Note that a layer's outputs are reshaped to images with so many channels."""
         before = self.found.get(id(layer), Channels())
         if before.outputs not in (1, channels):
             raise self.unclear(layer, "it is used in two places")
         self.found[id(layer)] = before._replace(outputs=channels)
 
     def unclear(self, layer: Any, why: str) -> FileError:
-        """Return the error for features whose order is not known."""
+        """Return the error for features whose order cannot be determined."""
         return FileError(
             f"{layer!r}: its features are images, which {self.origin} flattens in another order; "
-            f"which one cannot be told: {why}. Rearrange the weights by hand, and load them with "
-            "layout='gpunn'"
+            f"that order cannot be determined: {why}. Rearrange the weights by hand, and load them "
+            "with layout='gpunn'"
         )
 
 
-def _follow(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:  # noqa: PLR0911 (one a kind)
-    """Return what flows out of a layer; mark those within it."""
-    if isinstance(layer, _PASSING):
+def _follow(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:  # noqa: PLR0911 (one per kind)
+    """Return the flow after a layer; mark the layer and those within it."""
+    if isinstance(layer, _ELEMENTWISE):
         return flow
     if isinstance(layer, (Convolution, Pool, GlobalPool)):
         return _through_images(layer, flow, marks)
     if isinstance(layer, (Flatten, Reshape)):
-        return _reshaped(layer, flow, marks)
+        return _through_reshape(layer, flow, marks)
     if isinstance(layer, Dense):
         return _through_dense(layer, flow, marks)
-    if isinstance(layer, _BY_FEATURE):
+    if isinstance(layer, _PER_FEATURE):
         return _through_features(layer, flow, marks)
     if isinstance(layer, Parallel):
-        return _joined(layer, [_follow(inner, flow, marks) for inner in layer.layers], marks)
+        return _through_parallel(
+            layer, [_follow(inner, flow, marks) for inner in layer.layers], marks
+        )
     if isinstance(layer, Residual) and flow.kind == "rows" and flow.channels > 1:
         raise marks.unclear(layer, "it adds flattened images to its output")
     return _through_parts(layer, flow, marks)
 
 
 def _through_parts(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
-    """Return what flows out of the layers within a layer, a list, a tuple or a dict."""
+    """Return the flow after all layers within a layer, a list, a tuple or a dict."""
     if id(layer) in marks.within:
         return flow
     marks.within.add(id(layer))
@@ -142,13 +146,13 @@ def _through_images(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
 
 
 def _confirm(flow: _Flow, marks: _Marks) -> None:
-    """Note that rows with more axes are images: what made them has rows of another order."""
+    """Note that unflattened rows are images: the layers that returned them order features so."""
     if flow.kind == "unflattened" and flow.channels > 1:
         for layer in flow.since:
             marks.outputs(layer, flow.channels)
 
 
-def _reshaped(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
+def _through_reshape(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
     if isinstance(layer, Flatten) or len(layer.shape) == 1:
         return _Flow("rows", flow.channels if flow.kind == "images" else 1, flow.since)
     if flow.kind != "rows":
@@ -159,7 +163,7 @@ def _reshaped(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
 
 
 def _through_dense(layer: Dense, flow: _Flow, marks: _Marks) -> _Flow:
-    if flow.kind == "images":  # of each pixel by itself, so that channels come last there, too
+    if flow.kind == "images":  # applied to each pixel, so channels come last in both libraries
         return _Flow()
     marks.inputs(layer, layer.in_features, flow.channels if flow.kind == "rows" else 1)
     return _Flow("rows", 1, (layer,))
@@ -178,7 +182,7 @@ def _through_features(layer: Any, flow: _Flow, marks: _Marks) -> _Flow:
     return flow._replace(since=(*flow.since, layer))
 
 
-def _joined(layer: Parallel, flows: list[_Flow], marks: _Marks) -> _Flow:
+def _through_parallel(layer: Parallel, flows: list[_Flow], marks: _Marks) -> _Flow:
     kinds, channels = {flow.kind for flow in flows}, [flow.channels for flow in flows]
     if kinds == {"images"}:
         return _Flow("images", sum(channels) if layer.join == "concatenate" else channels[0])

@@ -1,4 +1,4 @@
-"""Opening a file to read it, with errors that say what is in the way."""
+"""Open a file for reading, with errors that explain what is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(owner: str, path: Path) -> Iterator[BinaryIO]:
-    """Open a file; explain errors of the operating system, in reading, too.
+    """Open a file; explain errors of the operating system, also while it is read.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def opened(owner: str, path: Path) -> Iterator[BinaryIO]:
 
 
 def _check_kind(owner: str, path: Path) -> None:
-    """Refuse what is no file. To open a pipe would wait for somebody to write to it."""
+    """Refuse anything but a regular file. Opening a pipe would block until someone writes to it."""
     try:
         kind = path.stat().st_mode
     except ValueError as error:  # a null character

@@ -1,4 +1,4 @@
-"""An array in two layouts: that of the model, and that of a file of another library."""
+"""Convert an array between the model's layout and that of another library's file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gpunn._typing import Shape
 
 
 class Rearranged(NamedTuple):
-    """How to get from one layout to the other: split axes, permute them, and join them again.
+    """A conversion between two layouts: split axes, permute them, and join them again.
 
     Attributes
     ----------
     ours, theirs : tuple of int
         The shapes in the model and in the file.
     split : tuple of int
-        The shape in the model with some of its axes split.
+        The shape in the model after splitting some axes.
     axes : tuple of int
-        Axis i of the file's array, before axes are joined, is axis ``axes[i]`` of the split one.
+        Axis i of the file's array, before axes are joined, is axis ``axes[i]`` of the split array.
     """
 
     ours: Shape
@@ -28,36 +28,36 @@ class Rearranged(NamedTuple):
     axes: tuple[int, ...]
 
     def to_theirs(self, x: Any) -> Any:
-        """Return a NumPy array of the model as it is in the file."""
+        """Convert a NumPy array from the model's layout to the file's."""
         return x.reshape(self.split).transpose(self.axes).reshape(self.theirs)
 
     def to_ours(self, x: Any) -> Any:
-        """Return a NumPy array of the file as it is in the model."""
+        """Convert a NumPy array from the file's layout to the model's."""
         permuted = x.reshape([self.split[axis] for axis in self.axes])
         back = [self.axes.index(axis) for axis in range(len(self.axes))]
         return permuted.transpose(back).reshape(self.ours)
 
 
 def permuted(ours: Shape, axes: Sequence[int], split: Shape | None = None) -> Rearranged:
-    """Return a permutation of axes, after splitting some; none of them are joined again."""
+    """Return the conversion that splits some axes, and permutes all without joining any."""
     split = ours if split is None else split
     return Rearranged(ours, tuple(split[axis] for axis in axes), split, tuple(axes))
 
 
 def unchanged(shape: Shape) -> Rearranged:
-    """Return the layout of an array that is the same in both."""
+    """Return the conversion of an array that has the same layout in both."""
     return permuted(shape, range(len(shape)))
 
 
 def matrix(shape: Shape, rows: int = 1, columns: int = 1) -> Rearranged:
-    """Return the layout of a dense layer's weights: (inputs, outputs), and (outputs, inputs).
+    """Return the conversion of dense weights: (inputs, outputs) to (outputs, inputs).
 
     Parameters
     ----------
     shape : tuple of int
-        Inputs and outputs.
+        The number of inputs, and of outputs.
     rows, columns : int
-        The channels of the images that the inputs, or the outputs, are: flattened from
+        The channels of the images that the inputs, or outputs, stand for: flattened from
         (H, W, channels) in the model and from (channels, H, W) in the file. 1 for other features.
     """
     inputs, outputs = shape
@@ -66,14 +66,14 @@ def matrix(shape: Shape, rows: int = 1, columns: int = 1) -> Rearranged:
 
 
 def vector(shape: Shape, channels: int = 1) -> Rearranged:
-    """Return the layout of an array with a number for each feature; `channels` as for `matrix`."""
+    """Return the conversion of an array with one number per feature; `channels` as in `matrix`."""
     return Rearranged(shape, shape, (math.prod(shape) // channels, channels), (1, 0))
 
 
 def filters(shape: Shape, axes: int) -> Rearranged:
-    """Return the layout of a convolution's weights: (k, l, C, K), and (K, C, k, l) or (K, C, l).
+    """Return the conversion of convolution weights: (k, l, C, K) to (K, C, k, l) or (K, C, l).
 
-    Those of a transposed convolution are (k, l, K, C), and (C, K, k, l).
+    For a transposed convolution: (k, l, K, C) to (C, K, k, l).
     """
     if axes == 2:
         return permuted(shape, (3, 2, 0, 1))

@@ -1,4 +1,4 @@
-"""How PyTorch names and lays out the arrays of layers that gpunn has, too."""
+"""How PyTorch names and lays out the arrays of layers that gpunn also has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpunn.nn.parameter import Held
 from gpunn.nn.prelu import PReLU
 from gpunn.nn.tree import children
 
-#: From names of the model to names of a file.
+#: The user's mapping from names in the model to names in the file.
 Names: TypeAlias = "Mapping[str, str] | Callable[[str], str] | None"
 
 #: Names within a layer, where they differ.
@@ -34,12 +34,12 @@ _RENAMED: dict[type, dict[str, str]] = {
     },
 }
 
-#: What a batch norm of PyTorch's counts beside its statistics, and gpunn's does not.
-_COUNTED = "num_batches_tracked"
+#: The counter that PyTorch keeps beside a batch norm's statistics; gpunn has none.
+_BATCH_COUNT = "num_batches_tracked"
 
 
 class TorchLayout:
-    """The names and layouts that PyTorch has for the arrays of a model.
+    """PyTorch's names and layouts for the arrays of a model.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ class TorchLayout:
     Attributes
     ----------
     names : dict from str to str
-        By gpunn's dotted names, where they differ: the last parts are PyTorch's.
+        From gpunn's dotted name to PyTorch's, where they differ: in their last parts.
     layouts : dict from int to Rearranged
-        By the id of a parameter or buffer, where they differ.
+        By the id of a parameter or buffer, where the layouts differ.
     """
 
     def __init__(self, model: Any, channels: Mapping[int, Channels]) -> None:
@@ -83,22 +83,21 @@ class TorchLayout:
             self.layouts[id(weight)] = matrix(tuple(weight.value.shape), *channels)
         if channels == Channels():
             return
-        # A layer without a matrix has numbers for the features that it takes and returns alike.
-        across = channels.outputs if isinstance(layer, Dense) else max(channels)
+        # Layers other than Dense have the same features in their inputs and outputs.
+        n_channels = channels.outputs if isinstance(layer, Dense) else max(channels)
         for item in [*vars(layer).values()]:
             if isinstance(item, Held) and item.value.ndim == 1:
-                self.layouts[id(item)] = vector(tuple(item.value.shape), across)
+                self.layouts[id(item)] = vector(tuple(item.value.shape), n_channels)
 
     @staticmethod
     def ignored(theirs: Mapping[str, str]) -> set[str]:
-        """Return the names of what PyTorch keeps beside running statistics, by those of a file."""
-        ends = [name.removesuffix("running_var") for name in theirs.values()]
-        return {
-            end + _COUNTED for end, name in zip(ends, theirs.values(), strict=True) if end != name
-        }
+        """Return the names of the batch counters that PyTorch keeps beside running statistics."""
+        suffix = "running_var"
+        variances = [name for name in theirs.values() if name.endswith(suffix)]
+        return {name.removesuffix(suffix) + _BATCH_COUNT for name in variances}
 
 
-def renamed(
+def file_names(
     owner: str, ours: Iterable[str], translated: Mapping[str, str], names: Names
 ) -> dict[str, str]:
     """Return the name in the file for each name of the model.
@@ -106,17 +105,19 @@ def renamed(
     Parameters
     ----------
     owner : str
-        Who speaks in errors.
+        The function named in errors.
     ours : iterable of str
+        The names in the model.
     translated : mapping from str to str
         The layout's own names, where they differ.
     names : mapping, function or None
-        The user's, from those names; a mapping's keys may also name layers.
+        The user's mapping from the layout's names; a key may also name a layer.
 
     Raises
     ------
     SettingError
-        If `names` is neither, names what the model does not have, or gives what is no name.
+        If `names` is of another type, has a key that the model lacks, or gives a value that is not
+        a string.
     """
     usual = {name: translated.get(name, name) for name in ours}
     if names is None:
@@ -130,21 +131,21 @@ def renamed(
             )
     elif not callable(names):
         raise SettingError(f"{owner}: names must be a dict or a function, got {shown(names)}")
-    found = {name: _mapped(theirs, names) for name, theirs in usual.items()}
+    found = {name: _map_name(theirs, names) for name, theirs in usual.items()}
     wrong = [name for name, theirs in found.items() if not isinstance(theirs, str)]
     if wrong:
         given = f"{shown(found[wrong[0]])} for {wrong[0]}"
-        raise SettingError(f"{owner}: names gives {given}, and no name")
+        raise SettingError(f"{owner}: names gives {given}; expected a string")
     return found
 
 
 def _within(name: str, key: Any) -> bool:
-    """Return whether a key is a name, or that of a layer whose array has it."""
+    """Return whether a key is an array's name, or the name of a layer that contains it."""
     return isinstance(key, str) and (name == key or name.startswith(f"{key}."))
 
 
-def _mapped(name: str, names: Mapping[str, str] | Callable[[str], str]) -> str:
-    """Return a name as the user maps it: by the longest key that fits, or by the function."""
+def _map_name(name: str, names: Mapping[str, str] | Callable[[str], str]) -> str:
+    """Return the user's name for a name: by the longest matching key, or by the function."""
     if not isinstance(names, Mapping):
         return names(name)
     keys = [key for key in names if _within(name, key)]

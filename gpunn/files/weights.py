@@ -21,7 +21,7 @@ from gpunn.files.flattened import channels_of
 from gpunn.files.rearranged import Rearranged
 from gpunn.files.states import CHECKPOINT, MODEL
 from gpunn.files.tensors import WEIGHTS, File, Format, Stored, check_format, holds, read, write
-from gpunn.files.torch_layout import Names, TorchLayout, renamed
+from gpunn.files.torch_layout import Names, TorchLayout, file_names
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Buffer, Parameter
 
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: The formats whose dense layers have weights (outputs, inputs).
+#: The formats whose dense weights are (outputs, inputs).
 _TRANSPOSED = ("pt", "mlx")
 
-#: What `save` writes in the layout of PyTorch.
+#: The format that `save` writes in PyTorch's layout.
 TORCH = Format("pt", 1)
 
-#: The most names that an error lists.
+#: How many names an error lists at most.
 _MOST_NAMES = 10
 
 
 class LoadReport(NamedTuple):
-    """The names that only the file or only the model has.
+    """The names that are only in the file or only in the model.
 
     Attributes
     ----------
     missing : list of str
-        Names that only the model has; their values did not change.
+        Names that are only in the model; their values did not change.
     unexpected : list of str
-        Names that only the file has; they were ignored.
+        Names that are only in the file; they were ignored.
     """
 
     missing: list[str]
@@ -65,16 +65,16 @@ def save(
     """Write a model's parameters and buffers to a file, by dotted name.
 
     The file is written under a temporary name, flushed to the disk and then renamed, so a crash at
-    any instant leaves the older file or the new one; permissions are kept, and symbolic links are
-    followed. It holds arrays only, neither code nor layers: `load` needs a model of the same
-    structure. A digest of all bytes is in its metadata, by which `load` finds damage.
+    any instant leaves either the old file or the new one; permissions are kept, and symbolic links
+    are followed. It holds arrays only, neither code nor layers: `load` needs a model of the same
+    structure. Its metadata hold a digest of all bytes, by which `load` detects damage.
 
     Parameters
     ----------
     path : path
         Usually ends in ``.safetensors``.
     model : Layer
-        On any backend; the file does not depend on it.
+        On any backend; the file does not depend on the backend.
     layout, names
         The layout and names of arrays in the file, as for `load`.
 
@@ -83,26 +83,26 @@ def save(
     PathError
         If the folder does not exist, or the file cannot be written.
     FileError
-        If the format cannot hold a name, or two arrays have the same; or if PyTorch flattens images
-        in the model in an order that cannot be told.
+        If the format cannot hold a name, or two arrays have the same name; or if the order in which
+        PyTorch flattens images in the model cannot be determined.
     DTypeError
-        If a buffer has numbers that the format lacks.
+        If the format does not support the dtype of a buffer.
     SettingError
-        If `model` is not a layer, `path` not a path, or a setting is not valid.
+        If `model` is not a layer, `path` is not a path, or a setting is not valid.
     """
     target = _path("save", path, model)
-    held = _held("save", model)
-    turns = one_of("save", "layout", layout, ("gpunn", "torch")) == "torch"
-    torch = TorchLayout(model, channels_of(model, "PyTorch")) if turns else None
-    theirs = renamed("save", held, torch.names if torch else {}, names)
+    held = _held_arrays("save", model)
+    as_torch = one_of("save", "layout", layout, ("gpunn", "torch")) == "torch"
+    torch = TorchLayout(model, channels_of(model, "PyTorch")) if as_torch else None
+    theirs = file_names("save", held, torch.names if torch else {}, names)
     twice = [name for name, n in Counter(theirs.values()).items() if n > 1]
     if twice:
         raise FileError(f"save: names gives {twice[0]!r:.99} for several arrays of the model")
     arrays = {theirs[name]: item.value for name, item in held.items()}
     if torch:
         forms = {theirs[name]: torch.layouts.get(id(item)) for name, item in held.items()}
-        turned = {name: form for name, form in forms.items() if form}
-        arrays |= {name: form.to_theirs(to_numpy(arrays[name])) for name, form in turned.items()}
+        differing = {name: form for name, form in forms.items() if form}
+        arrays |= {name: form.to_theirs(to_numpy(arrays[name])) for name, form in differing.items()}
     write("save", target, TORCH if torch else WEIGHTS, arrays)
 
 
@@ -124,27 +124,26 @@ def load(
     model : Layer
         With the structure that was saved, on any backend. Unchanged if loading fails.
     strict : bool, default True
-        Whether names and dtypes must agree exactly. If False, common names are loaded and
-        converted, and the rest reported. Shapes must always agree.
+        Whether names and dtypes must agree exactly. If False, arrays whose names are in both are
+        loaded and converted, and the others reported. Shapes must always agree.
     convert : bool, default False
-        Whether to take numbers of another width than the model's, such as bfloat16, float16 or
-        float64 for float32, and convert them. Floats are never converted to integers, and no
-        number may overflow or wrap around.
+        Whether to convert numbers of another width than the model's, such as bfloat16, float16 or
+        float64 to float32. Floats are never converted to integers, and no number may overflow or
+        wrap around.
     layout : {"gpunn", "torch", None}, default None
-        The layout and names of arrays in the file: as in gpunn, or as in PyTorch, whose weights of
-        `Dense` are (outputs, inputs) and of filters (outputs, inputs, height, width), whose
-        `Flatten` makes rows of images in the order (channels, height, width), and whose names end
-        otherwise (the gain of a norm is ``weight``, a running variance ``running_var``,
-        the projection of attention ``in_proj_weight``). None means "gpunn", and refuses files that
-        PyTorch wrote.
+        The layout and names of arrays in the file: gpunn's or PyTorch's. In PyTorch's, weights of
+        `Dense` are (outputs, inputs) and filters (outputs, inputs, height, width), `Flatten`
+        flattens images in the order (channels, height, width), and some names end differently (the
+        gain of a norm is ``weight``, a running variance ``running_var``, the projection of
+        attention ``in_proj_weight``). None means "gpunn", and refuses files that PyTorch wrote.
     names : dict, function or None, default None
-        The names in the file, by or from those of the model with the ends that `layout` gives them;
-        a dict may also name whole layers: ``{"layers.0": "fc1"}``. What it lacks keeps its name.
+        A mapping from names in the model, with the endings of `layout`, to names in the file; a
+        dict may also map whole layers: ``{"layers.0": "fc1"}``. Names not in the dict are kept.
 
     Returns
     -------
     LoadReport
-        Names missing in the file, and names that the model does not have; both empty if strict.
+        The names missing in the file, and the unexpected ones in it; both empty if strict.
 
     Raises
     ------
@@ -155,27 +154,27 @@ def load(
     SettingError
         If `model` is not a layer, or a setting is not valid.
     FileError
-        If it is not a safetensors file, is damaged, of a newer version of gpunn, or does not fit
-        the model; everything that does not fit is listed. Also if PyTorch flattens images in the
-        model in an order that cannot be told.
+        If it is not a safetensors file, is damaged, is of a newer version of gpunn, or does not fit
+        the model; all misfits are listed. Also if the order in which PyTorch flattens images in the
+        model cannot be determined.
     DeviceMemoryError
         If the model's device has too little memory for another copy of the values.
 
     Notes
     -----
-    Where a network flattens images, PyTorch's order of the features is found by following what one
-    layer returns to the next: through `Sequential`, `Parallel` and `Residual`, and through a layer
-    of another class as if those within it were applied in the order of its attributes. That a batch
-    is images is known from a convolution before; images that a network flattens right away are
-    taken to have their pixels in the same order there.
+    Where a network flattens images, PyTorch's order of the features is found by following outputs
+    from layer to layer: through `Sequential`, `Parallel` and `Residual`, and through a layer of
+    another class as if the layers in it were applied in the order of its attributes. A batch is
+    known to be images only after a convolution; for images that a network flattens right away, the
+    pixels are assumed to have the same order in PyTorch.
     """
     place = _path("load", path, model)
-    held = _held("load", model)
+    held = _held_arrays("load", model)
     one_of("load", "strict", strict, (True, False))
     flag("load", "convert", convert)
     one_of("load", "layout", layout, ("gpunn", "torch", None))
     torch = TorchLayout(model, channels_of(model, "PyTorch") if layout == "torch" else {})
-    theirs = renamed("load", held, torch.names if layout == "torch" else {}, names)
+    theirs = file_names("load", held, torch.names if layout == "torch" else {}, names)
     file = _read_weights(place, list(theirs.values()))
     found = {name: file.found[theirs[name]] for name in held if theirs[name] in file.found}
     _check_layout(place, file.written_by, layout)
@@ -188,7 +187,7 @@ def load(
     )
     if (held or file.names) and not found:
         raise FileError(
-            f"load: {path} and the model have no name in common, so that nothing was loaded:\n"
+            f"load: {path} and the model have no name in common, so nothing was loaded:\n"
             f"  in the file: {_some(file.names)}\n  in the model: {_some(list(theirs.values()))}"
         )
     layouts = {name: torch.layouts.get(id(item)) for name, item in held.items()}
@@ -202,14 +201,14 @@ def load(
     _check_fit(path, misfits, names_differ, widths_differ)
     arrays = {name: stored.array for name, stored in found.items()}
     if layout == "torch":
-        turned = {name: form for name, form in layouts.items() if form and name in arrays}
-        arrays |= {name: form.to_ours(arrays[name]) for name, form in turned.items()}
+        differing = {name: form for name, form in layouts.items() if form and name in arrays}
+        arrays |= {name: form.to_ours(arrays[name]) for name, form in differing.items()}
     _write(held, arrays)
     return report
 
 
 def _read_weights(path: Path, names: list[str]) -> File:
-    """Read arrays of a model by name, also those in a checkpoint."""
+    """Read arrays of a model by name, from a file of weights or a checkpoint."""
     file = read("load", path, dict.fromkeys([*names, *(MODEL + name for name in names)]))
     kind = CHECKPOINT if file.written_by.startswith(CHECKPOINT.name) else WEIGHTS
     if file.written_by.split(" ")[0] == WEIGHTS.name:
@@ -220,16 +219,14 @@ def _read_weights(path: Path, names: list[str]) -> File:
 def _check_fit(
     path: Any, misfits: list[str], names_differ: list[str], widths_differ: list[str]
 ) -> None:
-    """Raise for what cannot be loaded at all, and what only ``strict=False`` or ``convert`` do."""
+    """Raise for arrays that cannot be loaded, or only with ``strict=False`` or ``convert=True``."""
     if not misfits and not names_differ and not widths_differ:
         return
     advice = "" if misfits else "; strict=False loads what fits"
     if widths_differ and not misfits and not names_differ:
         advice = "; convert=True converts the numbers"
     listed = "\n  ".join(misfits + names_differ + widths_differ)
-    raise FileError(
-        f"load: {path} does not fit the model, which is left as it was{advice}:\n  {listed}"
-    )
+    raise FileError(f"load: {path} does not fit the model, which is unchanged{advice}:\n  {listed}")
 
 
 def _path(owner: str, path: Any, model: Any) -> Path:
@@ -248,7 +245,7 @@ def _path(owner: str, path: Any, model: Any) -> Path:
     )
 
 
-def _held(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
+def _held_arrays(owner: str, model: Layer) -> dict[str, Parameter | Buffer]:
     """Return the parameters and buffers of a model by dotted name."""
     if not isinstance(model, Layer):
         raise SettingError(
@@ -262,13 +259,13 @@ def _check_layout(path: Path, written_by: str, layout: str | None) -> None:
     if layout is None and written_by.partition(" ")[0] in _TRANSPOSED:
         raise FileError(
             f"load: {path} says that its format is {written_by!r}: there the weights of a dense "
-            "layer are (outputs, inputs), and in gpunn (inputs, outputs); say layout='torch' to "
-            "transpose them, or layout='gpunn' if they are so already"
+            "layer are (outputs, inputs), and in gpunn (inputs, outputs); pass layout='torch' to "
+            "transpose them, or layout='gpunn' if they are (inputs, outputs) already"
         )
     if layout == "torch" and written_by.startswith("gpunn"):
         raise FileError(
-            f"load: {path} was written by gpunn.save, so its weights lie as gpunn has them; "
-            "leave layout='torch' out"
+            f"load: {path} was written by gpunn.save, so its weights are in gpunn's layout; "
+            "omit layout='torch'"
         )
 
 
@@ -290,7 +287,7 @@ def _misfits(
         yield f"misshapen: {name} is {there} in the file and {here} in the model{hint}"
     if stored.array is None:
         yield (
-            f"of a type that NumPy lacks: {name} is {stored.dtype} in the file; convert the file "
+            f"of a dtype that NumPy lacks: {name} is {stored.dtype} in the file; convert the file "
             "to F32 first"
         )
     elif not _converts(stored, item):
@@ -313,7 +310,7 @@ def _differences(report: LoadReport) -> Iterator[str]:
 def _conversions(
     found: Mapping[str, Stored], held: Mapping[str, Parameter | Buffer]
 ) -> Iterator[str]:
-    """Yield the numbers of another width, which ``convert=True`` allows."""
+    """Yield the arrays of another width, which ``convert=True`` allows."""
     for name, stored in found.items():
         here = dtype_name(held[name].value)
         if stored.dtype != here and _converts(stored, held[name]):
@@ -321,7 +318,7 @@ def _conversions(
 
 
 def _converts(stored: Stored, item: Parameter | Buffer) -> bool:
-    """Return whether an array has a kind of dtype that converts to that of a value."""
+    """Return whether the dtype of an array is of a kind that converts to that of a value."""
     known = stored.array is not None
     return known and np.can_cast(stored.array.dtype, dtype_name(item.value), "same_kind")
 
@@ -332,30 +329,30 @@ def _write(held: Mapping[str, Parameter | Buffer], arrays: Mapping[str, NDArray[
     for name, array in arrays.items():
         place = backend_of(held[name].value)
         assert place is not None  # noqa: S101 (the values of a layer are arrays)
-        with memory_for(f"load, of {name}", place, "free what else is there"):
+        with memory_for(f"load, of {name}", place, "free other memory on the device"):
             moved[name] = place.asarray(array, held[name].value.dtype)
     before: list[tuple[Parameter | Buffer, Any]] = []
     try:
-        while moved:  # release each new array once written: they may be large
+        while moved:  # release each new array once it is written: they may be large
             name, array = moved.popitem()
             item = held[name]
             place = backend_of(item.value)
             assert place is not None  # noqa: S101
-            with memory_for(f"load, of {name}", place, "free what else is there"):
-                before.append((item, _kept(item.value)))
+            with memory_for(f"load, of {name}", place, "free other memory on the device"):
+                before.append((item, _backup(item.value)))
                 _put(item, array)
     except BaseException as error:
         for item, value in before:
-            with suppress(Exception):  # a value that cannot be written to has not changed
+            with suppress(Exception):  # a value that cannot be written has not changed
                 _put(item, value)
         if not isinstance(error, Exception) or isinstance(error, DeviceMemoryError):
             raise
         raise FileError(
-            f"load: {name} cannot be written to in the model, which is left as it was: {error}"
+            f"load: {name} cannot be written to in the model, which is unchanged: {error}"
         ) from error
 
 
-def _kept(value: Any) -> Any:
+def _backup(value: Any) -> Any:
     """Return a copy of a value; NumPy scalars are immutable and need none."""
     return value if isinstance(value, np.generic) else copy_of(value)
 

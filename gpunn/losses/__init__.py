@@ -1,4 +1,4 @@
-"""Cost functions: the base class, and one file for each family of losses."""
+"""Loss functions: the base class, and one file for each family."""
 
 from gpunn.errors import moved
 
@@ -6,7 +6,7 @@ _MOVED = ("BinaryCrossEntropy", "CrossEntropy", "MeanSquaredError", "SoftmaxCros
 
 
 def __getattr__(name: str) -> object:
-    """Refuse the classes that pickles from before the move look for here."""
+    """Refuse the classes that pickles from version 0.1.0 look for here."""
     if name in _MOVED:
         raise moved(f"gpunn.losses.{name}")
     raise AttributeError(f"module 'gpunn.losses' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-r"""The base of the losses.
+r"""The base class of losses.
 
 A loss :math:`L(\hat y, y)` belongs to one sample. The cost J is the mean over the samples,
 :math:`J(\theta) = \frac1N \sum_i L_i`, or with weights :math:`\sum_i w_i L_i / \sum_i w_i`.
@@ -26,7 +26,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class Loss:
-    r"""The base of the losses: weights, reduction, checks and the tape.
+    r"""The base class of losses: weights, reduction, checks and the tape.
 
     Parameters
     ----------
@@ -40,27 +40,27 @@ class Loss:
     """
 
     has_parameters: ClassVar[bool] = False
-    #: The fused kernel that serves the formula. Not inherited: each class body names its own.
+    #: The fused kernel for the formula. Not inherited: each class body names its own.
     kernel: ClassVar[str | None] = None
-    #: Whether it does all its work in kernels, so that steps can be recorded. Not inherited.
+    #: Whether the loss does all its work in kernels, so that steps can be recorded. Not inherited.
     records: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
-    #: The axes of a sample's prediction: its outputs, or positions and outputs.
+    #: The number of axes of a sample's prediction: 1 for outputs, 2 for positions and outputs.
     sample_ndim: ClassVar[int] = 1
-    #: Settings beside the reduction, with their defaults: what `repr` leaves out.
+    #: Settings other than the reduction, with their defaults, which `repr` omits.
     defaults: ClassVar[dict[str, Any]] = {}
-    #: What the model's outputs are, if they are not predictions of the targets themselves.
+    #: What the model's outputs are called, if they do not predict the targets themselves.
     outputs: ClassVar[str] = "predictions"
     #: Whether `forward` applies the last activation itself.
     from_logits: bool = False
     reduction: Reduction = checked(one_of, ("mean", "sum", "none"))
-    #: The class's `per_sample` when it was made.
+    #: The class's `per_sample` when the class was created.
     _formula: ClassVar[Any] = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Keep an inherited `cost` only if `per_sample` is inherited from the same class.
 
-        A class with a formula of its own would otherwise be trained by its base's formula.
+        Otherwise a class with its own formula would be trained by its base's.
         """
         super().__init_subclass__(**settings)
         cls._formula = cls.per_sample
@@ -72,17 +72,17 @@ class Loss:
         self.reduction = reduction
 
     def per_sample(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return scale * L (N,), and the gradient of its sum, of the shape of `prediction`.
+        """Return scale * L (N,), and the gradient of its sum, with the shape of `prediction`.
 
         Every subclass defines this. `scale` is a number or an array (N,).
         """
         raise NotImplementedError(f"{type(self).__name__} must define per_sample")
 
     def cost(self, prediction: Array, target: Array, scale: Any) -> tuple[Array, Array]:
-        """Return J, the sum of scale * L, 0-d; and its gradient, of the shape of `prediction`.
+        """Return J, the sum of scale * L, 0-d; and its gradient, with the shape of `prediction`.
 
-        A subclass may override this if it is faster than `per_sample` and a sum. It belongs to the
-        `per_sample` of the same class; subclasses with another formula do not inherit it.
+        A subclass may override this with something faster than `per_sample` and a sum. The override
+        belongs to the `per_sample` of its class; subclasses with another formula do not inherit it.
         """
         losses, grad = self.per_sample(prediction, target, scale)
         return kernels(losses).total(losses), grad
@@ -95,7 +95,7 @@ class Loss:
             return self.per_sample(prediction, target, scale)
         kind = type(self)
         if kind.per_sample is not kind._formula or "per_sample" in self.__dict__:
-            # The formula of the class, or of this object, was replaced later.
+            # The formula of the class, or of this object, has been replaced.
             return Loss.cost(self, prediction, target, scale)
         return self.cost(prediction, target, scale)
 
@@ -110,8 +110,8 @@ class Loss:
         if target.shape != prediction.shape:
             if prediction.shape != (*target.shape, 1):
                 raise ShapeError(
-                    f"{self!r}: expected a target of shape {tuple(prediction.shape)}, as the "
-                    f"prediction has, got {tuple(target.shape)}"
+                    f"{self!r}: expected a target of shape {tuple(prediction.shape)}, like the "
+                    f"prediction, got {tuple(target.shape)}"
                 )
             target = kernels(prediction).reshape(target, prediction.shape)
         if target.dtype == prediction.dtype:
@@ -119,9 +119,9 @@ class Loss:
         return kernels(prediction).convert(target, prediction.dtype)
 
     def mass(self, target: Array, like: Array) -> Array | None:  # noqa: ARG002
-        """Return what each sample counts for in the mean's divisor (N,); None for ones.
+        """Return each sample's contribution to the mean's divisor (N,); None for ones.
 
-        Such as the weight of its class, or the number of its positions.
+        For example, the weight of its class, or the number of its positions.
         """
         return None
 
@@ -136,8 +136,8 @@ class Loss:
 
         The target's values are not checked, since that would wait for a device. A class label out
         of range makes J and the gradient NaN. Targets of `BinaryCrossEntropy` outside [0, 1], and
-        negative soft targets, give meaningless numbers. Calling the loss checks them first, and
-        `check_target` checks a whole data set.
+        negative soft targets, give meaningless numbers. Calling the loss object checks them first,
+        and `check_target` checks a whole data set.
         """
         if type(prediction) is not type(target):
             _same_library(self, prediction, target)
@@ -196,7 +196,7 @@ class Loss:
         Parameters
         ----------
         target : array
-            (N, ...), before it goes to a device.
+            (N, ...), before being moved to a device.
         output_shape : tuple of int
             The shape of the model's output for one sample.
 
@@ -210,21 +210,21 @@ class Loss:
         if shape != output_shape and (shape, output_shape) != ((), (1,)):
             wanted = "(N,) or (N, 1)" if output_shape == (1,) else f"(N, {output_shape[0]})"
             raise ShapeError(
-                f"{self!r}: expected a target of shape {wanted}, as the model puts it out, "
+                f"{self!r}: expected a target of shape {wanted}, like the model's output, "
                 f"got {tuple(target.shape)}"
             )
 
     def check_batch(self, prediction: Array, target: Array, cost: Array) -> None:
-        """Check the targets of a batch after `forward`, for NumPy's arrays.
+        """Check the targets of a batch after `forward`, for NumPy arrays.
 
         On a device the check would wait for the values, so nothing is checked there.
 
         Parameters
         ----------
         prediction, target : array
-            What `forward` was given.
+            The arguments of `forward`.
         cost : array
-            What `forward` returned. If it is NaN, the targets are checked.
+            The value that `forward` returned. If it is NaN, the targets are checked.
 
         Raises
         ------
@@ -237,7 +237,7 @@ class Loss:
     def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
         """Return whether the targets of a batch on the host may be wrong: if the cost is NaN.
 
-        A loop written by hand calls this at every step. A subclass may look at more than the cost.
+        A loop of your own calls this at every step. A subclass may look at more than the cost.
         """
         return has_nan(cost)
 
@@ -281,11 +281,11 @@ class Loss:
         if weight.dtype != prediction.dtype:
             raise DTypeError(
                 f"{self!r}: sample_weight is {weight.dtype} and the prediction {prediction.dtype}; "
-                "they must be alike (a Loader converts both)"
+                "they must be the same (a Loader converts both)"
             )
 
     def __repr__(self) -> str:
-        """Return the expression that makes this loss."""
+        """Return the expression that creates this loss."""
         settings = {name: getattr(self, name) for name in (*self.defaults, "reduction")}
         usual = {**self.defaults, "reduction": "mean"}
         given = [f"{name}={x!r}" for name, x in settings.items() if x != usual[name]]
@@ -298,7 +298,7 @@ def _owner(kind: type, name: str) -> Any:
 
 
 def _check_numbers(loss: Loss, name: str, x: Array) -> None:
-    """Check that a part holds real numbers, and is an ordinary array."""
+    """Check that an argument holds real numbers, and is an ordinary array."""
     check_ordinary(repr(loss), name, x)
     place = backend_of(x)
     if place is not None and is_kind(place.xp, x.dtype, "complex floating"):

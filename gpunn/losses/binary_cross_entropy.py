@@ -19,13 +19,13 @@ class BinaryCrossEntropy(Loss):
     r"""Binary cross-entropy, :math:`L = -\sum_p y_p \log h_p + (1 - y_p) \log(1 - h_p)`.
 
     The cost of logistic regression, where :math:`h = \sigma(\theta^T x)`, and of several yes-or-no
-    answers a sample.
+    answers per sample.
 
     From logits z, with :math:`h = \sigma(z)`, it is computed as
     :math:`\max(z, 0) - y z + \log(1 + e^{-|z|})`, stable for every finite z;
     :math:`\partial L/\partial z = h - y`.
 
-    From probabilities, h is first brought into [eps, 1 - eps] with eps the dtype's resolution
+    From probabilities, h is first clipped to [eps, 1 - eps] with eps the dtype's resolution
     (1.2e-7 in float32), so that an exact 0 or 1 costs at most -log eps, 15.94 in float32 and
     36.04 in float64; :math:`\partial L/\partial h = (h - y) / (h (1 - h))`.
 

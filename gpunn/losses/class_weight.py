@@ -1,4 +1,4 @@
-"""The class weights of a loss: the setting, and the table for kernels."""
+"""The class weights of a loss, as a setting and as a table for kernels."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def table_of(loss: Any, given: ClassWeight | None, classes: int) -> list[float]:
     Raises
     ------
     SettingError
-        If there are weights for other classes, or a sequence is too short. It names `loss`.
+        If there are weights for other classes, or a sequence is too short. The error names `loss`.
     """
     weights = as_class_weight(type(loss).__name__, "class_weight", given)  # a dict may have changed
     if isinstance(weights, dict):
         largest = max(weights, default=0)
         if largest >= classes:
             raise SettingError(
-                f"{loss!r}: class_weight names class {largest}, and the model puts out "
+                f"{loss!r}: class_weight names class {largest}, and the model outputs "
                 f"{classes} classes, 0..{classes - 1}"
             )
         return [weights.get(k, 1.0) for k in range(classes)]
@@ -69,7 +69,7 @@ def table_of(loss: Any, given: ClassWeight | None, classes: int) -> list[float]:
     if len(weights) != classes:
         raise SettingError(
             f"{loss!r}: class_weight has {len(weights)} entries, "
-            f"and the model puts out {classes} classes"
+            f"and the model outputs {classes} classes"
         )
     return list(weights)
 

@@ -1,4 +1,4 @@
-"""The loss of directions."""
+"""The cosine distance, a loss on directions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gpunn.losses.base import Loss, Reduction
 class CosineDistance(Loss):
     r"""One minus the cosine of the angle between prediction and target, :math:`L = 1 - c`.
 
-    With :math:`u = \hat y / n`, :math:`n = \max(|\hat y|, \epsilon)` and v the same of the target,
+    With :math:`u = \hat y / n`, :math:`n = \max(|\hat y|, \epsilon)` and v likewise for the target,
 
     .. math:: c = \sum_p u_p v_p, \qquad
         \frac{\partial L}{\partial\hat y} = \frac{c\,u\,[\,|\hat y| > \epsilon\,] - v}{n}
 
     L is between 0, where both point the same way, and 2; lengths do not matter. A target of zeros
-    points nowhere: L is 1, and the gradient 0.
+    has no direction: L is 1, and the gradient 0.
 
     Parameters
     ----------
     epsilon : float, default 1e-8
-        Above 0: shorter vectors are not stretched to length 1.
+        Above 0: vectors shorter than this are not scaled to length 1.
     reduction : {"mean", "sum", "none"}, default "mean"
         See `Loss`.
 
@@ -34,9 +34,9 @@ class CosineDistance(Loss):
     -----
     *Shapes*: prediction (N, P); target (N, P).
 
-    The cosine is that of PyTorch's ``cosine_similarity``; ``CosineEmbeddingLoss``, for pairs that
-    belong together, adds 1e-12 to the squares of the lengths instead. Keras's ``CosineSimilarity``
-    is the negative cosine.
+    The cosine is that of PyTorch's ``cosine_similarity``; ``CosineEmbeddingLoss``, for positive
+    pairs, adds 1e-12 to the squares of the lengths instead. Keras's ``CosineSimilarity`` is the
+    negative cosine.
     """
 
     kernel = "cosine_distance"
@@ -59,7 +59,7 @@ class CosineDistance(Loss):
         return scale * (1.0 - cosine[:, 0]), per_row(scale) * grad
 
     def _norms(self, x: Array) -> tuple[Array, Array]:
-        """Return the length of each row, and that of at least epsilon, (N, 1)."""
+        """Return the length of each row, and the maximum of it and epsilon, both (N, 1)."""
         xp = kernels(x).xp
         length = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
         return length, xp.maximum(length, self.epsilon)

@@ -27,7 +27,7 @@ class CrossEntropy(Loss):
 
     For a network that ends in softmax; `SoftmaxCrossEntropy` takes logits, and is stable and
     faster. :math:`\partial L/\partial\hat y_k = -y_k / \hat y_k`, where probabilities are first
-    brought into [eps, 1] with eps the dtype's resolution (1.2e-7 in float32): a probability of
+    clipped to [eps, 1] with eps the dtype's resolution (1.2e-7 in float32): a probability of
     exactly 0 for the true class costs -log eps, 15.94 in float32 and 36.04 in float64.
 
     Parameters
@@ -35,10 +35,10 @@ class CrossEntropy(Loss):
     reduction : {"mean", "sum", "none"}, default "mean"
         See `Loss`.
     class_weight : sequence of K floats or dict of int to float, optional
-        c_k, which multiplies the term of class k: all of them in order (a list, a tuple or an
-        array of one axis), or some by their class; a class that a dict does not name has 1. In
-        the mean a sample counts for :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch for labels; for
-        soft targets it divides by N), so that J stays an average.
+        c_k, which multiplies the term of class k: for all classes in order (a list, a tuple or an
+        array of one axis), or for some by class; a class that a dict does not name has 1. In the
+        mean a sample counts for :math:`w_i \sum_k y_{ik} c_k` (as in PyTorch for labels; for soft
+        targets PyTorch divides by N), so that J stays an average.
     label_smoothing : float, default 0.0
         e in [0, 1]: y becomes (1 - e) y + e / K.
 
@@ -81,7 +81,7 @@ class CrossEntropy(Loss):
         return -scale * losses, -per_row(scale) * (target / p)
 
     def match(self, prediction: Array, target: Array) -> Array:
-        """Return integer labels (N,) as they are, soft targets (N, K) in the prediction's dtype."""
+        """Return integer labels (N,) unchanged, soft targets (N, K) in the prediction's dtype."""
         xp = kernels(prediction).xp
         if target.ndim == 1 and target.shape[0] == prediction.shape[0]:
             if not is_integer(xp, target.dtype):
@@ -98,7 +98,7 @@ class CrossEntropy(Loss):
         """Return sum_k y_k c_k, the weight of each sample's class."""
         if self.class_weight is None:
             return None
-        return kernels(like).class_mass(target, self._weight_of_each(like))
+        return kernels(like).class_mass(target, self._class_weight_array(like))
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check that labels are integers in [0, K), or that soft targets are not negative."""
@@ -110,7 +110,7 @@ class CrossEntropy(Loss):
             check_labels(repr(self), target, classes)
             return
         if tuple(target.shape[1:]) != output_shape:
-            hint = "; y.ravel() makes labels of a column" if target.shape[1:] == (1,) else ""
+            hint = "; pass a column of labels as y.ravel()" if target.shape[1:] == (1,) else ""
             raise ShapeError(
                 f"{self!r}: expected labels of shape (N,) or soft targets of shape "
                 f"(N, {classes}), got {tuple(target.shape)}{hint}"
@@ -124,7 +124,7 @@ class CrossEntropy(Loss):
         return not lies_within(target, 0.0, math.inf)
 
     def takes(self, target: Array) -> bool:
-        """Return whether a target is plain labels: without smoothing and class weights."""
+        """Return whether the loss uses plain labels, without smoothing and class weights."""
         return target.ndim == 1 and not self.label_smoothing and self.class_weight is None
 
     def soft(self, prediction: Array, target: Array) -> Array:
@@ -134,10 +134,12 @@ class CrossEntropy(Loss):
         if self.label_smoothing:
             uniform = self.label_smoothing / prediction.shape[1]
             target = target * (1.0 - self.label_smoothing) + uniform
-        return target if self.class_weight is None else target * self._weight_of_each(prediction)
+        if self.class_weight is None:
+            return target
+        return target * self._class_weight_array(prediction)
 
-    def _weight_of_each(self, like: Array) -> Array:
-        """Return c (K,), in the dtype and on the device of `like`; kept there."""
+    def _class_weight_array(self, like: Array) -> Array:
+        """Return c (K,), in the dtype and on the device of `like`; it is cached there."""
         place, dtype, classes = key = backend_of(like), like.dtype, like.shape[1]
         given = self.class_weight
         kept = self._weights_there.get(key)  # read once: another thread may replace it
@@ -150,14 +152,14 @@ class CrossEntropy(Loss):
         return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy or a pickle: without the cached class weights."""
+        """Return the state for a copy or a pickle, without the cached class weights."""
         return vars(self) | {"_weights_there": {}}
 
 
 class SoftmaxCrossEntropy(CrossEntropy):
     r"""Softmax and cross-entropy in one, :math:`L = -\sum_k y_k \log \mathrm{softmax}(z)_k`.
 
-    For a network whose last layer has no activation (it puts out logits z). Computed as
+    For a network whose last layer has no activation (it outputs logits z). Computed as
     :math:`\log \sum_j e^{z_j - m} - \sum_k y_k (z_k - m)` with :math:`m = \max z`, stable for
     every finite z; the gradient is :math:`\partial L/\partial z = \mathrm{softmax}(z) - y`.
 

@@ -1,4 +1,4 @@
-"""The divergence of one distribution from another."""
+"""The Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gpunn.nn.activation import Softmax
 class KLDivergence(Loss):
     r"""Kullback-Leibler divergence, :math:`L = \sum_k y_k (\log y_k - \log p_k)`.
 
-    How far the distribution p of the network is from the distribution y, such as that of another
-    network; 0 where they are equal, and never negative. :math:`0 \log 0 = 0`.
+    It measures how far the network's distribution p is from the distribution y, such as that of
+    another network; it is 0 where they are equal, and never negative. :math:`0 \log 0 = 0`.
 
     From logits z, with :math:`p = \mathrm{softmax}(z)`, it is stable for every finite z, and
-    :math:`\partial L/\partial z = p - y`: that of `SoftmaxCrossEntropy`, whose L is larger by the
+    :math:`\partial L/\partial z = p - y`, as for `SoftmaxCrossEntropy`, whose L is larger by the
     entropy of y. From logarithms :math:`x = \log p`, :math:`\partial L/\partial x = -y`.
 
     Parameters
@@ -35,11 +35,11 @@ class KLDivergence(Loss):
 
     Notes
     -----
-    *Shapes*: prediction (N, K); target (N, K), of which each row is a distribution: not negative,
-    with sum 1.
+    *Shapes*: prediction (N, K); target (N, K), where each row is a distribution: not negative, with
+    sum 1.
 
     PyTorch's ``KLDivLoss`` takes log p. With ``reduction="batchmean"`` it is the same; its
-    "mean" divides by the classes, too. Keras's takes p itself.
+    "mean" also divides by the number of classes. Keras's takes p itself.
 
     References
     ----------
@@ -77,7 +77,7 @@ class KLDivergence(Loss):
         check_distributions(repr(self), target)
 
     def suspects(self, target: Array, cost: Array) -> bool:  # noqa: ARG002
-        """Return whether a row of the target is no distribution."""
+        """Return whether a row of the target is not a distribution."""
         return not are_distributions(target)
 
     def probabilities(self, prediction: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The loss of margins."""
+"""The hinge loss, a loss on margins."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Hinge(Loss):
     or -1 and 1, of any dtype.
 
     scikit-learn's ``SGDClassifier(loss="hinge")`` and ``"squared_hinge"`` are the same. Keras
-    averages over the outputs where this sums. PyTorch's ``HingeEmbeddingLoss`` is another loss.
+    averages over the outputs, and this sums. PyTorch's ``HingeEmbeddingLoss`` is another loss.
 
     Outputs are margins, not logits of probabilities: the answer is yes where z is above 0.
     """
@@ -43,7 +43,7 @@ class Hinge(Loss):
     kernel = "hinge"
     outputs = "margins"
     defaults: ClassVar = {"squared": False}
-    #: As of logits: z is above 0 for yes, and the model ends without an activation.
+    #: As with logits, the model ends without an activation, and z above 0 means yes.
     from_logits = True
 
     squared: bool = checked(flag)

@@ -1,4 +1,4 @@
-"""Logistic regression, the network of one layer."""
+"""Logistic regression, a network with one layer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def logistic_regression(
     r"""Return the model and the loss of logistic regression.
 
     For two classes :math:`h = \sigma(\theta^T x)` is the probability of class 1, and
-    J the mean of :math:`-y \log h - (1 - y) \log(1 - h)`; for more,
-    :math:`h = \mathrm{softmax}(\Theta^T x)` with cross-entropy. In both the model puts out the
+    J is the mean of :math:`-y \log h - (1 - y) \log(1 - h)`; for more classes,
+    :math:`h = \mathrm{softmax}(\Theta^T x)` with cross-entropy. In both cases the model outputs the
     logits :math:`\theta^T x`, and the loss applies the sigmoid or softmax in its stable form;
-    ``loss.probabilities(model(x))`` and `Trainer.predict_proba` give h. With the constant 1 among
-    the x, :math:`\theta` is the weights and the bias.
+    ``loss.probabilities(model(x))`` and `Trainer.predict_proba` return h. :math:`\theta` comprises
+    weights and bias, as if x contained the constant 1.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def logistic_regression(
     dtype : {"float32", "float64"}, default "float32"
         Of the parameters.
     backend : str, Backend or None, default None
-        Where the parameters live, as for `get_backend`.
+        The library and device of the parameters, as for `get_backend`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The loss of counts."""
+"""The Poisson loss, for counts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gpunn.losses.targets import check_interval
 class Poisson(Loss):
     r"""Negative log-likelihood of counts, :math:`L = \sum_p e^{z_p} - y_p z_p`.
 
-    The counts y are taken to be Poisson's, with mean :math:`e^z`: the network puts out the
-    logarithm z of the mean, and ends without an activation.
-    :math:`\partial L/\partial z = e^z - y`. Half the deviance is this with the terms that do not
-    depend on z,
+    The counts y are assumed to have a Poisson distribution with mean :math:`e^z`: the network
+    outputs the logarithm z of the mean, and ends without an activation.
+    :math:`\partial L/\partial z = e^z - y`. Half the deviance also has terms that do not depend on
+    z,
 
     .. math:: L = \sum_p e^{z_p} - y_p z_p + y_p \log y_p - y_p \ge 0,
 
-    and 0 where the mean is the count. :math:`0 \log 0 = 0`.
+    and is 0 where the mean equals the count. :math:`0 \log 0 = 0`.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ class Poisson(Loss):
     *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1; values of at least 0, of any
     dtype, and not only whole numbers.
 
-    The likelihood's constant :math:`\log y!` is left out, so L may be negative unless it is half
-    the deviance. The formula is that of PyTorch's ``PoissonNLLLoss``, which averages over the
-    outputs where this sums. Keras's ``Poisson`` takes the mean itself, not its logarithm. Half the
+    The likelihood's constant :math:`\log y!` is omitted, so L may be negative unless it is half the
+    deviance. The formula is that of PyTorch's ``PoissonNLLLoss``, which averages over the outputs;
+    this one sums. Keras's ``Poisson`` takes the mean itself, not its logarithm. Half the
     deviance is the loss of scikit-learn's ``PoissonRegressor``, and of its
     ``MLPRegressor(loss="poisson")``.
 
@@ -62,10 +62,10 @@ class Poisson(Loss):
         """Return scale * sum (e^z - y z), and scale * (e^z - y)."""
         xp = kernels(prediction).xp
         mean = xp.exp(prediction)
-        each = mean - target * prediction
+        terms = mean - target * prediction
         if self.deviance:
-            each += target * xp.log(xp.where(target > 0, target, 1.0)) - target
-        return scale * xp.sum(each, axis=1), per_row(scale) * (mean - target)
+            terms += target * xp.log(xp.where(target > 0, target, 1.0)) - target
+        return scale * xp.sum(terms, axis=1), per_row(scale) * (mean - target)
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
         """Check the shape, and that no value is negative."""

@@ -1,4 +1,4 @@
-"""Losses that single large errors move little: the absolute error and Huber's."""
+"""Losses that are robust to outliers: the absolute error and Huber's loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MeanAbsoluteError(Loss):
     -----
     *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1.
 
-    PyTorch's ``L1Loss``, Keras and scikit-learn average over the outputs where this sums: with P
+    PyTorch's ``L1Loss``, Keras and scikit-learn average over the outputs, and this sums: with P
     outputs, J here is P times theirs.
     """
 
@@ -49,8 +49,8 @@ class Huber(Loss):
         \sum_p \begin{cases} e_p^2 / 2 & |e_p| \le \delta \\
                              \delta (|e_p| - \delta / 2) & \text{else} \end{cases}
 
-    and :math:`\partial L/\partial\hat y = c`: a gradient of the squared error that no outlier
-    pushes beyond delta.
+    and :math:`\partial L/\partial\hat y = c`: the gradient of the squared error, limited to delta
+    for outliers.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ class Huber(Loss):
     -----
     *Shapes*: prediction (N, P); target (N, P), or (N,) where P is 1.
 
-    The formula is that of PyTorch's ``HuberLoss`` and of Keras, which average over the outputs
-    where this sums. PyTorch's ``SmoothL1Loss(beta=delta)`` is this divided by delta.
+    The formula is that of PyTorch's ``HuberLoss`` and of Keras, which average over the outputs;
+    this one sums. PyTorch's ``SmoothL1Loss(beta=delta)`` is this divided by delta.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The cross-entropy of sequences: a label for each position."""
+"""The cross-entropy of sequences, with one label per position."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class SequenceCrossEntropy(Loss):
     Parameters
     ----------
     ignore_label : int, default -100
-        The label of positions to ignore: a whole number, below 0 or one of the classes.
+        The label of positions to ignore: a negative whole number, or one of the classes.
     label_smoothing : float, default 0.0
         e in [0, 1]: y becomes (1 - e) y + e / K.
     reduction : {"mean", "sum", "none"}, default "mean"
-        See `Loss`; "none" gives N values, one a sequence.
+        See `Loss`; "none" gives N values, one per sequence.
 
     Notes
     -----
@@ -41,8 +41,8 @@ class SequenceCrossEntropy(Loss):
     sample weights (N,).
 
     The same as PyTorch's ``CrossEntropyLoss``, which takes (N, K, T) and calls the label
-    ``ignore_index``; its mean of no position at all is NaN, and here it is 0. Keras averages over
-    all positions, those to ignore included.
+    ``ignore_index``; its mean over no positions is NaN, and here it is 0. Keras averages over all
+    positions, including ignored ones.
 
     The metrics ``"accuracy"`` and ``"perplexity"`` ignore the same positions.
     """
@@ -85,7 +85,7 @@ class SequenceCrossEntropy(Loss):
         return scale * xp.sum(losses, axis=1), per_row(scale, 3) * grad
 
     def match(self, prediction: Array, target: Array) -> Array:
-        """Return integer labels (N, T) as they are."""
+        """Return integer labels (N, T) unchanged."""
         if target.shape != prediction.shape[:2]:
             raise ShapeError(
                 f"{self!r}: expected labels of shape {tuple(prediction.shape[:2])}, "
@@ -96,11 +96,11 @@ class SequenceCrossEntropy(Loss):
         return target
 
     def mass(self, target: Array, like: Array) -> Array | None:
-        """Return the number of positions of each sequence that count."""
+        """Return the number of positions of each sequence that are not ignored."""
         return kernels(like).count_labels(target, self.ignore_label, like)
 
     def check_target(self, target: Any, output_shape: Shape) -> None:
-        """Check that there is a label for each position: in [0, K), or one to ignore."""
+        """Check that there is one label per position: in [0, K), or `ignore_label`."""
         self._check_outputs(output_shape)
         positions, classes = output_shape
         if tuple(target.shape[1:]) != (positions,):
@@ -116,5 +116,5 @@ class SequenceCrossEntropy(Loss):
 
 
 def _dot(xp: Any, x: Array, y: Array) -> Array:
-    """Return the sum of x * y over the last axis, where 0 times infinity is 0."""
+    """Return the sum of x * y over the last axis, with 0 times infinity equal to 0."""
     return xp.sum(x * xp.where(x == 0, 0.0, y), axis=-1)

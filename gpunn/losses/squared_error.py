@@ -14,8 +14,8 @@ class MeanSquaredError(Loss):
     r"""Squared error with the factor 1/2: :math:`L = \frac12 \sum_p (\hat y_p - y_p)^2`.
 
     The gradient is then the error itself, :math:`\partial L/\partial\hat y = \hat y - y`. Other
-    libraries leave the factor 1/2 out, and average over the outputs where this sums: with P
-    outputs, J here is P / 2 times PyTorch's ``MSELoss``.
+    libraries omit the factor 1/2, and average over the outputs, while this sums: with P outputs, J
+    here is P / 2 times PyTorch's ``MSELoss``.
 
     Parameters
     ----------

@@ -22,9 +22,9 @@ from gpunn.nn.tape import Tape
 class Activation(Layer):
     """A function h = f(x) without parameters, as a layer; the base of all activations.
 
-    A subclass defines `function` and `gradient`, and says in `saves_output` whether the gradient is
-    computed from h or from x. The library's own activations name the fused kernel that serves them
-    in `kernel`. The name counts for that class only; subclasses run their formula as written.
+    A subclass defines `function` and `gradient`, and sets `saves_output` to whether the gradient is
+    computed from h rather than x. The library's own activations name their fused kernel in
+    `kernel`. The name applies to that class only; subclasses run their formula as written.
 
     Notes
     -----
@@ -35,7 +35,7 @@ class Activation(Layer):
     has_parameters: ClassVar[bool] = False
     saves_output: bool = True
     kernel: ClassVar[str | None] = None
-    #: The initializer of the weights before it, unless a layer is given one; see `gpunn.init`.
+    #: The default initializer of the weights of a layer with this activation; see `gpunn.init`.
     preferred_init: ClassVar[str] = "glorot_uniform"
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -112,7 +112,7 @@ class Tanh(Activation):
 
 
 class ReLU(Activation):
-    """h = max(x, 0); dh/dx = 1 where x > 0, else 0 (at zero, too)."""
+    """h = max(x, 0); dh/dx = 1 where x > 0, else 0 (also at zero)."""
 
     kernel = "relu"
     preferred_init = "he_normal"
@@ -152,7 +152,7 @@ class LeakyReLU(Activation):
         return grad * (positive * (1.0 - self.negative_slope) + self.negative_slope)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"LeakyReLU({self.negative_slope})"
 
 
@@ -187,7 +187,7 @@ class ELU(Activation):
         return grad * (xp.minimum(saved, 0.0) + self.alpha + (1.0 - self.alpha) * positive)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"ELU({self.alpha})"
 
 
@@ -265,7 +265,7 @@ class GELU(Activation):
         return 0.5 * erfc(xp, x * -math.sqrt(0.5))
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return "GELU(approximate=True)" if self.approximate else "GELU()"
 
 

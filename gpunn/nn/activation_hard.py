@@ -1,4 +1,4 @@
-"""Activation functions made of straight lines and parabolas; at a kink, dh/dx is 0 as a rule."""
+"""Activation functions composed of straight lines and parabolas; at most kinks, dh/dx is 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpunn.nn.activation import Activation
 
 
 class Hardtanh(Activation):
-    """h = x, but no less than -l and no more than l; dh/dx = 1 where -l < h < l, else 0.
+    """h = x, clipped to [-l, l]; dh/dx = 1 where -l < h < l, else 0.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Hardtanh(Activation):
         return grad * xp.astype(xp.abs(saved) < self.limit, grad.dtype)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"Hardtanh({self.limit})"
 
 
@@ -103,7 +103,7 @@ class Softshrink(Activation):
         self.limit = limit
 
     def function(self, xp: Namespace, x: Array) -> Array:
-        """Return x less what it has within [-l, l]."""
+        """Return x minus x clipped to [-l, l]."""
         return x - xp.minimum(xp.maximum(x, -self.limit), self.limit)
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
@@ -111,7 +111,7 @@ class Softshrink(Activation):
         return grad * xp.astype(xp.abs(saved) > 0.0, grad.dtype)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"Softshrink({self.limit})"
 
 

@@ -26,7 +26,7 @@ from gpunn.nn.activation_hard import Hardsigmoid, Hardswish, Hardtanh, ReLU6, So
 from gpunn.nn.activation_smooth import CELU, SELU, LogSigmoid, Mish, Softsign
 from gpunn.nn.layer import as_instance
 
-#: What makes each activation, by name.
+#: The class, or function, that creates each activation, by name.
 ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "identity": Identity,
     "sigmoid": Sigmoid,
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
 
 
 def get_activation(activation: Any, owner: str = "get_activation") -> Activation:
-    """Return the activation of that name, the given activation, or the identity for None.
+    """Return the activation with a given name, the given activation, or the identity for None.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def get_activation(activation: Any, owner: str = "get_activation") -> Activation
 
 
 def name_of(activation: Activation) -> str:
-    """Return the name of an activation with default settings, else the expression that makes it."""
+    """Return an activation's name if it has default settings, else the expression for it."""
     for name, make in ACTIVATIONS.items():
         if repr(make()) == repr(activation) and type(make()) is type(activation):
             return repr(name)

@@ -1,7 +1,7 @@
 """More smooth activation functions: SELU, CELU, Mish, softsign, the log of the sigmoid.
 
-Where the derivative is small in a tail, it is computed from x: from h = f(x), which is near its
-limit there, it would be a difference of nearly equal numbers.
+Where the derivative is small in a tail, it is computed from x: computed from h = f(x), which is
+near its limit there, it would be a difference of nearly equal numbers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class CELU(Activation):
         return grad * xp.exp(xp.minimum(saved, 0.0) / self.alpha)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"CELU({self.alpha})"
 
 
@@ -97,7 +97,7 @@ class Mish(Activation):
         return x * (above / (above + 2.0 * v * v))
 
     def gradient(self, xp: Namespace, grad: Array, saved: Array) -> Array:
-        """Return grad (t + x (1 - t) (1 + t) s), in which all fractions are one."""
+        """Return grad (t + x (1 - t) (1 + t) s), with all fractions combined into one."""
         w, v = _halves(xp, saved)
         above, rest = w * (w + 2.0 * v), 2.0 * v * v
         below, both = above + rest, w + v

@@ -17,13 +17,14 @@ from gpunn.nn.tape import Tape
 class MultiHeadAttention(Layer):
     r"""Self-attention: each position takes a weighted mean of all positions' values.
 
-    Three products of x give queries, keys and values, of which each of H heads has d = C / H
-    columns. With Q, K, V those of a head and of one sample, each (T, d),
+    Three products of x give queries, keys and values; each of H heads has d = C / H columns of
+    them. With Q, K, V those of one head and one sample, each (T, d),
 
     .. math:: P = \mathrm{softmax}(Q K^T / \sqrt d), \quad A = P V,
 
-    where the softmax is by rows, over the keys that a query may see. The heads' A lie side by side;
-    :math:`y = A W_o + b_o`. With G the gradient of a head's A, the backward pass is
+    where the softmax is by rows, over the keys that a query may see. The A of all heads are
+    concatenated, and :math:`y = A W_o + b_o`. With G the gradient of a head's A, the backward pass
+    is
 
     .. math:: \partial J/\partial V = P^T G, \quad
               \partial J/\partial S = P \circ (G V^T - (P \circ G V^T) 1 1^T),
@@ -31,8 +32,8 @@ class MultiHeadAttention(Layer):
     .. math:: \partial J/\partial Q = \partial J/\partial S \, K / \sqrt d, \quad
               \partial J/\partial K = (\partial J/\partial S)^T Q / \sqrt d,
 
-    and before and after it those of the products; see `Dense`. A row of P that may see no key is 0:
-    its position gets :math:`b_o`, and passes no gradient on.
+    with the backward passes of the products before and after it; see `Dense`. A row of P that may
+    see no key is 0: the output of its position is :math:`b_o`, and it passes no gradient on.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ class MultiHeadAttention(Layer):
         Whether the products have biases.
     init : str, function or None, default None
         The distribution of the initial weights (see `gpunn.init`); None is ``"glorot_uniform"``.
-        Those of queries, keys and values are drawn as one array (C, 3 C).
+        The weights of queries, keys and values are drawn as one array (C, 3 C).
     rng : None, int or numpy.random.Generator, default None
         The seed. One seed gives the same weights on every backend.
     dtype : {"float32", "float64"}, default "float32"
@@ -57,8 +58,7 @@ class MultiHeadAttention(Layer):
     Attributes
     ----------
     projection : Dense
-        From x to queries, keys and values, (N, T, 3 C), side by side in this order, and within each
-        the heads.
+        From x to queries, keys and values, (N, T, 3 C), concatenated in this order, each by heads.
     output : Dense
         From A to y.
 
@@ -69,7 +69,7 @@ class MultiHeadAttention(Layer):
 
     Notes
     -----
-    *Shapes*: x and y (N, T, C); N may be 0, and T must not.
+    *Shapes*: x and y (N, T, C); N may be 0, but not T.
     *Saves*: x, queries, keys and values, P, A and y: N T (6 C + H T) elements. Without a tape, P is
     not kept.
 
@@ -119,8 +119,8 @@ class MultiHeadAttention(Layer):
         tape : Tape, optional
             For a backward pass.
         mask : array of bool, optional
-            Which keys may be seen, where true: (N, T), the same for all queries of a sample, such
-            as false for padding; or (N, T, T), by query and key. With `causal`, both must allow it.
+            True where a key may be seen: (N, T), the same for all queries of a sample, such as
+            false for padding; or (N, T, T), by query and key. With `causal`, both must allow it.
         """
         check_sequence(self, x, self.projection.weight.value, self.features)
         if mask is not None:
@@ -156,6 +156,6 @@ class MultiHeadAttention(Layer):
             )
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = ", causal=True" if self.causal else ""
         return f"{type(self).__name__}({self.features}, {self.heads}{shown})"

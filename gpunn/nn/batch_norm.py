@@ -32,12 +32,12 @@ class BatchNorm(Norm):
               \partial J/\partial \beta = \textstyle\sum \partial J/\partial y.
 
     In training, running statistics follow those of the batches:
-    :math:`r \leftarrow (1 - m)\, r + m\, s` with momentum m, for s the mean, and the variance with
-    divisor n - 1. Without a tape, or if its `training` is False, they take the places of
-    :math:`\mu` and :math:`\sigma^2`, which then do not depend on x.
+    :math:`r \leftarrow (1 - m)\, r + m\, s` with momentum m, where s is the mean, or the variance
+    with divisor n - 1. Without a tape, or if its `training` is False, they replace :math:`\mu` and
+    :math:`\sigma^2`, which then do not depend on x.
 
-    If several processes train, the batch is the part that a process has, or all of it, as
-    `gpunn.DataParallel` says (`synchronise_batch_norm`).
+    With several processes, the batch is each process's part, or the whole batch if
+    `synchronise_batch_norm` of `gpunn.DataParallel` is set.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ class BatchNorm(Norm):
     Raises
     ------
     ShapeError, DTypeError, DeviceError
-        By `forward`, if `x` does not fit; in training, too, if a channel has a single entry, whose
-        variance tells nothing.
+        By `forward`, if `x` does not fit; in training, also if a channel has a single entry, which
+        has no meaningful variance.
 
     Notes
     -----
-    A forward pass leaves the running statistics as they are and stages the new ones on the tape;
-    `train_step` and `Trainer` commit them after the update. In a loop by hand, call
-    ``tape.commit()`` after ``optimizer.step()``. They follow the batches if gain and bias are
-    frozen, too.
+    A forward pass does not change the running statistics, but stages the new ones on the tape;
+    `train_step` and `Trainer` commit them after the update. In a loop of your own, call
+    ``tape.commit()`` after ``optimizer.step()``. They follow the batches even if gain and bias are
+    frozen.
 
-    *Shapes*: x and y (N, ..., C), with any number of axes between. N may be 0; the running
-    statistics serve then.
+    *Shapes*: x and y (N, ..., C), with any number of axes between. N may be 0; then the running
+    statistics are used.
     *Saves*: x, not a copy, and three numbers for each channel.
 
     References
@@ -109,7 +109,7 @@ class BatchNorm(Norm):
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
         """Return y, by the statistics of the batch if the tape is for training."""
         check_channels(self, x, self.gain.value, self.features)
-        assert self.bias is not None  # noqa: S101 (`Norm` has made it)
+        assert self.bias is not None  # noqa: S101 (`Norm` creates it)
         if tape is not None and tape.training and tape.joint is not None:
             return self._forward_jointly(x, tape)
         k, gain, bias = kernels(x), self.gain.value, self.bias.value
@@ -122,9 +122,9 @@ class BatchNorm(Norm):
             return y
         if n == 1:
             raise ShapeError(
-                f"{self!r}: expected more than one entry for each channel in training, got x of "
-                f"shape {tuple(x.shape)}; a last batch of one sample can be left out by "
-                "Loader(..., drop_last=True), or joined to others by another batch_size"
+                f"{self!r}: expected more than one entry per channel in training, got x of "
+                f"shape {tuple(x.shape)}; drop a last batch of one sample with "
+                "Loader(..., drop_last=True), or avoid it with another batch_size"
             )
         y, statistics = k.batch_norm(x, gain, bias, self.epsilon)
         tape.push(self, x, statistics, False, None)  # noqa: FBT003
@@ -132,11 +132,11 @@ class BatchNorm(Norm):
         return y
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
-        """Return dJ/dx; add to the gradients of gain and bias what the tape wants of them."""
+        """Return dJ/dx; add to the gradients of gain and bias, if the tape wants them."""
         x, statistics, fixed, total = tape.pop(self)
         if total is not None:
             return self._backward_jointly(grad, x, statistics, total, tape)
-        parameters, through = self._wanted(tape), tape.wants_grad
+        parameters, through = self._wanted_parameters(tape), tape.wants_grad
         into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
         grad_x, grads = kernels(grad).batch_norm_backward(
             grad, x, statistics, self.gain.value, into, fixed=fixed, through=through
@@ -145,8 +145,8 @@ class BatchNorm(Norm):
         return grad_x
 
     def _forward_jointly(self, x: Array, tape: Tape) -> Array:
-        """Return y by the statistics of the batch of which other processes have parts, too."""
-        assert self.bias is not None  # noqa: S101 (`Norm` has made it)
+        """Return y by the statistics of a batch that is split over several processes."""
+        assert self.bias is not None  # noqa: S101 (`Norm` creates it)
         k, gain, bias = kernels(x), self.gain.value, self.bias.value
         mean, variance, total = tape.joint.moments(x)
         unbiased = k.convert(variance * (total / (total - 1)), x.dtype)
@@ -178,7 +178,7 @@ class BatchNorm(Norm):
         kernels(statistics).track(running, statistics, self.momentum)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         settings = {"momentum": (self.momentum, 0.1), "epsilon": (self.epsilon, 1e-5)}
         shown = "".join(f", {k}={v}" for k, (v, default) in settings.items() if v != default)
         return f"{type(self).__name__}({self.features}{shown})"

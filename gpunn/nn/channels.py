@@ -1,4 +1,4 @@
-"""The check of inputs of layers with a parameter for each channel, which are the last axis."""
+"""Check the inputs of layers with parameters per channel; channels are the last axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_channels(
     Parameters
     ----------
     owner : Layer
-        For the error.
+        The layer that an error names.
     x, parameter : array
     channels : int or None
         None stands for any number.
@@ -28,7 +28,7 @@ def check_channels(
     Raises
     ------
     ShapeError, DTypeError, DeviceError
-        If it has not.
+        If it does not.
     """
     if type(x) is not type(parameter) and backend_of(x) != backend_of(parameter):
         place, home = backend_of(x), backend_of(parameter)

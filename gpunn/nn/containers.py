@@ -19,8 +19,8 @@ from gpunn.nn.tree import entrance
 class Sequential(Layer):
     r"""Layers one after another, :math:`y = f_n(\dots f_2(f_1(x)))`.
 
-    The chain rule is the backward pass: each layer turns the gradient of its output into that of
-    its input, the last layer first.
+    The backward pass is the chain rule: from the last layer to the first, each turns the gradient
+    of its output into that of its input.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Sequential(Layer):
         return Sequential(*chosen) if isinstance(chosen, list) else chosen
 
     def __repr__(self) -> str:
-        """Return the expression that makes this network."""
+        """Return the expression that creates this network."""
         return f"Sequential({', '.join(repr(layer) for layer in self.layers)})"
 
 
@@ -122,23 +122,23 @@ class Residual(Layer):
         return None if through is None else kernels(grad).add(grad, through)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"Residual({self.layer!r})"
 
 
 class Parallel(Layer):
-    r"""Layers side by side on one input: their outputs joined, or added up.
+    r"""Layers in parallel on one input: their outputs are concatenated, or added up.
 
     :math:`y = (f_1(x), \dots, f_n(x))` along the last axis, or
     :math:`y = f_1(x) + \dots + f_n(x)`. Each layer gets the gradient of its own output, and dJ/dx
-    is the sum of what their backward passes return.
+    is the sum of the layers' input gradients.
 
     Parameters
     ----------
     *layers : Layer
         f_1 to f_n, at least one.
     join : {"concatenate", "add"}, default "concatenate"
-        To add, all outputs must have one shape; else one shape but for the last axis.
+        To add, all outputs must have the same shape; to concatenate, except along the last axis.
 
     Notes
     -----
@@ -156,7 +156,7 @@ class Parallel(Layer):
         self.join = one_of("Parallel", "join", join, ("concatenate", "add"))
 
     def forward(self, x: Array, tape: Tape | None = None) -> Array:
-        """Return the layers' outputs, joined or added up."""
+        """Return the layers' outputs, concatenated or added up."""
         outputs = [layer.forward(x, tape) for layer in self.layers]
         if tape is not None:
             tape.push(self, [y.shape[-1] for y in outputs])
@@ -174,7 +174,7 @@ class Parallel(Layer):
             own = k.columns(grad, stop - width, stop) if stop else grad
             through = layer.backward(own, tape)
             if through is None:
-                if not tape.wants_grad:  # no layer before it needs a gradient, either
+                if not tape.wants_grad:  # no layer before it needs a gradient
                     return None
             else:
                 total = through if total is None else k.add(total, through)
@@ -194,12 +194,12 @@ class Parallel(Layer):
         joined = self.join == "concatenate"
         shapes = [tuple(y.shape[:-1] if joined else y.shape) for y in outputs]
         if len(set(shapes)) > 1:
-            wanted = "one shape but for the last axis" if joined else "one shape"
+            wanted = "the same shape except for the last axis" if joined else "the same shape"
             found = ", ".join(str(tuple(y.shape)) for y in outputs)
             raise ShapeError(f"{self!r}: the layers' outputs must have {wanted}, got {found}")
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = [repr(layer) for layer in self.layers]
         if self.join != "concatenate":
             shown.append(f"join={self.join!r}")
@@ -207,7 +207,7 @@ class Parallel(Layer):
 
 
 def _check_layer(owner: str, layer: object) -> None:
-    """Check that something is a layer, and not a class of layers."""
+    """Check that an object is a layer, and not a class of layers."""
     if isinstance(layer, type) and issubclass(layer, Layer):
         raise SettingError(f"{owner}: expected a layer, got {as_instance(layer)}")
     if not isinstance(layer, Layer):

@@ -1,4 +1,4 @@
-"""Convolutions of images and sequences, which are channels-last."""
+"""Convolutions of images and sequences, channels last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from gpunn.nn.tape import Tape
 class Convolution(Layer):
     """The base of the convolutions: Conv1d is Conv2d on images of height 1."""
 
-    #: How many axes the filters move along.
+    #: The number of axes that the filters move along.
     axes: ClassVar[int]
 
     def __init__(
@@ -74,7 +74,7 @@ class Convolution(Layer):
         initializer, generator = get_initializer(init, name), as_generator(rng, name)
         window = (1, *self.kernel_size)[-2:]
         shape = (*window, self.in_channels // self.groups, self.out_channels)
-        drawn = self._arranged(draw(repr(self), initializer, generator, shape))
+        drawn = self._arrange(draw(repr(self), initializer, generator, shape))
         dtype, place = float_dtype(repr(self), dtype), get_backend(backend)
         with room_for(repr(self), place, (self.out_channels,)):
             self.weight = Parameter(place.asarray(drawn, dtype))
@@ -106,7 +106,7 @@ class Convolution(Layer):
         return as_given(k.convolution_input_grad(dz, self.weight.value, window), self.axes)
 
     def _backward_to_z(self, grad: Array, saved: Array, tape: Tape) -> Array:
-        """Return G = dJ/dz, a row for each pixel; add dJ/db = G^T 1 to the bias's gradient."""
+        """Return G = dJ/dz, with one row per pixel; add dJ/db = G^T 1 to the bias's gradient."""
         k, grad, saved = kernels(grad), as_rows(grad), as_rows(saved)
         if self.bias is None or not tape.wants(self.bias):
             return k.activation_backward(grad, saved, self.activation)
@@ -122,8 +122,8 @@ class Convolution(Layer):
         itemsize = size_of(weight) // weight.size
         return kernels(x).convolution_workspace(window, channels, batch_size, itemsize)
 
-    def _arranged(self, drawn: Any) -> Any:
-        """Return initial weights, drawn in the shape (inputs, outputs), as they are kept."""
+    def _arrange(self, drawn: Any) -> Any:
+        """Return initial weights, drawn as (..., inputs, outputs), in the layout of the weight."""
         return drawn
 
     def _window(self, x: Array) -> Window:
@@ -132,7 +132,7 @@ class Convolution(Layer):
         return window_over(self, x.shape, self._settings())
 
     def _settings(self) -> WindowSettings:
-        """Return what the window is on images of any size."""
+        """Return the window's settings, which hold for images of any size."""
         settings = self.kernel_size, self.stride, self.padding, self.dilation
         return settings_of(*settings, groups=self.groups)
 
@@ -166,7 +166,7 @@ class Convolution(Layer):
         )
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = [f"{self.in_channels}, {self.out_channels}, {short(self.kernel_size)}"]
         if not isinstance(self.activation, Identity):
             shown.append(f"activation={name_of(self.activation)}")
@@ -177,7 +177,7 @@ class Convolution(Layer):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _defaults(self) -> dict[str, Any]:
-        """Return the settings that are shown where they differ from these."""
+        """Return the default settings; `repr` shows those that differ."""
         ones = (1,) * self.axes
         return {"stride": ones, "padding": "valid", "dilation": ones, "groups": 1}
 
@@ -209,15 +209,16 @@ class Conv2d(Convolution):
     stride : int or pair of int, default 1
         The steps down and across.
     padding : "valid", "same", int or pair of int, default "valid"
-        Zeros around the images: none; as many as make the output ceil(H / stride) by
-        ceil(W / stride) pixels, with an odd one below and to the right, as in Keras; or these
+        Zeros around the images: none; as many as give an output of ceil(H / stride) by
+        ceil(W / stride) pixels, with an odd one below and to the right, as in Keras; or the given
         numbers above and below, left and right, as in PyTorch.
     dilation : int or pair of int, default 1
         The distance between entries of the filter.
     groups : int, default 1
-        Groups of channels, each with filters of its own; a divisor of both numbers of channels.
+        The number of groups of channels, each with its own filters; a divisor of both numbers of
+        channels.
     bias : bool, default True
-        Whether there is a b.
+        Whether to add b.
     init : str, function or None, default None
         As for `Dense`; the inputs of a neuron are the C / groups channels under each entry.
     rng, dtype, backend
@@ -226,7 +227,7 @@ class Conv2d(Convolution):
     Attributes
     ----------
     weight : Parameter
-        W, of shape (k, l, C / groups, K), so that no product needs a copy.
+        W, of shape (k, l, C / groups, K), in which no product needs a copy.
     bias : Parameter or None
         b, of shape (K,); weight decay does not apply to it.
 
@@ -256,8 +257,8 @@ class Conv2d(Convolution):
 class Conv1d(Convolution):
     r"""A convolution of sequences, h = f(x * W + b), with sequences (N, T, C).
 
-    It is `Conv2d` of images that are one pixel high, with the same equations, settings and
-    gradients; see there. :math:`z_t = b + \sum_j x_{s t + j} W_j`.
+    :math:`z_t = b + \sum_j x_{s t + j} W_j`. It is `Conv2d` on images that are one pixel high, with
+    the same equations, settings and gradients; see there.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ class Dense(Layer):
     r"""A fully connected layer of neurons, h = f(W x + b).
 
     For a batch with one sample per row, that is :math:`H = f(X W + 1 b^T)`. A batch of sequences
-    has a row for each position of each sample, and all rows are treated alike. With
+    has one row per position of each sample, and all rows are treated alike. With
     :math:`G = \partial J / \partial Z`, the gradient with respect to :math:`Z = X W + 1 b^T`,
     which f's own backward pass computes from :math:`\partial J / \partial H`, the backward pass is
 
@@ -40,7 +40,7 @@ class Dense(Layer):
         f, by name (``"relu"``, ``"tanh"``, ...; see `ACTIVATIONS`) or as an object; None is the
         identity.
     bias : bool, default True
-        Whether there is a b.
+        Whether to add b.
     init : str, function or None, default None
         The distribution of the initial weights (see `gpunn.init`); None is the one that suits the
         activation (`Activation.preferred_init`): ``"he_normal"`` before rectifiers, else
@@ -56,7 +56,7 @@ class Dense(Layer):
     Attributes
     ----------
     weight : Parameter
-        W, of shape (in_features, out_features), so that no product needs a copy.
+        W, of shape (in_features, out_features), in which no product needs a copy.
     bias : Parameter or None
         b, of shape (out_features,); weight decay does not apply to it.
 
@@ -70,7 +70,7 @@ class Dense(Layer):
     Notes
     -----
     *Shapes*: x (N, ..., in_features), h (N, ..., out_features); N may be 0.
-    *Saves*: x, and h or z, whichever f's gradient needs: in_features + out_features elements a row.
+    *Saves*: x, and h or z, whichever f's gradient needs: in_features + out_features per row.
     """
 
     records = True
@@ -141,7 +141,7 @@ class Dense(Layer):
         return grad_x if len(leading) == 1 else k.reshape(grad_x, (*leading, self.in_features))
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
-        """Return whether the layer has any of these parameters."""
+        """Return whether the layer holds any of these parameters."""
         if type(self) is not Dense:  # a subclass may hold more
             return super().holds_any(parameters)
         return self.weight in parameters or self.bias in parameters
@@ -168,7 +168,7 @@ class Dense(Layer):
         )
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = (
             ""
             if isinstance(self.activation, Identity)
@@ -178,7 +178,7 @@ class Dense(Layer):
 
 
 def as_rows(x: Array) -> Array:
-    """Return x (N, ..., P) as a matrix, with a row for each place of the leading axes."""
+    """Return x (N, ..., P) as a matrix, with the leading axes merged into rows."""
     if x.ndim == 2:
         return x
     return kernels(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))

@@ -27,7 +27,7 @@ class Dropout(Layer):
     -----
     The tape draws one key per forward pass, and entry i of the mask is computed from (key, i) in
     integer arithmetic: one seed gives the same masks on every backend.
-    *Saves*: the mask, of the shape of x; nothing outside training.
+    *Saves*: the mask, with the shape of x; nothing outside training.
 
     References
     ----------
@@ -60,5 +60,5 @@ class Dropout(Layer):
         return grad if mask is None else kernels(grad).multiply(grad, mask)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"Dropout({self.rate})"

@@ -22,8 +22,8 @@ from gpunn.nn.tape import Tape
 class Embedding(Layer):
     r"""A vector for each token, h = E[x]: row x of a table of weights.
 
-    For integers x, so there is no gradient with respect to them. A row of the table gets the sum of
-    the gradients at all places where its token stands:
+    Since x holds integers, it has no gradient. The gradient of a row of the table is the sum of the
+    gradients at all places of its token:
 
     .. math:: \partial J/\partial E_v = \sum_{i: x_i = v} \partial J/\partial h_i.
 
@@ -52,15 +52,16 @@ class Embedding(Layer):
     DTypeError, DeviceError
         By `forward`, if `x` does not fit.
     DataError
-        By `forward`, for a token outside [0, V) on the host. On a device nothing is read back: the
-        vector of such a token is NaN, and so is the loss.
+        By `forward`, for a token outside [0, V) on the host. On a device, where nothing is read
+        back, the vector of such a token is NaN, and so is the loss.
 
     Notes
     -----
     *Shapes*: x (N, ...), integers in [0, V); h (N, ..., C).
     *Saves*: x.
 
-    A `Loader` makes floats of integers, as images need it; say ``Loader(..., keep_integers=True)``.
+    A `Loader` converts integers to floats, as needed for images; for tokens, pass
+    ``Loader(..., keep_integers=True)``.
 
     References
     ----------
@@ -112,7 +113,7 @@ class Embedding(Layer):
         if lowest < 0 or highest >= self.n_tokens:
             raise DataError(
                 f"{self!r}: expected tokens in 0..{self.n_tokens - 1}, got {lowest} to {highest}; "
-                "make n_tokens larger, or map them to that range"
+                "make n_tokens larger, or map the tokens to that range"
             )
 
     def _refuse(self, x: Array, place: Backend | None) -> NoReturn:
@@ -122,7 +123,7 @@ class Embedding(Layer):
         raise wants_integers(self, x)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"{type(self).__name__}({self.n_tokens}, {self.features})"
 
 
@@ -134,7 +135,7 @@ class Position(Layer):
     Parameters
     ----------
     length : int
-        L, the largest number of positions, at least 1; shorter sequences take the first rows.
+        L, the largest number of positions, at least 1; shorter sequences use the first rows.
     features : int
         C, at least 1.
     scale : float, default 0.02
@@ -199,11 +200,11 @@ class Position(Layer):
         return grad
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"{type(self).__name__}({self.length}, {self.features})"
 
 
-def _normal(  # noqa: PLR0917 (what the layers are given)
+def _normal(  # noqa: PLR0917 (the parameters of the layers)
     layer: Layer,
     shape: tuple[int, int],
     scale: float,

@@ -10,12 +10,12 @@ from gpunn.errors import SettingError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.kernels.window import Pair, Window, WindowSettings, window_on
 
-#: What images and sequences look like, by the number of axes that the window moves along.
+#: The leading axes and name of the inputs, by the number of axes that the window moves along.
 LAYOUTS = {1: ("N, T", "sequences"), 2: ("N, H, W", "images")}
 
 
 def sides(owner: str, name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
-    """Check a setting with a whole number for each axis; return one for each.
+    """Check a setting with one whole number per axis; return one number per axis.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def sides(owner: str, name: str, value: Any, axes: int, least: int = 1) -> tuple
     axes : int
         The number of axes.
     least : int, default 1
-        The smallest that is allowed.
+        The smallest number allowed.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def settings_of(
     *,
     groups: int = 1,
 ) -> WindowSettings:
-    """Return the settings of a window on images; on sequences, which are images of height 1."""
+    """Return the settings of a window on images, or on sequences as images of height 1."""
     pad = padding if isinstance(padding, str) else _pair(padding, 0)
     return WindowSettings(_pair(size), _pair(stride), _pair(dilation), pad, groups)
 
@@ -84,9 +84,9 @@ def window_over(owner: Any, shape: Shape, settings: WindowSettings) -> Window:
 
 
 def layout_advice(shape: Shape, channels: int, axes: int) -> str:
-    """Return what to do about an array that is not (N, H, W, channels), for an error."""
+    """Return an error's advice about an array that is not (N, H, W, channels)."""
     if len(shape) == axes + 1 and channels == 1:
-        return "; add the axis of channels, x[..., None]"
+        return "; add the channel axis, x[..., None]"
     if len(shape) == axes + 2 and shape[1] == channels:
         return "; channels come last, so pass numpy.moveaxis(x, 1, -1)"
     if len(shape) == 2 and shape[1] % channels == 0:
@@ -96,14 +96,14 @@ def layout_advice(shape: Shape, channels: int, axes: int) -> str:
 
 
 def as_images(x: Array, window: Window) -> Array:
-    """Return sequences as images of height 1, and images as they are."""
+    """Return sequences as images of height 1, and images unchanged."""
     if x.ndim == 4:
         return x
     return kernels(x).reshape(x, (x.shape[0], *window.image, x.shape[-1]))
 
 
 def as_given(images: Array, axes: int) -> Array:
-    """Return images as sequences again, if there is one axis."""
+    """Return images unchanged, or as sequences if the window moves along one axis."""
     if axes == 2:
         return images
     n, _, length, channels = images.shape
@@ -111,12 +111,12 @@ def as_given(images: Array, axes: int) -> Array:
 
 
 def short(sizes: tuple[int, ...] | str) -> str:
-    """Return how a setting is written: one number if all are alike."""
+    """Return a setting as written by the user: one number if all are equal."""
     return repr(sizes[0] if isinstance(sizes, tuple) and len(set(sizes)) == 1 else sizes)
 
 
 def _pair(sizes: tuple[int, ...], missing: int = 1) -> Pair:
-    """Return two numbers of one or two: a sequence has a height of 1."""
+    """Return one or two numbers as two; for a sequence the first one is `missing`."""
     *down, across = sizes
     return (down[0] if down else missing), across
 

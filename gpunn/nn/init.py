@@ -59,10 +59,10 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
     """
     if isinstance(rng, np.random.Generator):
         return rng
-    random = np.random  # what its generators are made of, besides numbers
+    random = np.random  # what its generators accept, besides numbers
     seeds = random.BitGenerator, random.bit_generator.ISeedSequence, random.RandomState
     if rng is None or isinstance(rng, seeds) or _is_seed(rng):
-        with suppress(TypeError, ValueError):  # of a subclass that is none of them after all
+        with suppress(TypeError, ValueError):  # a subclass that is not usable after all
             return np.random.default_rng(rng)
     raise SettingError(
         f"{owner}{': ' if owner else ''}rng must be None, a seed (a whole number of at least 0) or "
@@ -73,7 +73,7 @@ def as_generator(rng: RNG, owner: str = "") -> np.random.Generator:
 def _is_seed(rng: Any) -> bool:
     """Return whether this is a whole number of at least 0, or a flat list, tuple or array of them.
 
-    NumPy looks into anything, without end where a list contains itself.
+    Checked first because NumPy recurses into anything, endlessly if a list contains itself.
     """
     if isinstance(rng, np.ndarray):
         return rng.dtype.kind in "iu" and rng.ndim <= 1
@@ -82,10 +82,10 @@ def _is_seed(rng: Any) -> bool:
 
 
 def fans(shape: Shape) -> tuple[int, int]:
-    """Return the numbers of inputs and of outputs that a weight of this shape joins, at least 1.
+    """Return the numbers of inputs and of outputs of a weight with this shape, at least 1.
 
-    They are those of the module's docstring. For a filter in groups the shape has the inputs of one
-    group and the outputs of all (as in PyTorch).
+    They are defined in the module's docstring. For a filter in groups, the shape has the inputs of
+    one group and the outputs of all groups (as in PyTorch).
     """
     lengths = sample_shape("fans", shape, "shape")
     if len(lengths) < 2:
@@ -122,7 +122,7 @@ def he_uniform(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
 def he_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     r"""Draw from a normal distribution of variance :math:`2 / n_{in}`.
 
-    Makes up for the half of its inputs that a rectifier sets to 0.
+    Compensates for the half of its inputs that a rectifier sets to 0.
 
     References
     ----------
@@ -139,8 +139,8 @@ def lecun_uniform(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
 def lecun_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     r"""Draw from a normal distribution of variance :math:`1 / n_{in}`.
 
-    Keeps the variance of independent inputs, as networks that normalise themselves (SELU) assume.
-    (Keras's is truncated at two standard deviations.)
+    Keeps the variance of independent inputs, as self-normalizing networks (SELU) assume. (Keras's
+    is truncated at two standard deviations.)
 
     References
     ----------
@@ -153,9 +153,10 @@ def lecun_normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
 def orthogonal(rng: np.random.Generator, *shape: int, gain: float = 1.0) -> NDArray[np.float64]:
     r"""Draw a matrix with orthonormal columns, or rows if it is wide, times `gain`.
 
-    A filter is the matrix of its windows' inputs by its outputs. The distribution is uniform over
-    all such matrices: it is the factor Q of a normal matrix, with the signs that make R's diagonal
-    positive. For another gain: ``init=functools.partial(gn.init.orthogonal, gain=2**0.5)``.
+    A filter counts as a matrix of its window's inputs by its outputs. The distribution is uniform
+    over all such matrices: the matrix is the factor Q of a normal matrix, with the signs that make
+    R's diagonal positive. For another gain:
+    ``init=functools.partial(gn.init.orthogonal, gain=2**0.5)``.
 
     References
     ----------
@@ -176,9 +177,9 @@ def truncated_normal(
 ) -> NDArray[np.float64]:
     """Draw from a normal distribution without the 4.6 % of it beyond two standard deviations.
 
-    `deviation` is that of the whole distribution; without its tails it is 0.880 of that (as in
-    PyTorch and Keras). The default is usual for transformers. For another one:
-    ``init=functools.partial(gn.init.truncated_normal, deviation=0.05)``.
+    `deviation` is the standard deviation of the whole distribution; that of the truncated one is
+    0.880 times as large (as in PyTorch and Keras). The default is usual for transformers. For
+    another: ``init=functools.partial(gn.init.truncated_normal, deviation=0.05)``.
 
     References
     ----------
@@ -194,7 +195,7 @@ def truncated_normal(
 
 
 def zeros(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:  # noqa: ARG001
-    """Return zeros, which are fit for logistic regression but not for deeper networks."""
+    """Return zeros, which are suitable for logistic regression but not for deeper networks."""
     return np.zeros(shape)
 
 
@@ -217,7 +218,7 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
-    """Return the initializer of that name, or the given function.
+    """Return the initializer with a given name, or the given function.
 
     Parameters
     ----------
@@ -230,7 +231,7 @@ def get_initializer(init: Any, owner: str = "get_initializer") -> Initializer:
         return cast("Initializer", init)
     if backend_of(init) is not None:
         raise SettingError(
-            f"{owner}: init must be a name or a function, got an array; say init=lambda *_: array"
+            f"{owner}: init must be a name or a function, got an array; pass init=lambda *_: array"
         )
     if not isinstance(init, str):
         raise SettingError(f"{owner}: init must be a name or a function, got {shown(init)}")
@@ -248,10 +249,10 @@ def draw(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> Array
     owner : str
         The layer that an error names.
     init : function
-        What `get_initializer` returns.
+        The initializer, from `get_initializer`.
     rng : numpy.random.Generator
     shape : tuple of int
-        (inputs, outputs), or that of a filter, (window..., inputs, outputs).
+        (inputs, outputs), or (window..., inputs, outputs) for a filter.
 
     Raises
     ------
@@ -259,9 +260,9 @@ def draw(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> Array
         If the function does not take a shape of this length, or returns something other than an
         array of real numbers of this shape.
     DeviceMemoryError
-        If the host has too little memory for them.
+        If the host has too little memory for the weights.
     """
-    _check_takes(owner, init, rng, shape)
+    _check_signature(owner, init, rng, shape)
     with room_for(owner, get_backend("numpy"), shape):
         drawn = init(rng, *shape)
     place = backend_of(drawn)
@@ -274,11 +275,11 @@ def draw(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> Array
     return drawn
 
 
-def _check_takes(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> None:
+def _check_signature(owner: str, init: Any, rng: np.random.Generator, shape: Shape) -> None:
     """Check that a function takes a generator and the numbers of a shape."""
     try:
         parameters = signature(init)
-    except ValueError:  # some functions in C have none
+    except ValueError:  # some C functions have no signature
         return
     try:
         parameters.bind(rng, *shape)

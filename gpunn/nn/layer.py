@@ -1,4 +1,4 @@
-"""The base of the layers: a forward pass, its backward pass, and named arrays."""
+"""The base class of layers: a forward pass, its backward pass, and named arrays."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Layer(Node):
     - a layer never writes to an array that it was given;
     - the first axis is the batch, of any length.
 
-    A layer that takes integers, such as tokens, says ``takes_integers = True`` in its body, and its
-    backward pass returns None. Further inputs, such as a mask, are keywords of `forward`.
+    A layer that takes integers, such as tokens, sets ``takes_integers = True`` in its class body,
+    and its backward pass returns None. Further inputs, such as a mask, are keywords of `forward`.
 
     If only a part of a model is trained, a layer can skip gradients that are not needed: it asks
-    ``tape.wants(self.factor)`` before it computes a parameter's gradient, and `Tape.wants_grad`
-    before that of its input. Training is correct without these questions, too.
+    ``tape.wants(self.factor)`` before computing a parameter's gradient, and `Tape.wants_grad`
+    before computing that of its input. Training is correct even if it does not ask.
 
     Examples
     --------
@@ -67,15 +67,15 @@ class Layer(Node):
     has_parameters: ClassVar[bool] = True
 
     #: Whether steps with this layer can be recorded: it does all its work in kernels
-    #: (``kernels(x).product(x, y)``), and no attribute of it changes from call to call. Attributes
-    #: must be numbers, strings, arrays, layers, or lists or dicts of these: an object of another
-    #: kind could change unnoticed, and then the layer is not recorded.
+    #: (``kernels(x).product(x, y)``), and none of its attributes changes from call to call.
+    #: Attributes must be numbers, strings, arrays, layers, or lists or dicts of these. An object of
+    #: another kind could change unnoticed: a layer with such an attribute is not recorded.
     records: ClassVar[bool] = False
 
     _declared: ClassVar[Declaration]
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Note the declarations of the class itself; those of a base may not hold for it."""
+        """Note the declarations of the class itself; those of its base may not hold for it."""
         super().__init_subclass__(**settings)
         if "has_parameters" not in vars(cls):
             cls.has_parameters = True
@@ -91,8 +91,8 @@ class Layer(Node):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return dJ/dx from `grad` = dJ/dy; add to the gradients of the layer's parameters.
 
-        None stands for a gradient that no layer below needs; see `Tape.wants_grad`. In a loop by
-        hand, clear the gradients if this fails, ``optimizer.clear()``: some may have been added to.
+        None stands for a gradient that no layer below needs; see `Tape.wants_grad`. In a loop of
+        your own, clear the gradients if this fails, ``optimizer.clear()``: some may be incomplete.
         """
         raise NotImplementedError(f"{type(self).__name__} must define backward(grad, tape)")
 
@@ -111,8 +111,8 @@ class Layer(Node):
         Raises
         ------
         DTypeError
-            If `x` is not an array of floating-point numbers; or not of integers, for a layer that
-            takes them.
+            If `x` is not an array of floating-point numbers; or of integers, for a layer that takes
+            those.
         ShapeError
             If `x` has no first axis.
         DeviceError
@@ -123,7 +123,8 @@ class Layer(Node):
         place = backend_of(x)
         if place is None:
             raise DTypeError(
-                f"{self!r}: expected an array, got {type(x).__name__}; numpy.asarray(x) makes one"
+                f"{self!r}: expected an array, got {type(x).__name__}; "
+                "convert it by numpy.asarray(x)"
             )
         check_ordinary(repr(self), "x", x)
         if not x.ndim:
@@ -204,7 +205,7 @@ class Layer(Node):
             item.put(state[name])
 
     def holds_any(self, parameters: Collection[Parameter]) -> bool:
-        """Return whether the layer has any of these parameters."""
+        """Return whether the layer holds any of these parameters."""
         return any(parameter in parameters for parameter in self.parameters())
 
     @property
@@ -232,14 +233,14 @@ class Layer(Node):
         backend : str, Backend or None
             The target, as for `get_backend`. Values are moved bit for bit. None moves nothing.
         dtype : {"float32", "float64"}, optional
-            Convert floating-point values to it.
+            The dtype to convert floating-point values to.
 
         An optimizer has arrays on the same device: build it after the move.
 
         Raises
         ------
         DeviceMemoryError
-            If the target has too little memory; the layer is as it was.
+            If the target has too little memory; the layer is then unchanged.
         """
         dtype = None if dtype is None else float_dtype(repr(self), dtype)
         target = None if backend is None else get_backend(backend)
@@ -250,12 +251,12 @@ class Layer(Node):
                 assert home is not None  # noqa: S101 (parameters hold arrays)
                 floating = home.xp.isdtype(item.value.dtype, "real floating")
                 place = target or home
-                with memory_for(f"{self!r}.to", place, "free what else is there"):
+                with memory_for(f"{self!r}.to", place, "free other memory on the device"):
                     item.move(place, dtype if floating else None)
         return self
 
     def output_shape(self, input_shape: Shape | int) -> Shape:
-        """Return the shape of one sample's output, from that of one sample's input."""
+        """Return the shape of one sample's output, given that of its input."""
         input_shape = sample_shape("output_shape", input_shape)
         from gpunn.nn.trial import trial_batch  # noqa: PLC0415 (few programs need it)
 
@@ -264,7 +265,7 @@ class Layer(Node):
             return tuple(self.forward(x).shape[1:])
 
     def summary(self, input_shape: Shape | int | None = None) -> Summary:
-        """Return a table of the layers: what they return, hold, compute and save.
+        """Return a table of the layers: their outputs, parameters, operations and saved bytes.
 
         Parameters
         ----------
@@ -277,17 +278,17 @@ class Layer(Node):
         Summary
             A string, which notebooks show as a table. Its columns are the layer, the shape of its
             output, its parameters, its floating-point operations, the bytes that it saves on the
-            tape, and the shapes of its parameters. What is counted is a layer's own, not that of
-            the layers within it.
+            tape, and the shapes of its parameters. A layer's numbers exclude those of the layers
+            within it.
 
         Notes
         -----
-        Operations are those of a forward pass over one sample, and of its matrix products alone: 2
-        for each multiplication with its sum. They are counted while copies of the layers compute
-        with arrays that count. A question mark stands for a layer that does not work with such
-        arrays: one that turns them into NumPy's, say.
+        Operations are those of the matrix products in a forward pass over one sample, 2 per
+        multiply-add. They are counted by running copies of the layers on arrays that count. A
+        question mark stands for a layer that does not work with such arrays, for example because it
+        converts them to NumPy.
 
-        The bytes are what a sample adds to the tape in passes over one sample and over two.
+        Bytes per sample are the difference between passes over two samples and over three.
         """
         from gpunn.nn.summary import summarize  # noqa: PLC0415 (few programs need it)
 
@@ -316,21 +317,21 @@ class Layer(Node):
         -------
         MemoryReport
             Parameters, gradients, the optimizer's state, and the tape by layer, measured on
-            batches of two and three samples. `str` makes a table of it.
+            batches of two and three samples. `str` returns it as a table.
         """
         from gpunn.nn.memory import account  # noqa: PLC0415 (few programs need it)
 
         return account(self, batch_size, input_shape, optimizer)
 
     def workspace_bytes(self, saved: tuple[Any, ...], batch_size: int) -> int:  # noqa: ARG002
-        """Return the bytes that kernels need while they run, for so many samples.
+        """Return the bytes that kernels need while they run, for a given batch size.
 
-        `saved` is what a forward pass over a few samples has put on the tape.
+        `saved` is the tape's entry from a forward pass over a few samples.
         """
         return 0
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"{type(self).__name__}()"
 
 
@@ -339,17 +340,17 @@ def wants_integers(layer: Layer, x: Any) -> DTypeError:
     came = f"x of {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
     return DTypeError(
         f"{layer!r}: expected an array of integers, got {came}; "
-        'a Loader keeps them with keep_integers=True, x.astype("int64") makes them'
+        'a Loader keeps them with keep_integers=True; or convert x by x.astype("int64")'
     )
 
 
 def first_parameter(layer: Layer) -> Parameter | None:
-    """Return the first of a layer's parameters, without looking for the others."""
+    """Return a layer's first parameter, or None, without looking for the others."""
     return next((parameter for _, parameter in _walk(layer, Parameter)), None)
 
 
 def _check_signatures(value: Any, seen: set[int]) -> None:
-    """Check that `forward` of a layer, and of those within it, takes a batch and a tape."""
+    """Check that `forward` of a layer, and of all layers in it, takes a batch and a tape."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -366,13 +367,13 @@ def _check_signatures(value: Any, seen: set[int]) -> None:
 
 
 def as_instance(kind: type) -> str:
-    """Return the advice for an error: a class was given instead of an object of it."""
+    """Return the end of an error message about a class given instead of an instance."""
     settings = inspect.signature(kind).parameters.values()
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     bare = all(s.default is not s.empty or s.kind in optional for s in settings)
-    said = f"{kind.__name__}({'' if bare else '...'})"
+    call = f"{kind.__name__}({'' if bare else '...'})"
     library = "gn." if kind.__module__.startswith("gpunn.") else ""
-    return f"the class {kind.__name__}; say {library}{said}"
+    return f"the class {kind.__name__}; pass {library}{call}"
 
 
 def _walk(

@@ -1,4 +1,4 @@
-"""The memory that training takes, and the error when there is not enough."""
+"""The memory that training needs, and the error when there is too little."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class MemoryReport:
     parameters, gradients, optimizer, buffers : int
         Bytes; they do not depend on the batch.
     tape : dict of str to int
-        Bytes that the forward pass saves for the backward pass, by layer; the network's input is
-        one of them. An array that several layers save counts for the first.
+        Bytes that the forward pass saves for the backward pass, by layer, and those of the
+        network's input. An array that several layers save counts for the first.
     passing : int
-        Bytes of the gradients between layers, at the widest layer of the backward pass: that of its
-        output, of what its activation was given, and of its input.
+        Bytes of the gradients between layers, at the widest layer of the backward pass: the
+        gradients of its output, of its activation's input, and of its own input.
     workspace : int
         Bytes that the kernels of one layer need while they run, at the layer that needs most: on a
-        GPU, convolutions unroll images, as many at a time as fit into 64 MiB.
+        GPU, convolutions unroll as many images at a time as fit into 64 MiB.
     """
 
     batch_size: int
@@ -56,7 +56,7 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """The total in bytes."""
+        """The sum of all bytes."""
         fixed = self.parameters + self.gradients + self.optimizer + self.buffers
         return fixed + self.batch_bytes + self.workspace
 
@@ -87,7 +87,7 @@ def account(
     input_shape: Shape | int | None = None,
     optimizer: HasState | None = None,
 ) -> MemoryReport:
-    """Return the memory that a training step takes; see `Layer.memory`."""
+    """Return the memory that a training step needs; see `Layer.memory`."""
     batch_size = whole_number("memory", "batch_size", batch_size)
     if optimizer is not None and not _has_state(optimizer):
         raise SettingError(
@@ -95,7 +95,7 @@ def account(
         )
     shape = _sample_shape(model, input_shape)
     passes = [_trial_pass(model, shape, n) for n in (2, 3)]  # BatchNorm refuses one sample
-    two, three = (_tape_bytes(*each) for each in passes)
+    two, three = (_tape_bytes(*results) for results in passes)
     # A layer saves a + b n bytes for n samples; two small passes give a and b.
     tape = {name: two[name] + (three[name] - two[name]) * (batch_size - 2) for name in two}
     parameters = sum(size_of(p.value) for p in model.parameters())
@@ -123,14 +123,14 @@ def explain(
 ) -> DeviceMemoryError:
     """Return the error for a step on a batch (x, y, sample_weight) that ran out of memory.
 
-    Call it after the step's own arrays are freed.
+    Call it once the step's own arrays are freed.
 
     Parameters
     ----------
     error : Exception
-        What the library raised.
+        The error that the library raised.
     model : Layer
-        What was to learn.
+        The model in training.
     batch : sequence of array or None
         x, y and the weights.
     updating : bool
@@ -142,17 +142,17 @@ def explain(
     known, size = state_of(place, error), int(x.shape[0])
     free = place.free_bytes(released=True)
     fits = 0 if free is None else _largest_batch(free, model, batch)
-    # Layers may take more than is known of them; then only a much smaller batch is good advice.
+    # Layers may need more memory than estimated; then only a much smaller batch is good advice.
     fits = fits if fits < size else size // 2
     advice = (
-        f"by the tape's account a batch of at most {fits} fits"
+        f"judging by the tape, a batch of at most {fits} fits"
         if fits
-        else "not even one sample fits; take a smaller model, or free what else is on the device"
+        else "not even one sample fits; use a smaller model, or free other memory on the device"
     )
     outcome = (
         "The update had begun: parameters and states may be half updated, so restore them"
         if updating
-        else "The weights are as they were before the step"
+        else "The weights have not changed"
     )
     return DeviceMemoryError(
         f"{place} is out of memory in a step on {size} samples: {known} "
@@ -160,24 +160,24 @@ def explain(
     )
 
 
-#: The share of the free memory that an advised batch takes: pieces between blocks are lost.
+#: The share of the free memory that an advised batch uses: fragments between blocks are lost.
 _USABLE_SHARE = 15 / 16
 
 
 def _largest_batch(free: int, model: Any, batch: Sequence[Array | None]) -> int:
-    """Return the size of the largest batch whose step takes at most `free` bytes."""
+    """Return the size of the largest batch whose step needs at most `free` bytes."""
     x = batch[0]
     assert x is not None  # noqa: S101
     shape = tuple(x.shape[1:])
     one, two = (account(model, n, shape).batch_bytes for n in (1, 2))
     free -= account(model, max(1, x.shape[0]), shape).workspace
-    # The loss also takes each sample's targets and weights, as given and converted. Its gradient is
-    # among those that pass between layers.
-    given = sum(size_of(part) for part in batch[1:] if part is not None) / max(1, x.shape[0])
-    each = max(1.0, two - one + 2 * given + _BYTES_OF_A_LOSS)
+    # The loss also needs each sample's targets and weights, as given and converted. Its gradient is
+    # counted among those between layers.
+    targets = sum(size_of(part) for part in batch[1:] if part is not None) / max(1, x.shape[0])
+    per_sample = max(1.0, two - one + 2 * targets + _BYTES_OF_A_LOSS)
     parameters = [p for p in model.parameters() if p.grad is None and p.grad_buffer is None]
     missing = sum(size_of(p.value) for p in parameters)
-    return max(0, int((_USABLE_SHARE * free - missing - one) // each) + 1)
+    return max(0, int((_USABLE_SHARE * free - missing - one) // per_sample) + 1)
 
 
 #: Bytes of a sample's loss, its scale, and its label as an int64.
@@ -191,7 +191,7 @@ def _has_state(optimizer: Any) -> bool:
 def _trial_pass(model: Any, shape: Shape, n: int) -> tuple[Array, Tape]:
     """Return n samples and the tape of a pass over them.
 
-    It runs on a copy of the layers, or on the model itself if it has none.
+    The pass runs on a copy of the layers, or on the model itself if it cannot be copied.
     """
     tape, x = Tape(rng=0), trial_batch(model, shape, n)
     copies = trial_copies(model)
@@ -201,7 +201,7 @@ def _trial_pass(model: Any, shape: Shape, n: int) -> tuple[Array, Tape]:
 
 
 def _tape_bytes(x: Array, tape: Tape) -> dict[str, int]:
-    """Return the bytes of x, and of what each layer saved on the tape."""
+    """Return the bytes of x, and those that each layer saved on the tape."""
     sizes = {"input": size_of(x)}
     for i, (owner, size) in enumerate(zip(tape.owners(), entry_sizes(tape, x), strict=True)):
         sizes[f"{i} {owner!r}"] = size
@@ -213,5 +213,5 @@ def _sample_shape(model: Any, input_shape: Shape | int | None) -> Shape:
         return sample_shape("memory", input_shape)
     shape = first_features(model)
     if shape is None:
-        raise ShapeError(f"memory: the input of {model!r} is not known; give input_shape")
+        raise ShapeError(f"memory: the input of {model!r} is not known; pass input_shape")
     return shape

@@ -20,7 +20,7 @@ from gpunn.nn.tape import Tape
 
 
 class Norm(Layer):
-    """What all norms have: a gain and a bias for each of the channels, which are the last axis.
+    """The base of all norms: a gain and a bias per channel; channels are the last axis.
 
     Weight decay applies to neither.
     """
@@ -46,7 +46,7 @@ class Norm(Layer):
         channels: int = self.gain.value.shape[0]
         return channels
 
-    def _wanted(self, tape: Tape) -> list[Parameter]:
+    def _wanted_parameters(self, tape: Tape) -> list[Parameter]:
         """Return the parameters whose gradients are computed: none, the gain, or both."""
         both = [self.gain] if self.bias is None else [self.gain, self.bias]
         return both if any(map(tape.wants, both)) else []
@@ -59,7 +59,7 @@ class Norm(Layer):
 
 
 class _RowNorm(Norm):
-    """A norm that takes each sample, or each position of a sample, on its own."""
+    """A norm over each sample, or each position of a sample, separately."""
 
     def _norm(self, x: Array) -> RowNorm:
         raise NotImplementedError
@@ -75,9 +75,9 @@ class _RowNorm(Norm):
         return y
 
     def backward(self, grad: Array, tape: Tape) -> Array | None:
-        """Return dJ/dx; add to the gradients of gain and bias what the tape wants of them."""
+        """Return dJ/dx; add to the gradients of gain and bias, if the tape wants them."""
         x, statistics, norm = tape.pop(self)
-        parameters, through = self._wanted(tape), tape.wants_grad
+        parameters, through = self._wanted_parameters(tape), tape.wants_grad
         into = [p.grad_buffer if tape.wants(p) else None for p in parameters]
         grad_x, grads = kernels(grad).row_norm_backward(
             grad, x, statistics, self.gain.value, norm, into, through=through
@@ -87,7 +87,7 @@ class _RowNorm(Norm):
 
 
 class _FeatureNorm(_RowNorm):
-    """The base of the norms that take each position of each sample over its features."""
+    """The base of the norms over the features of each position of each sample."""
 
     _centred: ClassVar[bool] = True
 
@@ -102,11 +102,11 @@ class _FeatureNorm(_RowNorm):
         self.features = whole_number(type(self).__name__, "features", features)
         super().__init__(self.features, epsilon, dtype, backend)
 
-    def _norm(self, x: Array) -> RowNorm:  # noqa: ARG002 (as for all)
+    def _norm(self, x: Array) -> RowNorm:  # noqa: ARG002 (the same for all x)
         return RowNorm(1, 1, centred=self._centred, epsilon=self.epsilon)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"{type(self).__name__}({self.features}{_shown(self.epsilon)})"
 
 
@@ -175,7 +175,7 @@ class RMSNorm(_FeatureNorm):
     features : int
         C, at least 1.
     epsilon : float, default 1e-5
-        Above 0. PyTorch's default is the distance from 1 to the next number of the dtype.
+        Above 0. PyTorch's default is the dtype's machine epsilon.
     dtype : {"float32", "float64"}, default "float32"
         Of the gain, and so of the input.
     backend : str, Backend or None, default None
@@ -275,10 +275,10 @@ class GroupNorm(_RowNorm):
         return RowNorm(positions, self.groups, centred=True, epsilon=self.epsilon)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"{type(self).__name__}({self.groups}, {self.channels}{_shown(self.epsilon)})"
 
 
 def _shown(epsilon: float) -> str:
-    """Return the setting as a representation shows it: not at all if it is the default."""
+    """Return the setting for `repr`; empty if it is the default."""
     return "" if epsilon == 1e-5 else f", epsilon={epsilon}"

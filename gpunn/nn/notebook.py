@@ -8,18 +8,18 @@ from collections.abc import Collection, Sequence
 def html_table(
     title: str, names: Sequence[str], rows: Sequence[Sequence[str]], bold: Collection[int] = ()
 ) -> str:
-    """Return a table in HTML. What stands in it is escaped, and keeps its spaces.
+    """Return a table in HTML. Its text is escaped, and keeps its spaces.
 
     Parameters
     ----------
     title : str
-        Its caption.
+        The caption.
     names : sequence of str
-        The columns; the first is aligned at the left, the others at the right.
+        The column headings; the first column is left-aligned, the others are right-aligned.
     rows : sequence of sequence of str
-        The cells. A row that is too short ends in empty ones.
+        The cells. A row that is too short ends in empty cells.
     bold : collection of int, optional
-        The rows that stand out.
+        The numbers of rows in bold.
     """
     from html import escape  # noqa: PLC0415 (not needed to import gpunn)
 
@@ -36,8 +36,8 @@ def _row(cells: Sequence[str], tag: str) -> str:
     from html import escape  # noqa: PLC0415 (not needed to import gpunn)
 
     sides = ("left", *["right"] * len(cells))
-    made = (
+    tags = (
         f'<{tag} style="text-align: {side}; white-space: pre-wrap">{escape(cell)}</{tag}>'
         for cell, side in zip(cells, sides, strict=False)
     )
-    return f"<tr>{''.join(made)}</tr>"
+    return f"<tr>{''.join(tags)}</tr>"

@@ -19,7 +19,7 @@ from gpunn.kernels.declared import Declaration, declare
 
 
 class Held:
-    """A named place for an array; the array in it can be replaced for all owners at once."""
+    """A holder of an array, which can be replaced for all owners at once."""
 
     __slots__ = ("value",)
 
@@ -35,7 +35,7 @@ class Held:
         if backend_of(value) is None:
             raise DTypeError(
                 f"{type(self).__name__}: expected an array, got {type(value).__name__}; "
-                "numpy.asarray(value) makes one"
+                "convert it by numpy.asarray(value)"
             )
         self.value = value
 
@@ -44,7 +44,7 @@ class Held:
         self.value = backend.asarray(self.value, dtype)
 
     def put(self, array: Any) -> None:
-        """Copy an array of any library into the value, which has its shape."""
+        """Copy an array of any library, with the same shape, into the value."""
         place = backend_of(self.value)
         assert place is not None  # noqa: S101 (a value is an array)
         with scope_of(self.value):
@@ -59,7 +59,7 @@ class Held:
         return {"value": self.value}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a pickle, which loads without the device, too."""
+        """Return the state for a pickle, which can be loaded without the device."""
         return {"value": Portable(self.value)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,13 +67,13 @@ class Held:
         self.value = state["value"].array
 
     def __repr__(self) -> str:
-        """Return the shape and dtype; the values may be many, and on a device."""
+        """Return the shape and dtype, not the values, which may be many and on a device."""
         return f"{type(self).__name__}(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
 
 
 @contextmanager
 def all_or_none(items: Iterable[Held]) -> Iterator[None]:
-    """Restore the arrays of all items if the block fails, such as a move half of which fits."""
+    """Restore the arrays of all items if the block fails, such as halfway through a move."""
     before = [(item, item.arrays()) for item in items]
     try:
         yield
@@ -88,7 +88,7 @@ _serials = count(1)
 
 
 def next_serial() -> int:
-    """Return a number above all that were returned before."""
+    """Return a number larger than all those returned before."""
     return next(_serials)
 
 
@@ -111,14 +111,14 @@ class Parameter(Held):
     value : array
         The initial value. The parameter owns it from now on, and the optimizer writes to it.
     decay : bool, default True
-        Whether weight decay applies to it; by convention to weights and not to biases. An optimizer
-        reads it when it is built.
+        Whether weight decay applies to it: by convention, to weights but not to biases. Read when
+        an optimizer is built.
 
     Attributes
     ----------
     grad : array or None
-        dJ/d value, of the shape of `value`, summed over all backward passes since the optimizer's
-        last step; None before the first. `train_step` adds only to those that its optimizer holds.
+        dJ/d value, with the shape of `value`, summed over all backward passes since the optimizer's
+        last step; None before the first. `train_step` adds only to parameters of its optimizer.
     """
 
     __slots__ = ("_buffered_value", "_grad_buffer", "decay", "grad", "listener", "serial")
@@ -130,9 +130,9 @@ class Parameter(Held):
         if not dtype.startswith(("float", "bfloat")):
             raise DTypeError(
                 f"{type(self).__name__}: expected floating-point numbers, got {dtype}; "
-                "say value.astype('float32')"
+                "pass value.astype('float32')"
             )
-        #: When it was made, relative to others and to optimizers; 0 if it comes from a file.
+        #: The order of creation among parameters and optimizers; 0 if unpickled.
         self.serial = next_serial()
         self.decay = flag(type(self).__name__, "decay", decay)
         self.grad: Array | None = None
@@ -144,16 +144,16 @@ class Parameter(Held):
 
     @property
     def grad_buffer(self) -> Array | None:
-        """Where a layer may write a gradient before it passes it to `add_grad`.
+        """A buffer where a layer may write a gradient before passing it to `add_grad`.
 
-        None if there is a gradient already, or no buffer: the layer then makes a new array. An
-        optimizer sets the buffers of its parameters side by side, to read them as one array.
+        None if there is a gradient already, or no buffer: the layer then allocates an array. An
+        optimizer makes the buffers of its parameters contiguous, to read them as one array.
         """
         vacant = self.grad is None and self.value is self._buffered_value
         return self._grad_buffer if vacant else None
 
     def set_grad_buffer(self, buffer: Array) -> None:
-        """Set the buffer for gradients of the present value, of the same shape and dtype."""
+        """Set the buffer, of the same shape and dtype, for gradients of the current value."""
         self._grad_buffer, self._buffered_value = buffer, self.value
 
     def add_grad(self, grad: Array) -> None:
@@ -164,7 +164,7 @@ class Parameter(Held):
         if self.grad is None:
             self.grad = grad
         else:
-            with scope_of(grad):  # backward is called by hand, too
+            with scope_of(grad):  # backward may be called directly
                 kernels(grad).accumulate(self.grad, grad)
         if self.listener is not None:
             self.listener(self)
@@ -176,7 +176,7 @@ class Parameter(Held):
         return kept
 
     def put_back(self, kept: Any) -> None:
-        """Restore what `set_aside` returned; a gradient that was added since is dropped."""
+        """Restore what `set_aside` returned; drop any gradient added since then."""
         self.grad, self._buffered_value = kept
 
     def move(self, backend: Backend, dtype: Any = None) -> None:

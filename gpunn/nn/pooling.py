@@ -26,7 +26,7 @@ from gpunn.nn.tape import Tape
 class Pool(Layer):
     """The base of the layers with a window that moves over images or sequences."""
 
-    #: How many axes the window moves along.
+    #: The number of axes that the window moves along.
     axes: ClassVar[int]
 
     def __init__(
@@ -62,7 +62,7 @@ class Pool(Layer):
         return window_over(self, x.shape, settings)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = [short(self.kernel_size)]
         if self.stride != self.kernel_size:
             shown.append(f"stride={short(self.stride)}")
@@ -94,17 +94,17 @@ class MaxPool(Pool):
 class MaxPool2d(MaxPool):
     r"""The largest entry in each window of an image, channel by channel.
 
-    :math:`y = \max_{ij} x_{s y + i,\, s x + j}`. The gradient goes to the entry that was the
-    largest; of several to the first, row by row.
+    :math:`y = \max_{ij} x_{s y + i,\, s x + j}`. The gradient goes to the largest entry; among
+    equal ones to the first, row by row.
 
     Parameters
     ----------
     kernel_size : int or pair of int
         Height and width of the window.
     stride : int or pair of int, optional
-        The steps down and across; by default those of the window's size, so that no two overlap.
+        The steps down and across; by default kernel_size, so that no two windows overlap.
     padding : "valid", "same", int or pair of int, default "valid"
-        As for `Conv2d`, but of entries that are smaller than any other; less than kernel_size.
+        As for `Conv2d`, but with entries smaller than any other; less than kernel_size.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class MaxPool2d(MaxPool):
     Notes
     -----
     *Shapes*: x (N, H, W, C), y (N, H', W', C), as for `Conv2d`; N may be 0.
-    *Saves*: the number of the largest entry in its window, N H' W' C bytes (or four times as many,
+    *Saves*: the position of the largest entry in its window, N H' W' C bytes (four times as many
     for windows of more than 256 entries).
     """
 
@@ -138,7 +138,7 @@ class MaxPool1d(MaxPool):
     Notes
     -----
     *Shapes*: x (N, T, C), y (N, T', C); N may be 0.
-    *Saves*: the number of the largest entry in its window, N T' C bytes.
+    *Saves*: the position of the largest entry in its window, N T' C bytes.
     """
 
     axes = 1
@@ -180,7 +180,7 @@ class AveragePool(Pool):
         return as_given(k.average_pool_backward(grad, window, count_padding=counted), self.axes)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = super().__repr__()
         return shown if self.count_include_pad else f"{shown[:-1]}, count_include_pad=False)"
 
@@ -293,7 +293,7 @@ class GlobalAveragePool(GlobalPool):
 class GlobalMaxPool(GlobalPool):
     """The largest entry of an image, or of a sequence, channel by channel.
 
-    The gradient goes to the entry that was the largest; of several to the first.
+    The gradient goes to the largest entry; among equal ones to the first.
 
     Raises
     ------
@@ -303,7 +303,7 @@ class GlobalMaxPool(GlobalPool):
     Notes
     -----
     *Shapes*: x (N, H, W, C) or (N, T, C), y (N, C); N may be 0.
-    *Saves*: the number of the largest pixel, N C bytes (or four times as many, for images of more
+    *Saves*: the position of the largest pixel, N C bytes (four times as many for images of more
     than 256 pixels).
     """
 

@@ -1,4 +1,4 @@
-"""The rectifier that learns its slope."""
+"""A rectifier with a learned slope."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpunn.nn.tape import Tape
 
 
 class PReLU(Layer):
-    r"""h = x where x > 0, else a x, with a slope a that is learned: one for each channel, or one.
+    r"""h = x where x > 0, else a x, with a learned slope a, per channel or shared by all.
 
     .. math:: \partial J/\partial x = \partial J/\partial h \text{ where } x > 0,
               \text{ else } a\, \partial J/\partial h; \quad
@@ -23,7 +23,7 @@ class PReLU(Layer):
     Parameters
     ----------
     features : int, default 1
-        The number of slopes: that of the channels, which are the last axis, or 1 for all.
+        The number of slopes: the number of channels (the last axis), or 1 for a shared slope.
     slope : float, default 0.25
         The initial slope.
     dtype : {"float32", "float64"}, default "float32"
@@ -86,11 +86,11 @@ class PReLU(Layer):
         grad_x, grads = kernels(grad).prelu_backward(
             grad, x, self.slope.value, into, through=tape.wants_grad
         )
-        for each in grads:
-            self.slope.add_grad(each)
+        for grad_slope in grads:
+            self.slope.add_grad(grad_slope)
         return grad_x
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         shown = "" if self._initial == 0.25 else f", slope={self._initial}"
         return f"{type(self).__name__}({self.features}{shown})"

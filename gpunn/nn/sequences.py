@@ -1,4 +1,4 @@
-"""What layers for sequences ask of their input."""
+"""Check the input of layers for sequences."""
 
 from __future__ import annotations
 

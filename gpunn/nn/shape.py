@@ -14,9 +14,9 @@ from gpunn.nn.tape import Tape
 
 
 class Flatten(Layer):
-    """Make each sample one row: (N, a, b, ...) becomes (N, a b ...).
+    """Flatten each sample into a row: (N, a, b, ...) becomes (N, a b ...).
 
-    The gradient gets the shape of the input again.
+    The gradient is reshaped to the shape of the input.
 
     Notes
     -----
@@ -39,10 +39,10 @@ class Flatten(Layer):
 
 
 class Reshape(Layer):
-    """Give each sample another shape: (N, ...) becomes ``(N, *shape)``, the entries in order.
+    """Reshape each sample: (N, ...) becomes ``(N, *shape)``, with the entries in order.
 
-    It makes images of rows, such as those of a table: ``Reshape((8, 8, 1))``. The gradient gets the
-    shape of the input again.
+    It can turn rows, such as those of a table, into images: ``Reshape((8, 8, 1))``. The gradient is
+    reshaped to the shape of the input.
 
     Parameters
     ----------
@@ -77,5 +77,5 @@ class Reshape(Layer):
         return kernels(grad).reshape(grad, shape)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this layer."""
+        """Return the expression that creates this layer."""
         return f"Reshape({self.shape})"

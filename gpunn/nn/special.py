@@ -1,4 +1,4 @@
-"""The complementary error function, which the standard does not have."""
+"""The complementary error function, which the array API standard lacks."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def erfc(xp: Namespace, x: Array) -> Array:
     Parameters
     ----------
     xp : namespace
-        The functions of the standard.
+        The functions of the array API standard.
     x : array
         Of any shape, float32 or float64.
 
     Returns
     -------
     array
-        With a relative error of at most 4 + 2 x^2 units of rounding for positive x, where results
-        are small, and an absolute error of at most 4 for negative x; these bounds allow for an
+        With a relative error of at most 4 + 2 x^2 rounding units for positive x, where results are
+        small, and an absolute error of at most 4 units for negative x; these bounds allow for an
         exponential that is 2 units off, as CUDA's may be.
 
     Notes

@@ -24,9 +24,9 @@ class Summary(str):
     Attributes
     ----------
     names : tuple of str
-        Its columns.
+        The column headings.
     rows : list of list of str
-        Its cells.
+        The cells.
     notes : list of str
         The totals.
     """
@@ -36,7 +36,7 @@ class Summary(str):
     notes: list[str]
 
     def __new__(cls, names: tuple[str, ...], rows: list[list[str]], notes: list[str]) -> Summary:
-        """Lay out the table: all columns at the right but the first two and the last."""
+        """Lay out the table, all columns right-aligned except the first two and the last."""
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
         sides = [">" if 1 < i < len(names) - 1 else "<" for i in range(len(names))]
         lines = [
@@ -45,12 +45,12 @@ class Summary(str):
         ]
         lines = [line.rstrip() for line in lines]
         lines.insert(1, "-" * max(map(len, lines)))
-        made = super().__new__(cls, "\n".join([*lines, *notes]))
-        made.names, made.rows, made.notes = names, rows, notes
-        return made
+        table = super().__new__(cls, "\n".join([*lines, *notes]))
+        table.names, table.rows, table.notes = names, rows, notes
+        return table
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """Return what a copy is made of."""
+        """Return the arguments of `__new__` for a copy."""
         return self.names, self.rows, self.notes
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Summary(str):
 
 @dataclass
 class _Row:
-    """A layer, and what is its own rather than that of layers within it."""
+    """A layer with its own numbers, excluding those of the layers within it."""
 
     label: str
     parameters: list[Parameter]
@@ -73,7 +73,7 @@ class _Row:
     tape: int | None = None
 
     def cells(self) -> list[str]:
-        """Return the cells of the table; a question mark stands for what is not known."""
+        """Return the cells of the row; a question mark stands for an unknown."""
         output = "?" if self.output is None else str(("N", *self.output)).replace("'", "")
         numbers = ("?" if n is None else f"{n:,}" for n in (self.operations, self.tape))
         shapes = [tuple(parameter.value.shape) for parameter in self.parameters]
@@ -82,7 +82,7 @@ class _Row:
 
 
 def summarize(model: Any, input_shape: Shape | int | None = None) -> Summary:
-    """Return the layers of a model, what they hold and what they compute, as a table.
+    """Return a table of a model's layers, with their parameters and operations.
 
     Parameters
     ----------
@@ -104,20 +104,20 @@ def summarize(model: Any, input_shape: Shape | int | None = None) -> Summary:
     shown = {id(parameter) for row in rows for parameter in row.parameters}
     unused = [parameter for parameter in model.parameters() if id(parameter) not in shown]
     if unused:
-        rows.append(_Row("(of no layer that was called)", unused, None, 0, 0))
+        rows.append(_Row("(in no layer that was called)", unused, None, 0, 0))
     return Summary(_COLUMNS, [row.cells() for row in rows], _notes(model, rows, saved))
 
 
 class _Measured:
     """The rows of a model, from its passes over two samples and over three.
 
-    What the third adds is a sample's.
+    The difference is the amount for one sample.
     """
 
     def __init__(self, model: Any, two: Trial, three: Trial) -> None:
         self._two, self._three = two, three
         self._empty = empty_copies(model)
-        self._seen: set[int] = set()  # a parameter is of the first layer that has it
+        self._seen: set[int] = set()  # a parameter counts for the first layer that has it
 
     def rows(self, two: Call, three: Call, indent: str) -> Iterator[_Row]:
         """Yield the row of a call, and those of the calls within it."""
@@ -137,7 +137,7 @@ class _Measured:
             yield from self.rows(*pair, indent + "  ")
 
     def _parameters(self, call: Call) -> list[Parameter]:
-        """Return the parameters of the layer itself, which no earlier row has."""
+        """Return the parameters of the layer itself that are in no earlier row."""
         inner = {id(p) for within in call.within for p in within.layer.parameters()}
         own = [p for p in call.layer.parameters() if id(p) not in inner | self._seen]
         self._seen.update(map(id, own))
@@ -173,21 +173,21 @@ def _without_shapes(layer: Any, indent: str) -> Iterator[_Row]:
 
 
 def _notes(model: Any, rows: list[_Row], input_bytes: int | None) -> list[str]:
-    """Return the totals: of the model, and of a sample."""
+    """Return the totals for the model and for a sample."""
     total = sum(math.prod(p.value.shape) for p in model.parameters())
     size = sum(size_of(p.value) for p in model.parameters())
     buffers = sum(math.prod(b.value.shape) for b in model.buffers())
-    kept = f"{total:,} parameters, {size:,} bytes" + (
+    sizes = f"{total:,} parameters, {size:,} bytes" + (
         f"; {buffers:,} in buffers" if buffers else ""
     )
     if input_bytes is None:
-        return [kept]
+        return [sizes]
     known = sum(row.operations or 0 for row in rows)
     least = "at least " if any(row.operations is None for row in rows) else ""
     tape = input_bytes + sum(row.tape or 0 for row in rows)
     work = f"{least}{known:,} floating-point operations, 2 for each multiply-add of a product"
     return [
-        kept,
+        sizes,
         f"a sample forward: {work}",
         f"a sample on the tape: {tape:,} bytes, with the {input_bytes:,} of the input",
     ]

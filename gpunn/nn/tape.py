@@ -12,7 +12,7 @@ from gpunn.nn.init import as_generator
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.tree import holders
 
-#: Between the keys that two processes make of one draw: odd, and no constant of `splitmix64`.
+#: The difference of the keys of two processes from one draw: odd, and not used in `splitmix64`.
 BETWEEN_STREAMS = 0xD1342543DE82EF95
 
 
@@ -29,13 +29,13 @@ class Tape:
     training : bool, default True
         Whether layers behave as in training (dropout drops).
     rng : None, int or numpy.random.Generator, default None
-        The source of keys for random layers; created when the first one needs it.
+        The source of keys for random layers; created when one first needs it.
     input_grad : bool, default True
         Whether the gradient with respect to the network's input is needed. Training does not need
-        it, which saves the first layer a product.
+        it, which saves a product in the first layer.
     parameters : iterable of Parameter, optional
         The parameters whose gradients are wanted, such as ``optimizer.parameters``; all by default.
-        Layers ask `wants` and skip the others. A frozen lower half of a network then has no
+        Layers ask `wants` and skip the others. Frozen layers at the start of a network then have no
         backward pass, if `input_grad` is False.
 
     Attributes
@@ -59,16 +59,17 @@ class Tape:
     ) -> None:
         if parameters is not None and not isinstance(parameters, frozenset):
             parameters = _as_set(parameters)
-        # The fast path is for `bool`: every step makes a tape.
+        # A fast path for `bool`: every step creates a tape.
         self.training = training if type(training) is bool else flag("Tape", "training", training)
         self.input_grad = (
             input_grad if type(input_grad) is bool else flag("Tape", "input_grad", input_grad)
         )
         self.parameters = parameters
-        #: Which of several processes this is: they draw the same numbers, and need other masks.
+        #: The number of this process among several: all draw the same numbers but need different
+        #: masks.
         self.stream = 0
-        #: What makes statistics of a batch of which other processes have parts, if norms are to use
-        #: them: a `gpunn.distributed.joint.JointStatistics`.
+        #: A `gpunn.distributed.joint.JointStatistics`, if norms are to use the statistics of a
+        #: batch that is split over several processes.
         self.joint: Any = None
         self._rng = rng
         self._entries: list[tuple[Any, tuple[Any, ...]]] = []
@@ -102,18 +103,18 @@ class Tape:
         return saved
 
     def stage(self, owner: Any, *values: Any) -> None:
-        """Keep what `owner` will change its state by, such as the mean of a batch, until `commit`.
+        """Keep values by which `owner` will change its state, such as batch means, for `commit`.
 
-        A forward pass changes no layer: what looks at memory or gradients, and a step that fails,
-        leave the running statistics of a model as they were.
+        So a forward pass changes no layer: neither a check of memory or gradients nor a failed step
+        changes a model's running statistics.
         """
         self._staged.append((owner, values))
 
     def commit(self) -> None:
-        """Call each owner's `commit` with what it staged, in that order, once.
+        """Call each owner's `commit` with its staged values, in order, once.
 
-        `train_step` and `Trainer` do so after the update of the parameters. In a loop by hand,
-        do it after ``optimizer.step()``.
+        `train_step` and `Trainer` do so after the update of the parameters. In a loop of your own,
+        call it after ``optimizer.step()``.
         """
         while self._staged:
             owner, values = self._staged.pop(0)
@@ -123,9 +124,9 @@ class Tape:
     def wants_grad(self) -> bool:
         """Whether the input gradient of the layer that just popped its entry is needed.
 
-        It is not if no layer below has parameters whose gradients are wanted, and the gradient of
-        the network's input is not wanted either. A layer with an expensive input gradient asks
-        first, and returns None instead.
+        It is not needed if no layer below has parameters whose gradients are wanted, and the
+        gradient of the network's input is not wanted either. A layer with an expensive input
+        gradient asks first, and returns None if it is not needed.
         """
         if self.input_grad or not self._entries:
             return self.input_grad
@@ -139,22 +140,23 @@ class Tape:
     def wants(self, parameter: Parameter) -> bool:
         """Return whether the gradient of a parameter is wanted.
 
-        A layer that asks first saves the computation. One that does not ask may add the gradient
+        A layer that asks can skip the computation. A layer that does not ask may add the gradient
         anyway; `train_step` drops it.
         """
         return self.parameters is None or parameter in self.parameters
 
     def _wants_below(self, wanted: frozenset[Parameter]) -> bool:
-        """Return whether a layer whose backward pass is still to come has one of these."""
+        """Return whether a layer whose backward pass is still to come has a wanted parameter."""
         for owner, _ in reversed(self._entries):
             if owner.has_parameters and owner.holds_any(wanted):
                 return True
         return False
 
     def misses(self, model: Any) -> bool:
-        """Return whether a layer of the model has parameters, but wrote nothing on the tape.
+        """Return whether a layer of the model has parameters, but pushed nothing on the tape.
 
-        `wants_grad` does not know of it, so all gradients must be computed: see `input_grad`.
+        `wants_grad` does not know of such a layer, so all gradients must be computed: see
+        `input_grad`.
         """
         written = {id(owner) for owner, _ in self._entries}
         return any(id(layer) not in written for layer in holders(model, Parameter))
@@ -195,7 +197,7 @@ def _as_set(parameters: Iterable[Parameter]) -> frozenset[Parameter]:
             f"Tape: expected parameters such as model.parameters(), got {kind}"
         ) from None
     wanted = set()
-    for parameter in given:  # the first one that is wrong ends it: it may be endless
+    for parameter in given:  # stop at the first fault: it may be endless
         if not isinstance(parameter, Parameter):
             raise SettingError(
                 f"Tape: expected parameters such as model.parameters(), "

@@ -1,4 +1,4 @@
-"""The transposed convolution, which makes images larger."""
+"""The transposed convolution, which enlarges images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gpunn.nn.tape import Tape
 class ConvTranspose2d(Convolution):
     r"""The transpose of a convolution of images, h = f(z), with images (N, H, W, C).
 
-    Each pixel of the input adds to all pixels of the output that a filter of k by l entries meets,
-    which moves over the output in steps of the stride s:
+    Each pixel of the input adds to the k by l pixels of the output under a filter, which moves over
+    the output in steps of the stride s:
 
     .. math:: z = b + \sum_{yxij} x_{yx} W_{ij}^T \text{ at } (s y + i,\, s x + j),
               \qquad h = f(z).
 
-    So z is what `Conv2d` with the same filter passes back for a gradient x, and the backward pass
-    is that layer's forward pass: with :math:`G = \partial J/\partial z`,
+    So z - b is the input gradient of a `Conv2d` with the same filter for an output gradient x, and
+    the backward pass is that layer's forward pass: with :math:`G = \partial J/\partial z`,
 
     .. math:: \partial J/\partial x_{yx} = \sum_{ij} G_{s y + i,\, s x + j} W_{ij}, \quad
               \partial J/\partial W_{ij} = \sum_{yx} G_{s y + i,\, s x + j}^T x_{yx}, \quad
@@ -41,19 +41,20 @@ class ConvTranspose2d(Convolution):
     activation : str, Activation or None, default None
         f, as for `Dense`; None is the identity.
     stride : int or pair of int, default 1
-        How many times as large the output is, but for its edges.
+        The factor by which images grow, apart from their edges.
     padding : "valid", "same", int or pair of int, default "valid"
-        What is cut off the output: nothing; as much as leaves stride H by stride W pixels, as in
-        Keras; or these numbers of rows above and below, of columns left and right, as in PyTorch.
+        What to cut off the output: nothing; as much as leaves stride H by stride W pixels, as in
+        Keras; or the given numbers of rows above and below, and columns left and right, as in
+        PyTorch.
     output_padding : int or pair of int, default 0
-        Rows below and columns to the right that the output has beside; less than the stride.
+        Additional rows below and columns to the right of the output; less than the stride.
     dilation, groups, bias, init, rng, dtype, backend
         As for `Conv2d`.
 
     Attributes
     ----------
     weight : Parameter
-        W, of shape (k, l, K / groups, C): that of the convolution that it transposes.
+        W, of shape (k, l, K / groups, C), like that of the convolution it transposes.
     bias : Parameter or None
         b, of shape (K,); weight decay does not apply to it.
 
@@ -122,16 +123,16 @@ class ConvTranspose2d(Convolution):
             self.weight.add_grad(k.convolution_weight_grad(dz, x, window, into))
         return k.convolution(dz, self.weight.value, window) if tape.wants_grad else None
 
-    def _arranged(self, drawn: Array) -> Array:
+    def _arrange(self, drawn: Array) -> Array:
         """Return weights (k, l, C / groups, K) as (k, l, K / groups, C)."""
         place = backend_of(drawn)
-        assert place is not None  # noqa: S101 (`draw` has looked)
+        assert place is not None  # noqa: S101 (`draw` has checked)
         xp, groups = place.xp, self.groups
         *window, own, out = drawn.shape
         by_group = xp.reshape(drawn, (*window, own, groups, out // groups))
-        turned = xp.permute_dims(by_group, (0, 1, 4, 3, 2))
-        # In one row first: else, without groups, the result would be a view in another order.
-        return xp.reshape(xp.reshape(turned, (-1,)), (*window, out // groups, -1))
+        permuted = xp.permute_dims(by_group, (0, 1, 4, 3, 2))
+        # Flatten first: otherwise, without groups, the result would be a view in another order.
+        return xp.reshape(xp.reshape(permuted, (-1,)), (*window, out // groups, -1))
 
     def _window(self, x: Array) -> Window:
         """Return the window on images of the output's size, after checking x."""
@@ -154,5 +155,5 @@ class ConvTranspose2d(Convolution):
         return self.stride[axis] * (side - 1) + reach - cut + self.output_padding[axis]
 
     def _defaults(self) -> dict[str, Any]:
-        """Return the settings that are shown where they differ from these."""
+        """Return the default settings; `repr` shows those that differ."""
         return super()._defaults() | {"output_padding": (0, 0)}

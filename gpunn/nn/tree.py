@@ -1,4 +1,4 @@
-"""Walking through a model without knowledge of its layers."""
+"""Walk through a model without knowing its layers' classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpunn._typing import Shape
 
 
 class Node:
-    """The part of a layer that walking through models needs: attributes, some of them layers."""
+    """The part of a layer needed for walking through models: attributes, some of them layers."""
 
     #: Whether the layer holds parameters of its own.
     has_parameters: ClassVar[bool] = True
@@ -18,7 +18,7 @@ class Node:
     def takes_integers(self) -> bool:
         """Whether the input holds integers, such as tokens, and not floating-point features.
 
-        A class that takes them says ``takes_integers = True`` in its body.
+        A class that takes integers sets ``takes_integers = True`` in its body.
         """
         return False
 
@@ -26,12 +26,12 @@ class Node:
         """Check that integers between these two are valid inputs, for a layer that takes them."""
 
     def sequence(self) -> list[Any] | None:
-        """Return the layers that it applies one after another; None if it does anything else."""
+        """Return the layers that it applies in sequence; None if it does anything else."""
         return None
 
 
 def entrance(layer: Any) -> Any:
-    """Return the layer that gets the input of a model: it says what that holds."""
+    """Return the layer that receives the input of a model."""
     while layers := layer.sequence():
         layer = layers[0]
     return layer
@@ -50,7 +50,7 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 def holders(
     value: Any, kind: type | tuple[type, ...], holder: Any = None, seen: set[int] | None = None
 ) -> Iterator[Any]:
-    """Yield, for each object of a kind, the layer that has it, itself or in containers."""
+    """Yield, for each object of a kind, the layer that holds it, directly or in a container."""
     seen = set() if seen is None else seen
     holder = value if isinstance(value, Node) else holder
     for _, item in children(value):

@@ -1,4 +1,4 @@
-"""A forward pass on trial: what each layer returns, computes and saves. It changes nothing."""
+"""Trial forward passes, which find what each layer returns, computes and saves."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gpunn.nn.tree import Node, children, entrance
 
 @dataclass
 class Call:
-    """What a layer did in a forward pass over some samples.
+    """A record of a layer's call in a forward pass over some samples.
 
     Attributes
     ----------
     layer : Layer
         The layer of the model.
     inputs : tuple and dict
-        The arguments of `forward` but for the tape, with descriptions for arrays.
+        The arguments of `forward` except the tape, with descriptions in place of arrays.
     within : list of Call
-        The layers that it called, in order.
+        The calls of inner layers, in order.
     output : tuple of int
-        The shape of its output, for one sample.
+        The shape of the output for one sample.
     entries : range
-        What was pushed on the tape meanwhile.
+        The indices of the tape entries pushed during the call.
     """
 
     layer: Any
@@ -61,9 +61,9 @@ class _Described:
 
 @dataclass(frozen=True)
 class Trial:
-    """A forward pass: the calls within that of the model, and the bytes of each entry on the tape.
+    """A forward pass: the model's call, with those within it, and the bytes of each tape entry.
 
-    `input_bytes` are those of the batch itself; an entry counts none that came before.
+    `input_bytes` are those of the batch itself; an entry excludes memory counted before it.
     """
 
     call: Call
@@ -72,7 +72,7 @@ class Trial:
 
 
 def try_out(model: Any, shape: Shape, n: int) -> Trial | None:
-    """Run a pass over n samples on a copy of the layers; None if they have no copy."""
+    """Run a pass over n samples on a copy of the layers; None if they cannot be copied."""
     copies = trial_copies(model)
     if copies is None:
         return None
@@ -88,7 +88,7 @@ def try_out(model: Any, shape: Shape, n: int) -> Trial | None:
 def trial_copies(
     model: Any, replace: Callable[[Held], Held] | None = None
 ) -> dict[int, Any] | None:
-    """Return a copy of each layer of a model, by the id of the layer; None if there is none.
+    """Return a copy of each layer of a model, by the layer's id; None if copying fails.
 
     A pass over the copies changes no state, such as a count of calls or a running mean.
 
@@ -97,8 +97,8 @@ def trial_copies(
     model : Layer
         The model.
     replace : function, optional
-        What makes the parameters and buffers of the copies. By default, parameters are shared and
-        buffers copied.
+        Returns the parameter or buffer that a copy has in place of the original. By default,
+        parameters are shared and buffers copied.
     """
     if replace is None:
         copies: dict[int, Any] = {id(item): item for item in model.parameters()}
@@ -112,7 +112,7 @@ def trial_copies(
 
 
 def trial_batch(model: Any, shape: Shape, n: int) -> Array:
-    """Return n samples that a model takes, where its parameters are."""
+    """Return n samples that a model accepts, on the device of its parameters."""
     first = next(iter(model.parameters()), None)
     place = get_backend("numpy") if first is None else backend_of(first.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
@@ -123,9 +123,9 @@ def trial_batch(model: Any, shape: Shape, n: int) -> Array:
 
 
 def entry_sizes(tape: Tape, x: Array) -> list[int]:
-    """Return the bytes of each entry of a tape; memory counts where it is saved first.
+    """Return the bytes of each entry of a tape; memory counts where it is first saved.
 
-    That of the batch `x` itself does not count.
+    The memory of the batch `x` itself does not count.
     """
     sizes, seen = [], {id(_owner(x))}
     for _, saved in tape.entries():
@@ -141,16 +141,16 @@ def count_operations(call: Call, empty: dict[int, Any]) -> int | None:
     Parameters
     ----------
     call : Call
-        What was called, and with which arrays.
+        The call to repeat, on arrays that count operations.
     empty : dict
-        The layers to call again, on arrays that count; from `empty_copies`.
+        The layers to call, from `empty_copies`.
     """
     count = Count()
-    x, *more = (_counted(item, count) for item in call.inputs[0])
-    named = {name: _counted(item, count) for name, item in call.inputs[1].items()}
+    x, *more = (_as_counted(item, count) for item in call.inputs[0])
+    named = {name: _as_counted(item, count) for name, item in call.inputs[1].items()}
     try:
         y = empty[id(call.layer)].forward(x, Tape(rng=0), *more, **named)
-    except Exception:  # noqa: BLE001 (whatever it is that cannot be done with such arrays)
+    except Exception:  # noqa: BLE001 (such arrays may not support it)
         return None
     return count.operations if isinstance(y, Counted) else None
 
@@ -161,7 +161,7 @@ def empty_copies(model: Any) -> dict[int, Any]:
 
 
 def _empty(item: Held) -> Held:
-    """Return a parameter or buffer like another; its memory is not touched, so it costs nothing."""
+    """Return a parameter or buffer like `item`, of zeros whose memory is never touched."""
     xp = get_backend("numpy").xp
     emptied = copy.copy(item)
     emptied.value = xp.zeros(tuple(item.value.shape), dtype=dtype_name(item.value))
@@ -169,7 +169,7 @@ def _empty(item: Held) -> Held:
 
 
 def _watch(model: Any, copies: dict[int, Any], stack: list[Call]) -> None:
-    """Let each copy of a layer note its calls within the last call on a stack."""
+    """Make each copy of a layer record its calls within the last call on a stack."""
     for layer in _nodes(model, set()):
         if id(layer) in copies:
             _watch_layer(layer, copies[id(layer)], stack)
@@ -179,7 +179,7 @@ def _watch_layer(layer: Any, copied: Any, stack: list[Call]) -> None:
     forward = copied.forward
 
     def watched(x: Array, tape: Tape | None = None, *more: Any, **settings: Any) -> Array:
-        call = Call(layer, _described((x, *more), settings))
+        call = Call(layer, _describe_arguments((x, *more), settings))
         stack[-1].within.append(call)
         stack.append(call)
         before = 0 if tape is None else len(tape)
@@ -205,25 +205,25 @@ def _nodes(value: Any, seen: set[int]) -> Iterator[Any]:
             yield from _nodes(item, seen)
 
 
-def _described(
+def _describe_arguments(
     arguments: tuple[Any, ...], settings: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    described = {name: _description(item) for name, item in settings.items()}
-    return tuple(map(_description, arguments)), described
+    named = {name: _describe(item) for name, item in settings.items()}
+    return tuple(map(_describe, arguments)), named
 
 
-def _description(item: Any) -> Any:
+def _describe(item: Any) -> Any:
     return _Described(tuple(item.shape), dtype_name(item)) if _is_array(item) else item
 
 
-def _counted(item: Any, count: Count) -> Any:
+def _as_counted(item: Any, count: Count) -> Any:
     if not isinstance(item, _Described):
         return item
     return count.wrap(get_backend("numpy").xp.zeros(item.shape, dtype=item.dtype))
 
 
 def _owner(x: Any) -> Any:
-    """Return the array whose memory this one is a view of, where the library tells."""
+    """Return the array that this one is a view of, if the library exposes it."""
     base = getattr(x, "base", None)
     return _owner(base) if type(base) is type(x) else x
 

@@ -1,1 +1,1 @@
-"""Optimizers and learning-rate schedules, one file for each kind."""
+"""Optimizers, one file for each, and learning-rate schedules."""

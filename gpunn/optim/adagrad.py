@@ -22,8 +22,8 @@ class Adagrad(Optimizer):
         s \leftarrow s + g^2, \qquad
         \theta \leftarrow \theta - \alpha \frac{g}{\sqrt s + \epsilon}.
 
-    Entries whose gradient is seldom other than 0, such as those of rare features, keep taking large
-    steps; for all others the steps become ever smaller.
+    Entries whose gradient is rarely other than 0, such as those of rare features, keep taking large
+    steps; all others take ever smaller ones.
 
     The gradient g is that of the batch, changed by these settings in this order: each entry is
     clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
@@ -38,7 +38,7 @@ class Adagrad(Optimizer):
     epsilon : float, default 1e-10
         Above 0.
     initial_sum : float, default 0.0
-        In [0, 1e38]. Another one counts from the next `reset` on.
+        In [0, 1e38]. A value assigned later takes effect at the next `reset`.
     weight_decay : float, default 0.0
         lambda >= 0 of the L2 penalty, as in `SGD`. Biases are exempt (`Parameter.decay`).
     clip_norm : float, optional
@@ -94,7 +94,7 @@ class Adagrad(Optimizer):
         )
 
     def initial_state(self) -> float:
-        """Return what the sums start at."""
+        """Return the initial value of the sums."""
         return self.initial_sum
 
     def update(

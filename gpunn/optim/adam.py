@@ -27,8 +27,8 @@ class Adam(Optimizer):
 
     The factor of :math:`\alpha` corrects the bias of moments that start at 0; t counts the updates
     since then, from 1, and is the same for all parameters. This is the form at the end of the
-    paper's section 2, and scikit-learn's. PyTorch's, the paper's algorithm 1, scales epsilon by
-    :math:`\sqrt{1 - \beta_2^t}`, too, which differs where gradients are tiny.
+    paper's section 2, and scikit-learn's. PyTorch's form, the paper's algorithm 1, also scales
+    epsilon by :math:`\sqrt{1 - \beta_2^t}`, which differs where gradients are tiny.
 
     The gradient g is that of the batch, changed by these settings in this order: each entry is
     clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
@@ -57,7 +57,7 @@ class Adam(Optimizer):
     Attributes
     ----------
     updates : int
-        Number of updates since the moments were 0: t - 1. (`steps` goes on after a `reset`.)
+        Number of updates since the moments were 0: t - 1. (`steps` is not affected by `reset`.)
 
     References
     ----------
@@ -127,12 +127,12 @@ class Adam(Optimizer):
     def step_sizes(self, n: int) -> list[float]:
         """Return alpha_t of the next n updates."""
         rates, beta_1, beta_2 = super().step_sizes(n), self.beta_1, self.beta_2
-        return [  # once for each step, so without a call
+        return [  # runs once per step, so without a function call
             rate * (math.sqrt(1.0 - beta_2**t) / (1.0 - beta_1**t))
             for t, rate in enumerate(rates, self.updates + 1)
         ]
 
     def count_updates(self, n: int) -> None:
         """Count n updates."""
-        self.updates += n  # no call between the two: an interrupt finds both counted, or neither
+        self.updates += n  # no call in between: an interrupt finds both counted, or neither
         self.steps += n

@@ -1,4 +1,4 @@
-"""AdamW: Adam with weight decay apart from the gradient."""
+"""AdamW: Adam with weight decay decoupled from the gradient."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AdamW(Adam):
     epsilon : float, default 1e-8
         Above 0.
     weight_decay : float, default 0.01
-        lambda >= 0. Biases are exempt, and so is whatever else has a false `Parameter.decay`.
+        lambda >= 0. Biases are exempt, and any other parameter whose `Parameter.decay` is false.
         There is no penalty: a history has no ``"cost"``.
     clip_norm : float, optional
         Above 0. The norm stays on the device.
@@ -53,9 +53,9 @@ class AdamW(Adam):
 
     Notes
     -----
-    Formula and defaults are PyTorch's, which, however, lets biases decay, too. Keras adds epsilon
-    to the uncorrected root, as `Adam` here does, and its defaults are 1e-7 for epsilon and 0.004
-    for weight decay. scikit-learn has no AdamW.
+    Formula and defaults are PyTorch's, where biases decay as well. Keras adds epsilon to the
+    uncorrected root, as `Adam` does here, and its defaults are 1e-7 for epsilon and 0.004 for
+    weight decay. scikit-learn has no AdamW.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The memory of an optimizer: values, gradients and states, each side by side in blocks."""
+"""The memory of an optimizer: contiguous blocks of values, gradients and states."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gpunn.nn.parameter import Parameter
 class Arena:
     """Blocks of memory for parameters, so that one kernel call updates many of them.
 
-    There is a block for each dtype and device, and if `separate_decaying`, one for the parameters
-    with weight decay and one for the others. The values move there, each parameter gets a place for
-    its gradient there, and the states are copied. Where the library's slices are no views, each
-    array is a block.
+    There is a block for each dtype and device, or two if `separate_decaying`: one for parameters
+    with weight decay and one for the others. The values move into the blocks, each parameter gets a
+    buffer for its gradient, and the states are copied. If the library's slices are not views, each
+    array is a block of its own.
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ class Arena:
     states : list of list of array
         For each kind of state, one array per parameter.
     averages : list of array or None
-        What follows each parameter's value, if anything does.
+        The running average of each parameter's value, if there is one.
     separate_decaying : bool
-        Whether parameters with weight decay get blocks of their own.
+        Whether parameters with weight decay get separate blocks.
 
     Attributes
     ----------
     values, grads : list of array
-        One per parameter: its value, and the place for its gradient.
+        One per parameter: its value, and the buffer for its gradient.
     states : list of list of array
     averages : list of array or None
     averaged_blocks : Slots or None
@@ -56,18 +56,19 @@ class Arena:
         self.decays = [parameter.decay for parameter in parameters]
         self.block_decays: list[bool] = []
         self._block_members: list[list[int]] = []
-        # Values, gradients, each kind of state, averages: blocks, and views in them by parameter.
+        # Blocks of values, gradients, each kind of state, averages; and views into them by
+        # parameter.
         own = [*states, *([] if averages is None else [averages])]
         blocks: list[list[Array]] = [[] for _ in range(2 + len(own))]
         views: list[dict[int, Array]] = [{} for _ in blocks]
-        for (_, dtype, decays), members in _alike(parameters, separate_decaying).items():
+        for (_, dtype, decays), members in _group(parameters, separate_decaying).items():
             values = [parameters[i].value for i in members]
             k = kernels(values[0])
             with scope_of(values[0]):
                 kept = [[k.convert(array[i], dtype) for i in members] for array in own]
-                for arrays, made, view in zip([values, values, *kept], blocks, views, strict=True):
+                for arrays, kind, view in zip([values, values, *kept], blocks, views, strict=True):
                     new_blocks, copies = k.copy_to_blocks(arrays)
-                    made.extend(new_blocks)
+                    kind.extend(new_blocks)
                     view.update(zip(members, copies, strict=True))
             n_blocks = len(blocks[0]) - len(self.block_decays)
             self.block_decays += [decays] * n_blocks
@@ -93,13 +94,13 @@ class Arena:
     def slots(self, weight_decay: float) -> Slots:
         """Return the arrays of an update of all parameters, one by one.
 
-        They are the arena's own lists: the same objects as long as the arena lives.
+        They are the arena's own lists, the same objects in every call.
         """
         decays = [weight_decay if applies else 0.0 for applies in self.decays]
         return Slots(self.values, self.grads, self.states, decays)
 
     def present_slots(self, parameters: Sequence[Parameter], weight_decay: float) -> Slots:
-        """Return the arrays of an update of those parameters that have a gradient, one by one."""
+        """Return the arrays of an update of the parameters that have a gradient, one by one."""
         held = [i for i, parameter in enumerate(parameters) if parameter.grad is not None]
         return Slots(
             [self.values[i] for i in held],
@@ -109,7 +110,7 @@ class Arena:
         )
 
     def grad_blocks(self) -> list[tuple[Array, dict[int, int]]]:
-        """Return each block of gradients, and where those of its parameters, by number, begin.
+        """Return each block of gradients, with the offset of each parameter's, by number.
 
         For libraries whose slices are views.
         """
@@ -120,7 +121,7 @@ class Arena:
         ]
 
     def gather_grads(self, parameters: Sequence[Parameter], members: Iterable[int]) -> None:
-        """Bring the gradients of some parameters, by number, to their places; zeros for none."""
+        """Copy the gradients of some parameters, by number, to their buffers; zeros for none."""
         for i in members:
             parameter, place = parameters[i], self.grads[i]
             grad = parameter.grad
@@ -137,11 +138,11 @@ class Arena:
         return all(parameter.value is value for parameter, value in pairs)
 
 
-def _alike(
+def _group(
     parameters: Sequence[Parameter],
     separate_decaying: bool,  # noqa: FBT001
 ) -> dict[tuple[Any, Any, bool], list[int]]:
-    """Return the parameters that share blocks, by index: of one device, dtype and decay."""
+    """Return the indices of parameters that share blocks: of equal device, dtype and decay."""
     groups: dict[tuple[Any, Any, bool], list[int]] = {}
     for i, parameter in enumerate(parameters):
         decays = separate_decaying and parameter.decay

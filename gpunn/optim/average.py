@@ -22,8 +22,7 @@ from gpunn.optim.base import Optimizer
 class WeightAverage:
     r"""The exponential moving average of an optimizer's weights, which often generalises better.
 
-    After each step number t, with the sum s, which starts at 0, and the average
-    :math:`\bar\theta`,
+    After step t, with the sum s, which starts at 0, and the average :math:`\bar\theta`,
 
     .. math::
 
@@ -31,34 +30,35 @@ class WeightAverage:
         \bar\theta = \frac{s}{1 - d^t}
         = \frac{\sum_{i=1}^t d^{t-i} \theta_i}{\sum_{i=1}^t d^{t-i}}.
 
-    From now on every step of the optimizer is followed, in `train_step`, in a loop of your own, and
-    in recorded steps. A `Trainer` trains the weights, and validates, evaluates, predicts and keeps
-    the best weights by their average. Elsewhere, say ``with average.applied(): ...``; or
-    ``average.apply()``, once training is over.
+    From now on the average follows every step of the optimizer, in `train_step`, in a loop of your
+    own, and in recorded steps. A `Trainer` trains the weights, but uses their average to validate,
+    evaluate, predict and keep the best weights. Elsewhere, use ``with average.applied(): ...``, or
+    ``average.apply()`` once training is over.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Whose weights to average; it keeps the sums beside its states. Its parameters' values may
-        move to other arrays: read ``parameter.value`` again.
+        The optimizer whose weights to average; it keeps the sums beside its states. Its parameters'
+        values may move to other arrays: read ``parameter.value`` again.
     decay : float, default 0.999
-        d, in [0, 1): about :math:`1 / (1 - d)` updates count. Another one may be assigned after
+        d, in [0, 1): about :math:`1 / (1 - d)` updates count. A new value may be assigned after
         `restart`.
 
     Notes
     -----
     Buffers, such as the statistics of `BatchNorm`, are not averaged: the model's own are used.
-    Weights that are loaded or assigned do not change the average: call `restart` after that. To
-    save the average: ``with average.applied(): gn.save(path, model)``.
+    Loading or assigning weights does not change the average: call `restart` afterwards. To save the
+    average: ``with average.applied(): gn.save(path, model)``.
     PyTorch's `AveragedModel` with `get_ema_multi_avg_fn` begins with the weights of the first
-    update, :math:`d^{t-1} \theta_1 + \dots`, which count for long; so do Keras's. Here every weight
-    counts by its age from the start, so that the average is of use after a few updates.
+    update, :math:`d^{t-1} \theta_1 + \dots`, which count for a long time; so does Keras's average.
+    Here all weights count by their age from the start, so the average is useful after a few
+    updates.
 
     References
     ----------
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM Journal on
     Control and Optimization 30, 1992. Kingma and Ba, "Adam: a method for stochastic optimization",
-    ICLR 2015, section 7.2 (the average with its start made up for).
+    ICLR 2015, section 7.2 (the average with bias correction).
 
     Examples
     --------
@@ -78,17 +78,19 @@ class WeightAverage:
         if not isinstance(optimizer, Optimizer):
             raise SettingError(
                 f"WeightAverage: expected an optimizer, got {type(optimizer).__name__}; "
-                "say WeightAverage(optimizer), since an average follows its steps"
+                "call WeightAverage(optimizer), since an average follows its steps"
             )
         if optimizer.average is not None:
-            raise SettingError("WeightAverage: the optimizer has one: see optimizer.average")
+            raise SettingError(
+                "WeightAverage: the optimizer already has an average: see optimizer.average"
+            )
         self.decay = decay
         self._optimizer, self._start = optimizer, optimizer.steps
         optimizer.keep_average(self)
 
     @property
     def updates(self) -> int:
-        """The number t of steps that it has followed."""
+        """The number t of steps that the average has followed."""
         return self._optimizer.steps - self._start
 
     def update(
@@ -99,22 +101,23 @@ class WeightAverage:
         states: list[Array],  # noqa: ARG002
         step_size: float,
     ) -> None:
-        """Move a sum, `value`, towards the weight in place of a gradient: s += (1 - d)(theta - s).
+        """Move a sum, `value`, towards the weight, `grad`: s += (1 - d)(theta - s).
 
-        So an average is an update rule, and the kernels of updates serve it.
+        In this form an average is an update rule, and can use the kernels of updates.
         """
         value += step_size * (grad - value)
 
     def follow(self, slots: Slots) -> None:
-        """Move sums towards weights, which are in the places of values and gradients."""
+        """Move the sums, given as values, towards the weights, given as gradients."""
         update = Update(slots, 1.0 - self.decay, None, None)
         kernels(slots.values[0]).update(self, update)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Return a context in which the weights are their average; they come back at its end.
+        """Return a context in which the weights are their average; its exit restores them.
 
-        Do not train in it. It takes a copy of the weights. Before the first update nothing changes.
+        Do not train in it. It keeps a copy of the weights. Before the first update it has no
+        effect.
         """
         values = [parameter.value for parameter in self._optimizer.parameters]
         kept = [copy_of(value) for value in values] if self.updates else []
@@ -126,7 +129,7 @@ class WeightAverage:
                 _write(values, kept)
 
     def apply(self) -> None:
-        """Replace the weights, in place, by their average. Before the first update nothing does."""
+        """Replace the weights, in place, by their average; no effect before the first update."""
         if not self.updates:
             return
         scale = 1.0 / (1.0 - self.decay**self.updates)
@@ -144,7 +147,7 @@ class WeightAverage:
         return {"decay": self.decay, "updates": self.updates, "sums": self._named_sums()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, once the optimizer has: its steps are counted from there."""
+        """Restore a state, after the optimizer's own: updates are counted from its steps."""
         check_names("WeightAverage", state, ("decay", "updates", "sums"))
         check_arrays("WeightAverage", state["sums"], self._named_sums())
         updates = whole_number("WeightAverage", "updates", state["updates"], 0)
@@ -170,7 +173,7 @@ def averaged(optimizer: Optimizer) -> AbstractContextManager[None]:
 
 
 def _write(values: list[Array], others: list[Array], scale: Any = None) -> None:
-    """Write arrays, times a scale, over values."""
+    """Overwrite values with arrays, times a scale if given."""
     for value, other in zip(values, others, strict=True):
         with scope_of(value):
             value[...] = other if scale is None else scale * other

@@ -1,4 +1,4 @@
-"""The base of the optimizers: parameters, settings and the count of updates."""
+"""The base class of optimizers: parameters, settings and the count of updates."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gpunn.optim.state import Stateful
 
 
 class Optimizer(ParameterHolder, Stateful):
-    """The base of the optimizers.
+    """The base class of optimizers.
 
-    A subclass defines `update`: how parameters change, given a gradient g. That is the gradient of
+    A subclass defines `update`: how parameters change, given a gradient g. The gradient is that of
     the batch, changed by these settings in this order: each entry is clipped to +-`clip_value`; all
     entries are scaled so that the norm of the whole gradient is at most `clip_norm`; weight decay
     is added.
 
-    Building an optimizer moves the values side by side into one block of memory, and reserves
-    another block for their gradients, so that a network is updated like a single array (see
-    `gpunn.optim.arena`). So read ``parameter.value`` again afterwards.
+    Building an optimizer moves the values into one contiguous block of memory, and reserves another
+    for their gradients, so that a network is updated like a single array (see `gpunn.optim.arena`).
+    So read ``parameter.value`` again afterwards.
 
-    The settings, from the learning rate on, may be assigned later. They are checked then, too, and
-    apply from the next update on.
+    The settings, from the learning rate on, may be assigned later. They are then checked in the
+    same way, and apply from the next update on.
 
     Parameters
     ----------
     parameters : iterable of Parameter
-        What to update: ``model.parameters()``. The states are on the same device, so move the
-        model before building the optimizer.
+        The parameters to update: ``model.parameters()``. The states are on the same device, so move
+        the model before building the optimizer.
     learning_rate : float or schedule
         alpha; a number above 0, or a function of the number of updates made so far (see
         `gpunn.schedules`).
@@ -50,14 +50,14 @@ class Optimizer(ParameterHolder, Stateful):
     clip_norm, clip_value : float, optional
         Above 0.
     n_states : int, default 0
-        How many arrays are kept for each parameter between updates, each of its shape.
+        The number of arrays kept for each parameter between updates, each of its shape.
     """
 
-    #: The fused kernel that serves `update`. Not inherited: each class body names its own.
+    #: The fused kernel that implements `update`. Not inherited: each class body names its own.
     kernel: ClassVar[str | None] = None
-    #: Whether steps with it can be recorded. Not inherited, either.
+    #: Whether steps with it can be recorded. Not inherited.
     records: ClassVar[bool] = False
-    #: Whether weight decay is taken from the values, and not added to their gradients.
+    #: Whether weight decay is subtracted from the values, rather than added to their gradients.
     decoupled: ClassVar[bool] = False
     _declared: ClassVar[Declaration]
 
@@ -65,7 +65,7 @@ class Optimizer(ParameterHolder, Stateful):
     schedule: Schedule = checked(as_schedule)
     clip_norm: float | None = checked(optional_number, "(0, inf)")
     clip_value: float | None = checked(optional_number, "(0, inf)")
-    #: What rules that divide add to the divisor.
+    #: The number added to the divisor in rules that divide.
     epsilon: float = 0.0
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -87,14 +87,14 @@ class Optimizer(ParameterHolder, Stateful):
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.steps = 0
-        self._separates_decaying = self.decoupled  # whichever way steps are made
+        self._separates_decaying = self.decoupled  # also in steps that are not recorded
         super().__init__(parameters, weight_decay, n_states)
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next update.
 
-        An assigned number stays; an assigned schedule continues with the count of all updates.
+        An assigned number stays fixed; an assigned schedule continues from the number of updates.
         """
         return self._rate(self.steps)
 
@@ -138,8 +138,8 @@ class Optimizer(ParameterHolder, Stateful):
     ) -> None:
         """Update a value and its states in place; the gradient g may be overwritten.
 
-        A subclass defines it, in the functions of the standard, `xp`. `step_size` is the next of
-        `step_sizes`: alpha, unless the subclass overrides that, too.
+        A subclass defines it with functions of the array API standard, `xp`. `step_size` is the
+        next of `step_sizes`: alpha, unless the subclass overrides that as well.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update")
 
@@ -148,7 +148,7 @@ class Optimizer(ParameterHolder, Stateful):
         return self.learning_rates(n)
 
     def epsilons(self, n: int) -> list[float]:
-        """Return what the next n steps add to the divisors of rules that divide."""
+        """Return the numbers that the next n steps add to divisors, in rules that divide."""
         return [self.epsilon] * n
 
     def learning_rates(self, n: int) -> list[float]:
@@ -158,7 +158,7 @@ class Optimizer(ParameterHolder, Stateful):
         return [self._rate(step) for step in range(self.steps, self.steps + n)]
 
     def _rate(self, step: int) -> float:
-        """Return the learning rate of a step; it may be an array's, such as one of NumPy's."""
+        """Return the learning rate of a step; the schedule may return an array scalar."""
         rate = self.schedule(step)
         if not isinstance(rate, Real) and getattr(rate, "shape", None) != ():
             raise SettingError(
@@ -168,7 +168,7 @@ class Optimizer(ParameterHolder, Stateful):
         return float(rate)
 
     def numbers(self, decays: Sequence[float]) -> tuple[Sequence[float], ...]:
-        """Return what changes from step to step, for the next steps, given their weight decays.
+        """Return the numbers that change from step to step, for steps of given weight decays.
 
         Returns
         -------
@@ -182,9 +182,9 @@ class Optimizer(ParameterHolder, Stateful):
         return self.step_sizes(n), decays, self.epsilons(n)
 
     def update_by(self, present: Array, slots: Slots | None = None, copies: Any = None) -> None:
-        """Update as `step` does, by numbers on the device, for a step that is captured.
+        """Update as `step` does, but with numbers on the device, for captured steps.
 
-        Gradients stay, and nothing is counted. Only optimizers with a fused kernel can do it.
+        Gradients are kept, and updates are not counted. Only for optimizers with a fused kernel.
 
         Parameters
         ----------
@@ -193,7 +193,7 @@ class Optimizer(ParameterHolder, Stateful):
         slots : Slots, optional
             Other arrays to update.
         copies : WeightCopies, optional
-            Copies of the values; most kernels write them, too.
+            Copies of the values, which most kernels write as well.
         """
         if slots is None:
             arena, pairs = self._arena, zip(self.parameters, self._arena.grads, strict=True)
@@ -215,7 +215,7 @@ class Optimizer(ParameterHolder, Stateful):
     def penalty(self) -> Array | None:
         r"""Return :math:`\frac\lambda2 \|W\|^2`, 0-d on the device; None without weight decay.
 
-        Decoupled decay is no gradient of a penalty, so it has none.
+        Decoupled decay is not the gradient of a penalty: None.
         """
         if not self.weight_decay or self.decoupled:
             return None

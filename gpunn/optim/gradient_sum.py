@@ -1,4 +1,4 @@
-"""The gradient over a whole data set, as an update rule that moves nothing."""
+"""The gradient over a whole data set, as an update rule that changes no parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.optim.base import Optimizer
 
 
 class GradientSum(Optimizer):
-    r"""Adds up the gradients of batches, each times its share, and leaves the parameters alone.
+    r"""Adds up the gradients of batches, each times its share, and leaves parameters unchanged.
 
     .. math:: s \leftarrow s + p_b \, g_b, \qquad \theta \leftarrow \theta.
 
@@ -39,14 +39,14 @@ class GradientSum(Optimizer):
         super().__init__(parameters, 1.0, n_states=1)
 
     def begin(self) -> None:
-        """Begin a pass: the sums are 0."""
+        """Begin a pass: set the sums to 0."""
         self.steps = 0
         for block in self.sums():
             with scope_of(block):
                 block[...] = 0.0
 
     def sums(self) -> list[Array]:
-        """Return the sums s, in blocks that lie as those of the values do."""
+        """Return the sums s, in blocks that are laid out like those of the values."""
         (blocks,) = self.blocks().states
         return blocks
 

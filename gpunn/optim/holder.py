@@ -1,4 +1,4 @@
-"""Parameters, and what an optimizer keeps beside them, in blocks of memory."""
+"""An optimizer's parameters, and the arrays it keeps beside them, in blocks of memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_STATES = 99
 
 
 class ParameterHolder:
-    """The base of `Optimizer`: where parameters and states are, and which of them decay.
+    """The base class of `Optimizer`: where parameters and states are, and which of them decay.
 
     Parameters
     ----------
@@ -35,17 +35,17 @@ class ParameterHolder:
     weight_decay : float
         lambda >= 0.
     n_states : int
-        How many arrays are kept for each parameter, each of its shape.
+        The number of arrays kept for each parameter, each of its shape.
     """
 
-    #: The part of a model that it trains, cached here by `gpunn.training.freezing`.
+    #: The part of a model that the optimizer trains, cached here by `gpunn.training.freezing`.
     part: Any = None
-    #: Whether parameters with weight decay have blocks of their own even while it is 0.
+    #: Whether parameters with weight decay have separate blocks even while it is 0.
     _separates_decaying: bool = False
-    #: What follows the weights, if anything does: a `gpunn.optim.average.WeightAverage`.
+    #: The `gpunn.optim.average.WeightAverage` of the weights, if there is one.
     average: Any = None
-    #: Sums its gradients over processes, if there are several: a
-    #: `gpunn.distributed.data_parallel.DataParallel`.
+    #: The `gpunn.distributed.data_parallel.DataParallel` that sums the gradients over processes, if
+    #: there are several.
     parallel: Any = None
     _arena: Arena
     _blocks: Slots
@@ -54,15 +54,15 @@ class ParameterHolder:
         name = type(self).__name__
         self.parameters = as_list(name, parameters)
         self._weight_decay = self._checked_decay(weight_decay)
-        #: When it was built, relative to parameters.
+        #: The order in which it was built, relative to parameters.
         self.serial = next_serial()
         self._places = [backend_of(parameter.value) for parameter in self.parameters]
         check_alike(name, self._places)
-        self._keep(whole_number(name, "n_states", n_states, 0, _MOST_STATES))
+        self._allocate_states(whole_number(name, "n_states", n_states, 0, _MOST_STATES))
 
     @property
     def weight_decay(self) -> float:
-        """lambda; an assigned one applies from the next update on.
+        """lambda; an assigned value applies from the next update on.
 
         If it was 0, values may move to other arrays: read ``parameter.value`` again.
         """
@@ -83,7 +83,7 @@ class ParameterHolder:
     def slots(self) -> Slots | None:
         """Return the arrays of each parameter, for recorded steps; None if they are not in place.
 
-        The gradients are the places where they will be written. The decays are 1 where weight decay
+        The gradients are the buffers that will hold them. The decays are 1 where weight decay
         applies, and 0 elsewhere. After updating these arrays, call `count_updates`.
 
         Returns
@@ -96,19 +96,19 @@ class ParameterHolder:
         return self._arena.slots(1.0) if self._arena.holds_values(self.parameters) else None
 
     def blocks(self) -> Slots:
-        """Return the same arrays as `slots`, as blocks, each of which holds many parameters.
+        """Return the same arrays as `slots`, in blocks that each hold many parameters.
 
-        Without weight decay a block may hold parameters to which it applies together with others,
-        unless `separate_decaying` was called.
+        While weight decay is 0, a block may mix parameters that it applies to with others, unless
+        `separate_decaying` was called.
         """
         return self._arena.blocks(1.0)
 
     def grad_blocks(self) -> list[tuple[Array, dict[int, int]]]:
-        """Return the blocks of gradients, and what is where; see `Arena.grad_blocks`."""
+        """Return the blocks of gradients, with offsets; see `Arena.grad_blocks`."""
         return self._arena.grad_blocks()
 
     def gather_grads(self, members: Iterable[int]) -> None:
-        """Bring the gradients of some parameters, by number, to their blocks; zeros for none."""
+        """Copy the gradients of some parameters, by number, to their blocks; zeros for none."""
         self._arena.gather_grads(self.parameters, members)
 
     def has_in_place(self, members: Iterable[int]) -> bool:
@@ -116,12 +116,12 @@ class ParameterHolder:
         return all(self.parameters[i].grad is self._arena.grads[i] for i in members)
 
     def take_grads(self, members: Iterable[int]) -> None:
-        """Let the gradients of some parameters be what is in their blocks."""
+        """Set the gradients of some parameters to those in their blocks."""
         for i in members:
             self.parameters[i].grad = self._arena.grads[i]
 
     def separate_decaying(self) -> None:
-        """Give parameters with weight decay blocks of their own, even while it is 0."""
+        """Give parameters with weight decay separate blocks, even while it is 0."""
         if self._separates_decaying:
             return
         if not any(self._arena.block_decays):
@@ -130,7 +130,7 @@ class ParameterHolder:
         self._separates_decaying = True
 
     def sum_of_squares(self) -> Array | None:
-        """Return the sum of squares of what decays, 0-d on the device; None if nothing does."""
+        """Return the sum of squares of decaying parameters, 0-d on the device; None without any."""
         if self._arena.holds_values(self.parameters):
             values = list(compress(self._blocks.values, self._arena.block_decays))
         else:  # the user has assigned a new array
@@ -141,16 +141,16 @@ class ParameterHolder:
             return kernels(values[0]).sum_of_squares(values)
 
     def clear(self) -> None:
-        """Clear the gradients; if their sum over processes has begun, it is abandoned."""
+        """Clear the gradients; abandon their sum over processes if it has begun."""
         if self.parallel is not None:
             self.parallel.abandon()
         for parameter in self.parameters:
             parameter.grad = None
 
     def reset(self) -> None:
-        """Clear the gradients, and set the states to what they start at; an average restarts.
+        """Clear the gradients, set the states to their initial values, and restart an average.
 
-        The memory is laid out again, because the gaps between arrays may have become NaN.
+        The memory is laid out again, because gaps between arrays may contain NaN by now.
         """
         self.clear()
         self._lay_out([[self._initial(x) for x in state] for state in self._states])
@@ -158,21 +158,21 @@ class ParameterHolder:
             self.average.restart()
 
     def initial_state(self) -> float:
-        """Return what all entries of the states start at."""
+        """Return the initial value of all entries of the states."""
         return 0.0
 
     def state_bytes(self) -> int:
-        """Return the size of the states, and of an average, in bytes."""
+        """Return the size of the states and of the average, if any, in bytes."""
         return sum(size_of(x) for kind in (*self._states, self.averages()) for x in kind)
 
     def averages(self) -> list[Array]:
-        """Return the sums of an average, one per parameter; none without it."""
+        """Return the sums of the average, one per parameter; empty without an average."""
         return self._arena.averages or []
 
     def averaged(self, *, in_blocks: bool = True) -> Slots:
-        """Return the sums of an average, with the weights in the places of gradients.
+        """Return the sums of the average as values, and the weights as gradients.
 
-        Without an average there are none.
+        Empty without an average.
         """
         arena = self._arena
         if arena.averaged_blocks is None or arena.averages is None:
@@ -182,13 +182,13 @@ class ParameterHolder:
         return Slots(arena.averages, arena.values, [], [0.0] * len(arena.values))
 
     def clear_averages(self) -> None:
-        """Set the sums of an average to 0."""
+        """Set the sums of the average to 0."""
         for block in self.averaged().values:
             with scope_of(block):
                 block[...] = 0.0
 
     def keep_average(self, average: Any) -> None:
-        """Keep the sums of an average, from 0 on."""
+        """Keep the sums of an average, starting at 0."""
         self.check_places()
         sums = [_zeros_like(parameter.value) for parameter in self.parameters]
         self._lay_out(self._states, averages=sums)
@@ -197,21 +197,24 @@ class ParameterHolder:
     def to(self: _Self, backend: str | Backend) -> _Self:
         """Move the parameters and the states; return the optimizer itself.
 
-        Buffers are the model's, such as the statistics of `BatchNorm`: say ``model.to(...)``, too.
+        Buffers, such as the statistics of `BatchNorm`, are the model's: call ``model.to(...)`` as
+        well.
 
         Parameters
         ----------
         backend : str or Backend
-            Where to, as for `get_backend`. Values arrive bit for bit, and training goes on there.
+            The target, as for `get_backend`. Values arrive bit for bit, and training continues
+            there.
 
         Raises
         ------
         DeviceMemoryError
-            If there is too little memory; parameters and states are where they were.
+            If there is too little memory; parameters and states are then unchanged.
         """
         target = get_backend(backend)
-        speaker = f"{type(self).__name__}.to"
-        with all_or_none(self.parameters), memory_for(speaker, target, "free what else is there"):
+        owner = f"{type(self).__name__}.to"
+        advice = "free other memory on the device"
+        with all_or_none(self.parameters), memory_for(owner, target, advice):
             for parameter in self.parameters:
                 parameter.move(target)
             states, averages = (
@@ -234,23 +237,23 @@ class ParameterHolder:
             now = backend_of(parameter.value)
             if now != place:
                 raise DeviceError(
-                    f"{type(self).__name__} was built when the parameters were on {place}, and "
-                    f"they are on {now} now; build the optimizer after model.to({str(now)!r}), or "
+                    f"{type(self).__name__} was built when the parameters were on {place}, and now "
+                    f"they are on {now}; build the optimizer after model.to({str(now)!r}), or "
                     f"move both with optimizer.to({str(now)!r})"
                 )
 
-    def _keep(self, n_states: int) -> None:
-        """Keep `n_states` arrays for each parameter between updates; they start anew."""
+    def _allocate_states(self, n_states: int) -> None:
+        """Keep `n_states` arrays for each parameter between updates, with initial values."""
         place = self._places[0]
         assert place is not None  # noqa: S101 (parameters hold arrays)
-        advice = "take a smaller model, or free what else is there"
+        advice = "use a smaller model, or free other memory on the device"
         with memory_for(f"{type(self).__name__}, of its blocks", place, advice):
             self._lay_out(
                 [[self._initial(p.value) for p in self.parameters] for _ in range(n_states)]
             )
 
-    def _keep_kind(self, i: int, *, wanted: bool, present: bool) -> None:
-        """Keep, or drop, states of another kind, number i; the others stay."""
+    def _set_kind(self, i: int, *, wanted: bool, present: bool) -> None:
+        """Add or drop the states of kind number i; keep those of all other kinds."""
         if wanted == present:
             return
         self.check_places()
@@ -259,7 +262,7 @@ class ParameterHolder:
         self._lay_out([*states[:i], *more, *states[i + present :]])
 
     def _initial(self, x: Array) -> Array:
-        """Return a state, as it starts, for a value like x."""
+        """Return the initial state for a value like x."""
         with scope_of(x):
             return kernels(x).xp.full_like(x, self.initial_state())
 
@@ -280,8 +283,8 @@ class ParameterHolder:
     ) -> None:
         """Move the parameters, and copies of these states and averages, into a new arena.
 
-        A new weight decay counts from here on; without `averages`, the present ones go along. If
-        the memory does not suffice, nothing changes.
+        A new weight decay applies from here on; without `averages`, the current ones are copied. If
+        there is too little memory, nothing changes.
         """
         if averages is None and self.average is not None:
             averages = self.averages()
@@ -292,7 +295,7 @@ class ParameterHolder:
         self._blocks = self._arena.blocks(decay)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a pickle: without the blocks, since views do not survive it."""
+        """Return the state for a pickle, without the blocks, since pickling breaks views."""
         blocks = ("_arena", "_blocks", "part")
         state = {name: value for name, value in vars(self).items() if name not in blocks}
         kinds = self._states if self.average is None else [*self._states, self.averages()]
@@ -312,7 +315,7 @@ class ParameterHolder:
 
 
 def _beside(parameter: Parameter, x: Array) -> Array:
-    """Return x on the parameter's device; it may have moved without the optimizer."""
+    """Return x on the parameter's device, which may have changed without the optimizer."""
     place = backend_of(parameter.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
     return place.asarray(x)

@@ -1,4 +1,4 @@
-"""Lion: steps of one size, in the direction of a sign."""
+"""Lion: steps of equal size for all entries, in the direction of a sign."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Lion(Optimizer):
         - \alpha \operatorname{sign}\left(\beta_1 m + (1 - \beta_1) g\right), \qquad
         m \leftarrow \beta_2 m + (1 - \beta_2) g.
 
-    Every entry moves by alpha (or, where the sign is of 0, not at all), so alpha is chosen three to
-    ten times smaller than for Adam, and weight decay as many times larger.
+    Every entry moves by alpha (or not at all, where the sign is 0), so choose alpha three to ten
+    times smaller than for Adam, and weight decay larger by the same factor.
 
     The gradient g is that of the batch, changed by these settings in this order: each entry is
     clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
@@ -40,7 +40,7 @@ class Lion(Optimizer):
     beta_1, beta_2 : float, default 0.9 and 0.99
         In [0, 1).
     weight_decay : float, default 0.0
-        lambda >= 0. Biases are exempt, and so is whatever else has a false `Parameter.decay`.
+        lambda >= 0. Biases are exempt, and any other parameter whose `Parameter.decay` is false.
         There is no penalty: a history has no ``"cost"``.
     clip_norm : float, optional
         Above 0. The norm stays on the device.
@@ -49,8 +49,8 @@ class Lion(Optimizer):
 
     Notes
     -----
-    Formula and defaults are those of the paper's program; PyTorch and scikit-learn have no Lion.
-    Keras's has the same formula, and 0.001 for the learning rate.
+    Formula and defaults are those of the paper's code; PyTorch and scikit-learn have no Lion.
+    Keras's has the same formula, and a default learning rate of 0.001.
 
     References
     ----------

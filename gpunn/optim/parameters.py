@@ -1,4 +1,4 @@
-"""Checks of the parameters that an optimizer is given, and of their gradients."""
+"""Checks of an optimizer's parameters, and of their gradients."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def as_list(owner: str, parameters: Any) -> list[Parameter]:
         raise SettingError(f"{owner}: got a {kind}; pass its values, or model.parameters()")
     if isinstance(parameters, Set):
         kind = type(parameters).__name__
-        raise SettingError(f"{owner}: parameters must be in an order, got {kind}; pass a list")
+        raise SettingError(f"{owner}: parameters must be ordered, got {kind}; pass a list")
     try:
         given = iter(parameters)
     except TypeError:
         kind = type(parameters).__name__
         raise SettingError(f"{owner}: expected model.parameters(), got {kind}") from None
     listed = []
-    for i, parameter in enumerate(given):  # the first one that is wrong ends it: it may be endless
+    for i, parameter in enumerate(given):  # stop at the first fault: it may be endless
         if not isinstance(parameter, Parameter):
             kind = type(parameter).__name__
             raise SettingError(f"{owner}: expected model.parameters(), got {kind} at position {i}")
@@ -41,7 +41,7 @@ def as_list(owner: str, parameters: Any) -> list[Parameter]:
 
 
 def check_alike(owner: str, places: Sequence[Backend | None]) -> None:
-    """Check that all parameters are on one device: an update is one launch there."""
+    """Check that all parameters are on one device: an update is one kernel launch."""
     home = places[0]
     for i, place in enumerate(places):
         if place != home:
@@ -63,5 +63,5 @@ def check_grads(
         if there != place:
             raise DeviceError(
                 f"{owner}: parameter {i} is on {place} and its gradient on {there}; "
-                f"say parameter.add_grad(gn.get_backend({str(place)!r}).asarray(grad))"
+                f"call parameter.add_grad(gn.get_backend({str(place)!r}).asarray(grad))"
             )

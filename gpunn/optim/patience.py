@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-class Patience:  # noqa: PLW1641 (it changes, so it has no hash)
+class Patience:  # noqa: PLW1641 (mutable, so it has no hash)
     """Counts the epochs since a number that should fall last improved.
 
     Attributes
@@ -15,8 +15,8 @@ class Patience:  # noqa: PLW1641 (it changes, so it has no hash)
     waited : int
         Epochs since the last improvement.
     follows_minimum : bool
-        Whether `best` follows every lower number, as in scikit-learn. Otherwise it moves only with
-        an improvement, so that many small steps add up to one.
+        Whether `best` follows every lower number, as in scikit-learn. Otherwise it changes only
+        with an improvement, so that several small decreases can add up to one.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class Patience:  # noqa: PLW1641 (it changes, so it has no hash)
         self.best, self.waited, self.follows_minimum = best, waited, follows_minimum
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both have counted the same."""
+        """Return whether both have the same counts and settings."""
         return type(self) is type(other) and vars(self) == vars(other)
 
     def observe(self, value: float, tolerance: float) -> None:
         """Count an epoch; it is an improvement if `value` is below `best` by the tolerance.
 
-        A number that is not finite is no improvement, unless `best` follows the minimum: then the
-        rule is scikit-learn's to the letter, `value` <= `best` - `tolerance`.
+        A number that is not finite is not an improvement, unless `best` follows the minimum: then
+        the rule is exactly scikit-learn's, `value` <= `best` - `tolerance`.
         """
         if self.follows_minimum:
             self.waited = self.waited + 1 if value > self.best - tolerance else 0

@@ -23,8 +23,8 @@ class RMSprop(Optimizer):
         \theta \leftarrow \theta - \alpha \frac{g}{\sqrt v + \epsilon}.
 
     If `centered`, the root is of the variance :math:`\max(v - m^2, 0)` instead, with the mean
-    :math:`m \leftarrow \beta m + (1 - \beta) g`. With momentum :math:`\mu` the quotient, say q,
-    goes into a velocity:
+    :math:`m \leftarrow \beta m + (1 - \beta) g`. With momentum :math:`\mu` the quotient, q, enters
+    a velocity:
 
     .. math::
 
@@ -45,11 +45,11 @@ class RMSprop(Optimizer):
     beta : float, default 0.99
         In [0, 1): PyTorch's alpha, Keras's rho.
     momentum : float, default 0.0
-        mu, in [0, 1). If it was 0 the velocities start at 0, and if it becomes 0 they are dropped;
-        values may then move to other arrays: read ``parameter.value`` again.
+        mu, in [0, 1). Changed from 0, the velocities start at 0; changed to 0, they are dropped. In
+        both cases values may move to other arrays: read ``parameter.value`` again.
     centered : bool, default False
-        Whether to divide by the deviation. If it is assigned later, the means start at 0 or are
-        dropped in the same way.
+        Whether to divide by the standard deviation. If it is assigned later, the means start at 0
+        or are dropped in the same way.
     epsilon : float, default 1e-8
         Above 0.
     weight_decay : float, default 0.0
@@ -61,8 +61,8 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    Formula and defaults are PyTorch's, which takes the root of a variance that rounding has made
-    negative, and so gives NaN where gradients do not change. Keras adds epsilon under the root,
+    Formula and defaults are PyTorch's; but PyTorch takes the root of a variance that rounding may
+    make negative, which gives NaN where gradients do not change. Keras adds epsilon under the root,
     multiplies by the learning rate inside the velocity, and its defaults are 0.001 for the learning
     rate, 0.9 for rho and 1e-7 for epsilon. scikit-learn has no RMSprop.
 
@@ -99,7 +99,7 @@ class RMSprop(Optimizer):
     ) -> None:
         self.beta = beta
         self.epsilon = epsilon
-        self._momentum, self._centered = self._checked(momentum, centered)
+        self._momentum, self._centered = self._check_settings(momentum, centered)
         super().__init__(
             parameters,
             learning_rate,
@@ -111,27 +111,27 @@ class RMSprop(Optimizer):
 
     @property
     def momentum(self) -> float:
-        """mu; an assigned one applies from the next update on."""
+        """mu; an assigned value applies from the next update on."""
         return self._momentum
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        momentum, _ = self._checked(momentum, self._centered)
-        self._keep_kind(1 + self._centered, wanted=bool(momentum), present=bool(self._momentum))
+        momentum, _ = self._check_settings(momentum, self._centered)
+        self._set_kind(1 + self._centered, wanted=bool(momentum), present=bool(self._momentum))
         self._momentum = momentum
 
     @property
     def centered(self) -> bool:
-        """Whether to divide by the deviation, from the next update on."""
+        """Whether to divide by the standard deviation, from the next update on."""
         return self._centered
 
     @centered.setter
     def centered(self, centered: bool) -> None:
-        _, centered = self._checked(self._momentum, centered)
-        self._keep_kind(1, wanted=centered, present=self._centered)
+        _, centered = self._check_settings(self._momentum, centered)
+        self._set_kind(1, wanted=centered, present=self._centered)
         self._centered = centered
 
-    def _checked(self, momentum: float, centered: bool) -> tuple[float, bool]:  # noqa: FBT001
+    def _check_settings(self, momentum: float, centered: bool) -> tuple[float, bool]:  # noqa: FBT001
         name = type(self).__name__
         momentum = number(name, "momentum", momentum, "[0, 1)")
         return momentum, flag(name, "centered", centered)
@@ -139,7 +139,7 @@ class RMSprop(Optimizer):
     def update(
         self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
     ) -> None:
-        """Average g^2 in v; theta <- theta - alpha q, q = g / (sqrt(v) + epsilon), or its sum."""
+        """Average g^2 in v; theta <- theta - alpha q, q = g / (sqrt(v) + epsilon), or - alpha b."""
         square, *others = states
         square *= self.beta
         square += (1.0 - self.beta) * (grad * grad)

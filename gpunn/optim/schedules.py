@@ -22,7 +22,7 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 class Constant:
-    r"""The same at all times, :math:`\alpha(t) = \alpha`.
+    r"""A constant learning rate, :math:`\alpha(t) = \alpha`.
 
     Parameters
     ----------
@@ -39,15 +39,15 @@ class Constant:
         return self.learning_rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the settings, and what has been observed, by name."""
+        """Return the settings, and anything observed, by name."""
         return _own_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         _load_own_state(self, state)
 
     def __repr__(self) -> str:
-        """Return the expression that makes this schedule."""
+        """Return the expression that creates this schedule."""
         given = ", ".join(
             f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_"
         )
@@ -85,7 +85,7 @@ class ExponentialDecay(Constant):
     learning_rate : float
         alpha, above 0.
     factor : float
-        f, by which T updates multiply the learning rate, in (0, 1].
+        f, in (0, 1]: T updates multiply the learning rate by it.
     steps : int, default 1
         T, at least 1.
     """
@@ -126,14 +126,14 @@ class Cosine(Constant):
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update `step`, counted from 0."""
-        way = min(step / self.steps, 1.0)
+        progress = min(step / self.steps, 1.0)
         return self.final + 0.5 * (self.learning_rate - self.final) * (
-            1.0 + math.cos(math.pi * way)
+            1.0 + math.cos(math.pi * progress)
         )
 
 
 class WarmUp:
-    r"""Rise in a straight line over the first updates, then follow another schedule.
+    r"""Rise linearly over the first updates, then follow another schedule.
 
     With :math:`\alpha_1` the schedule that follows, :math:`\alpha(t) = \alpha_1(0)\, (t + 1) / T`
     for t < T, then :math:`\alpha_1(t - T)`.
@@ -143,7 +143,7 @@ class WarmUp:
     steps : int
         T, the number of updates until the full learning rate, at least 1.
     after : float or schedule
-        What follows.
+        The schedule that follows; a number stands for a constant one.
 
     References
     ----------
@@ -169,22 +169,22 @@ class WarmUp:
         return _own_state(self, "after") | {"after": schedule_state(self.after)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         rest = dict(state)
         load_schedule_state(self.after, rest.pop("after", {}))
         _load_own_state(self, rest, "after")
 
     def __repr__(self) -> str:
-        """Return the expression that makes this schedule."""
+        """Return the expression that creates this schedule."""
         return f"WarmUp({self.steps}, {self.after!r})"
 
 
 class ReduceOnPlateau(Constant):
     """Multiply the learning rate by `factor` when the loss has stopped falling.
 
-    Once an epoch the trainer reports what early stopping monitors; without early stopping, the
-    validation loss, or else the training loss. A metric for which higher is better is reported with
-    its sign reversed. In a loop of your own, call `observe`.
+    After each epoch the trainer reports the number that early stopping monitors; without early
+    stopping, the validation loss if there is one, or else the training loss. A metric for which
+    higher is better is reported with its sign reversed. In a loop of your own, call `observe`.
 
     Parameters
     ----------
@@ -193,11 +193,11 @@ class ReduceOnPlateau(Constant):
     factor : float, default 0.5
         In (0, 1).
     patience : int, default 5
-        Number of epochs without an improvement until the drop, at least 1.
+        Number of epochs without improvement before a drop, at least 1.
     tolerance : float, default 1e-4
         By how much a loss must be below the best one to count as an improvement, at least 0.
     minimum : float, default 0.0
-        The learning rate never falls below it.
+        A lower bound on the learning rate.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class ReduceOnPlateau(Constant):
         self._so_far = Patience()
 
     def observe(self, loss: float) -> None:
-        """Take into account an epoch's loss, or any other number that should fall."""
+        """Record an epoch's loss, or any other number that should fall."""
         if not isinstance(loss, Real) and getattr(loss, "ndim", None) != 0:
             raise SettingError(
                 f"{type(self).__name__}.observe: loss must be a number, got {shown(loss)}"
@@ -229,12 +229,12 @@ class ReduceOnPlateau(Constant):
             self._so_far.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the settings, and how long which loss has not been improved on."""
+        """Return the settings, the best loss, and the number of epochs since then."""
         counted = {"best": self._so_far.best, "waited": self._so_far.waited}
         return _own_state(self, "_so_far") | counted
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         rest = dict(state)
         check_names(type(self).__name__, rest, self.state_dict())
         best, waited = rest.pop("best"), rest.pop("waited")
@@ -249,13 +249,13 @@ class ReduceOnPlateau(Constant):
 
 
 def schedule_state(schedule: Schedule) -> dict[str, Any]:
-    """Return what a schedule has to remember; of a function, nothing but that it is one."""
+    """Return the state of a schedule; for a plain function, only that it is one."""
     own = getattr(schedule, "state_dict", None)
     return dict(own()) if own is not None else _own_state(schedule)
 
 
 def load_schedule_state(schedule: Schedule, state: Any) -> None:
-    """Let a schedule go on from a state."""
+    """Restore the state of a schedule."""
     own = getattr(schedule, "load_state_dict", None)
     if own is not None:
         own(state)
@@ -264,15 +264,15 @@ def load_schedule_state(schedule: Schedule, state: Any) -> None:
 
 
 def _own_state(schedule: Any, *known: str) -> dict[str, Any]:
-    """Return the class and the plain attributes of a schedule, but for those known elsewhere."""
+    """Return the class and the plain attributes of a schedule, except those in `known`."""
     return {"kind": type(schedule).__name__, **attributes_of(schedule, known=known)}
 
 
 def _load_own_state(schedule: Any, state: Any, *known: str) -> None:
-    """Set the attributes that `_own_state` has returned."""
+    """Set the attributes that `_own_state` returned."""
     check_kind("Schedule", schedule, state)
     check_names(type(schedule).__name__, state, _own_state(schedule, *known))
-    if type(schedule).__module__ == __name__:  # what attributes of others mean is not known
+    if type(schedule).__module__ == __name__:  # attributes of other classes have no known range
         _check_ranges(schedule, state)
     set_attributes(schedule, {k: value for k, value in state.items() if k != "kind"})
 
@@ -309,7 +309,5 @@ def as_schedule(owner: str, name: str, value: Any) -> Schedule:
     """
     if isinstance(value, type):
         kind = value.__name__
-        raise SettingError(
-            f"{owner}: {name} is the class {kind}; make a schedule of it, {kind}(...)"
-        )
+        raise SettingError(f"{owner}: {name} is the class {kind}; pass an instance, {kind}(...)")
     return value if callable(value) else Constant(number(owner, name, value, "(0, inf)"))

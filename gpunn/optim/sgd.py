@@ -20,8 +20,8 @@ class SGD(Optimizer):
     .. math:: v \leftarrow \mu v - \alpha g, \qquad \theta \leftarrow \theta + v,
 
     and with Nesterov's look-ahead :math:`\theta \leftarrow \theta + \mu v - \alpha g` for the new
-    v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which differs
-    when the rate changes).
+    v. The learning rate is inside v (as in scikit-learn; in PyTorch it is outside, which makes a
+    difference when the rate changes).
 
     The gradient g is that of the batch, changed by these settings in this order: each entry is
     clipped to :math:`\pm` `clip_value`; all entries are scaled so that the norm of the whole
@@ -73,7 +73,7 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
-        self._momentum, self._nesterov = self._checked(momentum, nesterov)
+        self._momentum, self._nesterov = self._check_settings(momentum, nesterov)
         super().__init__(
             parameters,
             learning_rate,
@@ -85,7 +85,7 @@ class SGD(Optimizer):
 
     @property
     def momentum(self) -> float:
-        """mu; an assigned one applies from the next update on.
+        """mu; an assigned value applies from the next update on.
 
         If it was 0, the velocities start at 0; if it becomes 0, they are dropped. In both cases
         values may move to other arrays: read ``parameter.value`` again.
@@ -94,10 +94,10 @@ class SGD(Optimizer):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        momentum, _ = self._checked(momentum, self._nesterov)
+        momentum, _ = self._check_settings(momentum, self._nesterov)
         if bool(momentum) != bool(self._momentum):
             self.check_places()
-            self._keep(1 if momentum else 0)
+            self._allocate_states(1 if momentum else 0)
         self._momentum = momentum
 
     @property
@@ -107,9 +107,9 @@ class SGD(Optimizer):
 
     @nesterov.setter
     def nesterov(self, nesterov: bool) -> None:
-        _, self._nesterov = self._checked(self._momentum, nesterov)
+        _, self._nesterov = self._check_settings(self._momentum, nesterov)
 
-    def _checked(self, momentum: float, nesterov: bool) -> tuple[float, bool]:  # noqa: FBT001
+    def _check_settings(self, momentum: float, nesterov: bool) -> tuple[float, bool]:  # noqa: FBT001
         name = type(self).__name__
         momentum = number(name, "momentum", momentum, "[0, 1)")
         nesterov = flag(name, "nesterov", nesterov)

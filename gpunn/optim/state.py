@@ -1,4 +1,4 @@
-"""What an optimizer remembers between updates, as numbers and arrays by name."""
+"""The state of an optimizer between updates, as numbers and arrays by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpunn.nn.parameter import Parameter
 from gpunn.optim.arena import Arena
 from gpunn.optim.schedules import Schedule, load_schedule_state, schedule_state
 
-#: Attributes that say where memory is, or are dealt with by name.
+#: Attributes that refer to memory, or are handled separately.
 ELSEWHERE = frozenset(
     {"parameters", "serial", "part", "average", "parallel", "_schedule", "_places", "_arena"}
     | {"_blocks", "_separates_decaying"}
@@ -29,7 +29,7 @@ ELSEWHERE = frozenset(
 
 
 class Stateful:
-    """The part of an optimizer that tells its state, and goes on from one."""
+    """The part of an optimizer that returns its state, and restores one."""
 
     parameters: list[Parameter]
     schedule: Schedule
@@ -37,12 +37,12 @@ class Stateful:
     _arena: Arena
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimizer remembers, apart from the weights.
+        """Return the state of the optimizer, without the weights.
 
         Returns
         -------
         dict
-            ``"kind"`` is the class; ``"settings"`` has the settings and counts; ``"schedule"`` the
+            ``"kind"`` is the class; ``"settings"`` the settings and counts; ``"schedule"`` the
             learning rate's state; ``"states"`` the arrays by ``"<parameter>.<kind>"``, both
             counted from 0; ``"average"`` the state of a `WeightAverage`, or None. The arrays are
             the optimizer's own: copy or write them before the next update.
@@ -50,7 +50,7 @@ class Stateful:
         Raises
         ------
         StateError
-            If a subclass has an attribute that is no number, and does not say how to tell it.
+            If a subclass has an attribute that is not a number, and does not define its state.
         """
         return {
             "kind": type(self).__name__,
@@ -61,15 +61,15 @@ class Stateful:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, on the device where the parameters are.
+        """Restore a state, on the device where the parameters are.
 
-        Settings are those of the state from here on. The parameters' values are not part of it.
+        This includes the settings, but not the parameters' values.
 
         Raises
         ------
         StateError
-            If the state is that of an optimizer of another class, or of other parameters. Nothing
-            has changed then.
+            If the state is from an optimizer of another class, or of other parameters. Nothing has
+            changed then.
         """
         name = type(self).__name__
         check_kind(name, self, state)
@@ -78,14 +78,14 @@ class Stateful:
         if (state["average"] is None) != (self.average is None):
             has, lacks = ("the state has", "this optimizer has")[:: 1 if state["average"] else -1]
             raise StateError(
-                f"{name}.load_state_dict: {has} a WeightAverage and {lacks} none; make it "
-                "before the state is loaded, as it was made for the state"
+                f"{name}.load_state_dict: {has} a WeightAverage and {lacks} none; both must have "
+                "one, or neither"
             )
         with all_or_nothing(self):
             self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of this class."""
+        """Restore a state of this class."""
         whole_number(type(self).__name__, "steps", state["settings"]["steps"], 0)
         set_attributes(self, state["settings"])
         load_schedule_state(self.schedule, state["schedule"])

@@ -1,1 +1,1 @@
-"""Checks of gradients, and of this machine."""
+"""Checks of gradients and of this machine, benchmarks, and plots."""

@@ -1,8 +1,8 @@
-"""How many steps a second this machine trains, by gpunn and by the other libraries it has.
+"""Measure training steps per second on this machine, for gpunn and other installed libraries.
 
-``python -m gpunn bench`` prints it. All take turns in one process, on perceptrons from small to
-large. `bench/` in the repository measures more, each library in a process of its own, and compares
-losses first; this is what fits into a minute and needs nothing but the package.
+``python -m gpunn bench`` prints the result. The libraries take turns in one process, on perceptrons
+from small to large. `bench/` in the repository measures more, with each library in its own process,
+and compares losses first; this module is limited to a minute, and needs only the package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpunn.tools.contenders import Network, Run
 from gpunn.tools.probe import ProbeError, attempt
 from gpunn.tools.report import Device, Report
 
-#: From the README's table: the smaller ones first, since the last may get no time.
+#: From the README's table, the smaller ones first, since time may run out before the last.
 NETWORKS = (
     Network((30, 1), 32, 128),
     Network((64, 128, 10), 32, 56),
@@ -36,10 +36,10 @@ NETWORKS = (
     Network((1024, 4096, 4096, 1000), 256, 2),
 )
 
-#: The rounds that a network's time is cut into.
+#: The number of rounds that a network's time is divided into.
 _ROUNDS = 5
 _NO_TIME = "no time was left"
-#: Between turns, until the threads of the library before have gone to sleep.
+#: The pause between turns, in which the threads of the previous library go to sleep.
 _PAUSE_S = 0.02
 
 
@@ -63,16 +63,16 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What a library does on a device.
+    """The speed of a library on a device.
 
     Attributes
     ----------
     network, library, device : str
-        What was trained, with what and where.
+        The network trained, with the library and device used.
     steps_per_s, us_per_step : float
-        By the median of the rounds.
+        From the median of the rounds.
     rounds : int
-        How often it was measured.
+        The number of rounds measured.
     """
 
     network: str
@@ -85,22 +85,22 @@ class Row:
 
 @dataclass
 class Times:
-    """What was measured; `str` gives the lines that the command prints.
+    """The measurements; `str` returns the lines that the command prints.
 
     Attributes
     ----------
     found : Report
-        What the doctor says of this machine.
+        The doctor's report on this machine.
     processor : str
-        Its name.
+        The name of the processor.
     cores : int or None
-        How many there are.
+        The number of cores.
     rows : list of Row
-        The times.
+        The speeds.
     absent : dict of str to str
-        Why libraries, devices or networks have no time.
+        Why libraries, devices or networks were not measured.
     took_s : float
-        How long it took, in seconds.
+        The duration of the whole benchmark, in seconds.
     """
 
     found: Report
@@ -111,14 +111,14 @@ class Times:
     took_s: float = 0.0
 
     def to_json(self) -> str:
-        """Return all of it as one JSON object."""
+        """Return the measurements as one JSON object."""
         found = self.found
-        told = {name: getattr(found, name) for name in ("gpunn", "python", "system", "numpy")}
-        told |= {"blas": found.blas, "steps_problem": found.steps_problem, "graphs": found.graphs}
+        facts = {name: getattr(found, name) for name in ("gpunn", "python", "system", "numpy")}
+        facts |= {"blas": found.blas, "steps_problem": found.steps_problem, "graphs": found.graphs}
         devices = [asdict(d) | {"emulated": is_emulated(d)} for d in found.devices]
         measured = {name: getattr(self, name) for name in ("processor", "cores", "took_s")}
         rows = {"rows": [asdict(row) for row in self.rows], "absent": self.absent}
-        return json.dumps(told | measured | {"devices": devices} | rows, indent=2)
+        return json.dumps(facts | measured | {"devices": devices} | rows, indent=2)
 
     def __str__(self) -> str:
         found = self.found
@@ -130,7 +130,7 @@ class Times:
             ("CPU", f"{self.processor}, {self.cores} cores"),
         ]
         head = [f"{label:<8}{text}" for label, text in lines]
-        title = "Training steps a second, in single precision (in brackets: to gpunn's on the CPU)"
+        title = "Training steps per second, single precision (in brackets: relative to gpunn, CPU)"
         tail = [f"{name}: {why}" for name, why in self.absent.items()]
         return "\n".join([*head, "", title, *self._table(), "", *tail]).rstrip()
 
@@ -159,14 +159,14 @@ def _cell(rate: float | None, ours: float | None) -> str:
 
 
 def measure(examine: Callable[[], Report], limit_s: float) -> Times:
-    """Return the times of all that is there.
+    """Measure all available libraries and devices.
 
     Parameters
     ----------
     examine : function
-        Returns what the doctor says of this machine.
+        Returns the doctor's report on this machine.
     limit_s : float
-        The seconds that it should take; the epoch of that moment is finished first.
+        The time limit in seconds; an epoch that has begun is finished.
     """
     start = time.perf_counter()
     times = Times(examine())
@@ -182,7 +182,7 @@ def measure(examine: Callable[[], Report], limit_s: float) -> Times:
 
 
 def _entrants(times: Times) -> list[Entrant]:
-    """Return who takes part; note why others do not."""
+    """Return the libraries and devices to measure; note why others are missing."""
     numpy = get_backend("numpy")
     there = [Entrant("gpunn", "CPU", partial(contenders.with_gpunn, place=numpy))]
     _add_gpu(times, there)
@@ -202,7 +202,7 @@ def _entrants(times: Times) -> list[Entrant]:
 
 
 def _add_gpu(times: Times, there: list[Entrant]) -> None:
-    """Add gpunn on the current device of CuPy, if it is one."""
+    """Add gpunn on CuPy's current device, unless it is missing or emulated."""
     found = times.found
     try:
         place = attempt(lambda: get_backend("cupy"))
@@ -212,7 +212,7 @@ def _add_gpu(times: Times, there: list[Entrant]) -> None:
     device = next((d for d in found.devices if d.backend == str(place)), Device(str(place)))
     if is_emulated(device):
         times.absent["gpunn on a GPU"] = (
-            f"{place} is no GPU but a {device.name}, whose times say nothing of one"
+            f"{place} is not a GPU but a {device.name}, whose times say nothing about one"
         )
     else:
         name = device.name or device.backend
@@ -220,7 +220,7 @@ def _add_gpu(times: Times, there: list[Entrant]) -> None:
 
 
 def is_emulated(device: Device) -> bool:
-    """Return whether a device says that it is an emulator's."""
+    """Return whether a device's name says that it is emulated."""
     return "emulator" in device.name.lower()
 
 
@@ -246,7 +246,7 @@ def _add_jax(there: list[Entrant]) -> None:
 
 
 def _race(times: Times, network: Network, entrants: Sequence[Entrant], end: float) -> None:
-    """Add a network's rows; stop at a time."""
+    """Measure a network until a given time, and add its rows."""
     runs: dict[Entrant, Run] = {}
     seconds: dict[Entrant, float] = {}
     for entrant in entrants:
@@ -270,7 +270,7 @@ def _race(times: Times, network: Network, entrants: Sequence[Entrant], end: floa
 
 
 def _warmed_up(entrant: Entrant, network: Network) -> tuple[Run, float]:
-    """Return what trains, and how long an epoch takes once all is compiled."""
+    """Return the training function, and the seconds of an epoch once all is compiled."""
     run = entrant.prepare(network)
     run(1)
     start = time.perf_counter()
@@ -283,7 +283,7 @@ def _warmed_up(entrant: Entrant, network: Network) -> tuple[Run, float]:
 def _in_turn(
     runs: dict[Entrant, Run], epochs: dict[Entrant, int], end: float
 ) -> dict[Entrant, list[float]]:
-    """Return the seconds of an epoch in each round; there may be no time for any."""
+    """Return the seconds per epoch in each round; empty if there is no time for a round."""
     order, rng = list(runs), random.Random(0)  # noqa: S311
     seconds: dict[Entrant, list[float]] = {entrant: [] for entrant in order}
     start = now = time.perf_counter()

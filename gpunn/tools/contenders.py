@@ -1,7 +1,7 @@
-"""One perceptron in several libraries, as their users write it, to be timed beside each other.
+"""The same perceptron in several libraries, written as their users would, for comparison.
 
-Each function here makes a network ready to train on a data set, and returns a function that trains
-it for some epochs and returns the mean loss of the last one, which has then been waited for.
+Each function prepares a network and its data, and returns a function that trains it for some epochs
+and returns the mean loss of the last one, waiting for the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATE = 0.01
 
 
 class Network(NamedTuple):
-    """A perceptron with ReLU, its data in batches, and how it is trained.
+    """A perceptron with ReLU, the size of its data, and the settings of its training.
 
     One output stands for two classes.
     """
@@ -40,21 +40,21 @@ class Network(NamedTuple):
         return f"{'-'.join(map(str, self.sizes))}, batch {self.batch_size}{momentum}"
 
     def data(self) -> tuple[Any, Any]:
-        """Return features in single precision, and a label of each."""
+        """Return features in single precision, and a label for each sample."""
         numpy = importlib.import_module("numpy")
         rng = numpy.random.default_rng(0)
         n = self.batch_size * self.n_steps
         x = rng.standard_normal((n, self.sizes[0]), dtype=numpy.float32)
-        # A label for each is there, however few samples there are.
+        # All classes occur, if there are enough samples.
         return x, rng.permutation(numpy.arange(n) % max(2, self.sizes[-1]))
 
 
-#: Trains for so many epochs, and returns the loss of the last one.
+#: A function that trains for a number of epochs, and returns the loss of the last one.
 Run = Callable[[int], float]
 
 
 def with_gpunn(network: Network, place: Backend) -> Run:
-    """Return what trains with a `Trainer`."""
+    """Return a function that trains with a `Trainer`."""
     layers = [
         Dense(a, b, None if i == len(network.sizes) - 2 else "relu", rng=i, backend=place)
         for i, (a, b) in enumerate(pairwise(network.sizes))
@@ -67,7 +67,7 @@ def with_gpunn(network: Network, place: Backend) -> Run:
 
 
 def with_sklearn(network: Network) -> Run:
-    """Return what trains scikit-learn's `MLPClassifier` by its own `fit`."""
+    """Return a function that trains scikit-learn's `MLPClassifier` with its own `fit`."""
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 (optional)
     from sklearn.neural_network import MLPClassifier  # noqa: PLC0415 (optional)
 
@@ -94,7 +94,7 @@ def with_sklearn(network: Network) -> Run:
 
 
 def with_torch(network: Network, device: str) -> Run:
-    """Return what trains step by step in PyTorch's eager mode, with the data on the device."""
+    """Return a function that trains in PyTorch's eager mode, with the data on the device."""
     torch = importlib.import_module("torch")
     layers: list[Any] = []
     for sizes in pairwise(network.sizes):
@@ -121,7 +121,7 @@ def with_torch(network: Network, device: str) -> Run:
 
 
 def with_jax(network: Network) -> Run:
-    """Return what calls a compiled step for each batch, with the data on JAX's own device."""
+    """Return a function that calls a compiled step per batch, with the data on JAX's device."""
     jax, jnp = importlib.import_module("jax"), importlib.import_module("jax.numpy")
     numpy = importlib.import_module("numpy")
     rng, shapes = numpy.random.default_rng(0), list(pairwise(network.sizes))

@@ -1,8 +1,8 @@
-"""What gpunn finds on this machine, whether it works, and how to fix it.
+"""Report what gpunn finds on this machine, whether it works, and how to fix it.
 
-``python -m gpunn doctor`` prints it. A backend works if it multiplies two matrices and, on CuPy,
-compiles and runs a kernel, with the right results. Whatever fails on the way is a line of the
-report, not a traceback.
+``python -m gpunn doctor`` prints the report. A backend works if it multiplies two matrices and, on
+CuPy, compiles and runs a kernel, with the right results. Any failure becomes a line of the report,
+not a traceback.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gpunn.tools.probe import ProbeError, attempt, one_line
 from gpunn.tools.report import Device, Report
 from gpunn.tools.selftest import check_backend
 
-#: The names under which CuPy is installed; all of them own the same files.
+#: The packages that contain CuPy; all of them install the same files.
 _PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "amd-cupy")
 
 
-_ROCM = "on ROCm all is computed by CuPy's own kernels; gpunn's fused kernels are for CUDA"
+_ROCM = "on ROCm, CuPy's own kernels compute everything; gpunn's fused kernels are for CUDA"
 
 
 def examine(asked: str, version: str) -> Report:
@@ -43,7 +43,7 @@ def examine(asked: str, version: str) -> Report:
     Returns
     -------
     Report
-        What was found. Its `works` is True if the backend exists and all checks passed.
+        The findings; `works` is True if the backend exists and all checks passed.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def examine(asked: str, version: str) -> Report:
         if report.works and str(report.backend).startswith("cupy"):
             report.graphs = _captured_steps()
     shown = {one_line(w.message) for w in caught if w.category in (UserWarning, RuntimeWarning)}
-    # The report has a line of its own for clashing packages.
+    # The report has its own line for clashing packages.
     report.notes += sorted(line for line in shown if "multiple CuPy packages" not in line)
     return report
 
@@ -69,7 +69,7 @@ def _inspect_numpy(report: Report) -> None:
     numpy = importlib.import_module("numpy")
     report.numpy = numpy.__version__
     try:
-        # The library that is loaded may differ from the one NumPy was built with.
+        # The loaded library may differ from the one NumPy was built with.
         report.blas = attempt(_loaded_blas)
     except ProbeError:
         report.blas = []
@@ -158,7 +158,7 @@ def _import_cupy() -> tuple[Any, str, Any]:
 
 
 def _device(cupy: Any, index: int) -> Device:
-    """Describe a device; one that another process holds may refuse to be read."""
+    """Describe a device; reading one that another process holds may fail."""
     backend = f"cupy:{index}"
 
     def read() -> Device:
@@ -207,7 +207,7 @@ def _for_driver(driver: int) -> str:
 
 
 def _choose(report: Report) -> Backend | None:
-    """Return the requested backend; note in the report why there is none, and return None."""
+    """Return the requested backend, or None after noting in the report why there is none."""
     name = report.asked
     if name == "auto":
         wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto") or "auto"
@@ -230,7 +230,7 @@ def _choose(report: Report) -> Backend | None:
 
 
 def _automatic() -> str:
-    """Return what "auto" is: it leaves CuPy out only where CuPy is unavailable."""
+    """Return the backend that "auto" means: CuPy, unless it is unavailable."""
     try:
         attempt(lambda: get_backend("cupy"))
     except ProbeError as failure:

@@ -1,4 +1,4 @@
-"""A check of gradients against finite differences."""
+"""Check gradients against finite differences."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpunn.nn.layer import Layer, as_instance
 from gpunn.nn.tape import Tape
 from gpunn.nn.tree import entrance
 
-#: Entries far smaller than the largest of their array are compared relative to this share of it:
-#: finite differences have no more digits.
+#: Entries far smaller than the largest of their array are compared relative to this share of it,
+#: since finite differences are not more precise.
 _FLOOR = 1e-3
 
-#: The rounding error of J that a difference may have, in units of its last place.
+#: The rounding error allowed for in a difference of J, in units in the last place of J.
 _ROUNDINGS = 4.0
 
 
@@ -40,7 +40,7 @@ class GradientReport:
     worst : str
         The entry with that error, such as ``"layers.0.weight[3, 1]"``; ``"x[...]"`` is the input.
     backward, numeric : float
-        Its two values.
+        The gradient of that entry by backward, and by finite differences.
     by_name : dict of str to float
         The largest relative error of each array.
     checked : int
@@ -86,31 +86,31 @@ def check_gradients(
 
     .. math:: \frac{J(\theta + s e_i) - J(\theta - s e_i)}{2 s}
 
-    with relative error :math:`|a - n| / \max(|a|, |n|, 10^{-3} m)`, where m is the largest entry
-    of the array's gradient; the rounding of J, a few units in its last place over s, is forgiven.
-    The model itself is not touched: a float64 copy is.
+    with relative error :math:`|a - n| / \max(|a|, |n|, 10^{-3} m)`, where m is the largest entry of
+    the array's gradient; the rounding error of J, a few units in its last place divided by s, is
+    allowed for. The check runs on a float64 copy of the model.
 
     Parameters
     ----------
     function : Layer or Loss
-        A layer, a whole model, or a loss. For a layer without `loss`, J is a sum of the outputs
+        A layer, a whole model, or a loss. For a layer without `loss`, J is the sum of the outputs
         with random weights.
     x : array
-        The input of the layer, or the prediction that the loss judges. Integers, for a layer that
-        takes them, are not checked: they have no gradient.
+        The input of the layer, or the prediction passed to the loss. Integer inputs are not
+        checked: they have no gradient.
     target : array, optional
         For a loss.
     loss : Loss, optional
-        Put behind a layer or model; J is then its value for `target`.
+        Applied to the output of a layer or model; J is then its value for `target`.
     sample_weight : array, optional
         For the loss.
     tolerance : float, default 1e-6
         The largest relative error that passes.
     step : float, default 1e-5
-        s. Where the function has a kink within s of a value (ReLU at zero), the two differ
-        rightly.
+        s. Where the function has a kink within s of a value (ReLU at zero), a difference is to be
+        expected.
     max_entries : int, default 100
-        How many entries of each array are checked, drawn at random if it has more.
+        The largest number of entries checked in each array; drawn at random if it has more.
     rng : None, int or numpy.random.Generator, default 0
         For the weights, the entries and dropout.
 
@@ -146,7 +146,7 @@ def check_gradients(
 
 
 def _check_arguments(name: str, function: Any, x: Any, target: Any, loss: Any) -> Backend:
-    """Check what is to be compared; return where x is."""
+    """Check the arguments; return the backend of x."""
     if isinstance(function, type) and issubclass(function, (Layer, Loss)):
         raise SettingError(f"{name}: expected a layer or a loss, got {as_instance(function)}")
     if not isinstance(function, (Layer, Loss)):
@@ -162,7 +162,7 @@ def _check_arguments(name: str, function: Any, x: Any, target: Any, loss: Any) -
 
 
 def _numbers(name: str, place: Backend, x: Any, dtype: str | None = None) -> Array:
-    """Return an argument as an array of real numbers where x is; by default, in float64 if any."""
+    """Return an argument as an array on the backend of x; floating-point becomes float64."""
     array = x if backend_of(x) is not None else named_numpy("check_gradients", name, x)
     home = backend_of(array)
     assert home is not None  # noqa: S101 (it is an array now)
@@ -175,7 +175,7 @@ def _numbers(name: str, place: Backend, x: Any, dtype: str | None = None) -> Arr
 
 
 class _Check:
-    """The function under test, as J of named arrays in float64."""
+    """The function under test: J as a function of named float64 arrays."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -201,10 +201,10 @@ class _Check:
         self.weight = None
         if sample_weight is not None:
             self.weight = _numbers("sample_weight", place, sample_weight, "float64")
-        self.cotangent: Array | None = None  # what the outputs are multiplied by, where J needs it
+        self.cotangent: Array | None = None  # weights of the outputs in J
 
     def cost(self, tape: Tape | None = None) -> Array:
-        """Return J; on a tape of the same seed each time, so that dropout is a fixed function."""
+        """Return J, on a tape with the same seed each time, so that dropout is a fixed function."""
         tape = tape if tape is not None else Tape(rng=self.seed)
         output = self.x if self.layer is None else self.layer.forward(self.x, tape)
         if self.loss is not None:
@@ -217,7 +217,7 @@ class _Check:
         return self.place.xp.sum(output * self.cotangent)
 
     def backward(self) -> dict[str, Array]:
-        """Return the gradients by name, as backward gives them."""
+        """Return the gradients by name, as computed by backward."""
         tape = Tape(rng=self.seed)
         self.cost(tape)
         grad = self.cotangent
@@ -236,7 +236,7 @@ class _Check:
         return {"x": grad, **grads} if self.has_grad else grads
 
     def values(self) -> dict[str, Array]:
-        """Return the arrays by name, to be changed in place."""
+        """Return the arrays by name, for changes in place."""
         held = {} if self.layer is None else self.layer.named_parameters()
         values = {name: parameter.value for name, parameter in held.items()}
         return {"x": self.x, **values} if self.has_grad else values
@@ -251,7 +251,7 @@ class _Check:
             if grad.shape != tuple(value.shape):
                 raise GradientError(
                     f"backward gives the gradient of {name} the shape {grad.shape}, "
-                    f"it should have {tuple(value.shape)}"
+                    f"expected {tuple(value.shape)}"
                 )
             entries = list(self._entries(grad.shape, max_entries))
             numeric = {i: self._difference(value, i, step) for i in entries}
@@ -271,7 +271,7 @@ class _Check:
         )
 
     def _difference(self, value: Array, index: tuple[int, ...], step: float) -> float:
-        """Return the central difference of J for one entry, which is put back bit for bit."""
+        """Return the central difference of J for one entry, which is restored bit for bit."""
         before = float(value[index])
         costs = []
         for moved in (before + step, before - step):

@@ -1,7 +1,7 @@
-"""Pictures, drawn by matplotlib: learning curves, confusion matrices, weights.
+"""Plots by matplotlib: learning curves, confusion matrices, weights.
 
-Each function returns the axes it drew on, and shows nothing: ``axes.figure.savefig(...)`` writes a
-file, and a notebook shows the figure by itself.
+Each function returns the axes it drew on, and does not show them: ``axes.figure.savefig(...)``
+writes a file, and a notebook shows the figure by itself.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from gpunn.training.history import History
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Columns of a history that are drawn only if they are asked for.
-_ASIDE = ("elapsed_s", "samples_per_s", "learning_rate")
+#: Columns of a history that are drawn only on request.
+_OMITTED = ("elapsed_s", "samples_per_s", "learning_rate")
 
-#: Size in inches of a panel.
+#: The width and height of a panel, in inches.
 _PANEL = (4.5, 3.5)
 
 
 def plot_history(
     history: History, names: Sequence[str] | str | None = None, *, axes: Any = None
 ) -> list[Any]:
-    """Draw the learning curves of a training run, a panel for each quantity.
+    """Draw the learning curves of a training run, with one panel per quantity.
 
     A column and its ``validation_`` twin share a panel; a line marks the best epoch.
 
     Parameters
     ----------
     history : History
-        What `Trainer.fit` returned, or an estimator's ``history_``.
+        The history returned by `Trainer.fit`, or an estimator's ``history_``.
     names : str or sequence of str, optional
-        The quantities to draw, such as ``["loss", "accuracy"]``. By default all but times and the
-        learning rate.
+        The quantities to draw, such as ``["loss", "accuracy"]``. By default all except times and
+        the learning rate.
     axes : matplotlib.axes.Axes or sequence of them, optional
-        Where to draw, one for each quantity; by default on a new figure.
+        The axes to draw on, one per quantity; by default on a new figure.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def plot_history(
     """
     if not isinstance(history, History):
         raise SettingError(
-            "plot_history: expected a History, such as trainer.fit returns, got "
+            "plot_history: expected a History, as returned by trainer.fit, got "
             f"{type(history).__name__}"
         )
     if not len(history):
@@ -84,8 +84,8 @@ def plot_history(
 
 
 def _quantities(history: History) -> list[str]:
-    """Return the names of what was measured, each once for training and validation."""
-    names = (name.removeprefix("validation_") for name in history.columns if name not in _ASIDE)
+    """Return the names of the measured quantities, without the validation prefix, each once."""
+    names = (name.removeprefix("validation_") for name in history.columns if name not in _OMITTED)
     return list(dict.fromkeys(names))
 
 
@@ -104,26 +104,26 @@ def plot_confusion(
     y : array of shape (N,)
         The true labels.
     predicted : array of shape (N,) or (N, K)
-        The predicted labels; or outputs or probabilities, of which the largest counts. y then
-        holds labels from 0 to K - 1.
+        The predicted labels; or outputs or probabilities, whose largest entry is the prediction. y
+        must then hold labels from 0 to K - 1.
     classes : sequence, optional
         The name of each class that occurs, in ascending order of labels (for outputs, of all K).
     normalize : bool, default False
         Whether to show shares of each true class instead of counts.
     axes : matplotlib.axes.Axes, optional
-        Where to draw; by default on a new figure.
+        The axes to draw on; by default on a new figure.
 
     Returns
     -------
     axes : matplotlib.axes.Axes
-        True classes go down, predicted ones across.
+        True classes are rows, predicted ones columns.
 
     Raises
     ------
     ImportError
         If matplotlib is not installed.
     ShapeError, SettingError
-        If the arrays do not fit each other, or `classes` not the labels.
+        If the arrays do not fit each other, or `classes` does not fit the labels.
     """
     flag("plot_confusion", "normalize", normalize)
     y, predicted = (
@@ -150,7 +150,7 @@ def plot_confusion(
 
 
 def _confusion(y: NDArray[Any], predicted: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the counts (K, K) of true and predicted labels, and the labels, ascending."""
+    """Return the counts (K, K) of true and predicted labels, and the sorted labels."""
     scores = predicted.ndim == 2
     if y.ndim != 1 or predicted.ndim not in (1, 2) or len(y) != len(predicted) or not len(y):
         raise ShapeError(
@@ -169,7 +169,7 @@ def _confusion(y: NDArray[Any], predicted: NDArray[Any]) -> tuple[NDArray[Any], 
             labels = np.unique(np.concatenate([y, predicted]))
         except TypeError as error:
             raise SettingError(
-                f"plot_confusion: the labels in y and predicted have no order: {error}"
+                f"plot_confusion: the labels in y and predicted cannot be sorted: {error}"
             ) from error
     k = len(labels)
     codes = k * np.searchsorted(labels, y) + np.searchsorted(labels, predicted)
@@ -179,19 +179,19 @@ def _confusion(y: NDArray[Any], predicted: NDArray[Any]) -> tuple[NDArray[Any], 
 def plot_weights(
     layer: Layer, *, shape: Shape | None = None, limit: int = 64, axes: Any = None
 ) -> Any:
-    """Draw the weights of a layer as images, one for each neuron, red above zero and blue below.
+    """Draw the weights of a layer as images, one per neuron, red above zero and blue below.
 
     Parameters
     ----------
     layer : Layer
-        A layer; of a network, its first parameter with at least two axes is drawn.
+        A layer or network; its first parameter with at least two axes is drawn.
     shape : tuple of int, optional
-        The height and width of what a neuron of a dense layer sees, such as ``(28, 28)``. By
-        default a square if there is one; else the matrix is drawn as it is.
+        The height and width of a dense layer's input images, such as ``(28, 28)``. By default a
+        square if the number of inputs allows; otherwise the whole matrix is drawn as one image.
     limit : int, default 64
-        The most images.
+        The largest number of images.
     axes : matplotlib.axes.Axes, optional
-        Where to draw; by default on a new figure.
+        The axes to draw on; by default on a new figure.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def plot_weights(
 
 
 def _weight(layer: Any) -> tuple[str, NDArray[Any]]:
-    """Return the first weights of a layer with two axes or more, and their name."""
+    """Return the name and values of a layer's first parameter with two axes or more."""
     if not isinstance(layer, Layer):
         raise SettingError(f"plot_weights: expected a layer, got {type(layer).__name__}")
     for name, parameter in layer.named_parameters().items():
@@ -226,9 +226,9 @@ def _weight(layer: Any) -> tuple[str, NDArray[Any]]:
 
 
 def _images(name: str, weight: NDArray[Any], shape: Shape | None) -> Iterator[NDArray[Any]]:
-    """Yield the weights (..., outputs) of each output as an image, of each channel if it has some.
+    """Yield the weights (..., outputs) of each output, and each channel, as an image.
 
-    A matrix that is made of no images is one.
+    A matrix whose rows are not images is a single image.
     """
     if weight.ndim == 2:
         sides = _sides(name, weight.shape[0], shape)
@@ -240,7 +240,7 @@ def _images(name: str, weight: NDArray[Any], shape: Shape | None) -> Iterator[ND
 
 
 def _sides(name: str, n_inputs: int, shape: Any) -> Shape | None:
-    """Return the height and width of an image of so many pixels; None if it is no square."""
+    """Return the height and width of an image with `n_inputs` pixels; None if not a square."""
     if shape is None:
         side = math.isqrt(n_inputs)
         return (side, side) if side * side == n_inputs else None
@@ -254,7 +254,7 @@ def _sides(name: str, n_inputs: int, shape: Any) -> Shape | None:
 
 
 def _mosaic(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return images of one shape side by side in a grid, with a line of NaN between them."""
+    """Return images of equal shape arranged in a grid, separated by lines of NaN."""
     n_columns = math.ceil(math.sqrt(len(images)))
     n_rows = math.ceil(len(images) / n_columns)
     height, width = images[0].shape
@@ -266,7 +266,7 @@ def _mosaic(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _panels(owner: str, axes: Any, n: int, side: float | None = None) -> list[Any]:
-    """Return the axes to draw on: those given, or n new ones side by side."""
+    """Return the axes to draw on: the given ones, or a row of n new ones."""
     try:
         from matplotlib import pyplot as plt  # noqa: PLC0415 (optional)
         from matplotlib.axes import Axes  # noqa: PLC0415
@@ -279,5 +279,5 @@ def _panels(owner: str, axes: Any, n: int, side: float | None = None) -> list[An
     given = axes.ravel().tolist() if isinstance(axes, np.ndarray) and axes.size == n else axes
     given = given if isinstance(given, (list, tuple)) else [given]
     if len(given) != n or not all(isinstance(each, Axes) for each in given):
-        raise SettingError(f"{owner}: axes must be {n} of matplotlib's Axes, got {shown(axes)}")
+        raise SettingError(f"{owner}: axes must be {n} matplotlib Axes, got {shown(axes)}")
     return list(given)

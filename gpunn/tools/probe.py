@@ -1,4 +1,4 @@
-"""Any error in one line: a broken installation may raise anything."""
+"""Reduce any error to one line: a broken installation may raise anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpunn.errors import BackendUnavailableError, SettingError
 
 T = TypeVar("T")
 
-#: Longer lines of an error are cut, in characters.
+#: Longer lines of an error are truncated to this number of characters.
 _MAX_LENGTH = 200
 
 
@@ -25,7 +25,7 @@ class ProbeError(Exception):
 def attempt(run: Callable[[], T]) -> T:
     """Call a function; turn any exception into a `ProbeError`.
 
-    A `SettingError` passes through: the name of the backend is wrong then, not the installation.
+    A `SettingError` is passed on: it means a wrong backend name, not a broken installation.
     """
     try:
         return run()
@@ -36,7 +36,7 @@ def attempt(run: Callable[[], T]) -> T:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the most useful line of an error; compilers and CuPy's import write whole pages."""
+    """Return the most useful line of an error: compilers and CuPy's import write whole pages."""
     text, cause = str(error), getattr(error, "__cause__", None)
     if isinstance(error, BackendUnavailableError):  # it may quote its whole cause
         return text.replace(str(cause), one_line(cause)) if cause and str(cause) else text

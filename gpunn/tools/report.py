@@ -14,15 +14,15 @@ class Device:
     Attributes
     ----------
     backend : str
-        Its name in `get_backend`, such as "cupy:0".
+        Its name for `get_backend`, such as "cupy:0".
     name : str
-        Its model.
+        The model of the GPU.
     compute_capability : str
-        Such as "9.0".
+        For example, "9.0".
     free_bytes, total_bytes : int
-        Its memory. What CuPy's pool holds is not free.
+        Its memory. Memory held by CuPy's pool does not count as free.
     problem : str or None
-        Why it could not be read; the other fields are then empty.
+        Why the device could not be read; the other fields are then empty.
     """
 
     backend: str
@@ -47,13 +47,13 @@ class Check:
     Attributes
     ----------
     backend : str
-        Where the check ran.
+        The backend on which the check ran.
     what : {"kernel", "product"}
-        A kernel that is compiled and run, or a product of two matrices.
+        Compiling and running a kernel, or a product of two matrices.
     problem : str or None
         What went wrong; None if the result was right.
     remedy : str or None
-        How to fix it.
+        How to fix the problem.
     """
 
     backend: str
@@ -67,7 +67,7 @@ class Check:
 
 @dataclass
 class Report:
-    """What the doctor found; `str` gives the lines that the command prints.
+    """The doctor's findings; `str` returns the lines that the command prints.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Report:
     cupy_problem : str or None
         Why CuPy cannot be used; None if it has a device. The checks say whether the device works.
     on_rocm : bool
-        Whether CuPy is for ROCm, on AMD's GPUs, and not for CUDA.
+        Whether CuPy is built for ROCm (AMD GPUs) rather than CUDA.
     cuda_runtime, cuda_driver : str or None
         The version of CUDA (or ROCm) that CuPy was built for, and the latest that the driver
         supports.
@@ -97,12 +97,12 @@ class Report:
     backend : str or None
         The requested backend, resolved; None if it is not available.
     backend_problem : str or None
-        Why it is not available, or what failed, and how to fix it.
+        Why the backend is not available, or what failed, and how to fix it.
     checks : list of Check
         The results of the checks.
     graphs : str or None
-        Whether training steps are captured as CUDA graphs on the backend, or why not; None if it
-        does not work or has no GPU.
+        Whether training steps are captured as CUDA graphs on the backend, or why not; None if the
+        backend does not work or has no GPU.
     """
 
     asked: str

@@ -14,7 +14,7 @@ from gpunn.arrays.libraries import AMD, NVIDIA
 from gpunn.tools.probe import ProbeError, attempt
 from gpunn.tools.report import Check, Report
 
-#: Of the matrices: large enough for BLAS, and every sum is exact in float32 and TF32.
+#: The size of the matrices: large enough for BLAS, with sums that are exact in float32 and TF32.
 _SIZE = 32
 
 
@@ -62,7 +62,7 @@ def _run_kernel(backend: Backend) -> bool:
 
 
 def _floats(backend: Backend, values: Any) -> Any:
-    """Return a float32 array without running a casting kernel, so each check tests one thing."""
+    """Return a float32 array without a casting kernel, so that each check tests one thing."""
     return backend.asarray(get_backend("numpy").asarray(values, "float32"))
 
 
@@ -82,7 +82,7 @@ def _without_kernel_files() -> Iterator[None]:
 
 
 def _remedy_for_cupy(report: Report, signs: str) -> str:
-    """Return the fix for a failed check on CuPy, chosen by words of its error in lower case."""
+    """Return the fix for a failed check on CuPy, chosen by words in its lower-case error."""
     vendor = AMD if report.on_rocm else NVIDIA
     major = (report.cuda_runtime or "").partition(".")[0]
     # The compiler, its headers and cuBLAS come with [ctk], or from a toolkit on the machine.

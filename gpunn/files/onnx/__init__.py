@@ -1,1 +1,1 @@
-"""Models as ONNX graphs: written for other programs, and read."""
+"""Export models as ONNX graphs, and import them."""

@@ -25,7 +25,7 @@ SIMPLE: dict[type[plain.Activation], str] = {
     hard.Hardswish: "HardSwish",
 }
 
-#: Activations that are one operator, and what makes its attributes.
+#: Activations that are one operator, with the function that returns its attributes.
 WITH_SETTINGS: dict[type[plain.Activation], tuple[str, Callable[[Any], dict[str, Any]]]] = {
     plain.LeakyReLU: ("LeakyRelu", lambda f: {"alpha": f.negative_slope}),
     plain.ELU: ("Elu", lambda f: {"alpha": f.alpha}),
@@ -46,7 +46,7 @@ def _log_sigmoid(graph: Graph, name: str) -> str:
     return graph.node("Neg", graph.node("Softplus", graph.node("Neg", name)))
 
 
-#: Activations that are several operators, or read constants.
+#: Activations that need several operators or constants.
 COMPOSED: dict[type[plain.Activation], Callable[[Graph, str, Any], str]] = {
     plain.Identity: lambda _, name, __: name,
     plain.SiLU: lambda graph, name, _: graph.node("Mul", name, graph.node("Sigmoid", name)),
@@ -57,7 +57,7 @@ COMPOSED: dict[type[plain.Activation], Callable[[Graph, str, Any], str]] = {
 
 
 def write_activation(graph: Graph, name: str, activation: plain.Activation) -> str | None:
-    """Add an activation's operators; return the output's name, None if it has no counterpart."""
+    """Add an activation's operators; return the output's name, or None if ONNX lacks it."""
     kind = type(activation)
     if kind in SIMPLE:
         return graph.node(SIMPLE[kind], name)

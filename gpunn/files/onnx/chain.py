@@ -1,4 +1,4 @@
-"""What is known of a value of an ONNX graph while its operators are read, one after another."""
+"""The current value of an ONNX graph while its operators are read one after another."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Budget:
-    """How many bytes of parameters may still be made."""
+    """The number of bytes of parameters that may still be created."""
 
     left: int
 
     def take(self, layer: Layer) -> None:
-        """Count a layer."""
+        """Subtract the bytes of a layer."""
         held = *layer.parameters(), *layer.buffers()
         self.left -= sum(size_of(item.value) for item in held)
         if self.left < 0:
@@ -46,16 +46,16 @@ class Chain:
     ----------
     constants : mapping from str to array
     budget : Budget
-        Of this chain and its branches.
+        Shared with its branches.
     name, shape : str and tuple of int
         The current value: its name, and the shape of one sample, channels last.
-    turned : bool
-        Whether its channels stand behind the samples in the graph.
+    channels_first : bool
+        Whether the value has its channels first in the graph, right after the samples.
     integers : bool
-        Whether it is tokens.
+        Whether the value is tokens.
     flattened : tuple of int or None
-        The numbers of channels and of pixels of images that the graph has flattened with the
-        channels first, and the layers with the channels last: the entries are in another order.
+        The numbers of channels and pixels of images that the graph has flattened channels first,
+        but the layers channels last: their entries are in different orders.
     layers : list of Layer
     """
 
@@ -63,27 +63,27 @@ class Chain:
     budget: Budget
     name: str
     shape: Shape
-    turned: bool = False
+    channels_first: bool = False
     integers: bool = False
     flattened: tuple[int, int] | None = None
     layers: list[Layer] = field(default_factory=list)
 
     def branch(self) -> Chain:
-        """Return a chain that begins with the current value."""
+        """Return an empty chain that starts at the current value."""
         return replace(self, layers=[])
 
     def add(self, layer: Layer, shape: Shape) -> None:
-        """Add a layer, and tell the shape that it returns."""
+        """Add a layer, and set the shape of its output; count its parameters."""
         self.budget.take(layer)
         self.put(layer, shape)
 
     def put(self, layer: Layer, shape: Shape) -> None:
-        """Add a layer of layers that are counted already."""
+        """Add a layer whose parameters have been counted already, and set the shape."""
         self.layers.append(layer)
         self.shape = shape
 
-    def returned(self, node: Node) -> None:
-        """Go on with what an operator returns, all of whose settings were taken."""
+    def advance(self, node: Node) -> None:
+        """Make an operator's output the current value; all of its settings must have been taken."""
         if node.settings:
             raise node.refused(f"its setting {min(node.settings)!r:.99} is not known")
         if len(node.outputs) != 1:
@@ -91,63 +91,67 @@ class Chain:
         self.name = node.outputs[0]
 
     def constant(self, node: Node, i: int, axes: int, kind: str = "float32") -> NDArray[Any]:
-        """Return an input of an operator that must be a constant, with so many axes."""
+        """Return an operator's input i, which must be a constant with `axes` axes."""
         name = node.inputs[i] if i < len(node.inputs) else ""
         array = self.constants.get(name)
         if array is None:
-            raise node.refused(f"its input {i} is no constant")
+            raise node.refused(f"its input {i} is not a constant")
         if array.dtype.name != kind or array.ndim != axes:
             raise node.refused(
-                f"its input {i} is an array of {array.dtype} with {array.ndim} axes, and "
-                f"{kind} with {axes} is expected"
+                f"its input {i} is an array of {array.dtype} with {array.ndim} axes; expected "
+                f"{kind} with {axes} axes"
             )
         return array
 
-    def data_first(self, node: Node, inputs: int) -> None:
-        """Check that an operator reads the current value, and then constants: at most so many."""
+    def check_inputs(self, node: Node, inputs: int) -> None:
+        """Check that an operator reads the current value first, and at most `inputs` inputs."""
         if node.inputs[0] != self.name or len(node.inputs) > inputs:
             raise node.refused(f"its inputs are {', '.join(node.inputs)[:199]}")
 
     def channels(self, node: Node, array: NDArray[Any]) -> int:
-        """Return how many numbers there are; they must be as many as channels."""
+        """Return the number of channels, which must be the length of an array."""
         if not self.shape or self.shape[-1] != len(array):
             raise node.refused(f"{len(array)} numbers do not fit samples of {self.shape}")
         return len(array)
 
-    # -- Where the channels are
+    # -- Position of the channels
 
-    def facing(self, node: Node, *, turned: bool) -> None:
-        """Check where the channels are."""
-        if self.turned != turned:
-            where = "behind the samples" if turned else "last"
+    def check_layout(self, node: Node, *, channels_first: bool) -> None:
+        """Check that the channels are first, or last."""
+        if self.channels_first != channels_first:
+            where = "first (N, C, ...)" if channels_first else "last"
             raise node.refused(
-                f"it needs the channels {where}; gpunn's layout is channels last: a Transpose must "
-                "stand before and after each operator on images, or say channels_first=True of a "
-                "graph whose input has them behind the samples"
+                f"it needs the channels {where}; gpunn's layout is channels last: each operator on "
+                "images needs a Transpose before and after it; if the graph's input has the "
+                "channels first, pass channels_first=True"
             )
 
     def is_last(self, axis: int) -> bool:
-        """Return whether an axis of the graph is that of the channels."""
+        """Return whether an axis of the graph's array is the channel axis."""
         axes = len(self.shape) + 1
-        return axis % axes == (1 if self.turned else axes - 1) if -axes <= axis < axes else False
+        return (
+            axis % axes == (1 if self.channels_first else axes - 1)
+            if -axes <= axis < axes
+            else False
+        )
 
     def transpose(self, node: Node) -> None:
-        """Note that the channels move."""
+        """Follow an operator that moves the channel axis."""
         axes, perm = len(self.shape) + 1, node.take("perm", [])
-        if perm != (last(axes) if self.turned else first(axes)):
+        if perm != (last(axes) if self.channels_first else first(axes)):
             raise node.refused(f"perm is {perm!r:.99}, which does not move the channels")
-        self.turned = not self.turned
+        self.channels_first = not self.channels_first
 
     def flatten(self) -> Shape:
-        """Note that the axes of each sample become one; return its shape."""
+        """Follow an operator that flattens each sample; return the sample's new shape."""
         *pixels, channels = self.shape or (1,)
-        if self.turned and min(math.prod(pixels), channels) > 1:
+        if self.channels_first and min(math.prod(pixels), channels) > 1:
             self.flattened = channels, math.prod(pixels)
-        self.turned = False
+        self.channels_first = False
         return (math.prod(self.shape),)
 
-    def ordered(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array with a row for each entry in the order of the layers, not the graph."""
+    def reorder_rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Reorder an array with one row per entry from the graph's order to the layers'."""
         if self.flattened is None or array.shape[0] != math.prod(self.flattened):
             return array
         rows = array.reshape(*self.flattened, *array.shape[1:])
@@ -158,6 +162,6 @@ def fill(node: Node, item: Held, array: NDArray[Any]) -> None:
     """Write a constant into a layer."""
     if tuple(item.value.shape) != array.shape:
         raise node.refused(
-            f"constants of {array.shape}, where {tuple(item.value.shape)} are wanted"
+            f"it has constants of shape {array.shape}; expected {tuple(item.value.shape)}"
         )
     item.value[...] = array

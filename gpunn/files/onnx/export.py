@@ -1,4 +1,4 @@
-"""Writing models as ONNX graphs, for other programs to compute."""
+"""Export models as ONNX graphs, for other programs to run."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from gpunn.nn.tree import entrance
 if TYPE_CHECKING:
     from gpunn._typing import Array, Shape
 
-#: The version of ONNX's operators: the first that has GELU. And that of the file, which is as old.
+#: The version of the operators, the first that has GELU, and that of the file format, equally old.
 _OPERATORS, _FILE = 20, 9
 
-#: What one file holds at most: the format counts bytes in 31 bits.
+#: The size limit of a file: the format counts bytes in 31 bits.
 _MOST_BYTES = 2**31 - 1
 
 
 def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | Shape) -> None:
-    """Write a model as an ONNX file, which other programs can compute predictions from.
+    """Write a model as an ONNX file, from which other programs can compute predictions.
 
-    The graph computes what ``model(x)`` does without a tape: dropout passes its input on, and batch
-    norm uses its running statistics. Its input ``input`` and its output ``output`` have gpunn's
-    layout, channels last, with any number of samples; where an operator of ONNX wants the channels
-    behind the samples, the axes are moved before and after it. Parameters keep their dotted names.
-    The file is replaced at once or not at all, as by `save`.
+    The graph computes the same as ``model(x)`` without a tape: dropout passes its input through,
+    and batch norm uses its running statistics. Its input ``input`` and its output ``output`` have
+    gpunn's layout, channels last, with any number of samples; around ONNX operators that expect
+    channels first, the axes are transposed. Parameters keep their dotted names. The file is
+    replaced entirely or not at all, as by `save`.
 
     Parameters
     ----------
     model : Layer
-        Of layers of gpunn's, with parameters of float32, on any backend.
+        Built from gpunn's layers, with float32 parameters, on any backend.
     path : path
         Usually ends in ``.onnx``.
     input_shape : int or tuple of int
-        The shape of one sample. All but the number of samples is fixed in the graph.
+        The shape of one sample. Only the number of samples is left open in the graph.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | S
         If onnx is not installed: ``pip install "gpunn[onnx]"``.
     SettingError
         If a layer has no counterpart in ONNX, such as one of your own; if parameters are not
-        float32, or too large for one file; if an argument is none of those above.
+        float32, or too large for one file; if an argument is not valid.
     ShapeError
         If the model does not take samples of that shape.
     PathError
@@ -59,9 +59,9 @@ def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | S
 
     Notes
     -----
-    Operators of version 20. GroupNorm, RMSNorm, MultiHeadAttention, SiLU and LogSigmoid are written
-    as several operators. A mask of attention is no part of the graph, and a token outside the
-    table is for the program that computes it to find.
+    Operators are of version 20. GroupNorm, RMSNorm, MultiHeadAttention, SiLU and LogSigmoid are
+    written as several operators. Attention masks are not part of the graph. Detecting a token
+    outside the table is left to the program that runs the graph.
     """
     if not isinstance(model, Layer):
         raise SettingError(
@@ -80,7 +80,7 @@ def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | S
     model.forward(sample)  # its layers check shapes as they do in any pass
     graph = Graph(model)
     output = write_layer(graph, model, Value("input", sample))
-    replace_file("export_onnx", Path(path), [_serialized(graph, Value("input", sample), output)])
+    replace_file("export_onnx", Path(path), [_serialize(graph, Value("input", sample), output)])
 
 
 def _check_numbers(model: Layer) -> None:
@@ -90,17 +90,17 @@ def _check_numbers(model: Layer) -> None:
         if dtype_name(item.value) != "float32":
             raise SettingError(
                 f"export_onnx: {name} is {dtype_name(item.value)}, and a graph has float32, since "
-                'few programs compute with other numbers; export a copy after .to(dtype="float32")'
+                'few programs support other dtypes; export a copy after .to(dtype="float32")'
             )
     size = sum(4 * item.value.size for item in held.values())
     if size > _MOST_BYTES:
         raise SettingError(
-            f"export_onnx: the parameters have {size} bytes, and an ONNX file holds {_MOST_BYTES}"
+            f"export_onnx: the parameters have {size} bytes; an ONNX file holds up to {_MOST_BYTES}"
         )
 
 
 def _sample(model: Layer, shape: Shape) -> Array:
-    """Return one sample of zeros, where the model is."""
+    """Return one sample of zeros, on the model's device."""
     held = next(iter(model.parameters()), None)
     place = get_backend("numpy") if held is None else backend_of(held.value)
     assert place is not None  # noqa: S101 (parameters hold arrays)
@@ -109,25 +109,25 @@ def _sample(model: Layer, shape: Shape) -> Array:
         return place.full((1, *shape), 0, dtype)
 
 
-def _serialized(graph: Graph, x: Value, y: Value) -> bytes:
-    """Return the file: the graph, its constants, and what goes in and out."""
+def _serialize(graph: Graph, x: Value, y: Value) -> bytes:
+    """Return the content of the file: the graph with its constants, input and output."""
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415
 
-    def described(name: str, value: Value) -> Any:
+    def describe(name: str, value: Value) -> Any:
         integers = dtype_name(value.sample) == "int64"
         numbers = TensorProto.INT64 if integers else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, numbers, ["N", *value.shape])
 
     graph.nodes.append(helper.make_node("Identity", [y.name], ["output"], name="output"))
-    made = helper.make_graph(
+    graph_proto = helper.make_graph(
         graph.nodes,
         "gpunn",
-        [described("input", x)],
-        [described("output", y)],
+        [describe("input", x)],
+        [describe("output", y)],
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
     model: Any = helper.make_model(
-        made,
+        graph_proto,
         opset_imports=[helper.make_opsetid("", _OPERATORS)],
         ir_version=_FILE,
         producer_name="gpunn",

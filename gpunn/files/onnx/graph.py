@@ -1,4 +1,4 @@
-"""A graph of ONNX operators while it is written: nodes, constants, and values with a sample."""
+"""An ONNX graph under construction: nodes, constants, and values with a sample."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Value(NamedTuple):
-    """What an operator returns: its name in the graph, and what a layer gave for one sample.
+    """An operator's output: its name in the graph, and the layer's output for one sample.
 
-    The sample tells shapes, and the layer that computed it has checked its input.
+    The sample gives the shape, and computing it makes the layer check its input.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Graph:
         return name
 
     def constant(self, values: Any, dtype: str = "float32") -> str:
-        """Add numbers; return their name."""
+        """Add a constant; return its name."""
         name = f"constant_{len(self.constants)}"
         self.constants[name] = np.array(values, dtype, order="C")
         return name
@@ -65,27 +65,27 @@ class Graph:
     def held(
         self, item: Parameter | Buffer, turn: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
     ) -> str:
-        """Add a parameter or buffer, in another layout if need be; once if it is shared."""
+        """Add a parameter or buffer, in another layout if needed, and once if shared."""
         name = self._names[id(item)]
         if name not in self.constants:
             self.constants[name] = np.array(turn(to_numpy(item.value)), "float32", order="C")
         return name
 
     def reshape(self, name: str, sample: Sequence[int]) -> str:
-        """Give each sample another shape; a 0 stands for the number of samples."""
+        """Reshape each sample; a 0 stands for the number of samples."""
         return self.node("Reshape", name, self.constant([0, *sample], "int64"))
 
     def linear(self, name: str, weight: Parameter, bias: Parameter | None) -> str:
-        """Multiply the last axis by a matrix, and add a bias if there is one."""
+        """Multiply by a matrix along the last axis, and add the bias, if any."""
         z = self.node("MatMul", name, self.held(weight))
         return z if bias is None else self.node("Add", z, self.held(bias))
 
     def channels_first(self, name: str, axes: int) -> str:
-        """Move the channels to where ONNX has them: behind the samples."""
+        """Move the channels to ONNX's place, right after the samples."""
         return self.node("Transpose", name, perm=first(axes)) if axes > 2 else name
 
     def channels_last(self, name: str, axes: int) -> str:
-        """Move them back."""
+        """Move the channels back to the end."""
         return self.node("Transpose", name, perm=last(axes)) if axes > 2 else name
 
 
@@ -97,10 +97,10 @@ def settings_of(node: Any) -> dict[str, Any]:
 
 
 def first(axes: int) -> list[int]:
-    """Return the order of axes that moves the channels behind the samples."""
+    """Return the permutation of axes that moves the channels right after the samples."""
     return [0, axes - 1, *range(1, axes - 1)]
 
 
 def last(axes: int) -> list[int]:
-    """Return the order of axes that moves them to the end."""
+    """Return the permutation of axes that moves the channels to the end."""
     return [0, *range(2, axes), 1]

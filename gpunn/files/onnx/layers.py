@@ -1,8 +1,8 @@
 """The ONNX operators of each layer.
 
-Operators on images and sequences have the channels behind the samples, and gpunn has them last: a
-`Transpose` stands before and after each of those. A subclass may compute anything, so a layer is
-known by its class itself.
+Operators on images and sequences have the channels first, right after the samples, and gpunn has
+them last: each such operator has a `Transpose` before and after it. A subclass may compute
+anything, so a layer is looked up by its exact class.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def write_layer(graph: Graph, layer: Any, x: Value) -> Value:
-    """Add a layer's operators, of all layers in it, too; return its output.
+    """Add the operators of a layer and all layers in it; return its output.
 
     Raises
     ------
@@ -57,13 +57,13 @@ def write_layer(graph: Graph, layer: Any, x: Value) -> Value:
     if kind in _CONTAINERS:
         return _CONTAINERS[kind](graph, layer, x)
     sample = layer.forward(x.sample)
-    return Value(write_alone(graph, layer, x), sample)
+    return Value(write_single(graph, layer, x), sample)
 
 
-def write_alone(graph: Graph, layer: Any, x: Value) -> str:
-    """Add the operators of a layer that is no container; of the sample, only the shape counts."""
+def write_single(graph: Graph, layer: Any, x: Value) -> str:
+    """Add the operators of a layer that is not a container; the sample serves for its shape."""
     if isinstance(layer, Activation):
-        return _activated(graph, layer, x.name)
+        return _activation(graph, layer, x.name)
     if type(layer) not in _WRITERS:
         raise _unknown(layer)
     return _WRITERS[type(layer)](graph, layer, x)
@@ -71,12 +71,12 @@ def write_alone(graph: Graph, layer: Any, x: Value) -> str:
 
 def _unknown(layer: Layer) -> SettingError:
     return SettingError(
-        f"export_onnx: {type(layer).__name__}, shown as {layer!r}, has no counterpart in ONNX: "
-        "what a class of your own computes is not known; export the layers before it, as model[:2]"
+        f"export_onnx: {type(layer).__name__}, shown as {layer!r}, has no counterpart in ONNX (no "
+        "class of your own has one); export the layers before it, such as model[:2]"
     )
 
 
-def _activated(graph: Graph, activation: Activation, name: str) -> str:
+def _activation(graph: Graph, activation: Activation, name: str) -> str:
     written = write_activation(graph, name, activation)
     if written is None:
         raise _unknown(activation)
@@ -104,17 +104,17 @@ def _parallel(graph: Graph, layer: Parallel, x: Value) -> Value:
 
 
 def _dense(graph: Graph, layer: Dense, x: Value) -> str:
-    return _activated(graph, layer.activation, graph.linear(x.name, layer.weight, layer.bias))
+    return _activation(graph, layer.activation, graph.linear(x.name, layer.weight, layer.bias))
 
 
-def _windowed(graph: Graph, x: Value, write: Callable[[str], str]) -> str:
-    """Add an operator between two transpositions."""
+def _between_transposes(graph: Graph, x: Value, write: Callable[[str], str]) -> str:
+    """Add an operator between two transposes."""
     axes = x.sample.ndim
     return graph.channels_last(write(graph.channels_first(x.name, axes)), axes)
 
 
-def _of_window(window: Window, axes: int) -> dict[str, list[int]]:
-    """Return the attributes that place a window; that of a sequence lies in its second axis."""
+def _window_attributes(window: Window, axes: int) -> dict[str, list[int]]:
+    """Return the attributes of a window; a sequence's window uses the second axis only."""
     return {
         "kernel_shape": list(window.size[-axes:]),
         "strides": list(window.stride[-axes:]),
@@ -124,19 +124,19 @@ def _of_window(window: Window, axes: int) -> dict[str, list[int]]:
 
 
 def _filters(axes: int, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return filters (k, l, C, K) as (K, C, k, l), those of sequences as (K, C, l)."""
-    turned = weight.transpose(3, 2, 0, 1)
-    return turned if axes == 2 else turned[:, :, 0]
+    """Return filters (k, l, C, K) as (K, C, k, l), or for sequences as (K, C, l)."""
+    transposed = weight.transpose(3, 2, 0, 1)
+    return transposed if axes == 2 else transposed[:, :, 0]
 
 
 def _convolution(graph: Graph, layer: Conv1d | Conv2d, x: Value) -> str:
-    settings: dict[str, Any] = _of_window(layer._window(x.sample), layer.axes)
-    return _convolved(graph, layer, x, "Conv", settings)
+    settings: dict[str, Any] = _window_attributes(layer._window(x.sample), layer.axes)
+    return _write_convolution(graph, layer, x, "Conv", settings)
 
 
-def _transposed(graph: Graph, layer: ConvTranspose2d, x: Value) -> str:
+def _conv_transpose(graph: Graph, layer: ConvTranspose2d, x: Value) -> str:
     window = layer._window(x.sample)
-    settings: dict[str, Any] = _of_window(window, 2)
+    settings: dict[str, Any] = _window_attributes(window, 2)
     settings["output_padding"] = [
         side - (stride * (given - 1) + reach - before - after)
         for side, stride, given, reach, before, after in zip(
@@ -144,31 +144,33 @@ def _transposed(graph: Graph, layer: ConvTranspose2d, x: Value) -> str:
             strict=False,
         )
     ]
-    return _convolved(graph, layer, x, "ConvTranspose", settings)
+    return _write_convolution(graph, layer, x, "ConvTranspose", settings)
 
 
-def _convolved(
+def _write_convolution(
     graph: Graph, layer: Conv1d | Conv2d | ConvTranspose2d, x: Value, operator: str, settings: Any
 ) -> str:
     weight = graph.held(layer.weight, partial(_filters, layer.axes))
     more = [] if layer.bias is None else [graph.held(layer.bias)]
     settings["group"] = layer.groups
-    z = _windowed(graph, x, lambda name: graph.node(operator, name, weight, *more, **settings))
-    return _activated(graph, layer.activation, z)
+    z = _between_transposes(
+        graph, x, lambda name: graph.node(operator, name, weight, *more, **settings)
+    )
+    return _activation(graph, layer.activation, z)
 
 
 def _max_pool(graph: Graph, layer: MaxPool1d | MaxPool2d, x: Value) -> str:
-    settings: Any = _of_window(layer._window(x.sample), layer.axes)
-    return _windowed(graph, x, lambda name: graph.node("MaxPool", name, **settings))
+    settings: Any = _window_attributes(layer._window(x.sample), layer.axes)
+    return _between_transposes(graph, x, lambda name: graph.node("MaxPool", name, **settings))
 
 
 def _average_pool(graph: Graph, layer: AveragePool1d | AveragePool2d, x: Value) -> str:
-    settings: Any = _of_window(layer._window(x.sample), layer.axes)
+    settings: Any = _window_attributes(layer._window(x.sample), layer.axes)
     settings["count_include_pad"] = int(layer.count_include_pad)
-    return _windowed(graph, x, lambda name: graph.node("AveragePool", name, **settings))
+    return _between_transposes(graph, x, lambda name: graph.node("AveragePool", name, **settings))
 
 
-def _reduced(operator: str, graph: Graph, _: Layer, x: Value) -> str:
+def _global_pool(operator: str, graph: Graph, _: Layer, x: Value) -> str:
     axes = graph.constant(range(1, x.sample.ndim - 1), "int64")
     return graph.node(operator, x.name, axes, keepdims=0)
 
@@ -179,7 +181,9 @@ def _batch_norm(graph: Graph, layer: BatchNorm, x: Value) -> str:
     names = [*map(graph.held, parameters), *map(graph.held, running)]
     settings = {"epsilon": layer.epsilon, "momentum": 1.0 - layer.momentum}
     operator = "BatchNormalization"
-    return _windowed(graph, x, lambda name: graph.node(operator, name, *names, **settings))
+    return _between_transposes(
+        graph, x, lambda name: graph.node(operator, name, *names, **settings)
+    )
 
 
 def _layer_norm(graph: Graph, layer: LayerNorm, x: Value) -> str:
@@ -188,15 +192,16 @@ def _layer_norm(graph: Graph, layer: LayerNorm, x: Value) -> str:
     return graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=layer.epsilon)
 
 
-def _scaled(graph: Graph, name: str, axes: list[int], epsilon: float) -> str:
-    """Divide by the root of the mean square over some axes."""
+def _divide_by_rms(graph: Graph, name: str, axes: list[int], epsilon: float) -> str:
+    """Divide by the root mean square over some axes."""
     square = graph.node("ReduceMean", graph.node("Mul", name, name), graph.constant(axes, "int64"))
     root = graph.node("Sqrt", graph.node("Add", square, graph.constant(epsilon)))
     return graph.node("Div", name, root)
 
 
 def _rms_norm(graph: Graph, layer: RMSNorm, x: Value) -> str:
-    return graph.node("Mul", _scaled(graph, x.name, [-1], layer.epsilon), graph.held(layer.gain))
+    normalised = _divide_by_rms(graph, x.name, [-1], layer.epsilon)
+    return graph.node("Mul", normalised, graph.held(layer.gain))
 
 
 def _group_norm(graph: Graph, layer: GroupNorm, x: Value) -> str:
@@ -205,7 +210,7 @@ def _group_norm(graph: Graph, layer: GroupNorm, x: Value) -> str:
     view = (math.prod(x.shape[:-1]), groups, layer.channels // groups)
     rows = graph.reshape(x.name, view)
     mean = graph.node("ReduceMean", rows, graph.constant(axes, "int64"))
-    scaled = _scaled(graph, graph.node("Sub", rows, mean), axes, layer.epsilon)
+    scaled = _divide_by_rms(graph, graph.node("Sub", rows, mean), axes, layer.epsilon)
     y = graph.node("Mul", graph.reshape(scaled, x.shape), graph.held(layer.gain))
     return graph.node("Add", y, graph.held(layer.bias))
 
@@ -250,13 +255,13 @@ _WRITERS: dict[type, Callable[[Graph, Any, Value], str]] = {
     Dense: _dense,
     Conv1d: _convolution,
     Conv2d: _convolution,
-    ConvTranspose2d: _transposed,
+    ConvTranspose2d: _conv_transpose,
     MaxPool1d: _max_pool,
     MaxPool2d: _max_pool,
     AveragePool1d: _average_pool,
     AveragePool2d: _average_pool,
-    GlobalAveragePool: partial(_reduced, "ReduceMean"),
-    GlobalMaxPool: partial(_reduced, "ReduceMax"),
+    GlobalAveragePool: partial(_global_pool, "ReduceMean"),
+    GlobalMaxPool: partial(_global_pool, "ReduceMax"),
     BatchNorm: _batch_norm,
     LayerNorm: _layer_norm,
     RMSNorm: _rms_norm,

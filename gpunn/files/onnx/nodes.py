@@ -1,4 +1,4 @@
-"""The operators and constants of an ONNX graph, after checking what a file may claim of them."""
+"""The operators and constants of an ONNX graph, after checking the file's claims about them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     Constants = dict[str, NDArray[Any]]
 
 
-#: The largest sample, in numbers; no file of weights for a larger one would fit a disk.
+#: The largest sample, in numbers; weights for a larger one would not fit on a disk.
 _MOST_NUMBERS = 2**55
 
 
 class UnreadableError(ValueError):
-    """What is wrong with a graph; `import_onnx` says of which file."""
+    """A fault in a graph; `import_onnx` adds the name of the file."""
 
 
 @dataclass
 class Node:
-    """An operator: its type, the names that it reads and returns, and its settings.
+    """An operator: its type, the names of its inputs and outputs, and its settings.
 
-    A reader takes the settings that it understands; what is left over is not understood.
+    A reader takes the settings that it understands; any that are left over are unknown.
     """
 
     operator: str
@@ -41,7 +41,7 @@ class Node:
     settings: dict[str, Any]
 
     def take(self, name: str, default: Any) -> Any:
-        """Take a setting; it must be of the kind of its default."""
+        """Remove and return a setting; it must have the type of its default."""
         value = self.settings.pop(name, default)
         value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         value = list(value) if isinstance(value, (list, tuple)) else value
@@ -49,21 +49,21 @@ class Node:
             raise self.refused(f"{name} is {value!r:.99}")
         return value
 
-    def only(self, name: str, value: Any) -> None:
-        """Take a setting that may have one value only, which is also ONNX's default."""
+    def require(self, name: str, value: Any) -> None:
+        """Remove a setting that must have a given value, which is also ONNX's default."""
         found = self.take(name, value)
         if found != value:
             raise self.refused(f"{name} is {found!r:.99}, and only {value!r} can be read")
 
     def refused(self, why: str) -> UnreadableError:
-        """Return the error for this operator."""
+        """Return the error that says why this operator cannot be read."""
         return UnreadableError(f"the operator {self.operator} cannot be read: {why}")
 
 
 class Source(NamedTuple):
-    """A graph: its operators in order, constants, and what goes in and out.
+    """A graph: its operators in order, constants, input and output.
 
-    `nodes` are those that compute something from the input; `shape` is that of one sample.
+    `nodes` are the operators that depend on the input; `shape` is the shape of one sample.
     """
 
     nodes: list[Node]
@@ -75,11 +75,11 @@ class Source(NamedTuple):
 
 
 def source_of(graph: Any) -> Source:
-    """Return a graph of a file."""
+    """Return the graph of a file as a `Source`."""
     from onnx import TensorProto  # noqa: PLC0415 (optional)
 
     if graph.sparse_initializer:
-        raise UnreadableError("it has sparse constants, which are not read")
+        raise UnreadableError("it has sparse constants, which are not supported")
     constants = {each.name: array_of(each, each.name) for each in graph.initializer}
     inputs = [each for each in graph.input if each.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
@@ -88,33 +88,33 @@ def source_of(graph: Any) -> Source:
             "expected"
         )
     (given,) = inputs
-    nodes = list(_computing([_node(each) for each in graph.node], constants, given.name))
+    nodes = list(_fold_constants([_node(each) for each in graph.node], constants, given.name))
     integers = given.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
     return Source(nodes, constants, given.name, _shape(given), integers, graph.output[0].name)
 
 
-def _computing(nodes: list[Node], constants: Constants, given: str) -> Iterator[Node]:
-    """Yield the operators that read the input or what comes of it; compute the other ones."""
+def _fold_constants(nodes: list[Node], constants: Constants, given: str) -> Iterator[Node]:
+    """Yield the operators that depend on the input; evaluate the others into `constants`."""
     known = {*constants, given}
     for node in nodes:
         used = [name for name in node.inputs if name]
-        strange = [name for name in used if name not in known]
-        if strange:
-            raise node.refused(f"nothing before it returns {strange[0]!r:.99}, which it reads")
+        unknown = [name for name in used if name not in known]
+        if unknown:
+            raise node.refused(f"nothing before it returns {unknown[0]!r:.99}, which it reads")
         for name in node.outputs:
             if name in known:
-                raise node.refused(f"the name {name!r:.99}, which it returns, is taken")
+                raise node.refused(f"the name of its output, {name!r:.99}, is taken")
             known.add(name)
         if not all(name in constants for name in used):
-            yield _data_first(node, constants)
+            yield _constant_last(node, constants)
         elif node.operator in _CONSTANT and len(node.outputs) == 1:
             constants[node.outputs[0]] = _CONSTANT[node.operator](node, constants)
         else:
-            raise node.refused("it computes with constants alone")
+            raise node.refused("it reads nothing but constants")
 
 
-def _data_first(node: Node, constants: Constants) -> Node:
-    """Return a sum or product with the constant last, as either may be written."""
+def _constant_last(node: Node, constants: Constants) -> Node:
+    """Return a node with the operands of a sum or product in order, constant last."""
     if node.operator in ("Add", "Mul") and len(node.inputs) == 2 and node.inputs[0] in constants:
         node.inputs.reverse()
     return node
@@ -144,14 +144,14 @@ def _slice(node: Node, constants: Constants) -> NDArray[Any]:
     """Return the first rows of a table."""
     table, *bounds = (constants[name] for name in node.inputs if name)
     if [bound.shape for bound in bounds] != [(1,), (1,)] or not table.ndim:
-        raise node.refused("of constants, only the first rows can be taken")
+        raise node.refused("it may take only the first rows of a constant")
     begin, end = (int(bound[0]) for bound in bounds)
     if begin != 0 or not 0 < end <= len(table):
         raise node.refused(f"it takes rows {begin} to {end} of {len(table)}")
     return table[:end]
 
 
-#: Operators on constants alone.
+#: Operators that may read nothing but constants.
 _CONSTANT: dict[str, Callable[[Node, Constants], NDArray[Any]]] = {
     "Constant": _constant,
     "Identity": lambda node, constants: constants[node.inputs[0]],
@@ -160,14 +160,14 @@ _CONSTANT: dict[str, Callable[[Node, Constants], NDArray[Any]]] = {
 
 
 def array_of(tensor: Any, name: str) -> NDArray[Any]:
-    """Return a constant of a file, after comparing its shape with the bytes that are there."""
+    """Return a constant of a file, after comparing its shape with its number of bytes."""
     from onnx import TensorProto  # noqa: PLC0415
 
     kinds = {TensorProto.FLOAT: ("<f4", "float_data"), TensorProto.INT64: ("<i8", "int64_data")}
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise UnreadableError(
-            f"the constant {name!r:.99} lies in another file, and none is followed; save the "
-            "model as one file"
+            f"the constant {name!r:.99} is in another file, which is not read; save the model as "
+            "one file"
         )
     if tensor.data_type not in kinds:
         raise UnreadableError(
@@ -187,23 +187,23 @@ def array_of(tensor: Any, name: str) -> NDArray[Any]:
 
 
 def _node(node: Any) -> Node:
-    """Return an operator; one that is not ONNX's own is refused."""
+    """Return an operator; refuse one that is not ONNX's own."""
     names = [node.domain, node.op_type, *node.input, *node.output]
     if not all(isinstance(name, str) for name in (*names, *(each.name for each in node.attribute))):
-        raise UnreadableError("it is damaged: a name is no text")  # bytes, where it is no UTF-8
+        raise UnreadableError("it is damaged: a name is not text")  # bytes that are not UTF-8
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    made = Node(operator[:199], list(node.input), list(node.output), {})
+    result = Node(operator[:199], list(node.input), list(node.output), {})
     if node.domain not in ("", "ai.onnx"):
-        raise made.refused("gpunn has no layer for it")
-    if not made.outputs or (not made.inputs and made.operator != "Constant"):
-        raise made.refused("gpunn has no layer for it, since it reads nothing or returns nothing")
+        raise result.refused("gpunn has no layer for it")
+    if not result.outputs or (not result.inputs and result.operator != "Constant"):
+        raise result.refused("gpunn has no layer for it, since it reads nothing or returns nothing")
     try:
-        made.settings = settings_of(node)
+        result.settings = settings_of(node)
     except ValueError as error:
-        raise made.refused(f"a setting is damaged ({error})") from error
-    if any(value is None for value in made.settings.values()):
-        raise made.refused("a setting has no value")
-    return made
+        raise result.refused(f"a setting is damaged ({error})") from error
+    if any(value is None for value in result.settings.values()):
+        raise result.refused("a setting has no value")
+    return result
 
 
 def _shape(given: Any) -> Shape:

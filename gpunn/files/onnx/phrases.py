@@ -1,8 +1,8 @@
-"""Layers that are several ONNX operators, recognised by writing them.
+"""Layers that are several ONNX operators, recognised by exporting them.
 
-Each phrase names its operators, and guesses the layer from the constants that they read. The guess
-counts if the layer, exported, gives these very operators: so nothing is read that means something
-else, and what an export looks like stands in one place.
+Each phrase is a sequence of operators, with a function that guesses the layer from the constants
+they read. The guess is accepted only if exporting that layer gives exactly these operators. So no
+operators are misread, and the exported form is defined in one place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from gpunn.errors import GpunnError
 from gpunn.files.onnx.chain import Chain, fill
 from gpunn.files.onnx.graph import Graph, Value, settings_of
-from gpunn.files.onnx.layers import write_alone
+from gpunn.files.onnx.layers import write_single
 from gpunn.files.onnx.nodes import Node, UnreadableError
 from gpunn.nn.activation import Activation, SiLU
 from gpunn.nn.activation_smooth import LogSigmoid
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Phrase(NamedTuple):
-    """A layer, the shape that it returns, and how many operators it is."""
+    """A layer, the shape of its output, and the number of its operators."""
 
     layer: Layer
     shape: Shape
@@ -39,22 +39,22 @@ class Phrase(NamedTuple):
 
 
 def phrase(chain: Chain, nodes: Sequence[Node]) -> Phrase | None:
-    """Return the layer that the next operators are together; None if they are none."""
+    """Return the layer that the next operators form together, or None."""
     for operators, guess in _PHRASES.get(nodes[0].operator, ()):
         given = nodes[: len(operators)]
         if [node.operator for node in given] != operators:
             continue
-        with suppress(GpunnError, UnreadableError):  # it is something else
+        with suppress(GpunnError, UnreadableError):  # not this layer
             layer = guess(chain, given)
-            if _is_written(chain, given, layer):
-                return _placed(chain, given, layer)
+            if _exports_as(chain, given, layer):
+                return _as_phrase(chain, given, layer)
     return None
 
 
-def _is_written(chain: Chain, nodes: Sequence[Node], layer: Layer) -> bool:
-    """Return whether these operators, on the current value, are what a layer is exported as."""
+def _exports_as(chain: Chain, nodes: Sequence[Node], layer: Layer) -> bool:
+    """Return whether a layer, applied to the current value, is exported as these operators."""
     graph, sample = Graph(layer), np.broadcast_to(np.float32(0), (1, *chain.shape))
-    write_alone(graph, layer, Value("x", sample))
+    write_single(graph, layer, Value("x", sample))
     theirs = {"x": chain.name}
     for wanted, node in zip(graph.nodes, nodes, strict=True):
         if (wanted.op_type, settings_of(wanted)) != (node.operator, node.settings):
@@ -77,15 +77,15 @@ def _equal(a: Any, b: Any) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
-def _placed(chain: Chain, nodes: Sequence[Node], layer: Layer) -> Phrase | None:
-    """Return a phrase if its layer computes the same where the channels are at the moment."""
+def _as_phrase(chain: Chain, nodes: Sequence[Node], layer: Layer) -> Phrase | None:
+    """Return a layer's phrase, or None if it would compute something else in this layout."""
     if isinstance(layer, Activation):
         return Phrase(layer, chain.shape, len(nodes))
-    if chain.turned or chain.integers:
+    if chain.channels_first or chain.integers:
         return None
     if not isinstance(layer, Dense):
         return None if chain.flattened else Phrase(layer, chain.shape, len(nodes))
-    layer.weight.value[...] = chain.ordered(layer.weight.value)
+    layer.weight.value[...] = chain.reorder_rows(layer.weight.value)
     chain.flattened = None
     return Phrase(layer, (*chain.shape[:-1], layer.out_features), len(nodes))
 
@@ -94,11 +94,11 @@ def _placed(chain: Chain, nodes: Sequence[Node], layer: Layer) -> Phrase | None:
 
 
 def _dense(chain: Chain, nodes: Sequence[Node]) -> Layer:
-    """Guess a product with a bias."""
+    """Guess a dense layer with a bias."""
     product, addition = nodes
     weight, bias = chain.constant(product, 1, 2), chain.constant(addition, 1, 1)
     if chain.shape[-1:] != weight.shape[:1]:
-        raise product.refused("it does not fit")
+        raise product.refused("its weights do not fit")
     layer = Dense(*weight.shape, rng=0)
     fill(product, layer.weight, weight)
     if layer.bias is not None:
@@ -118,7 +118,7 @@ def _group_norm(chain: Chain, nodes: Sequence[Node]) -> Layer:
     epsilon = chain.constant(nodes[5], 1, 0)
     gain, bias = (chain.constant(node, 1, 1) for node in nodes[-2:])
     if len(groups) != 4:
-        raise nodes[0].refused("it makes no groups")
+        raise nodes[0].refused("it does not form groups")
     layer = GroupNorm(int(groups[2]), chain.channels(nodes[-2], gain), float(epsilon))
     fill(nodes[-2], layer.gain, gain)
     if layer.bias is not None:
@@ -127,7 +127,7 @@ def _group_norm(chain: Chain, nodes: Sequence[Node]) -> Layer:
 
 
 def _attention(chain: Chain, nodes: Sequence[Node]) -> Layer:
-    """Guess attention; its sums are those with the biases and, if it is causal, with a mask."""
+    """Guess attention; its sums add the biases, if any, and the mask, if it is causal."""
     products, sums, shapes = (
         [node for node in nodes if node.operator == operator]
         for operator in ("MatMul", "Add", "Reshape")
@@ -136,7 +136,7 @@ def _attention(chain: Chain, nodes: Sequence[Node]) -> Layer:
     heads, n = chain.constant(shapes[0], 1, 1, "int64"), len(weight)
     shaped = (weight.shape, output.shape) == ((n, 3 * n), (n, n))
     if len(chain.shape) != 2 or chain.shape[1] != n or not shaped or len(heads) != 5:
-        raise nodes[0].refused("it is no attention")
+        raise nodes[0].refused("it is not attention")
     causal, bias = len(sums) % 2 == 1, len(sums) > 1
     if causal and chain.constant(sums[len(sums) // 2], 1, 2).shape != (chain.shape[0],) * 2:
         raise nodes[0].refused("its mask is of another length")
@@ -155,7 +155,7 @@ def _activation(make: Callable[[], Layer]) -> Callable[[Chain, Sequence[Node]], 
 
 _SCALED = "Mul ReduceMean Add Sqrt Div"
 
-#: The operators of each phrase, and what guesses its layer.
+#: The operators of each phrase, and the function that guesses its layer.
 _TABLE: dict[str, Callable[[Chain, Sequence[Node]], Layer]] = {
     "Sigmoid Mul": _activation(SiLU),
     "Neg Softplus Neg": _activation(LogSigmoid),
@@ -170,11 +170,11 @@ _TABLE: dict[str, Callable[[Chain, Sequence[Node]], Layer]] = {
     "MatMul Add": _dense,
 }
 
-#: The same by the first operator.
+#: The same, grouped by the first operator.
 _PHRASES = {
     first: [(words.split(), guess) for words, guess in _TABLE.items() if words.split()[0] == first]
     for first in {words.split()[0] for words in _TABLE}
 }
 
-#: The most operators in a phrase.
+#: The largest number of operators in a phrase.
 LONGEST = max(len(words.split()) for words in _TABLE)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _activation(make: Callable[[Node], Layer], inputs: int = 1) -> Callable[[Chain, Node], None]:
     def read(chain: Chain, node: Node) -> None:
-        chain.data_first(node, inputs)
+        chain.check_inputs(node, inputs)
         chain.add(make(node), chain.shape)
 
     return read
@@ -31,7 +31,7 @@ def _over_last(make: Callable[[], Layer]) -> Callable[[Chain, Node], None]:
     def read(chain: Chain, node: Node) -> None:
         axis = node.take("axis", -1)
         if not chain.is_last(axis):
-            raise node.refused(f"axis is {axis}, and only that of the channels can be read")
+            raise node.refused(f"axis is {axis}, and only the channel axis can be read")
         chain.add(make(), chain.shape)
 
     return read
@@ -54,12 +54,12 @@ def _hard_sigmoid(node: Node) -> Layer:
 def _softshrink(node: Node) -> Layer:
     limit, bias = node.take("lambd", 0.5), node.take("bias", 0.0)
     if limit != bias:
-        raise node.refused(f"lambd and bias are {limit} and {bias}, which gpunn has alike")
+        raise node.refused(f"lambd and bias are {limit} and {bias}, and must be equal in gpunn")
     return hard.Softshrink(limit)
 
 
 def _clip(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 3)
+    chain.check_inputs(node, 3)
     lowest, highest = (float(chain.constant(node, i, 0)) for i in (1, 2))
     if (lowest, highest) == (0.0, 6.0):
         chain.add(hard.ReLU6(), chain.shape)
@@ -70,14 +70,14 @@ def _clip(chain: Chain, node: Node) -> None:
 
 
 def _dropout(chain: Chain, node: Node) -> None:
-    """Read dropout, which does nothing outside training."""
-    chain.data_first(node, 2)
+    """Read dropout, which has no effect outside training."""
+    chain.check_inputs(node, 2)
     node.take("seed", 0)
     rate = chain.constant(node, 1, 0) if len(node.inputs) > 1 else np.float32(0.5)
     chain.add(Dropout(float(rate)), chain.shape)
 
 
-#: What reads each operator.
+#: The function that reads each operator.
 ACTIVATION_READERS: dict[str, Callable[[Chain, Node], None]] = {
     "Sigmoid": _activation(lambda _: plain.Sigmoid()),
     "Tanh": _activation(lambda _: plain.Tanh()),

@@ -1,4 +1,4 @@
-"""The layer of each ONNX operator that normalises, or has a number for each channel."""
+"""The layer of each ONNX operator that normalises, or has one parameter per channel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def _batch_norm(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 5)
-    chain.facing(node, turned=len(chain.shape) > 1)
-    node.only("training_mode", 0)
-    arrays = [chain.ordered(chain.constant(node, i, 1)) for i in range(1, 5)]
+    chain.check_inputs(node, 5)
+    chain.check_layout(node, channels_first=len(chain.shape) > 1)
+    node.require("training_mode", 0)
+    arrays = [chain.reorder_rows(chain.constant(node, i, 1)) for i in range(1, 5)]
     momentum, epsilon = 1.0 - node.take("momentum", 0.9), node.take("epsilon", 1e-5)
     layer = BatchNorm(chain.channels(node, arrays[0]), momentum, epsilon)
     assert layer.bias is not None  # noqa: S101 (batch norm has one)
@@ -31,10 +31,10 @@ def _batch_norm(chain: Chain, node: Node) -> None:
 
 def _feature_norm(kind: type[LayerNorm | RMSNorm]) -> Callable[[Chain, Node], None]:
     def read(chain: Chain, node: Node) -> None:
-        chain.data_first(node, 3 if kind is LayerNorm else 2)
-        node.only("stash_type", 1)
+        chain.check_inputs(node, 3 if kind is LayerNorm else 2)
+        node.require("stash_type", 1)
         axis, epsilon = node.take("axis", -1), node.take("epsilon", 1e-5)
-        chain.facing(node, turned=False)
+        chain.check_layout(node, channels_first=False)
         if axis not in (-1, len(chain.shape)):
             raise node.refused(f"axis is {axis}, and only the last one can be read")
         gain = chain.constant(node, 1, 1)
@@ -48,9 +48,9 @@ def _feature_norm(kind: type[LayerNorm | RMSNorm]) -> Callable[[Chain, Node], No
 
 
 def _group_norm(chain: Chain, node: Node) -> None:
-    chain.data_first(node, 3)
-    chain.facing(node, turned=len(chain.shape) > 1)
-    node.only("stash_type", 1)
+    chain.check_inputs(node, 3)
+    chain.check_layout(node, channels_first=len(chain.shape) > 1)
+    node.require("stash_type", 1)
     gain, bias = (chain.constant(node, i, 1) for i in (1, 2))
     groups, epsilon = node.take("num_groups", 0), node.take("epsilon", 1e-5)
     layer = GroupNorm(groups, chain.channels(node, gain), epsilon)
@@ -61,13 +61,13 @@ def _group_norm(chain: Chain, node: Node) -> None:
 
 
 def _prelu(chain: Chain, node: Node) -> None:
-    """Read slopes (C,) or, where the channels stand in front, (C, 1, 1)."""
-    chain.data_first(node, 2)
+    """Read slopes (C,) or, where the channels are first, (C, 1, 1)."""
+    chain.check_inputs(node, 2)
     slope: Any = chain.constants.get(node.inputs[1] if len(node.inputs) > 1 else "")
-    axes = len(chain.shape) if chain.turned and slope is not None and slope.size > 1 else 1
+    axes = len(chain.shape) if chain.channels_first and slope is not None and slope.size > 1 else 1
     slope = chain.constant(node, 1, axes)
     if slope.shape[1:] != (1,) * (axes - 1):
-        raise node.refused(f"its slopes have the shape {slope.shape}")
+        raise node.refused(f"its slopes have shape {slope.shape}")
     slope = slope.reshape(-1)
     layer = PReLU(1 if len(slope) == 1 else chain.channels(node, slope))
     fill(node, layer.slope, slope)

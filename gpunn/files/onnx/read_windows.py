@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def _window_settings(node: Node, axes: int) -> dict[str, Any]:
-    """Take the settings of a window: each a number for each axis."""
-    node.only("auto_pad", "NOTSET")
+    """Take the settings of a window, each with one number per axis."""
+    node.require("auto_pad", "NOTSET")
     taken = {
         "kernel_size": node.take("kernel_shape", []),
         "stride": node.take("strides", [1] * axes),
@@ -30,11 +30,11 @@ def _window_settings(node: Node, axes: int) -> dict[str, Any]:
     }
     for name, numbers in taken.items():
         if len(numbers) != axes:
-            raise node.refused(f"{name} is {numbers!r:.99}, and {axes} numbers are expected")
+            raise node.refused(f"{name} is {numbers!r:.99}; expected {axes} numbers")
     return {name: tuple(numbers) for name, numbers in taken.items()}
 
 
-def _placed(
+def _with_padding(
     chain: Chain,
     node: Node,
     make: Callable[[Any], Layer],
@@ -42,7 +42,7 @@ def _placed(
 ) -> tuple[Layer, Window]:
     """Return the layer with the padding of an operator, and its window.
 
-    As much padding on both sides is a number; else it may be what "same" means for this image.
+    Padding that is equal on both sides becomes numbers; any other must equal "same" padding.
     """
     axes = len(chain.shape) - 1
     pads = node.take("pads", [0] * 2 * axes)
@@ -55,9 +55,9 @@ def _placed(
 
 
 def _convolution(chain: Chain, node: Node) -> None:
-    """Add a convolution, or the transpose of one."""
-    chain.data_first(node, 3)
-    chain.facing(node, turned=True)
+    """Add a convolution or a transposed convolution."""
+    chain.check_inputs(node, 3)
+    chain.check_layout(node, channels_first=True)
     axes, transposed = len(chain.shape) - 1, node.operator == "ConvTranspose"
     if axes not in (1, 2) or (transposed and axes == 1):
         raise node.refused(f"samples have the shape {chain.shape}")
@@ -68,7 +68,7 @@ def _convolution(chain: Chain, node: Node) -> None:
     kind: Any = ConvTranspose2d if transposed else (Conv1d, Conv2d)[axes - 1]
     channels = (other, own) if transposed else (own, other)
     if transposed:
-        node.only("output_shape", [])
+        node.require("output_shape", [])
         settings["output_padding"] = tuple(node.take("output_padding", [0, 0]))
 
     def make(padding: Any) -> Layer:
@@ -76,7 +76,9 @@ def _convolution(chain: Chain, node: Node) -> None:
         return layer
 
     layer: Any
-    layer, window = _placed(chain, node, make, lambda made: _convolved(made, chain.shape))
+    layer, window = _with_padding(
+        chain, node, make, lambda candidate: _window_of(candidate, chain.shape)
+    )
     moved = filters[:, :, None] if axes == 1 else filters
     fill(node, layer.weight, moved.transpose(2, 3, 1, 0))
     if bias:
@@ -86,13 +88,13 @@ def _convolution(chain: Chain, node: Node) -> None:
 
 
 def _with_kernel(node: Node, filters: NDArray[Any]) -> Node:
-    """Check the size of the filters, which a convolution need not state."""
-    node.only("kernel_shape", list(filters.shape[2:]))
+    """Check the operator's kernel size, if it states one, and set it to that of the filters."""
+    node.require("kernel_shape", list(filters.shape[2:]))
     node.settings["kernel_shape"] = list(filters.shape[2:])
     return node
 
 
-def _convolved(layer: Any, shape: tuple[int, ...]) -> Window | None:
+def _window_of(layer: Any, shape: tuple[int, ...]) -> Window | None:
     settings = layer._settings()
     if not isinstance(layer, ConvTranspose2d):
         return window_over(layer, (1, *shape), settings)
@@ -102,18 +104,18 @@ def _convolved(layer: Any, shape: tuple[int, ...]) -> Window | None:
 
 def _pool(chain: Chain, node: Node) -> None:
     """Add a pool."""
-    chain.data_first(node, 1)
-    chain.facing(node, turned=True)
+    chain.check_inputs(node, 1)
+    chain.check_layout(node, channels_first=True)
     axes = len(chain.shape) - 1
     if axes not in (1, 2):
         raise node.refused(f"samples have the shape {chain.shape}")
     settings = _window_settings(node, axes)
     if set(settings.pop("dilation")) != {1}:
         raise node.refused("its window has gaps (dilations)")
-    node.only("ceil_mode", 0)
+    node.require("ceil_mode", 0)
     kind: Any = (MaxPool1d, MaxPool2d)[axes - 1]
     if node.operator == "MaxPool":
-        node.only("storage_order", 0)
+        node.require("storage_order", 0)
     else:
         kind = (AveragePool1d, AveragePool2d)[axes - 1]
         settings["count_include_pad"] = bool(node.take("count_include_pad", 0))
@@ -126,7 +128,7 @@ def _pool(chain: Chain, node: Node) -> None:
         own = settings_of(made.kernel_size, made.stride, made.padding)
         return window_over(made, (1, *chain.shape), own)
 
-    layer, window = _placed(chain, node, make, window_of)
+    layer, window = _with_padding(chain, node, make, window_of)
     chain.add(layer, (*window.output[-axes:], chain.shape[-1]))
 
 
