@@ -60,7 +60,7 @@ class Frame:
         self._views = [context.data for context in self._contexts]
         costs, penalties = self._by_thread
         rates, decays, epsilons = self._given
-        arrays = {"rates": rates, "decays": decays, "epsilons": epsilons}
+        arrays: dict[str, Array] = {"rates": rates, "decays": decays, "epsilons": epsilons}
         arrays |= {"costs": costs, "penalties": penalties, "totals": self._totals}
         arrays |= {"steps_done": self.steps_done}
         for word, array in arrays.items():
