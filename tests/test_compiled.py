@@ -102,9 +102,9 @@ class TestLoops:
         b = matrix(n, k) if transposed[1] else matrix(k, n)
         c = matrix(m, n)
         beside = c.base[:, n:].copy()
-        room = np.zeros(products.ROOM // 8)
+        workspace = np.zeros(products.WORKSPACE_BYTES // 8)
         places = [(x.ctypes.data, x.strides[0] // x.itemsize) for x in (a, b, c)]
-        _multiply(shape, transposed, *places, room.ctypes.data, np.dtype(dtype).type(1))
+        _multiply(shape, transposed, *places, workspace.ctypes.data, np.dtype(dtype).type(1))
         wanted = (a.T if transposed[0] else a) @ (b.T if transposed[1] else b)
         assert_allclose(c, wanted, rtol=1e-9 if dtype == "float64" else 1e-3, atol=1e-3)
         assert_array_equal(c.base[:, n:], beside)

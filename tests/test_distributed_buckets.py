@@ -85,7 +85,7 @@ def plain(parameters: Any, rate: float, **_: Any) -> gn.SGD:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_so_are_those_of_recorded_steps(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu.CpuSteps, "_threads_worth", lambda _: threads)
+    monkeypatch.setattr(cpu.CpuSteps, "_max_useful_threads", lambda _: threads)
     monkeypatch.setattr(cpu.CpuSteps, "_threads", lambda *_: threads)
     monkeypatch.setattr(cpu, "one_thread", Unlimited)
     placed: list[list[str]] = []

@@ -81,7 +81,7 @@ class TestRecorded:
 
     def test_those_of_several_threads_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         alone = Run().fit()
-        monkeypatch.setattr(cpu.CpuSteps, "_threads_worth", lambda _: 2)
+        monkeypatch.setattr(cpu.CpuSteps, "_max_useful_threads", lambda _: 2)
         monkeypatch.setattr(cpu.CpuSteps, "_threads", lambda *_: 2)
         monkeypatch.setattr(cpu, "one_thread", Unlimited)
         runs = run_ranks(2, lambda c: Run(c).fit())
@@ -92,7 +92,7 @@ class TestRecorded:
     def test_an_error_in_a_sum_is_raised(
         self, threads: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cpu.CpuSteps, "_threads_worth", lambda _: threads)
+        monkeypatch.setattr(cpu.CpuSteps, "_max_useful_threads", lambda _: threads)
         monkeypatch.setattr(cpu.CpuSteps, "_threads", lambda *_: threads)
         monkeypatch.setattr(cpu, "one_thread", Unlimited)
 

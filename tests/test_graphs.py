@@ -266,7 +266,7 @@ class TestWhatMayHappenOnTheWay:
         runner = importlib.import_module("gpunn.program.cuda")
         trainer, loader = RUN.trainer(), RUN.loader()
         made = []
-        make = runner.CudaSteps._make_steps
+        make = runner.CudaSteps._launch_steps
 
         def interrupted(self: Any, *arguments: Any) -> None:
             steps = self._steps
@@ -289,7 +289,7 @@ class TestWhatMayHappenOnTheWay:
             finally:
                 self._steps = steps
 
-        monkeypatch.setattr(runner.CudaSteps, "_make_steps", interrupted)
+        monkeypatch.setattr(runner.CudaSteps, "_launch_steps", interrupted)
         history = trainer.fit(loader, 3, progress=False)
         assert history.stopped == "interrupted in epoch 2"
         assert trainer.optimizer.steps == 25

@@ -113,10 +113,10 @@ class TestThreads:
     def test_an_interrupt_while_work_is_given_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Those that are known to be at work are through when it is raised."""
         began, done = threading.Event(), threading.Event()
-        give_out, tasks = crew._Crew.give_out, []
+        submit, tasks = crew._Crew.submit, []
 
         def interrupted(*arguments: Any) -> Any:
-            tasks.append(give_out(*arguments))
+            tasks.append(submit(*arguments))
             if len(tasks) == 2:
                 began.wait()
                 raise KeyboardInterrupt
@@ -127,7 +127,7 @@ class TestThreads:
             time.sleep(0.05)
             done.set()
 
-        monkeypatch.setattr(crew._Crew, "give_out", interrupted)
+        monkeypatch.setattr(crew._Crew, "submit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             crew.run(work, 3, np.zeros(2, np.int64))
         assert done.is_set()
@@ -146,13 +146,13 @@ class TestThreads:
             seen.append(alive() is not None)
 
         def interrupted(self: Any, work: Any) -> Any:
-            task = give_out(self, work)
+            task = submit(self, work)
             monkeypatch.setattr(task, "wait", lambda: None)
             return task
 
-        give_out = crew._Crew.give_out
+        submit = crew._Crew.submit
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(crew._Crew, "give_out", interrupted)
+            patch.setattr(crew._Crew, "submit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 crew.run(work, 2, np.zeros(2, np.int64), held=held)
         del held
@@ -219,7 +219,7 @@ class TestThreads:
 import atexit, threading, numpy as np, gpunn as gn
 from gpunn.kernels import blas
 from gpunn.program import cpu
-blas._WORK_OF_ONE_THREAD, cpu._WORK_OF_A_THREAD = 0, 1
+blas._WORK_OF_ONE_THREAD, cpu._MIN_WORK_PER_THREAD = 0, 1
 
 def fit():
     model = gn.Dense(20, 3, rng=0)

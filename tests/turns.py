@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from gpunn.kernels import blas
 from gpunn.program import cpu, crew
-from gpunn.program.instructions.words import MADE, SIZE, START, STEP
+from gpunn.program.instructions.words import SIZE, START, STEP, STEPS_DONE
 from gpunn.program.interpreter import CONTEXT_SIZE, SEGMENT_SIZE
 
 
@@ -23,8 +23,8 @@ def threads_for_all(threads: int, rows: int = 1 << 20) -> Iterator[None]:
     """Let so many threads share each step, however small; a call takes so many rows."""
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
         patch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
-        patch.setattr(cpu, "_WORK_OF_A_THREAD", 1)
-        patch.setattr(cpu, "_ROWS_OF_A_THREAD", 1)
+        patch.setattr(cpu, "_MIN_WORK_PER_THREAD", 1)
+        patch.setattr(cpu, "_MIN_ROWS_PER_THREAD", 1)
         patch.setattr(cpu, "_ROWS_AT_ONCE", rows)
         yield
 
@@ -37,7 +37,7 @@ def taking_turns(threads: int, seed: int, rows: int = 1 << 20) -> Iterator[list[
     """
     turns = Turns(seed)
     with threads_for_all(1, rows), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu.CpuSteps, "_threads", lambda self, _: min(threads, self._most_threads))
+        patch.setattr(cpu.CpuSteps, "_threads", lambda self, _: min(threads, self._max_threads))
         patch.setattr(crew, "run", turns.run)
         yield turns.calls
 
@@ -84,7 +84,7 @@ class Turns:
         """Do what `run_program` does; say "step" or "phase" at the start of each, and "met"."""
         ctx = contexts + CONTEXT_SIZE * thread
         context, step = integers_at(ctx, 20), 0
-        made, start = integers_at(context[MADE], 1), context[START]
+        steps_done, start = integers_at(context[STEPS_DONE], 1), context[START]
         for i in range(n_segments):
             segment = integers_at(segments + SEGMENT_SIZE * (thread * n_segments + i), 8)
             for _ in range(segment[5]):
@@ -106,7 +106,7 @@ class Turns:
                 if segment[1] == 0 or function:
                     yield "met"
                 step, start = step + 1, start + segment[4]
-                made[0] = step
+                steps_done[0] = step
 
 
 def integers_at(address: int, n: int) -> Any:

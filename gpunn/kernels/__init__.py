@@ -1,6 +1,6 @@
 """The inner loops: a fixed set of functions on arrays, chosen by the type of the array.
 
-`reference` has each of them, readable, in the functions of the standard. `numpy_`, `numba_` and
+`reference` defines all of them readably, in functions of the standard. `numpy_`, `numba_` and
 `cupy_` override those for which a benchmark shows a gain. Layers do not know which one they call.
 """
 
@@ -20,7 +20,7 @@ _BY_TYPE: dict[type, Kernels] = {}
 
 
 def kernels(x: Array) -> Kernels:
-    """Return the kernels for arrays of the type of `x`; after the first call a dict look-up."""
+    """Return the kernels for arrays of the type of `x`: a dict look-up after the first call."""
     try:
         return _BY_TYPE[type(x)]
     except KeyError:
@@ -35,7 +35,7 @@ def _make(x: Array) -> Kernels:
     if backend is None:
         raise DTypeError(
             f"expected an array of NumPy, CuPy or array-api-strict, got {type(x).__name__}; "
-            "numpy.asarray(x) makes one of a list"
+            "numpy.asarray(x) converts a list"
         )
     if backend.package == "cupy":
         return _for_cupy()(backend.xp)
@@ -45,9 +45,9 @@ def _make(x: Array) -> Kernels:
 
 
 def _for_cupy() -> type[Kernels]:
-    """Return the CUDA kernels; on ROCm, where nothing of NVIDIA's is, the reference."""
+    """Return the CUDA kernels; on ROCm, the reference kernels."""
     if on_rocm():
-        from gpunn.kernels.rocm import RocmKernels  # noqa: PLC0415 (seldom needed)
+        from gpunn.kernels.rocm import RocmKernels  # noqa: PLC0415 (rarely needed)
 
         return RocmKernels
     from gpunn.kernels.cupy_ import CupyKernels  # noqa: PLC0415 (imports CuPy)
@@ -63,7 +63,7 @@ def _for_numpy() -> type[Kernels]:
 
     if os.environ.get("GPUNN_COMPILED") == "0" or find_spec("numba") is None:
         return NumpyKernels
-    from gpunn.kernels.start import numba_kernels  # noqa: PLC0415 (seldom without numba)
+    from gpunn.kernels.start import numba_kernels  # noqa: PLC0415 (not needed without numba)
 
     try:
         return numba_kernels()

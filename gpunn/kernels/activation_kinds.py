@@ -1,4 +1,4 @@
-"""The activations that compiled code knows, entry by entry: the one table of them.
+"""The table of elementwise activations that compiled code implements.
 
 To add one, write its formula in `gpunn/nn/activation*.py`, add its row here, and write the loops
 (`loops.py` or `loops_activation.py`) and the CUDA functions (`cuda/activation.cu`).
@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """An activation as compiled code knows it.
+    """An activation in compiled code.
 
     Attributes
     ----------
     code : int
         Its number in the loops.
     parameter : str or None
-        The attribute of its class that the loops and the CUDA functions take.
+        The attribute of its class that is passed to the loops and the CUDA functions.
     cuda : str
-        The name of its functions in activation.cu, if that is not the kernel's.
+        The name of its functions in activation.cu, if it differs from the kernel's.
     """
 
     code: int
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
     cuda: str = ""
 
 
-#: By the kernel that the class names. Of the first three, gradient and column sums are one pass.
+#: By kernel name. For the first three, the gradient and its column sums are one pass.
 KINDS: dict[str, Kind] = {
     "relu": Kind(0),
     "tanh": Kind(1, cuda="tanh_"),

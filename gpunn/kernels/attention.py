@@ -10,7 +10,7 @@ from gpunn._typing import Array, Namespace
 class AttentionKernels:
     """Scaled dot-product attention and its gradient, over the heads of a batch of sequences.
 
-    Queries, keys and values of all heads lie side by side in one array `qkv` (N, T, 3 C): Q of head
+    Queries, keys and values of all heads are side by side in one array `qkv` (N, T, 3 C): Q of head
     0, ..., of head H - 1, then K, then V, each d = C / H wide.
     """
 
@@ -29,7 +29,7 @@ class AttentionKernels:
 
         For each head, :math:`P = \mathrm{softmax}(Q K^T / \sqrt d)` by rows, over the keys that a
         query may see: `causal` allows those up to its own position, `mask` those where it is true.
-        A row that may see nothing is 0.
+        If a query may see no key, its row of P is 0.
 
         Parameters
         ----------
@@ -41,7 +41,7 @@ class AttentionKernels:
         mask : array of bool, optional
             (N, T), by key, or (N, T, T), by query and key.
         keep : bool
-            Whether P is wanted.
+            Whether to return P.
 
         Returns
         -------
@@ -62,9 +62,9 @@ class AttentionKernels:
         qkv: Array,
         weights: Array,
         *,
-        causal: bool = False,  # noqa: ARG002 (saves a kernel what is 0)
+        causal: bool = False,  # noqa: ARG002 (lets other kernels skip zeros)
     ) -> Array:
-        r"""Return dJ/d qkv from `grad` = dJ/d context (N, T, C); P is 0 where it was not allowed.
+        r"""Return dJ/d qkv from `grad` = dJ/d context (N, T, C); P is 0 for keys not allowed.
 
         With :math:`S = Q K^T / \sqrt d` and G the gradient of a head's P V,
 
@@ -104,7 +104,7 @@ def _merge(xp: Namespace, parts: list[Array]) -> Array:
 
 
 def _allowed(xp: Namespace, scores: Array, mask: Array | None, *, causal: bool) -> Array | None:
-    """Return which keys each query may see, so that it broadcasts to the scores; None for all."""
+    """Return which keys each query may see, broadcastable to the scores; None for all."""
     allowed = None
     if causal:
         places = xp.arange(scores.shape[-1], device=scores.device)
@@ -116,7 +116,7 @@ def _allowed(xp: Namespace, scores: Array, mask: Array | None, *, causal: bool) 
 
 
 def _softmax(xp: Namespace, scores: Array, allowed: Array | None) -> Array:
-    """Return the softmax of each row over what is allowed; 0 where that is nothing."""
+    """Return the softmax of each row over the allowed entries; 0 if there are none."""
     if allowed is not None:
         scores = xp.where(allowed, scores, -math.inf)
     top = xp.max(scores, axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ _WORK_OF_ONE_THREAD = 1 << 21
 
 
 def is_small(work: int) -> bool:
-    """Return whether products of at most so many multiplications are too small for threads."""
+    """Return whether a product of `work` multiplications is too small for threads."""
     return work <= _WORK_OF_ONE_THREAD
 
 
@@ -28,7 +28,7 @@ class OneThread:
     pools : sequence of threadpoolctl's controllers
         The BLAS libraries of this process.
     release_control : function or None
-        What to call after each change, so that another thread may make the next one.
+        Called after each change, so that another thread may make the next one.
     """
 
     def __init__(self, pools: Sequence[Any], release_control: Callable[[], None] | None) -> None:
@@ -40,14 +40,14 @@ class OneThread:
         self._before: list[int] | None = None
 
     def count(self) -> int:
-        """Return how many threads BLAS uses now."""
+        """Return the number of threads that BLAS currently uses."""
         return max(self._counts(), default=1)
 
     def _counts(self) -> list[int]:
         return [pool.num_threads for pool in self._pools]
 
     def of_all_threads(self) -> bool:
-        """Return whether the limit holds in all threads; OpenMP's is the calling thread's own."""
+        """Return whether the limit holds in all threads; OpenMP's holds in the caller only."""
         return "openmp" not in [getattr(pool, "threading_layer", "") for pool in self._pools]
 
     def reset_after_fork(self) -> None:
@@ -68,7 +68,7 @@ class OneThread:
             first = not self._holds
             self._holds.add(id(hold))
             if first:
-                if self._before is None:  # else an interrupt kept the last holder from lifting it
+                if self._before is None:  # else an interrupt left the last limit in place
                     self._before = self._counts()
                 self._set([1] * len(self._pools))
 
@@ -117,7 +117,7 @@ def one_thread() -> OneThread | None:
     except ImportError:
         return None
     pools = threadpoolctl.ThreadpoolController().select(user_api="blas")
-    # Since 3.8 only the first thread that sets a number may change it, until it gives control up.
+    # Since 3.8, only the first thread that sets a number may change it, until it releases control.
     openblas = threadpoolctl.OpenBLASController
     release_control = getattr(openblas, "clear_controlling_thread", None)
     limit = OneThread(pools.lib_controllers, release_control)

@@ -1,4 +1,4 @@
-"""Numbers that kernels read from the device when they run, not from the host when launched."""
+"""Numbers that kernels read on the device as they run, not on the host when they are launched."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from gpunn._typing import Array
 
 
 class Cell(NamedTuple):
-    """Stands for a number that changes from step to step, in a step that is captured once.
+    """A number of a captured step that changes from replay to replay.
 
     Attributes
     ----------
     array : array (1,)
-        Where the number is, on the device.
+        The number, on the device.
     """
 
     array: Array

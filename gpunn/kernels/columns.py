@@ -1,4 +1,4 @@
-"""Kernels that put arrays side by side, and take them apart again."""
+"""Kernels that join arrays along the last axis, and take slices of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from gpunn._typing import Array, Namespace
 
 
 class ColumnKernels:
-    """Arrays joined along the last axis, and parts of it."""
+    """Joins arrays along the last axis, and slices it."""
 
     xp: Namespace
 
     def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Return arrays (N, ..., P_i), alike but for the last axis, joined along it."""
+        """Return arrays (N, ..., P_i), which differ in the last axis only, joined along it."""
         return self.xp.concat(list(arrays), axis=-1)
 
     def columns(self, x: Array, start: int, stop: int) -> Array:

@@ -1,8 +1,8 @@
 """Convolutions as sums of matrix products, one for each entry of the filter.
 
-Images are channels-last, x (N, H, W, C), and weights (h, w, C / groups, K) for a filter of h by w
-entries and K output channels: so the rows of each product's factors are pixels, and the weights
-need no copy.
+Images are channels-last, x (N, H, W, C), and weights are (h, w, C / groups, K) for a filter of h by
+w entries and K output channels. So pixels are the rows of a product's factors, and the weights need
+no copy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ConvolutionKernels:
     def convolution(self, x: Array, weight: Array, window: Window) -> Array:
         """Return z (N, H', W', K), the sum of x_ij W_ij over the entries (i, j) of the filter.
 
-        x_ij are the pixels that the entry meets, as rows of C channels. Groups of channels have
-        filters of their own.
+        x_ij are the pixels under the entry, as rows of C channels. Each group of channels has its
+        own filters.
         """
         z = zeros_like(self.xp, x, (x.shape[0], *window.output, weight.shape[3]))
         x = padded(self.xp, x, window, 0.0)
@@ -70,7 +70,7 @@ class ConvolutionKernels:
         n: int,  # noqa: ARG002
         itemsize: int,  # noqa: ARG002
     ) -> int:
-        """Return the bytes that a convolution of n images needs while it runs."""
+        """Return the bytes of scratch memory for a convolution of n images."""
         return 0
 
     def _rows(self, x: Array) -> Array:
@@ -84,7 +84,7 @@ def zeros_like(xp: Namespace, x: Array, shape: Shape) -> Array:
 
 
 def padded(xp: Namespace, x: Array, window: Window, value: float) -> Array:
-    """Return images with the window's padding around them, filled with a value."""
+    """Return images surrounded by the window's padding, which is filled with a value."""
     if window.padded == window.image:
         return x
     shape = (x.shape[0], *window.padded, x.shape[3])
@@ -94,7 +94,7 @@ def padded(xp: Namespace, x: Array, window: Window, value: float) -> Array:
 
 
 def without_padding(xp: Namespace, x: Array, window: Window) -> Array:
-    """Return what is within the padding, in memory of its own."""
+    """Return a copy without the padding; x itself if there is no padding."""
     if window.padded == window.image:
         return x
     return xp.asarray(x[window.inner()], copy=True)

@@ -1,7 +1,7 @@
-"""Arrays that count what is asked of them: the operations of a forward pass, without its products.
+"""Arrays that count operations: a forward pass on them counts its products and skips them.
 
-A layer that works in kernels, or in NumPy's functions and operators, computes with them as with any
-array. What would take the numbers to where they are not counted is an `UncountedError`.
+A layer that uses kernels, or NumPy's functions and operators, computes with them as with any array.
+Anything that would lose count raises `UncountedError`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gpunn._typing import Array, Shape
 from gpunn.arrays.backend import Backend, get_backend
 from gpunn.kernels.reference import Kernels
 
-#: Functions that multiply and add in ways that are not counted.
+#: Products that are not counted.
 _OTHER_PRODUCTS = frozenset(
     ("convolve", "correlate", "cross", "dot", "einsum", "inner", "kron", "matvec", "outer")
 ) | {"tensordot", "vdot", "vecdot", "vecmat"}
 
 
 class UncountedError(Exception):
-    """Something was computed whose operations are not known."""
+    """The number of operations of some computation is not known."""
 
 
 class Count:
@@ -36,7 +36,7 @@ class Count:
         self.backend = get_backend("numpy")
 
     def wrap(self, x: Any) -> Any:
-        """Return an array, or those in a list or tuple, as arrays that count here."""
+        """Return an array, or the arrays in a list or tuple, as arrays that count here."""
         if isinstance(x, (np.ndarray, np.generic)):
             return Counted(np.asarray(x), self)
         if isinstance(x, (list, tuple)):
@@ -63,7 +63,7 @@ class Count:
 
 
 class Counted(NDArrayOperatorsMixin):
-    """A NumPy array that tells a `Count` of what is computed with it."""
+    """A NumPy array that reports its products to a `Count`."""
 
     def __init__(self, array: Array, count: Count) -> None:
         self._array = array
@@ -71,12 +71,12 @@ class Counted(NDArrayOperatorsMixin):
 
     @property
     def __gpunn_kernels__(self) -> Kernels:
-        """The kernels for such arrays."""
+        """The kernels for arrays that count."""
         return self._count.kernels
 
     @property
     def __gpunn_backend__(self) -> Backend:
-        """Where the array is."""
+        """The backend of the array."""
         return self._count.backend
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
@@ -84,10 +84,10 @@ class Counted(NDArrayOperatorsMixin):
         return self._count.kernels.xp
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **settings: Any) -> Any:
-        """Compute a function by entries, or count a product."""
+        """Compute an elementwise function, or count a product."""
         (out,) = settings.pop("out", (None,))
         if out is not None and not isinstance(out, Counted):
-            raise UncountedError("the result goes to an array that does not count")
+            raise UncountedError("the result is written to an array that does not count")
         if ufunc is np.matmul and method == "__call__" and out is None:
             return self._count.product(*inputs)
         if ufunc.signature is not None:
@@ -98,13 +98,13 @@ class Counted(NDArrayOperatorsMixin):
         return self._count.wrap(result) if out is None else out
 
     def __array_function__(self, function: Any, _: Any, arguments: Any, settings: Any) -> Any:
-        """Compute a function of NumPy's."""
+        """Call a NumPy function."""
         if function.__module__ != "numpy":  # linear algebra, Fourier transforms
             raise UncountedError(f"{function.__module__}.{function.__name__} is not counted")
         return self._count.call(function, function.__name__, *arguments, **settings)
 
     def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse to become an array that does not count."""
+        """Refuse to be converted to an array that does not count."""
         raise UncountedError("the array is converted to one that does not count")
 
     __cuda_array_interface__ = __array_interface__ = __dlpack__ = property(__array__)
@@ -117,7 +117,7 @@ class Counted(NDArrayOperatorsMixin):
         return lambda *arguments, **settings: self._count.call(found, name, *arguments, **settings)
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a part, which shares memory as NumPy's does."""
+        """Return a part, a view if NumPy's is one."""
         return self._count.wrap(self._array[_plain(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -141,7 +141,7 @@ class Counted(NDArrayOperatorsMixin):
         return float(self._array)
 
     def __index__(self) -> int:
-        """Return a single whole number."""
+        """Return a single integer."""
         return int(self._array.__index__())
 
 
@@ -160,7 +160,7 @@ class _Namespace:
 
 
 def _plain(x: Any) -> Any:
-    """Return NumPy's arrays for those that count, in lists, tuples and dicts, too."""
+    """Return NumPy arrays for arrays that count, also inside lists, tuples and dicts."""
     if isinstance(x, Counted):
         return x._array
     if isinstance(x, dict):
@@ -171,7 +171,7 @@ def _plain(x: Any) -> Any:
 
 
 def _shape_of_product(x: Shape, y: Shape) -> Shape:
-    """Return the shape of x @ y; a single axis is a row of x or a column of y."""
+    """Return the shape of x @ y; a 1-d x is a row, and a 1-d y a column."""
     rows, columns = x[-2:-1], y[-1:] if len(y) > 1 else ()
     if x[-1] != (y[-2] if len(y) > 1 else y[0]):
         raise ValueError(f"matmul: the shapes {x} and {y} do not fit")

@@ -1,11 +1,11 @@
 """Matrix products by cuBLAS, called directly.
 
-`cupy.dot` costs the host six times as much as the call of cuBLAS that it ends in, and CuPy refuses
-to make that call while a stream is captured. What is not served here goes to `cupy.dot`: other
-dtypes, empty arrays, and machines without the library.
+`cupy.dot` costs the host six times as much as the cuBLAS call that it ends in, and CuPy refuses
+that call while a stream is being captured. Products that are not served here go to `cupy.dot`:
+other dtypes, empty arrays, and machines without the library.
 
-cuBLAS counts columns where C counts rows: a matrix in C's order is to it the transpose. So it is
-asked for Z^T = Y^T X^T, and neither operand is copied, in C's order or transposed.
+cuBLAS is column-major, so it sees a matrix in C order as its transpose. It computes
+Z^T = Y^T X^T, and copies neither operand, whether in C order or transposed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from gpunn.kernels.cublas_handle import current_handle, failure, loaded_library
 
 _get_device = runtime.getDevice  # looked up once: attributes cost as much as the call
 
-_MAX_SIDE = 2**31 - 1  # the library counts in 32 bits
+_MAX_SIDE = 2**31 - 1  # the library's sizes are 32-bit integers
 DEFAULT_ALGORITHM = -1
-BFLOAT16 = 14  # as the library numbers it
+BFLOAT16 = 14  # its number in the library
 
 
 class _Kind(NamedTuple):
-    """The types of a product as the library numbers them, and 1 and 0 in the type it scales by."""
+    """The library's numbers for a product's types, and pointers to 1 and 0 of the scalar type."""
 
     operand: int
     result: int
@@ -43,13 +43,13 @@ class _Kind(NamedTuple):
 
 
 def _kind(operand: int, result: int, compute: int, scalar: type[Any]) -> _Kind:
-    numbers = [ctypes.pointer(scalar(number)) for number in (1, 0)]  # a cast keeps them alive
+    numbers = [ctypes.pointer(scalar(number)) for number in (1, 0)]  # the casts keep them alive
     return _Kind(operand, result, compute, *(ctypes.cast(number, c_void_p) for number in numbers))
 
 
 _FLOAT32, _FLOAT64 = np.dtype("float32"), np.dtype("float64")
-#: By the dtype of the operands, that of the result, and the precision of the factors. Those for
-#: bfloat16 are rounded before.
+#: By the operands' dtype, the result's dtype, and the precision of the factors. Factors are rounded
+#: to bfloat16 before the call.
 KINDS: dict[tuple[Any, Any, Precision], _Kind] = {
     (_FLOAT32, _FLOAT32, "float32"): _kind(0, 0, 68, c_float),  # COMPUTE_32F
     (_FLOAT32, _FLOAT32, "tf32"): _kind(0, 0, 77, c_float),  # COMPUTE_32F_FAST_TF32
@@ -59,16 +59,16 @@ KINDS: dict[tuple[Any, Any, Precision], _Kind] = {
 
 
 class _Plan(NamedTuple):
-    """A product of two arrays of certain shapes: what is the same at every call.
+    """The constant arguments of a product of two arrays of given shapes.
 
     Attributes
     ----------
     shape, strides : tuple of int
-        Those of the result, in C's order.
+        Of the result, in C order.
     head, left, right, tail : tuple
         The arguments of `cublasGemmEx` between the handle and the pointers to Y, X, Z, and after.
     rounded : bool
-        Whether the factors are to be rounded to bfloat16 first.
+        Whether to round the factors to bfloat16 first.
     """
 
     shape: tuple[int, ...]
@@ -94,14 +94,14 @@ def product(
     into : array, optional
         Where the result is written; it must not overlap `x` or `y`.
     precision : {"float32", "tf32", "bfloat16"}, optional
-        What float32 factors are rounded to; defaults to what `gpunn.use` has set.
+        The precision of float32 factors; defaults to the one set by `gpunn.use`.
 
     Raises
     ------
     RuntimeError
         If the library fails.
     SettingError
-        If the library is needed for the precision, and is not to be had.
+        If the precision needs the library, and it is not available.
     """
     device = _get_device()
     if x.data.device_id != device:
@@ -111,12 +111,12 @@ def product(
     dtype = x.dtype if into is None else into.dtype
     plan = _plan(x.shape, x.strides, x.dtype, y.shape, y.strides, y.dtype, dtype, precision)
     if plan is None:
-        return _product_of_others(x, y, into, precision)
+        return _other_product(x, y, into, precision)
     shape, strides, head, left, right, tail, rounded = plan
     if into is None:
         into = cupy.ndarray(shape, dtype)
     elif into.shape != shape or (into.strides != strides and not into.flags.c_contiguous):
-        return cupy.dot(x, y, out=into)  # it says what is wrong
+        return cupy.dot(x, y, out=into)  # it raises a clear error
     handle = current_handle(device)
     x_start, y_start = x.data.ptr, y.data.ptr
     if rounded:
@@ -136,10 +136,10 @@ def product(
     return into
 
 
-def _product_of_others(x: Array, y: Array, into: Array | None, precision: Precision) -> Array:
-    """Return the product of arrays that the library does not take as they are.
+def _other_product(x: Array, y: Array, into: Array | None, precision: Precision) -> Array:
+    """Return a product of arrays that the library does not accept.
 
-    Where the strides are the reason, that of their copies, so that the precision is the same.
+    If only their strides are the reason, copies are multiplied, in the same precision.
     """
     if loaded_library() is not None:
         left, right = cupy.ascontiguousarray(x), cupy.ascontiguousarray(y)
@@ -153,8 +153,8 @@ def _product_of_others(x: Array, y: Array, into: Array | None, precision: Precis
     return cupy.dot(x, y, out=into)
 
 
-@lru_cache(maxsize=1024)  # asked at every product, of a few shapes for each layer and batch size
-def _plan(  # noqa: PLR0917 (facts of three arrays)
+@lru_cache(maxsize=1024)  # called for every product; each layer and batch size has a few shapes
+def _plan(  # noqa: PLR0917 (properties of three arrays)
     x_shape: tuple[int, ...],
     x_strides: tuple[int, ...],
     x_dtype: Any,
@@ -170,10 +170,10 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
         return None
     matrix = x_shape if len(x_shape) == 2 else (1, *x_shape)
     if len(matrix) != 2 or matrix[1] != y_shape[0]:
-        return None  # `cupy.dot` says what is wrong
+        return None  # `cupy.dot` raises a clear error
     n, p, q = *matrix, y_shape[1]
-    left = _stored(matrix, (0, *x_strides)[-2:], x_dtype.itemsize)
-    right = _stored(y_shape, y_strides, y_dtype.itemsize)
+    left = _layout(matrix, (0, *x_strides)[-2:], x_dtype.itemsize)
+    right = _layout(y_shape, y_strides, y_dtype.itemsize)
     if left is None or right is None or max(n, p, q) > _MAX_SIDE:
         return None
     size = dtype.itemsize
@@ -188,14 +188,14 @@ def _plan(  # noqa: PLR0917 (facts of three arrays)
     )
 
 
-def _stored(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tuple[int, int] | None:
-    """Return how the library reads a matrix of numbers of `size` bytes.
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tuple[int, int] | None:
+    """Return the library's arguments for a matrix of numbers of `size` bytes.
 
     Returns
     -------
     tuple of int
-        The operation, 0 for C's order and 1 for a transposed matrix, and the length of the rows,
-        or columns, that lie one after another. None for other strides and empty arrays.
+        The operation, 0 for C order and 1 for a transposed matrix, and the length of its contiguous
+        rows or columns. None for other strides and empty arrays.
     """
     (rows, columns), (down, across) = shape, strides
     if not rows or not columns:

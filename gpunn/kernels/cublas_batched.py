@@ -1,4 +1,4 @@
-"""Products of many pairs of matrices at once, by cuBLAS; see `gpunn.kernels.cublas`."""
+"""Batched matrix products by cuBLAS; see `gpunn.kernels.cublas`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def batched_product(
     Parameters
     ----------
     x, y : array
-        float32 or float64, not empty, in C's order. Transposed ones are stored as (B, P, N) and
+        float32 or float64, not empty, in C order. If transposed, they are stored as (B, P, N) and
         (B, Q, P).
     into : array, optional
-        (B, N, Q), in C's order.
+        (B, N, Q), in C order.
     x_transposed, y_transposed : bool
 
     Raises

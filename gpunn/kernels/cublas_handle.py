@@ -1,4 +1,4 @@
-"""Handles of cuBLAS: one for each thread and device, and those that steps are captured with."""
+"""Handles of cuBLAS: one for each thread and device, and one for each step capture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpunn.kernels.cupy_rounding import Rounder, round_factors
 # Looked up once: three attributes cost as much as the call.
 _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
 
-#: What a status says; the names are those of the documentation without ``CUBLAS_STATUS_``.
+#: The documented names of statuses, without ``CUBLAS_STATUS_``.
 _STATUSES = {
     1: "NOT_INITIALIZED",
     3: "ALLOC_FAILED",
@@ -39,7 +39,7 @@ _STATUSES = {
 
 @cache
 def loaded_library() -> Any:
-    """Return the library that CuPy has loaded, for `ctypes`; None if it is not to be had."""
+    """Return the library that CuPy has loaded, for `ctypes`; None if it is not available."""
     if runtime.is_hip:
         return None  # AMD's library has other names
     try:
@@ -47,19 +47,19 @@ def loaded_library() -> Any:
 
         return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
     except (ImportError, OSError, RuntimeError) as error:
-        logging.getLogger("gpunn").info("products go through cupy.dot, since %s", error)
+        logging.getLogger("gpunn").info("products use cupy.dot, since %s", error)
         return None
 
 
-#: Held while a step is captured: what one thread does for that may end the capture of another.
+#: Held while a step is captured: one thread's capture may break another's.
 _capturing = threading.Lock()
-#: Handles that nobody uses any more: the library, the pointer, the device and the process.
+#: Unused handles: the library, the pointer, the device and the process.
 _retired: deque[tuple[Any, Any, int, int]] = deque()
 
 
 @contextmanager
 def one_capture_at_a_time() -> Iterator[None]:
-    """Let no other thread capture a step meanwhile, and no handle be destroyed."""
+    """Keep other threads from capturing a step or destroying a handle in the block."""
     try:
         with _capturing:
             yield
@@ -68,15 +68,15 @@ def one_capture_at_a_time() -> Iterator[None]:
 
 
 def _retire(*handle: Any) -> None:
-    """Free a handle at the end of its thread, or whenever it is collected: maybe in a capture."""
+    """Queue a handle for destruction when it is collected, which may be during a capture."""
     _retired.append(handle)
     _destroy_retired()
 
 
 def _destroy_retired() -> None:
-    """Destroy the handles that nobody uses, unless a step is being captured: that comes back here.
+    """Destroy the unused handles, unless a step is being captured; the capture then does so.
 
-    To destroy one waits for the device, which would end the capture.
+    Destroying a handle synchronizes the device, which would break the capture.
     """
     while _retired and _capturing.acquire(blocking=False):
         try:
@@ -88,7 +88,7 @@ def _destroy_retired() -> None:
 
 
 def _destroy(library: Any, pointer: Any, device: int, process: int) -> None:
-    if process == os.getpid():  # CUDA does not work in a process that was forked
+    if process == os.getpid():  # CUDA does not work in a forked process
         with cupy.cuda.Device(device):
             library.cublasDestroy_v2(pointer)
 
@@ -104,7 +104,7 @@ class Handle:
         self.pointer = c_void_p()
         self.stream: Any = None
         status = self._create()
-        if status:  # the library takes memory of its own, and CuPy's pool may hold all there is
+        if status:  # the library allocates memory itself, and CuPy's pool may hold all of it
             cupy.get_default_memory_pool().free_all_blocks()
             status = self._create()
         device = runtime.getDevice()
@@ -121,10 +121,10 @@ class Handle:
         return status
 
     def follow(self, stream: Any) -> None:
-        """Work in this stream from now on.
+        """Use a stream from now on.
 
-        The stream is kept, so that no other one can come to have its pointer. The library goes back
-        to its own workspace.
+        Keeping a reference to the stream prevents a new stream from getting its pointer. The
+        library reverts to its own workspace.
         """
         status = self._library.cublasSetStream_v2(self.pointer, c_void_p(pointer_of(stream)))
         if status:
@@ -133,17 +133,17 @@ class Handle:
 
 
 class CaptureHandle:
-    """Lets products of this thread use a handle and a workspace of their own, in a ``with`` block.
+    """A separate handle and workspace for this thread's products, in a ``with`` block.
 
-    Products that are captured use the workspace of their handle at every replay. The one that a
-    thread's handle has is used by its other products, too, maybe at the same time.
+    Captured products use their handle's workspace at every replay. They cannot share the workspace
+    of the thread's usual handle, which other products may use at the same time.
 
     Parameters
     ----------
     stream : Stream
-        What is captured.
+        The stream that is captured.
     workspace : array
-        The memory; keep this object, and with it the memory, as long as the graph.
+        The memory, which this object keeps; keep this object as long as the graph.
     """
 
     def __init__(self, stream: Any, workspace: Array) -> None:

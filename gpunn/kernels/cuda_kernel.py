@@ -1,8 +1,8 @@
-"""A CUDA kernel, and a launch of it that costs the host little.
+"""CUDA kernels whose launches cost the host little.
 
-`cupy.RawKernel` makes an object of every argument at every launch. Here a launch packs the
-arguments into a buffer that is kept, and hands it to the driver, which copies it before it returns.
-The types of the arguments are read in the source.
+`cupy.RawKernel` creates an object for every argument at every launch. Here a launch packs the
+arguments into a reused buffer and passes it to the driver, which copies it before it returns. The
+types of the arguments are read from the source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpunn.kernels.cuda import options, source
 _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
 _launch = driver.launchKernel
 
-#: How `struct` packs a parameter; each takes eight bytes.
+#: The `struct` code of each parameter type; each takes eight bytes.
 _CODES = {
     "long long": "q",
     "unsigned long long": "Q",
@@ -32,7 +32,7 @@ _CODES = {
     "unsigned": "I4x",
     "float": "f4x",
 }
-#: What CuPy means by stream 0: as it does, this reads the variable when it is imported.
+#: CuPy's default stream. Like CuPy, this reads the environment variable on import.
 _DEFAULT_STREAM = (
     runtime.streamPerThread
     if int(os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0"))
@@ -73,7 +73,7 @@ class CudaKernel:
         self._count = len(codes)
         self._pack = struct.Struct("".join(codes)).pack_into
         self._functions = _Functions()
-        #: Buffers of which no launch makes use at present. (A list's pop and append are atomic.)
+        #: Buffers that no launch is using. (A list's pop and append are atomic.)
         self._spare: list[tuple[Any, int]] = []
 
     def __call__(
@@ -90,8 +90,8 @@ class CudaKernel:
         grid, block : tuple of two ints
             The number of blocks, and of threads in a block.
         *arguments : int or float
-            The kernel's arguments; arrays as pointers, ``x.data.ptr``, and a struct as the address
-            where it lies on the host.
+            The kernel's arguments; arrays as pointers, ``x.data.ptr``, and a struct as its address
+            on the host.
         shared_bytes : int, default 0
             The size of the shared memory of a block.
         """
@@ -110,15 +110,15 @@ class CudaKernel:
         self._spare.append(spare)
 
     def _load(self, device: int) -> int:
-        """Compile the kernel for the current device, if no thread has done so yet."""
-        # The driver's functions need a context, which only the runtime's give to a new thread.
+        """Compile the kernel for the current device, unless a thread has done so already."""
+        # The driver needs a context, which only a call of the runtime creates in a new thread.
         runtime.memGetInfo()
         function: int = self._raw.kernel.ptr
         self._functions.by_device[device] = function
         return function
 
     def _make_buffer(self) -> tuple[Any, int]:
-        """Return room for the arguments, followed by a pointer to each; and where these begin."""
+        """Return a buffer for the arguments and pointers to them, and the pointers' address."""
         buffer = (ctypes.c_uint64 * (2 * self._count))()
         start, size = ctypes.addressof(buffer), ctypes.sizeof(ctypes.c_uint64)
         buffer[self._count :] = [start + i * size for i in range(self._count)]
@@ -126,15 +126,15 @@ class CudaKernel:
 
 
 def argument_codes(text: str, name: str) -> tuple[list[str], bool]:
-    """Return the codes by which `struct` packs a kernel's arguments.
+    """Return the `struct` codes of a kernel's arguments.
 
-    Also return whether the first of them is a struct by value; then its code is that of its
+    Also return whether the first argument is a struct by value; its code is then that of an
     address.
 
     Raises
     ------
     LookupError
-        If the source has no such kernel, or the kernel takes something else.
+        If the source has no such kernel, or an argument has another type.
     """
     found = re.search(rf"__global__\s+void\s+{name}\s*\(([^)]*)\)", text)
     if found is None:

@@ -1,8 +1,8 @@
 """Kernels for CuPy: a training step in as few launches as its data flow allows.
 
-A launch costs the host a microsecond or two, and launches are most of a small network's step. The
-CUDA sources are in `gpunn/kernels/cuda/`. They serve float32 and float64; other dtypes go to the
-reference. Nothing here waits for the device or reads a value back.
+A launch costs the host a microsecond or two, and launches take up most of a small network's step.
+The CUDA sources are in `gpunn/kernels/cuda/`. They serve float32 and float64; other dtypes go to
+the reference. Nothing here waits for the device or reads a value back.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return f(z + bias) and what its gradient is computed from, in one launch."""
+        """Return f(z + bias) and the array that its gradient needs, in one launch."""
         known = _served_formula(formula, z, z if bias is None else bias)
         if known is None or not z.flags.c_contiguous:
             return super().bias_activation(z, bias, formula)
@@ -130,7 +130,7 @@ class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
     def column_sums(self, x: Array, into: Array | None = None) -> Array:
         """Return the column sums as the product of a row of ones and x: one call of cuBLAS.
 
-        A sum has no factors, so they are not rounded.
+        A sum has no factors to round, whatever the precision of products.
         """
         if x.size == 0 or x.dtype not in REAL:
             return super().column_sums(x, into)
@@ -172,7 +172,7 @@ class CupyKernels(CupyConvolutions, CupyNorms, CupySequences, CupyLossKernels):
         return launch_gather(arrays, indices, indices.size)
 
     def _row_of_ones(self, like: Array) -> Array:
-        """Return a one for each row of `like`: the beginning of a long row, which is kept."""
+        """Return a row with a one for each row of `like`, cut from a longer cached row."""
         n, dtype, index = key = like.shape[0], like.dtype, like.data.device_id
         ones = self._ones.get(key)
         if ones is None:

@@ -1,8 +1,8 @@
 """Kernels of convolutions and pooling for CuPy; the source is `gpunn/kernels/cuda/convolution.cu`.
 
-A convolution unrolls images into a workspace, a row of all that the filter meets for each pixel of
-the output, and is then a product, by cuBLAS. The workspace has a bounded size: larger batches go
-through it some images at a time.
+A convolution unrolls images into a workspace, with a row of all inputs under the filter for each
+output pixel, and is then a product, by cuBLAS. The workspace has a bounded size: larger batches are
+processed a few images at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpunn.kernels.cupy_launch import Struct, Table, cuda_kernel
 from gpunn.kernels.pooling import PoolingKernels, index_dtype
 from gpunn.kernels.window import Window
 
-#: The most bytes of a workspace, unless the unrolled pixels of a single image are more.
+#: Maximum size of a workspace in bytes, unless a single image needs more.
 WORKSPACE = 1 << 26
 
 _FIELDS = ("h", "w", "out_h", "out_w", "size_h", "size_w", "down", "across", "gap_h", "gap_w")
@@ -36,7 +36,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def convolution(self, x: Array, weight: Array, window: Window) -> Array:
-        """Return z: a launch and a product, for each piece of the batch and group of channels."""
+        """Return z, by a launch and a product for each piece of the batch and group of channels."""
         if not served(x, weight):
             return super().convolution(x, weight, window)
         x = cupy.ascontiguousarray(x)
@@ -49,7 +49,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def convolution_input_grad(self, grad: Array, weight: Array, window: Window) -> Array:
-        """Return dJ/dx: a product and a launch, for each piece and group."""
+        """Return dJ/dx, by a product and a launch for each piece and group."""
         if not served(grad, weight):
             return super().convolution_input_grad(grad, weight, window)
         grad = cupy.ascontiguousarray(grad)
@@ -74,7 +74,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
     def convolution_weight_grad(
         self, x: Array, grad: Array, window: Window, into: Array | None = None
     ) -> Array:
-        """Return dJ/dW: a launch and a product, for each piece and group."""
+        """Return dJ/dW, by a launch and a product for each piece and group."""
         shape = (*window.size, x.shape[3] // window.groups, grad.shape[3])
         if not served(x, grad) or not (into is None or into.flags.c_contiguous):
             return super().convolution_weight_grad(x, grad, window, into)
@@ -96,7 +96,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """Return the largest entries and their numbers, in one launch; as `average_pool`."""
+        """Return the largest entries and their positions, in one launch; as `average_pool`."""
         if not served(x) or window.dilation != (1, 1):
             return super().max_pool(x, window)
         x, shape = cupy.ascontiguousarray(x), (x.shape[0], *window.output, x.shape[3])
@@ -116,7 +116,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def average_pool(self, x: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return the means, in one launch; a window with gaps is the reference's."""
+        """Return the means, in one launch; dilated windows go to the reference."""
         if not served(x) or window.dilation != (1, 1):
             return super().average_pool(x, window, count_padding=count_padding)
         x = cupy.ascontiguousarray(x)
@@ -126,7 +126,7 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
 
     @on_device_of_first
     def average_pool_backward(self, grad: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return dJ/dx, in one launch; a window with gaps is the reference's."""
+        """Return dJ/dx, in one launch; dilated windows go to the reference."""
         if not served(grad) or window.dilation != (1, 1):
             return super().average_pool_backward(grad, window, count_padding=count_padding)
         grad = cupy.ascontiguousarray(grad)
@@ -144,17 +144,17 @@ def unrolled_bytes(window: Window, channels: int, n: int, itemsize: int) -> int:
 
 
 def _is_product(window: Window) -> bool:
-    """Return whether the pixels are the rows of a product as they are."""
+    """Return whether the convolution is a product of the pixels, without unrolling."""
     return window.is_pixel and window.groups == 1
 
 
 def _entries(window: Window, channels: int) -> int:
-    """Return how many numbers a filter meets."""
+    """Return the number of inputs under a filter."""
     return math.prod(window.size) * (channels // window.groups)
 
 
 def _pieces(x: Array, window: Window) -> Iterator[tuple[slice, Array]]:
-    """Yield the images of a batch, some at a time, and the workspace for their unrolled pixels."""
+    """Yield slices of the batch, and the workspace for their unrolled pixels."""
     n, channels = x.shape[0], x.shape[3]
     entries, pixels = _entries(window, channels), math.prod(window.output)
     size = unrolled_bytes(window, channels, n, x.dtype.itemsize)
@@ -165,7 +165,7 @@ def _pieces(x: Array, window: Window) -> Iterator[tuple[slice, Array]]:
 
 
 def _unrolled(x: Array, own: slice, window: Window, columns: Array) -> Array:
-    """Return what the filter meets of a group's channels, a row for each pixel of the output."""
+    """Return the inputs under the filter in a group's channels, with a row per output pixel."""
     if _is_product(window):
         return _matrix(x)
     rows, entries = x.shape[0] * math.prod(window.output), columns.shape[1]
@@ -177,12 +177,12 @@ def _unrolled(x: Array, own: slice, window: Window, columns: Array) -> Array:
 
 
 def _matrix(x: Array) -> Array:
-    """Return x with all axes but the last as one: a view, unless the rows lie in gaps."""
+    """Return x with all axes but the last merged: a view, unless there are gaps between rows."""
     return x.reshape(-1, x.shape[-1])
 
 
 def _write_product(left: Array, right: Array, result: Array, out: slice) -> None:
-    """Write a product to some of the channels of a result, directly if they are all."""
+    """Write a product to some channels of a result, directly if to all channels."""
     if out.stop - out.start == result.shape[-1]:
         product(left, right, _matrix(result))
     else:
@@ -195,13 +195,13 @@ def _launch(name: str, window: Window, arrays: tuple[Array, ...], over: Array, *
     index = INDICES[index_dtype(np, window).__name__]
     kernel = cuda_kernel("convolution", name, over.dtype, INDEX=index)
     pointers = (x.data.ptr for x in arrays)
-    table = _table(window)  # kept until the launch, whatever the cache does
+    table = _table(window)  # kept alive until the launch, even if the cache drops it
     kernel(*over_rows(n, channels), table.address, *pointers, n, channels, *more)
 
 
 @lru_cache(maxsize=256)
 def _table(window: Window) -> Table:
-    """Return a window as the kernels take it."""
+    """Return a window as a struct for the kernels."""
     numbers = (
         *(*window.image, *window.output, *window.size),
         *(*window.stride, *window.dilation, *window.before),

@@ -1,4 +1,4 @@
-"""On which device a kernel for CuPy runs, and which arrays the kernels serve."""
+"""Choose the device that a CuPy kernel runs on, and check which arrays the kernels serve."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gpunn.kernels.cuda import REAL
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
-_get_device = cupy.cuda.runtime.getDevice  # looked up once, since every kernel asks
+_get_device = cupy.cuda.runtime.getDevice  # looked up once, since every kernel calls it
 
 
 def on_device_of_first(method: _Method) -> _Method:
     """Make a kernel run on the device of its first argument, an array.
 
-    A launch on another device would read memory that it cannot reach. CUDA then refuses all further
-    work of the process on that device.
+    A launch on another device would read memory that it cannot reach. CUDA would then refuse all
+    further work of the process on that device.
     """
 
     @wraps(method)

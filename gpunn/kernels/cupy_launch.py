@@ -31,7 +31,7 @@ _get_device, _get_stream = runtime.getDevice, cupy.cuda.get_current_stream
 
 
 class Struct:
-    """The layout of a struct of arrays that a kernel takes; all fields have eight bytes.
+    """The layout of a struct of arrays, passed to a kernel; all fields have eight bytes.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ _ROWS = Struct({"from": MOST_PARTS, "to": MOST_PARTS, "width": MOST_PARTS})
 
 
 class Table:
-    """A struct of arrays in the host's memory, and its address."""
+    """A struct of arrays in host memory, and its address."""
 
     def __init__(self, struct: Struct) -> None:
         self._struct = struct
@@ -84,12 +84,12 @@ class Table:
         doubles[start : start + len(column)] = column
 
     def write_count(self, count: int) -> None:
-        """Write how many entries of each array count; what is behind them is not read."""
+        """Write the number of valid entries in each array."""
         self._memory[self._struct.count] = count
 
 
 class _Prepared(NamedTuple):
-    """The tables of an optimizer's arrays, each with its number of blocks; and these arrays."""
+    """The tables of an optimizer's arrays, each with its number of blocks, and the arrays."""
 
     dtype: Any
     tables: list[tuple[Table, int]]
@@ -112,7 +112,7 @@ class _Prepared(NamedTuple):
 def launch_update(rule: Fused, update: Update) -> bool:
     """Launch the kernel of optimizer.cu for each table of arrays; `clip_norm` takes another launch.
 
-    Copies of the values in bfloat16 are written, too, if there are any.
+    It also writes the copies of the values in bfloat16, if there are any.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def _launch_tables(rule: Fused, update: Update, prepared: _Prepared) -> None:
 def _prepare(slots: Slots, places: Sequence[int], copies: Any) -> _Prepared | None:
     """Return the tables of these arrays; None if the kernels do not serve them.
 
-    `places` says which of the kernel's states each list of states is.
+    `places` maps each list of states to one of the kernel's states.
     """
     values, grads, states, decays = slots
     arrays = [*values, *grads, *chain.from_iterable(states)]
@@ -189,7 +189,7 @@ def _prepare(slots: Slots, places: Sequence[int], copies: Any) -> _Prepared | No
 
 
 def have_rows(arrays: Sequence[Array]) -> bool:
-    """Return whether rows of these arrays lie one after another, as `launch_gather` takes them."""
+    """Return whether the arrays have contiguous rows, as `launch_gather` requires."""
     return len(arrays) <= MOST_PARTS and all(x.flags.c_contiguous and x.size for x in arrays)
 
 
@@ -198,14 +198,14 @@ def launch_gather(
 ) -> list[Array]:
     """Return the rows of all arrays at n of the `indices`, by one kernel of data.cu.
 
-    The first n, or those from the number in a cell on. The arrays must be such as `have_rows` says.
+    They are the first n, or n from the position in a cell. The arrays must satisfy `have_rows`.
     """
-    if not have_rows(arrays):  # the kernel would read what is not theirs
-        raise ValueError("launch_gather: the rows of an array do not lie one after another")
+    if not have_rows(arrays):  # the kernel would read other memory
+        raise ValueError("launch_gather: expected up to three non-empty arrays in C order")
     results = [cupy.ndarray((n, *x.shape[1:]), x.dtype) for x in arrays]
     row_bytes = [x.nbytes // x.shape[0] for x in arrays]
     sources = [x.data.ptr for x in arrays]
-    # A view may start anywhere, and a device reads numbers only at multiples of their size.
+    # A view may start anywhere, but a device reads a number only at a multiple of its size.
     divisor = math.gcd(*row_bytes, *sources)
     unit = next(unit for unit in UNITS if divisor % unit == 0)
     table = Table(_ROWS)
@@ -220,26 +220,26 @@ def launch_gather(
 
 
 class _Scratch(threading.local):
-    """Memory on each device for what the blocks of a launch tell one another, for one thread.
+    """One thread's memory on each device through which the blocks of a launch communicate.
 
-    Launches in one stream follow one another, so they share it: a counter that each finds at 0,
-    and leaves so, and 16 bytes behind it, numbers of which nothing is expected.
+    Launches in one stream run in sequence, so they share it. It holds a counter, which is 0 before
+    and after each launch, and from byte 16 on, numbers of any value.
     """
 
     def __init__(self) -> None:
         self._by_device: dict[int, tuple[Any, Array]] = {}
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Drop all memory."""
         self._by_device.clear()
 
     def pointer(self, n_bytes: int) -> int:
-        """Return the pointer of the counter for the current stream, with room for the numbers."""
+        """Return the address of the current stream's counter, followed by `n_bytes` of numbers."""
         device, stream = _get_device(), _get_stream()
         kept = self._by_device.get(device)
         if kept is None or kept[0] is not stream or kept[1].size < 16 + n_bytes:
             kept = stream, cupy.zeros(max(16 + n_bytes, 4096), np.uint8)
-            if not stream.is_capturing():  # else it is 0 only once the graph has run
+            if not stream.is_capturing():  # else it becomes 0 only when the graph runs
                 self._by_device[device] = kept
         pointer: int = kept[1].data.ptr
         return pointer
@@ -249,7 +249,7 @@ _scratch = _Scratch()
 
 
 def forget_scratch() -> None:
-    """Make new memory for the next launch of this thread, as before a capture."""
+    """Allocate new scratch memory at this thread's next launch, as needed before a capture."""
     _scratch.forget()
 
 
@@ -262,7 +262,7 @@ def launch_loss(
     *settings: float,
     **macros: str,
 ) -> tuple[Array, Array]:
-    """Return the losses, or their sum if `summed`, and its gradient, by one kernel of loss.cu.
+    """Return the losses, or their sum if `summed`, and the sum's gradient, by a kernel of loss.cu.
 
     Up to 256 threads share a row; a block takes several rows if they are short.
     """
@@ -274,7 +274,7 @@ def launch_loss(
     blocks = -(-n // rows)
     grad = cupy.ndarray((n, k), dtype)
     if hasattr(scale, "shape"):
-        scales = cupy.ascontiguousarray(scale)  # before the scratch memory, which nobody holds
+        scales = cupy.ascontiguousarray(scale)  # first: nothing keeps the scratch memory alive
         factor = scales.data.ptr, min(scale.ndim, 1), 0.0
     else:
         factor = 0, 0, float(scale)
@@ -309,7 +309,7 @@ def activation_kernel(name: str, dtype: Any, formula: str) -> CudaKernel:
 
 @cache
 def gather_kernel(unit: str) -> CudaKernel:
-    """Return the kernel of data.cu that copies rows in this unit."""
+    """Return the kernel of data.cu that copies rows in units of a type."""
     return cuda_kernel("data", "gather", None, UNIT=unit, MOST=str(MOST_PARTS))
 
 

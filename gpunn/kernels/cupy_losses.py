@@ -1,4 +1,4 @@
-"""Losses for CuPy: each with its gradient and the sum over the batch in one launch."""
+"""Losses for CuPy: the loss, its sum over the batch and its gradient in one launch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class CupyLossKernels(Kernels):
     def fused_sequence_cross_entropy(
         self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
     ) -> Any:
-        """Return the losses and their gradient in one launch; each sequence's loss in two."""
+        """Return the losses and their gradient in one launch, or in two if not `summed`."""
         if not served(logits, *as_arrays(scale)):
             return NotImplemented
         n, positions, classes = logits.shape

@@ -14,15 +14,15 @@ from gpunn.kernels.cupy_launch import cuda_kernel
 from gpunn.kernels.norm import NormKernels, RowNorm
 from gpunn.kernels.prelu import PReLUKernels
 
-#: Rows for each thread, and blocks at most, where sums are taken over all rows. What the blocks
-#: write is added up by one thread for each channel, or by some.
+#: Rows per thread and maximum blocks in sums over all rows. One or more threads per channel then
+#: add up the blocks' sums.
 _ROWS_OF_A_SUM, _BLOCKS_OF_A_SUM = 8, 256
-#: The same where each entry is written. Each block first adds up what those of a sum have written.
-_ROWS_OF_A_THREAD, _MOST_BLOCKS = 8, 2048
+#: The same for kernels that write every entry. Each block first adds up the sums' blocks.
+_ROWS_OF_A_THREAD, _MAX_BLOCKS = 8, 2048
 
 
 class CupyNorms(NormKernels, PReLUKernels):
-    """Those kernels with a CUDA source; arguments that they do not serve go to the reference."""
+    """The kernels with a CUDA source; arguments that they do not serve go to the reference."""
 
     @on_device_of_first
     def row_norm(
@@ -114,7 +114,7 @@ class CupyNorms(NormKernels, PReLUKernels):
         pointers = _pointers(grad, x, statistics, *parts)
         _launch("norm_sums", x.dtype, launch, *pointers, n, 0, channels, 1)
         sums = [cupy.ndarray(channels, x.dtype) if place is None else place for place in into]
-        pointers = _pointers(grad, x, statistics, gain, *parts, *_two(sums), result)
+        pointers = _pointers(grad, x, statistics, gain, *parts, *_padded_pair(sums), result)
         sizes = n, channels, len(parts[0]), int(fixed)
         _launch("batch_norm_backward", x.dtype, rows, *pointers, *sizes)
         return result, sums
@@ -156,15 +156,15 @@ class CupyNorms(NormKernels, PReLUKernels):
         step = int(slope.size > 1)
         _launch("prelu_backward", x.dtype, launch, *pointers, n, channels, step)
         sums = [cupy.ndarray(slope.shape, x.dtype) if place is None else place for place in into]
-        for total in sums:  # a single slope: each number of the parts is a part
-            pointers, each = _pointers(parts, None, total, None), total.size
-            launch = over_tiles(1, each, 1, each)
-            _launch("norm_totals", x.dtype, launch, *pointers, parts.size // each, each)
+        for total in sums:  # for a single slope, the parts of all channels are summed
+            pointers, width = _pointers(parts, None, total, None), total.size
+            launch = over_tiles(1, width, 1, width)
+            _launch("norm_totals", x.dtype, launch, *pointers, parts.size // width, width)
         return result, sums
 
 
 def _served(moved: tuple[Array, ...], *others: Array) -> bool:
-    """Return whether the kernels serve these arrays; those `moved` may lie in any order."""
+    """Return whether the kernels serve these arrays; those in `moved` may have any layout."""
     return served(*moved, *others) and all(other.flags.c_contiguous for other in others)
 
 
@@ -173,12 +173,12 @@ def _by_columns(x: Array) -> tuple[Array, int, int, Launch, Launch]:
     channels = x.shape[-1]
     n = x.size // channels
     sums = over_tiles(n, channels, _ROWS_OF_A_SUM, _BLOCKS_OF_A_SUM)
-    rows = over_tiles(n, channels, _ROWS_OF_A_THREAD, _MOST_BLOCKS)
+    rows = over_tiles(n, channels, _ROWS_OF_A_THREAD, _MAX_BLOCKS)
     return cupy.ascontiguousarray(x), n, channels, sums, rows
 
 
 def _parts(launch: Launch, channels: int, dtype: Any) -> tuple[Array, Array]:
-    """Return room for two numbers of each channel from each range of rows."""
+    """Return arrays for two numbers per channel from each range of rows."""
     ranges = launch[0][1]
     return cupy.ndarray((ranges, channels), dtype), cupy.ndarray((ranges, channels), dtype)
 
@@ -190,9 +190,9 @@ def _sums(
     samples: tuple[int, int],
     into: Sequence[Array | None],
 ) -> list[Array]:
-    """Return the gradients of gain and bias, as many as `into` has places.
+    """Return the gradients of gain and bias, as many as `into` has items.
 
-    `samples` are positions and groups of a norm within samples, (0, 1) for one over the batch.
+    `samples` holds the positions and groups of a norm within samples; (0, 1) for batch norm.
     """
     dtype, channels = x.dtype, x.shape[-1]
     n = x.size // channels
@@ -200,23 +200,23 @@ def _sums(
     ranges = launch[0][1]
     sums = [cupy.ndarray(channels, dtype) if place is None else place for place in into]
     parts = sums if ranges == 1 else [cupy.ndarray((ranges, channels), dtype) for _ in sums]
-    pointers = _pointers(grad, x, statistics, *_two(parts))
+    pointers = _pointers(grad, x, statistics, *_padded_pair(parts))
     _launch("norm_sums", dtype, launch, *pointers, n, samples[0], channels, samples[1])
     if ranges > 1:
-        pointers = _pointers(*_two(parts), *_two(sums))
+        pointers = _pointers(*_padded_pair(parts), *_padded_pair(sums))
         launch = over_tiles(1, channels, 1, channels)
         _launch("norm_totals", dtype, launch, *pointers, ranges, channels)
     return sums
 
 
-def _two(arrays: list[Array]) -> tuple[Array | None, Array | None]:
-    """Return up to two arrays, and None in the place of those that are missing."""
+def _padded_pair(arrays: list[Array]) -> tuple[Array | None, Array | None]:
+    """Return up to two arrays, padded with None to a pair."""
     first, second, *_ = [*arrays, None, None]
     return first, second
 
 
 def _sizes(x: Array, norm: RowNorm) -> tuple[int, int, int, int, int]:
-    """Return the number of parts and what a part is, as the kernels take them."""
+    """Return the kernels' arguments for the number of parts and the layout of a part."""
     rows, positions, groups, _ = norm.view(x.shape)
     return rows * groups, positions, x.shape[-1], groups, int(norm.centred)
 
@@ -227,12 +227,12 @@ def _over_parts(x: Array, norm: RowNorm) -> Launch:
 
 
 def _pointers(*arrays: Array | None) -> list[int]:
-    """Return where arrays are; 0 for None."""
+    """Return the addresses of arrays; 0 for None."""
     return [0 if x is None else x.data.ptr for x in arrays]
 
 
 def _launch(name: str, dtype: Any, launch: Launch, *arguments: float) -> None:
-    """Launch a kernel of norm.cu, with room for what its threads add up."""
+    """Launch a kernel of norm.cu, with shared memory for its sums."""
     _, (lanes, rows) = launch
     shared_bytes = 3 * lanes * rows * dtype.itemsize
     cuda_kernel("norm", name, dtype)(*launch, *arguments, shared_bytes=shared_bytes)

@@ -1,4 +1,4 @@
-"""Factors of products, rounded to bfloat16 on the device."""
+"""Round the factors of products to bfloat16 on the device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gpunn._typing import Array
 from gpunn.kernels.cuda.grids import over_entries
 from gpunn.kernels.cupy_launch import cuda_kernel
 
-_LINE = 64  # entries: the second factor begins at a multiple of 128 bytes, which cuBLAS likes
+_LINE = 64  # entries: the second factor begins at a multiple of 128 bytes, which cuBLAS prefers
 
-#: What holds two rounded factors, and where each of them begins.
+#: An object that keeps two rounded factors alive, and their addresses.
 Rounded = tuple[Any, int, int]
 Rounder = Callable[[Array, Array], Rounded]
 
@@ -23,13 +23,13 @@ Rounder = Callable[[Array, Array], Rounded]
 def round_factors(x: Array, y: Array) -> Rounded:
     """Round two float32 arrays to bfloat16, in one launch on the current device.
 
-    Neither is cached: any array may be written to between two products, and nobody is told.
+    Nothing is cached: any array may be written to between two products, without notice.
 
     Parameters
     ----------
     x, y : array
-        Not empty; the entries of each lie one after another, in any order. The results have theirs
-        in the order in which those of x and y lie in memory.
+        Not empty, without gaps between entries. The results keep the order of the entries in
+        memory.
     """
     start = -(-x.size // _LINE) * _LINE
     rounded = cupy.ndarray(start + y.size, np.uint16)
@@ -40,31 +40,31 @@ def round_factors(x: Array, y: Array) -> Rounded:
 
 
 def _launch(first: tuple[int, int, int], second: tuple[int, int, int] = (0, 0, 0)) -> None:
-    """Round one or two arrays: from where, to where, and how many entries."""
+    """Round one or two arrays, each given by source, destination and number of entries."""
     (blocks, _), threads = over_entries(max(first[2], second[2]))
     kernel = cuda_kernel("bfloat16", "round_factors", None)
     kernel((blocks, 2 if second[2] else 1), threads, *first, *second)
 
 
 class Span(NamedTuple):
-    """The memory of an array whose entries lie one after another."""
+    """The memory of an array without gaps."""
 
     start: int
     n_bytes: int
 
     @classmethod
     def of(cls, x: Array) -> Span:
-        """Return where an array lies."""
+        """Return an array's memory."""
         return cls(x.data.ptr, x.nbytes)
 
     def holds(self, other: Span) -> bool:
-        """Return whether another span lies in this one."""
+        """Return whether this span contains another."""
         end, other_end = self.start + self.n_bytes, other.start + other.n_bytes
         return self.start <= other.start and other_end <= end
 
 
 class NotedFactors:
-    """Rounds factors as `round_factors` does, and notes where they lay."""
+    """Rounds factors as `round_factors` does, and notes their memory."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[Span, Span]] = []
@@ -81,17 +81,17 @@ class NotedFactors:
 
 
 class WeightCopies:
-    """Copies of weights in bfloat16, for steps between which nobody else's code runs.
+    """Copies of weights in bfloat16, for consecutive steps with no other code in between.
 
-    `refresh` writes them before the first of such steps. In each, the update's kernel does, and
-    sets `are_written`; `refresh` must follow one that does not.
+    `refresh` writes them before the first step. In each step, the update's kernel rewrites them
+    and sets `are_written`; after an update that does not, call `refresh`.
 
     Parameters
     ----------
     weights : sequence of array
-        What is written to by the update alone: weights, or blocks of them.
-    factors : iterable of Span
-        What products read. A weight that holds none of it gets no copy.
+        Weights, or blocks of weights, that only the update writes.
+    factors : sequence of Span
+        The memory of the products' factors. A weight that contains none of it gets no copy.
     """
 
     def __init__(self, weights: Sequence[Array], factors: Sequence[Span]) -> None:
@@ -107,7 +107,7 @@ class WeightCopies:
             _launch(*parts[i : i + 2])
 
     def start_of(self, x: Array) -> int:
-        """Return where the copy of a weight, or of a part of one, begins; 0 if there is none."""
+        """Return the address of the copy of a weight, or of a part of one; 0 if there is none."""
         wanted = Span.of(x)
         for span, copy in self._copies:
             if span.holds(wanted):
@@ -117,14 +117,14 @@ class WeightCopies:
 
 
 class KeptFactors:
-    """Rounds the factors of a step's products in turn: each once, and weights not at all.
+    """Rounds the factors of a step's products in turn: each only once, and no weights.
 
     Parameters
     ----------
     copies : WeightCopies
     contents : sequence of pairs
-        For each product, what tells the numbers in its two factors from others; None where nothing
-        is known of them.
+        For the two factors of each product, a key that is equal for equal contents; None where the
+        contents are unknown.
     """
 
     def __init__(self, copies: WeightCopies, contents: Sequence[tuple[Any, Any]]) -> None:
@@ -134,7 +134,7 @@ class KeptFactors:
         self._kept: dict[Any, tuple[Span, Array]] = {}
 
     def __call__(self, x: Array, y: Array) -> Rounded:
-        """Round those of a product's factors that are not rounded yet, in one launch."""
+        """Round a product's factors, unless they are rounded already, in one launch."""
         contents = next(self._contents, (None, None))
         missing: list[tuple[int, int, int]] = []
         (left, start), (right, other_start) = (
@@ -150,7 +150,7 @@ class KeptFactors:
         return (left, right), start, other_start
 
     def _rounded(self, factor: Array, content: Any, missing: list[Any]) -> tuple[Any, int]:
-        """Return what holds a rounded factor, and where it begins; it may be `missing` yet."""
+        """Return the owner and address of a rounded factor; add it to `missing` if not rounded."""
         copy = self._copies.start_of(factor)
         if copy:
             return self._copies, copy

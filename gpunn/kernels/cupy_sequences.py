@@ -19,8 +19,8 @@ from gpunn.kernels.cupy_device import on_device_of_first, on_device_of_items, se
 from gpunn.kernels.cupy_launch import cuda_kernel
 from gpunn.kernels.lookup import LookupKernels
 
-#: The most rows of a table that a block has, and the number of blocks to have before it has more
-#: than one.
+#: The maximum rows of a table per block, and the number of blocks from which a block takes more
+#: than one row.
 _MOST_ROWS, _MANY_BLOCKS = 64, 512
 
 
@@ -37,7 +37,7 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
         mask: Array | None = None,
         keep: bool = True,
     ) -> tuple[Array, Array | None]:
-        """Return the means and their weights: three launches, and two calls of cuBLAS."""
+        """Return the weighted means and the weights, in three launches and two calls of cuBLAS."""
         if not served(qkv) or loaded_library() is None:
             return super().attention(qkv, heads, causal=causal, mask=mask, keep=keep)
         n, t, width = qkv.shape
@@ -57,7 +57,7 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
     def attention_backward(
         self, grad: Array, qkv: Array, weights: Array, *, causal: bool = False
     ) -> Array:
-        """Return dJ/d qkv: four launches, and four calls of cuBLAS."""
+        """Return dJ/d qkv, in four launches and four calls of cuBLAS."""
         if not served(grad, qkv, weights) or loaded_library() is None:
             return super().attention_backward(grad, qkv, weights, causal=causal)
         n, heads, t, _ = weights.shape
@@ -90,7 +90,7 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
     def embedding_backward(
         self, indices: Array, grad: Array, table: Array, into: Array | None = None
     ) -> Array:
-        """Return the gradient of a table, in one launch that reads all indices for each block."""
+        """Return the gradient of a table, in one launch, each block of which reads all indices."""
         if not served(grad, table) or not indices.size:
             return super().embedding_backward(indices, grad, table, into)
         indices, grad = _as_int64(indices), cupy.ascontiguousarray(grad)
@@ -105,9 +105,9 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
 
     @on_device_of_items
     def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Return the arrays joined, in a launch for each.
+        """Return the arrays joined, in one launch per array.
 
-        CuPy's own function uploads their addresses, which a step that is captured cannot do.
+        CuPy's own function uploads their addresses, which a captured step cannot do.
         """
         stops = list(accumulate(x.shape[-1] for x in arrays))
         result = cupy.ndarray((*arrays[0].shape[:-1], stops[-1]), arrays[0].dtype)
@@ -117,7 +117,7 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
 
     @on_device_of_first
     def positions_backward(self, grad: Array, table: Array, into: Array | None = None) -> Array:
-        """Return the sums over the batch, by one call of cuBLAS if all positions are there."""
+        """Return the sums over the batch, by one call of cuBLAS if all positions are present."""
         n, length, width = grad.shape
         if length != table.shape[0] or not served(grad, table):
             return super().positions_backward(grad, table, into)
@@ -155,7 +155,7 @@ def _launch_heads(name: str, x: Array, result: Array, sizes: tuple[int, ...]) ->
 
 
 def _launch_by_row(name: str, scores: Array, *arguments: float) -> None:
-    """Launch a kernel with some threads for each row of scores (B, T, T)."""
+    """Launch a kernel with several threads for each row of scores (B, T, T)."""
     batch, t, _ = scores.shape
     grid, block = _over_scores(batch * t, t)
     shared = block[0] * block[1] * scores.dtype.itemsize
@@ -163,7 +163,7 @@ def _launch_by_row(name: str, scores: Array, *arguments: float) -> None:
 
 
 def _over_scores(rows: int, t: int) -> Launch:
-    """Return a launch for rows of t scores, a few for each thread."""
+    """Return a launch for rows of t scores, with a few scores per thread."""
     lanes = min(THREADS, max(1, 1 << (-(-t // 4) - 1).bit_length()))
     of_block = max(1, 128 // lanes)
     return (-(-rows // of_block), 1), (lanes, of_block)

@@ -1,4 +1,4 @@
-"""What changes from step to step of a captured training step: it is on the device."""
+"""Device memory for the numbers of a captured training step that change between replays."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from gpunn.kernels.cupy_launch import cuda_kernel, launch_gather
 
 
 class StepBoard:
-    """The numbers that steps read, and the results that they write, for a number of steps.
+    """The numbers that captured steps read, and the results that they write.
 
-    A step that is captured once and replayed always reads the same addresses. There it finds the
-    numbers of the present step: `finish` copies those of the next one there, from a table.
+    A replayed step always reads the same addresses. They hold the numbers of the current step;
+    `finish` replaces them by the next step's, from a table.
 
     Parameters
     ----------
     dtype : dtype
         Of the results.
     n_keys : int
-        How many random masks a step makes.
+        The number of random masks in a step.
     capacity : int
         The largest number of steps between two calls of `load`.
 
     Attributes
     ----------
     row : Cell
-        Where the batch begins among the rows since `load`.
+        The batch's first row, counted since `load`.
     numbers : array (3,)
-        Of the update: the step size, what multiplies the decays, and epsilon.
+        Of the update: the step size, the factor of the decays, and epsilon.
     keys : list of Cell
         The keys of the random masks.
     """
@@ -51,8 +51,8 @@ class StepBoard:
             ]
         )
         width = self._layout.itemsize // 8
-        # The number of the step, the present row of the table, and the table: one more row than
-        # steps, since the last step loads numbers, too.
+        # The number of the step, the current row of the table, and the table, with one row more
+        # than steps, since even the last step loads a next row.
         self._block = cupy.zeros(1 + (capacity + 2) * width, np.int64)
         self._step, self._table = self._block[:1], self._block[1 + width :]
         self._present = self._block[1 : 1 + width]
@@ -68,9 +68,9 @@ class StepBoard:
         Parameters
         ----------
         rows : sequence of int
-            Where each batch begins.
+            The first row of each batch.
         numbers : tuple of three sequences of float
-            The step sizes, what multiplies the decays, and epsilons.
+            The step sizes, the factors of the decays, and the epsilons.
         keys : array (S, n_keys) or None
         """
         n = len(rows)
@@ -85,13 +85,13 @@ class StepBoard:
         self._block[: words.size].set(words)
 
     def finish(self, cost: Array | None, total: Array | None, squares: Array | None) -> None:
-        """Write down a step's results, count the step, and load the numbers of the next one.
+        """Store a step's results, count the step, and load the numbers of the next one.
 
         Parameters
         ----------
         cost, total, squares : array or None
-            0-d: J; what its mean divides by, float64; the sum of squares whose product with half
-            the weight decay is the penalty.
+            0-d: J; the divisor of its mean, float64; and the sum of squares, which times half the
+            weight decay is the penalty.
         """
         places = (cost, self._costs), (total, self._totals), (squares, self._penalties)
         for result, place in places:
@@ -107,20 +107,20 @@ class StepBoard:
 
 
 def gather_rows(arrays: Sequence[Array], order: Array, first: Cell, n: int) -> list[Array]:
-    """Return the rows of up to three arrays, not empty, at n indices of `order`."""
+    """Return rows of up to three non-empty arrays, at n indices of `order`."""
     assert len(arrays) <= MOST_PARTS  # noqa: S101 (a batch has no more)
     return launch_gather(arrays, order, n, first)
 
 
 def copy_rows(x: Array, to: Array, first: Cell) -> None:
-    """Copy the rows of x to those of `to` from the number in `first` on."""
+    """Copy the rows of x to rows of `to`, from the position in `first`."""
     if x.dtype != to.dtype or not x.flags.c_contiguous:
-        raise TypeError(f"rows of {x.dtype} in C's order go to {to.dtype} only")
+        raise TypeError(f"copy_rows: expected an array of {to.dtype} in C order, got {x.dtype}")
     kernel = cuda_kernel("step", "copy_rows", x.dtype)
     width = x.size // x.shape[0]
     kernel(*over_entries(x.size), *map(_pointer, (x, to, first.array)), width, x.size)
 
 
 def _pointer(x: Array | None) -> int:
-    """Return where an array is; 0 for None."""
+    """Return an array's address; 0 for None."""
     return 0 if x is None else x.data.ptr

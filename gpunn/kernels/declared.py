@@ -30,8 +30,8 @@ class Declaration(NamedTuple):
     functions : dict of str to function
         All its methods and properties, inherited ones included.
     look_up : function
-        From the class to what now has the names of `functions`, in one call: recorded steps ask
-        before each epoch.
+        From the class to its current attributes with the names of `functions`, in one fast call:
+        recorded steps make it before each epoch.
     """
 
     owner: type
@@ -84,7 +84,7 @@ def has_its_functions(declared: Declaration) -> bool:
     """Return whether a class still has its original methods and properties."""
     try:
         now = declared.look_up(declared.owner)
-    except AttributeError:  # one is gone
+    except AttributeError:  # one has been deleted
         return False
     return bool(now == tuple(declared.functions.values()))
 

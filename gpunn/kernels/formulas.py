@@ -1,4 +1,4 @@
-"""The formulas that kernels take: what activations, losses and update rules look like to them."""
+"""The interfaces that kernels expect of activations, losses and update rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpunn._typing import Array, Namespace
 
 
 class ActivationFormula(Protocol):
-    """An activation function and its gradient, in the functions of the standard.
+    """An activation function and its gradient, in functions of the standard.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class ActivationFormula(Protocol):
 
 
 class LossFormula(Protocol):
-    """A loss and its gradient, in the functions of the standard."""
+    """A loss and its gradient, in functions of the standard."""
 
     def compute(
         self, prediction: Array, target: Array, scale: Any, *, summed: bool
@@ -35,7 +35,7 @@ class LossFormula(Protocol):
 
 
 class UpdateRule(Protocol):
-    """An optimizer's update of one array, in the functions of the standard."""
+    """An optimizer's update of one array, in functions of the standard."""
 
     def update(
         self, xp: Namespace, value: Array, grad: Array, states: list[Array], step_size: float
@@ -46,6 +46,6 @@ class UpdateRule(Protocol):
 def per_row(scale: Any, ndim: int = 2) -> Any:
     """Return a loss's scale shaped to multiply predictions of `ndim` axes.
 
-    (N,) becomes (N, 1) or (N, 1, 1); a number, or an array of no axis, stays as it is.
+    (N,) becomes (N, 1) or (N, 1, 1); a number or a 0-d array is returned unchanged.
     """
     return scale[(slice(None), *[None] * (ndim - 1))] if getattr(scale, "ndim", 0) else scale

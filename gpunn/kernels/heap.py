@@ -1,4 +1,4 @@
-"""How the allocator of the C library treats the temporaries of a training step."""
+"""Make the C library's allocator reuse the memory of a training step's temporaries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGE_BLOCK = (32 << 20) - (1 << 16)
 
 @cache
 def keep_heap() -> None:
-    """Make glibc keep the memory that a step frees, for the next step; once per process.
+    """Make glibc keep the memory that a step frees for the next step; once per process.
 
     By default it returns the top of the heap to the system at the end of a step, and the next step
     pays for each page again. Freeing one large block raises that limit to twice the block's size.

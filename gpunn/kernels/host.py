@@ -8,7 +8,7 @@ import numpy as np
 
 from gpunn._typing import Array
 
-#: How far the sum of a distribution may be from 1: in float16 a class is off by 5e-4 of itself.
+#: Tolerance for the sum of a distribution: float16 rounds each entry by up to 5e-4 of its value.
 ROUNDING = 1e-3
 
 

@@ -15,7 +15,7 @@ class LookupKernels:
     def embedding(self, indices: Array, table: Array) -> Array:
         """Return the rows of `table` (V, C) at `indices` (...), integers, as (..., C).
 
-        A row whose index is outside [0, V) is NaN, so that the mistake shows in the loss.
+        An index outside [0, V) gives a row of NaN, so that the mistake shows in the loss.
         """
         xp = self.xp
         indices = xp.astype(indices, xp.int64, copy=False)
@@ -29,10 +29,10 @@ class LookupKernels:
     def embedding_backward(
         self, indices: Array, grad: Array, table: Array, into: Array | None = None
     ) -> Array:
-        """Return dJ/d table (written `into`) from `grad` (..., C): row v sums those at v's places.
+        """Return dJ/d table (written `into`): row v is the sum of `grad` (..., C) where index = v.
 
-        Indices outside [0, V) count for no row. Each sum is in the order of the places, so the
-        result is the same each time.
+        Indices outside [0, V) are ignored. Each sum is in the order of the indices, so the result
+        is reproducible.
         """
         xp = self.xp
         places = math.prod(indices.shape)
@@ -50,7 +50,7 @@ class LookupKernels:
         return x + table[: x.shape[1], ...][None, ...]
 
     def positions_backward(self, grad: Array, table: Array, into: Array | None = None) -> Array:
-        """Return dJ/d table (written `into`): the sums of `grad` over the batch, else zeros."""
+        """Return dJ/d table (written `into`): sums of `grad` over the batch; unused rows are 0."""
         sums = self.xp.zeros_like(table) if into is None else into
         length = grad.shape[1]
         sums[:length, ...] = self.xp.sum(grad, axis=0)

@@ -11,7 +11,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels.native import compiled, power_of_two
 
-#: Codes of activations. The first row can compute the gradient and its column sums in one pass.
+#: Codes of activations. For the first row, the gradient and its column sums can be one pass.
 RELU, TANH, SIGMOID, IDENTITY = range(4)
 LEAKY_RELU, ELU, SILU, GELU, GELU_TANH, SOFTPLUS = range(4, 10)
 
@@ -20,7 +20,7 @@ _ROOT_HALF, _DENSITY = math.sqrt(0.5), 1.0 / math.sqrt(2.0 * math.pi)
 _GELU_C, _GELU_B = math.sqrt(2.0 / math.pi), 0.044715
 
 _LOG2_E = 1.4426950408889634
-#: log 2 as a sum of two numbers, for float32 and float64. The first has few bits, so that its
+#: log 2 as a sum of two numbers, for float32 and for float64. The first has few bits, so that its
 #: multiples are exact.
 _LOG_2 = ((0.693359375, -2.12194440054690583e-4), (0.6931471803691238, 1.9082149292705877e-10))
 #: Below these exponents, results are negligible, and soon subnormal, which is slow.
@@ -61,7 +61,7 @@ def activate(kind: int, x: Array) -> None:
 
 @compiled
 def activate_otherwise(kind: int, p: Any, x: Array) -> None:
-    """Overwrite x with another activation, whose parameter, if any, is p."""
+    """Overwrite x with another activation of x, with parameter p if it has one."""
     of = x.dtype.type
     zero, one, half = of(0), of(1), of(0.5)
     if kind == LEAKY_RELU:
@@ -102,11 +102,11 @@ def exponentiate(x: Array) -> None:
         x[i] = scale * less + scale
 
 
-@partial(compiled, fastmath={"contract"})  # the order of what it subtracts matters
+@partial(compiled, fastmath={"contract"})  # the order of the subtractions matters
 def reduced(x: Any) -> Any:
-    """Return e^r - 1 and 2^n, where x = n log 2 + r is at most 0, and r small. NaN stays NaN.
+    """Return e^r - 1 and 2^n for x = n log 2 + r, where x is at most 0 and r is small.
 
-    Without branches and calls, so that loops over it are vectorized.
+    NaN stays NaN. There are no branches and calls, so that loops over it are vectorized.
     """
     of = type(x)
     double = of(1) + of(2.0**-40) > of(1)
@@ -142,7 +142,7 @@ def times_slope(kind: int, grad: Array, saved: Array, result: Array) -> None:
 
 @compiled
 def times_slope_otherwise(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
-    """Write dJ/dx for another activation, from h; for SiLU and GELU from x."""
+    """Write dJ/dx for another activation, from h, or for SiLU and GELU from x."""
     of = grad.dtype.type
     zero, one, half, two = of(0), of(1), of(0.5), of(2)
     if kind == LEAKY_RELU:
@@ -187,7 +187,7 @@ def times_slope_and_sums(kind: int, grad: Array, saved: Array, result: Array, su
 def drop(
     x: Array, start: int, key: Any, least: Any, kept: float, result: Array, mask: Array
 ) -> None:
-    """Write the mask and x times the mask, for entries from number `start` on.
+    """Write the mask and x times the mask, where x begins at entry `start` of the whole array.
 
     All integers here are unsigned: a signed one would turn the others into floats.
     """
@@ -206,7 +206,7 @@ def drop(
 def shift(logits: Array, labels: Array, weights: Array, result: Array) -> float:
     """Subtract each row's largest entry; return minus the sum of the results at the labels.
 
-    Rows count by their weights, if there are any.
+    The sum is weighted if there are weights.
     """
     cost = 0.0
     for i in range(logits.shape[0]):
@@ -255,7 +255,7 @@ def subtract_largest(logits: Array, result: Array) -> None:
 
 @compiled
 def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (sigmoid(z) - y); return the cost. Nothing overflows."""
+    """Write scale * (sigmoid(z) - y) and return the cost, without overflow."""
     zero, one, factor = grad.dtype.type(0), grad.dtype.type(1), grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):
@@ -268,7 +268,7 @@ def binary_cross_entropy(logits: Array, target: Array, scale: float, grad: Array
 
 @compiled
 def squared_error(prediction: Array, target: Array, scale: float, grad: Array) -> float:
-    """Write scale * (prediction - target); return the cost."""
+    """Write scale * (prediction - target) and return the cost."""
     factor = grad.dtype.type(scale)
     cost = 0.0
     for i in range(grad.size):

@@ -1,4 +1,4 @@
-"""More loops of activations that numba compiles; see `activation_kinds` for the codes."""
+"""More activation loops, compiled by numba; see `activation_kinds` for the codes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gpunn.kernels.native import compiled
 SELU, CELU, MISH, SOFTSIGN, LOG_SIGMOID = range(10, 15)
 HARDTANH, RELU6, HARDSIGMOID, HARDSWISH, SOFTSHRINK = range(15, 20)
 
-#: For SELU: its slope above 0, and times alpha that at 0 from below.
+#: For SELU: the slope above 0, and alpha times it, the slope at 0 from below.
 _SCALE, _LEFT = 1.0507009873554805, 1.0507009873554805 * 1.6732632423543772
 _SIXTH = 1.0 / 6.0
 
 
 @compiled
 def activate_smooth(kind: int, p: Any, x: Array) -> None:
-    """Overwrite x with a smooth activation, whose parameter, if any, is p."""
+    """Overwrite x with a smooth activation of x, with parameter p if it has one."""
     of = x.dtype.type
     zero, one, two = of(0), of(1), of(2)
     if kind == SELU:
@@ -48,7 +48,7 @@ def activate_smooth(kind: int, p: Any, x: Array) -> None:
 
 @compiled
 def activate_hard(kind: int, p: Any, x: Array) -> None:
-    """Overwrite x with an activation of straight lines; NaN stays NaN."""
+    """Overwrite x with a piecewise polynomial activation of x; NaN stays NaN."""
     of = x.dtype.type
     zero = of(0)
     if kind == HARDTANH:
@@ -70,7 +70,7 @@ def activate_hard(kind: int, p: Any, x: Array) -> None:
 
 @compiled
 def times_slope_smooth(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
-    """Write dJ/dx from x; for the log of the sigmoid from h."""
+    """Write dJ/dx from x, or for the log of the sigmoid from h."""
     of = grad.dtype.type
     zero, one, two = of(0), of(1), of(2)
     if kind == SELU:
@@ -101,7 +101,7 @@ def times_slope_smooth(kind: int, p: Any, grad: Array, saved: Array, result: Arr
 
 @compiled
 def times_slope_hard(kind: int, p: Any, grad: Array, saved: Array, result: Array) -> None:
-    """Write dJ/dx from h; for Hardswish from x."""
+    """Write dJ/dx from h, or for Hardswish from x."""
     of = grad.dtype.type
     zero, one = of(0), of(1)
     if kind == HARDTANH:

@@ -1,8 +1,8 @@
 """The loops of convolutions that numba compiles, over images in C order.
 
-An image with its padding is copied to a thread's own memory, where it stays in the cache while each
-pixel of the output is summed up from it. Where everything lies is computed once, as tables of
-offsets in bytes: see `Layout`.
+An image with its padding is copied to a thread's scratch memory, where it stays in the cache while
+the output pixels are computed from it. The positions of pixels, outputs and weights are computed
+once, as tables of offsets in bytes: see `Layout`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ENTRIES, TAPS, RUN, STEP, PIXELS, OUTPUTS, TAP_OFFSETS, WEIGHTS, ENTRY_OFFSETS, 
     11, 21
 )
 N_NUMBERS = 21
-#: The bytes of a thread's own memory before an image with its padding: a tile's table, an offset.
+#: The bytes of scratch memory before a padded image, for a tile's table and an offset.
 _IMAGE = TABLE + 32
 
 
 class Layout:
-    """Where the pixels, outputs and weights of a convolution lie.
+    """The positions of the pixels, outputs and weights of a convolution in memory.
 
     Attributes
     ----------
     numbers : array of int64
         Sizes, and the addresses of the tables.
     scratch : int
-        The bytes of a thread's own memory that the loops need.
+        The bytes of scratch memory that the loops need per thread.
     """
 
     def __init__(self, window: Window, channels: int, out_channels: int, itemsize: int) -> None:
@@ -44,7 +44,7 @@ class Layout:
         pixel, line = channels * itemsize, padded_w * channels * itemsize
 
         def offsets(*steps: tuple[int, int]) -> Array:
-            """Return the sums of multiples of some bytes: for each (count, bytes) 0, 1, ..."""
+            """Return all sums of multiples of sizes, from 0 to count - 1 for each (count, size)."""
             total = np.zeros((), np.int64)
             for count, size in steps:
                 total = total[..., None] + np.arange(count, dtype=np.int64) * size
@@ -53,7 +53,7 @@ class Layout:
         down, across = window.dilation[0] * line, window.dilation[1] * pixel
         filter_ = (window.size[0], down), (window.size[1], across)
         outputs = (out_h, window.stride[0] * line), (out_w, window.stride[1] * pixel)
-        # Where a row of the filter meets channels that lie one after another, it is one run.
+        # If the inputs under a row of the filter are contiguous, the row is one run.
         in_a_row = window.groups == 1 and window.dilation[1] == 1
         taps = offsets(filter_[0]) if in_a_row else offsets(*filter_)
         entries = window.size[0] * window.size[1] * own
@@ -79,7 +79,7 @@ class Layout:
 
 @lru_cache(maxsize=256)
 def layout_of(window: Window, channels: int, out_channels: int, itemsize: int) -> Layout:
-    """Return the layout of a convolution; made once."""
+    """Return the layout of a convolution, from a cache."""
     return Layout(window, channels, out_channels, itemsize)
 
 
@@ -87,9 +87,9 @@ def layout_of(window: Window, channels: int, out_channels: int, itemsize: int) -
 def convolve(
     x: int, n: int, layout: Array, weight: int, bias: int, relu: int, z: int, scratch: int, one: Any
 ) -> None:
-    """Write the convolution of n images; then add the bias, and take max(z, 0) if `relu`.
+    """Write the convolution of n images plus the bias, and then max(z, 0) if `relu`.
 
-    All arrays are given by their addresses; without a bias it is 0, and so is `relu`.
+    All arrays are given by their addresses. Without a bias, `bias` and `relu` are 0.
     """
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
     own, out = layout[CHANNELS] // groups, channels // groups
@@ -121,12 +121,12 @@ def convolve(
 def convolve_back(
     grad: int, n: int, layout: Array, weight: int, x: int, scratch: int, one: Any
 ) -> None:
-    """Write dJ/dx of n images from dJ/dz: each output pixel adds to all that it was made of."""
+    """Write dJ/dx of n images from dJ/dz: each output pixel adds to all its inputs."""
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
     own, out = layout[CHANNELS] // groups, channels // groups
     outputs, n_taps = layout[OUT_H] * layout[OUT_W], layout[ENTRIES] // own
-    turned = scratch + _IMAGE + _padded_entries(layout) * size
-    _turn(weight, n_taps, own, groups, out, turned, one)
+    transposed = scratch + _IMAGE + _padded_entries(layout) * size
+    _transpose_taps(weight, n_taps, own, groups, out, transposed, one)
     zero = scratch + TABLE  # the offset of the only tap
     integers_at(zero, 1)[0] = 0
     taps = integers_at(layout[ENTRY_OFFSETS], layout[ENTRIES])
@@ -139,7 +139,7 @@ def convolve_back(
                     (grad + (i * outputs * channels + g * out) * size, layout[OUTPUTS]),
                     (image + taps[t * own] + g * own * size, layout[PIXELS]),
                     (zero, 1, out, size),
-                    (turned + (t * groups + g) * out * own * size, own * size),
+                    (transposed + (t * groups + g) * out * own * size, own * size),
                     own,
                     0,
                     0,
@@ -186,21 +186,21 @@ def _has_padding(layout: Array) -> bool:
 
 @compiled
 def _entries(layout: Array) -> int:
-    """Return the entries of an image."""
+    """Return the number of entries in an image."""
     entries: int = layout[H] * layout[W] * layout[CHANNELS]
     return entries
 
 
 @compiled
 def _padded_entries(layout: Array) -> int:
-    """Return the entries of an image with its padding."""
+    """Return the number of entries in an image with its padding."""
     entries: int = layout[PADDED_H] * layout[PADDED_W] * layout[CHANNELS]
     return entries
 
 
 @compiled
 def begin(layout: Array, scratch: int, border: Any) -> int:
-    """Return where images with their padding are put, after filling it with a number."""
+    """Return the address for padded images, after filling that memory with `border`."""
     place = scratch + _IMAGE
     if _has_padding(layout):
         array_at(place, (_padded_entries(layout),), border)[:] = border
@@ -209,7 +209,7 @@ def begin(layout: Array, scratch: int, border: Any) -> int:
 
 @compiled
 def with_padding(x: int, i: int, layout: Array, place: int, one: Any) -> int:
-    """Return where the i-th image with its padding is: a copy, if it has any."""
+    """Return the address of the i-th image with its padding: a copy, if it has padding."""
     x += i * _entries(layout) * itemsize(one)
     if not _has_padding(layout):
         return x
@@ -225,7 +225,7 @@ def with_padding(x: int, i: int, layout: Array, place: int, one: Any) -> int:
 
 @compiled
 def begin_back(x: int, i: int, layout: Array, scratch: int, one: Any) -> int:
-    """Return where the i-th image's gradient with its padding is summed up, from zeros."""
+    """Return the address for the i-th image's gradient with its padding, after zeroing it."""
     place: int = x + i * _entries(layout) * itemsize(one)
     if _has_padding(layout):
         place = scratch + _IMAGE
@@ -235,7 +235,7 @@ def begin_back(x: int, i: int, layout: Array, scratch: int, one: Any) -> int:
 
 @compiled
 def without_padding(place: int, layout: Array, x: int, i: int, one: Any) -> None:
-    """Copy the i-th image out of its padding, unless it has none."""
+    """Copy the i-th image from its padded copy, if it has padding."""
     if not _has_padding(layout):
         return
     width, pitch = layout[W] * layout[CHANNELS], layout[PADDED_W] * layout[CHANNELS]
@@ -248,12 +248,14 @@ def without_padding(place: int, layout: Array, x: int, i: int, one: Any) -> None
 
 
 @compiled
-def _turn(weight: int, taps: int, own: int, groups: int, out: int, place: int, one: Any) -> None:
+def _transpose_taps(
+    weight: int, taps: int, own: int, groups: int, out: int, place: int, one: Any
+) -> None:
     """Write the transpose of each tap's matrix, group by group."""
     given = array_at(weight, (taps, own, groups, out), one)
-    turned = array_at(place, (taps, groups, out, own), one)
+    transposed = array_at(place, (taps, groups, out, own), one)
     for t in range(taps):
         for g in range(groups):
             for k in range(out):
                 for c in range(own):
-                    turned[t, g, k, c] = given[t, c, g, k]
+                    transposed[t, g, k, c] = given[t, c, g, k]

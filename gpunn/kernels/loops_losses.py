@@ -1,4 +1,4 @@
-"""Losses in loops that numba compiles; those of `BY_OUTPUT` are sums over a sample's outputs."""
+"""Loops of losses that numba compiles; those of `BY_OUTPUT` are sums over a sample's outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpunn.kernels.native import compiled
 #: Codes of the losses.
 ABSOLUTE_ERROR, HUBER, POISSON, HINGE = range(4)
 
-#: By the kernel that their class names: the code, and the setting that is their parameter, if any.
+#: By kernel name: the code, and the name of the loss's parameter, if it has one.
 BY_OUTPUT: dict[str, tuple[int, str | None]] = {
     "absolute_error": (ABSOLUTE_ERROR, None),
     "huber": (HUBER, "delta"),
@@ -39,7 +39,7 @@ def by_output(
     scale: Any,
     grad: Array,
 ) -> float:
-    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    """Write the gradient and return the cost, both weighted by row if there are weights."""
     of = grad.dtype.type
     p, scale, cost = of(p), of(scale), 0.0
     for i in range(prediction.shape[0]):
@@ -71,7 +71,7 @@ def _loss(kind: int, p: Any, x: Any, y: Any) -> Any:
 
 @compiled
 def _slope(kind: int, p: Any, x: Any, y: Any) -> Any:
-    """Return the derivative of that loss by x."""
+    """Return the derivative of `_loss` with respect to x."""
     of = type(x)
     if kind == ABSOLUTE_ERROR:
         return _sign(x - y)
@@ -86,7 +86,7 @@ def _slope(kind: int, p: Any, x: Any, y: Any) -> Any:
 
 @compiled
 def _margin(sign: Any, x: Any) -> Any:
-    """Return how far an answer is from being right by 1, at least 0; NaN stays NaN."""
+    """Return max(1 - sign x, 0), the hinge loss; NaN stays NaN."""
     margin = type(x)(1) - sign * x
     return type(x)(0) if margin < type(x)(0) else margin
 
@@ -108,7 +108,7 @@ def _limited(x: Any, p: Any) -> Any:
 def cosine_distance(
     epsilon: Any, prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
 ) -> float:
-    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    """Write the gradient and return the cost, both weighted by row if there are weights."""
     of = grad.dtype.type
     epsilon, scale, cost = of(epsilon), of(scale), 0.0
     for i in range(prediction.shape[0]):
@@ -134,7 +134,7 @@ def cosine_distance(
 def divergence_of_logarithms(
     prediction: Array, target: Array, weights: Array, scale: Any, grad: Array
 ) -> float:
-    """Write the gradient, and return the cost; rows count by their weights, if there are any."""
+    """Write the gradient and return the cost, both weighted by row if there are weights."""
     of = grad.dtype.type
     scale, cost = of(scale), 0.0
     for i in range(prediction.shape[0]):
@@ -162,13 +162,13 @@ def sequence_cross_entropy(
     scale: Any,
     grad: Array,
 ) -> float:
-    """Write the gradient, and return the cost, of N sequences of T rows of logits (N T, K).
+    """Write the gradient and return the cost of N sequences of T rows of logits (N T, K).
 
-    `labels` has N T entries; sequences count by their weights (N,), if there are any.
+    `labels` has N T entries; `weights` (N,) of the sequences may be empty.
     """
     of = grad.dtype.type
     rows, classes = grad.shape
-    positions = max(1, rows // max(1, weights.size))  # of one weight
+    positions = max(1, rows // max(1, weights.size))  # per weight
     low = of(smoothing / classes)
     high, scale, cost = of(1.0 - smoothing), of(scale), 0.0
     loops.subtract_largest(logits, grad)
@@ -185,8 +185,8 @@ def sequence_cross_entropy(
     loops.exponentiate(grad.reshape(grad.size))
     for i in range(rows):
         own = scale * weights[i // positions] if weights.size else scale
-        if labels[i] == ignored:  # whatever its logits are
-            own *= of(0)  # a weight that is NaN stays so
+        if labels[i] == ignored:  # its logits do not matter
+            own *= of(0)  # NaN stays NaN
             cost += own
             grad[i, :] = own
             continue

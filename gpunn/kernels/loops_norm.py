@@ -1,6 +1,6 @@
 """The loops of normalisation that numba compiles, over arrays in C order; see `kernels.norm`.
 
-Means are added up in double precision: a float32 mean of 10,000 would else be off by far more than
+Means are summed in double precision: in float32, a mean of 10,000 would be off by much more than
 its own rounding.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels.native import compiled
 
-#: The mean of so many rows is near enough to that of all to be subtracted from them.
+#: The mean of this many rows is close enough to the mean of all rows to shift them by.
 _SAMPLE = 64
 
 
@@ -29,9 +29,9 @@ def row_norm(
     centred: bool,
     epsilon: float,
 ) -> None:
-    """Normalise x (R, S, C) into y, each row and group of channels on its own.
+    """Normalise each row and group of channels of x (R, S, C) separately, into y.
 
-    `statistics` (R, groups, 2) gets the mean and the scale; an empty bias is 0.
+    The mean and the scale are written to `statistics` (R, groups, 2); an empty bias is 0.
     """
     of = x.dtype.type
     width = x.shape[2] // groups
@@ -114,7 +114,7 @@ def row_norm_backward(
 
 @compiled
 def _sums(grad: Array, x: Array, mean: Any, gain: Array) -> tuple[Any, Any]:
-    """Return the sums of gain grad, and of that times the distance from the mean."""
+    """Return the sums of gain grad and of gain grad (x - mean)."""
     total, towards_x = grad.dtype.type(0), grad.dtype.type(0)
     for j in range(grad.size):
         h = grad[j] * gain[j]
@@ -125,7 +125,7 @@ def _sums(grad: Array, x: Array, mean: Any, gain: Array) -> tuple[Any, Any]:
 
 @compiled
 def add_row_norm_sums(grad: Array, x: Array, statistics: Array, groups: int, sums: Array) -> None:
-    """Add the gradients of gain and bias (2, C), or of the gain alone (1, C): sums over rows."""
+    """Add the gradients of gain and bias to `sums` (2, C), or of the gain alone to (1, C)."""
     width = x.shape[2] // groups
     for r in range(x.shape[0]):
         for g in range(groups):
@@ -143,9 +143,9 @@ def add_row_norm_sums(grad: Array, x: Array, statistics: Array, groups: int, sum
 
 @partial(compiled, fastmath={"contract"})  # sums of differences, not differences of sums
 def batch_moments(x: Array, shift: Array, moments: Array) -> None:
-    """Write the mean and the sum of squared distances from it of each column of x (m, C).
+    """Write the mean and the sum of squared deviations of each column of x (m, C).
 
-    `moments` (2, C) are of double precision; `shift` (C,) is room for the means of the first rows.
+    `moments` (2, C) are doubles; `shift` (C,) is scratch for the means of the first rows.
     """
     moments[:] = 0.0
     m = x.shape[0]
@@ -181,8 +181,8 @@ def batch_statistics(
 ) -> None:
     """Write mean, scale and unbiased variance (3, C) of a batch from the moments of its parts.
 
-    The parts (T, >= 2, C) are those of T threads, which share the samples out among them; they are
-    put together, first to last, as by Chan, Golub and LeVeque.
+    The parts (T, >= 2, C) come from T threads, which divide the samples; they are combined in order
+    by the formula of Chan, Golub and LeVeque.
     """
     of, parts = statistics.dtype.type, moments.shape[0]
     for j in range(statistics.shape[1]):
@@ -202,7 +202,7 @@ def batch_statistics(
 
 @compiled
 def fixed_statistics(mean: Array, variance: Array, statistics: Array, epsilon: float) -> None:
-    """Write mean and scale into the first two of the statistics."""
+    """Write mean and scale to the first two rows of the statistics."""
     for j in range(mean.size):
         statistics[0, j] = mean[j]
         scale = 1.0 / np.sqrt(np.float64(variance[j]) + epsilon)
@@ -211,7 +211,7 @@ def fixed_statistics(mean: Array, variance: Array, statistics: Array, epsilon: f
 
 @compiled
 def scale_columns(x: Array, statistics: Array, gain: Array, bias: Array, y: Array) -> None:
-    """Write y = gain (x - mean) scale + bias; the first two statistics are mean and scale."""
+    """Write y = gain (x - mean) scale + bias, from the first two rows of the statistics."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             y[i, j] = (x[i, j] - statistics[0, j]) * (statistics[1, j] * gain[j]) + bias[j]
@@ -219,7 +219,7 @@ def scale_columns(x: Array, statistics: Array, gain: Array, bias: Array, y: Arra
 
 @partial(compiled, fastmath={"contract"})
 def batch_norm_sums(grad: Array, x: Array, statistics: Array, sums: Array) -> None:
-    """Write the sums of grad x_hat and of grad (2, C), of double precision."""
+    """Write the sums of grad x_hat and of grad (2, C) as doubles."""
     sums[:] = 0.0
     m = x.shape[0]
     whole = m - m % 4

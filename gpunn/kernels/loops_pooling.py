@@ -27,13 +27,13 @@ from gpunn.kernels.window import Window
 
 
 def numbers_of(window: Window) -> Array:
-    """Return a window as whole numbers, in the order in which the loops take them."""
+    """Return a window's numbers as an array, in the order that the loops expect."""
     parts = (window.image, window.output, window.size, window.stride, window.dilation)
     return np.array([*parts, window.before], np.int64).ravel()
 
 
 def _largest(vectors: Vectors, x: Any, offsets: Any, taps: Any, y: Any, where: Any) -> None:
-    """Write the largest of the vectors at x + offset to y, and their numbers."""
+    """Write the largest of the vectors at x + offset to y, and their positions to `where`."""
     builder, numbers = vectors.builder, vectors.others
     first = vectors.load(builder.add(x, vectors.word(offsets)))
     best = cgutils.alloca_once_value(builder, first)
@@ -41,7 +41,7 @@ def _largest(vectors: Vectors, x: Any, offsets: Any, taps: Any, y: Any, where: A
     with cgutils.for_range(builder, taps) as tap:
         here = vectors.load(builder.add(x, vectors.word(offsets, tap.index)))
         known = builder.load(best)
-        larger = builder.fcmp_unordered(">", here, known)  # also if one is NaN
+        larger = builder.fcmp_unordered(">", here, known)  # also true if one is NaN
         larger = builder.and_(larger, builder.fcmp_ordered("ord", known, known))
         builder.store(builder.select(larger, here, known), best)
         own = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
@@ -50,8 +50,8 @@ def _largest(vectors: Vectors, x: Any, offsets: Any, taps: Any, y: Any, where: A
     builder.store(builder.load(number), _numbers_at(vectors, where), align=1)
 
 
-def _give(vectors: Vectors, grad: Any, where: Any, offsets: Any, taps: Any, x: Any) -> None:
-    """Add a gradient to the vectors at x + offset that have its numbers."""
+def _spread(vectors: Vectors, grad: Any, where: Any, offsets: Any, taps: Any, x: Any) -> None:
+    """Add a gradient to the vectors at x + offset, at the positions in `where`."""
     builder, numbers = vectors.builder, vectors.others
     given, zero = vectors.load(grad), vectors.vector(None)
     number = builder.load(_numbers_at(vectors, where), align=1)
@@ -69,17 +69,19 @@ def _numbers_at(vectors: Vectors, place: Any) -> Any:
 _largest_wide, _largest_narrow, _largest_single = (
     generated(_largest, size, 5) for size in (WIDE, NARROW, 0)
 )
-_give_wide, _give_narrow, _give_single = (generated(_give, size, 5) for size in (WIDE, NARROW, 0))
+_spread_wide, _spread_narrow, _spread_single = (
+    generated(_spread, size, 5) for size in (WIDE, NARROW, 0)
+)
 
 
 @compiled
 def max_pool(
     x: int, n: int, layout: Array, y: int, where: int, scratch: int, one: Any, index: Any
 ) -> None:
-    """Write the largest entry of each window of n images, and its number there; NaN counts as most.
+    """Write the largest entry of each window of n images, and its position; NaN is the largest.
 
-    Arrays are given by their addresses. `layout` is that of a convolution in which each channel is
-    a group, and `index` a number of the dtype of `where`.
+    Arrays are given by their addresses. `layout` belongs to a convolution in which each channel is
+    a group, and `index` is a number of the dtype of `where`.
     """
     channels, outputs = layout[CHANNELS], layout[OUT_H] * layout[OUT_W]
     size, index_size = itemsize(one), itemsize(index)
@@ -107,7 +109,7 @@ def max_pool(
 def max_pool_backward(
     grad: int, where: int, n: int, layout: Array, x: int, scratch: int, one: Any, index: Any
 ) -> None:
-    """Write dJ/dx: each entry of `grad` goes to the pixel that was the largest."""
+    """Write dJ/dx: each entry of `grad` goes to the largest pixel of its window."""
     channels, outputs = layout[CHANNELS], layout[OUT_H] * layout[OUT_W]
     size, index_size = itemsize(one), itemsize(index)
     pixels = integers_at(layout[PIXELS], outputs)
@@ -121,18 +123,18 @@ def max_pool_backward(
                 place, target = grad + (first + c) * size, image + pixels[q] + c * size
                 given = (place, where + (first + c) * index_size, offsets, taps, target)
                 if lanes * size == WIDE:
-                    _give_wide(given, one, index)
+                    _spread_wide(given, one, index)
                 elif lanes > 1:
-                    _give_narrow(given, one, index)
+                    _spread_narrow(given, one, index)
                 else:
-                    _give_single(given, one, index)
+                    _spread_single(given, one, index)
                 c += lanes
         without_padding(image, layout, x, i, one)
 
 
 @compiled
 def _lanes(channels: int, size: int) -> int:
-    """Return how many channels to take at once, of so many."""
+    """Return the number of channels to process at once, of those left."""
     for wide in (WIDE, NARROW):
         if channels * size >= wide:
             return wide // size
@@ -161,7 +163,7 @@ def average_pool(x: Array, window: Array, count_padding: bool, y: Array) -> None
 
 @compiled
 def average_pool_backward(grad: Array, window: Array, count_padding: bool, x: Array) -> None:
-    """Write dJ/dx: an equal share of each entry of `grad` for all pixels of its window."""
+    """Write dJ/dx: all pixels of a window get an equal share of its entry of `grad`."""
     h, w, out_h, out_w, size_h, size_w, down, across, _, _, top, left = window
     of = x.dtype.type
     x[:] = 0

@@ -8,7 +8,7 @@ from gpunn.kernels.native import compiled
 
 @compiled
 def prelu(x: Array, slope: Array, h: Array) -> None:
-    """Write max(x, 0) + slope min(x, 0), for a slope of each column or a single one."""
+    """Write max(x, 0) + slope min(x, 0), with a slope per column or a single slope."""
     zero, single = x.dtype.type(0), slope.size == 1
     for i in range(x.shape[0]):
         if single:

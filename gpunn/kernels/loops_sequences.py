@@ -1,4 +1,4 @@
-"""The loops of attention and of looking up rows, which numba compiles, over arrays in C order."""
+"""The loops of attention and embeddings that numba compiles, over arrays in C order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.kernels.native import compiled
 
 @compiled
 def look_up(indices: Array, table: Array, result: Array) -> None:
-    """Write the row of the table for each index; NaN for one that is out of range."""
+    """Write the row of the table for each index; NaN if an index is out of range."""
     for i in range(indices.size):
         row = indices[i]
         if 0 <= row < table.shape[0]:
@@ -23,7 +23,7 @@ def look_up(indices: Array, table: Array, result: Array) -> None:
 
 @compiled
 def add_by_row(indices: Array, grad: Array, first: int, sums: Array) -> None:
-    """Write the sums of the rows of `grad` by index, for the indices from `first` on."""
+    """Write the sum of the rows of `grad` for each index, from `first` on."""
     sums[:] = 0
     for i in range(indices.size):
         row = indices[i] - first
@@ -34,10 +34,10 @@ def add_by_row(indices: Array, grad: Array, first: int, sums: Array) -> None:
 
 @compiled
 def softmax_of_scores(scores: Array, first: int, causal: Any, scale: Any) -> None:
-    """Overwrite each row with the softmax of `scale` times it.
+    """Overwrite each row with the softmax of `scale` times the row.
 
-    With `causal`, the row of number i is over its first ``first + i + 1`` entries; the others are
-    not read, and become 0.
+    With `causal`, row i uses its first ``first + i + 1`` entries only; the others are not read, and
+    are set to 0.
     """
     one = scores.dtype.type(1)
     for i in range(scores.shape[0]):
@@ -46,7 +46,7 @@ def softmax_of_scores(scores: Array, first: int, causal: Any, scale: Any) -> Non
         top = row[0]
         for j in range(1, n):
             top = max(top, row[j])
-        if top == -math.inf:  # by overflow; as a row that may see nothing
+        if top == -math.inf:  # by overflow: like a query that may see no key
             scores[i, :] = 0
             continue
         for j in range(n):

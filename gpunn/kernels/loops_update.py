@@ -2,11 +2,11 @@
 
 Each rule is a function of
 
-- the value, and its gradient;
-- three states, of which a rule that has fewer does not look at the last;
-- `common`, the numbers that all rules have: the step size; the epsilon; what is added of the value
-  to its gradient; what is kept of the value; the limit of each entry of the gradient, and what all
-  are then multiplied by;
+- the value and its gradient;
+- three states, of which a rule with fewer ignores the last;
+- `common`, the numbers that all rules share: the step size; the epsilon; the fraction of the value
+  that is added to its gradient; the fraction of the value that is kept; the limit on gradient
+  entries, and the factor by which they are then multiplied;
 - the rule's settings p, q and r; see `gpunn.kernels.rules`.
 """
 
@@ -23,7 +23,7 @@ from gpunn.kernels.native import compiled
 
 @compiled
 def _in_dtype(value: Array, common: Any) -> Any:
-    """Return the numbers that all rules have, in the dtype of the value."""
+    """Return the numbers in `common` in the dtype of the value."""
     of = value.dtype.type
     rate, epsilon, decay, keep, limit, factor = common
     return of(rate), of(epsilon), of(decay), of(keep), of(limit), of(factor)
@@ -38,7 +38,7 @@ def _regular(grad: Any, value: Any, decay: Any, limit: Any, factor: Any) -> Any:
 
 @compiled
 def sgd(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> None:
-    """Update a value, and its velocity if there is momentum p; if q, look ahead."""
+    """Update a value, and its velocity if there is momentum p; q says whether it is Nesterov's."""
     rate, _, decay, keep, limit, factor = _in_dtype(value, common)
     (velocity, _, _), (momentum, nesterov, _) = states, settings
     mu = value.dtype.type(momentum)
@@ -70,7 +70,7 @@ def adam(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
 
 @compiled
 def rmsprop(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> None:
-    """Update a value and its mean square, of the beta p; with momentum q; centered if r."""
+    """Update a value and its mean square, with beta p and momentum q; centered if r."""
     of = value.dtype.type
     rate, epsilon, decay, keep, limit, factor = _in_dtype(value, common)
     (square, mean, velocity), (beta, momentum, centered) = states, settings
@@ -119,7 +119,7 @@ def lion(value: Array, grad: Array, states: Any, common: Any, settings: Any) -> 
 
 @compiled
 def gradient_sum(value: Array, grad: Array, states: Any, common: Any, _: Any) -> None:
-    """Add the gradient, times the step size, to a sum; but for decay the value stays."""
+    """Add the gradient, times the step size, to a sum; the value changes by decay only."""
     rate, _, decay, keep, limit, factor = _in_dtype(value, common)
     total, _, _ = states
     for i in range(value.size):
@@ -129,7 +129,7 @@ def gradient_sum(value: Array, grad: Array, states: Any, common: Any, _: Any) ->
 
 @compiled
 def average(value: Array, grad: Array, _: Any, common: Any, __: Any) -> None:
-    """Move an average towards the weight that stands in the place of a gradient."""
+    """Move an average towards a weight, which is passed as the gradient."""
     rate = value.dtype.type(common[0])
     for i in range(value.size):
         value[i] += rate * (grad[i] - value[i])
@@ -137,5 +137,5 @@ def average(value: Array, grad: Array, _: Any, common: Any, __: Any) -> None:
 
 #: The rules by the names of their kernels.
 UPDATES: dict[str, Callable[..., None]] = {
-    each.__name__: each for each in (sgd, adam, rmsprop, adagrad, lion, gradient_sum, average)
+    rule.__name__: rule for rule in (sgd, adam, rmsprop, adagrad, lion, gradient_sum, average)
 }

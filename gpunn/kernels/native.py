@@ -25,7 +25,7 @@ def compiled(function: _F, **settings: Any) -> _F:
     settings = SETTINGS | settings
     try:
         result: _F = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # no writable folder for the cache
+    except RuntimeError:  # there is no writable cache folder
         result = numba.njit(**settings)(function)
     return result
 
@@ -37,19 +37,19 @@ def inlined(function: _F) -> _F:
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Return a function for compiled code whose instructions `function` generates."""
+    """Return a function for compiled code, whose instructions `function` generates."""
     return numba.extending.intrinsic(function)
 
 
 @compiled
 def array_at(place: int, shape: Any, like: Any) -> Array:
-    """Return the array at an address, of a shape and of the dtype of the number `like`."""
+    """Return the array at an address, with a shape and the dtype of the number `like`."""
     return carray(_pointer(place, like), shape)
 
 
 @compiled
 def integers_at(place: int, n: int) -> Array:
-    """Return the whole numbers at an address."""
+    """Return n integers at an address."""
     return array_at(place, (n,), np.int64(0))
 
 
@@ -100,7 +100,7 @@ def read(_: Any, place: Any) -> Any:
 
 @intrinsic
 def power_of_two(_: Any, exponent: Any) -> Any:
-    """Return 2 to the power of a whole number, given as a float, by setting exponent bits."""
+    """Return 2 to the power of an integral float, by setting exponent bits."""
     bits, mantissa, bias = (64, 52, 1023) if exponent == types.float64 else (32, 23, 127)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:

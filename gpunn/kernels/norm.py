@@ -1,13 +1,13 @@
-"""Kernels of normalisation, in the functions of the standard.
+"""Kernels of normalisation, in functions of the standard.
 
-Each takes entries to a mean of 0 and a variance of 1, x_hat = (x - mean) scale with scale =
-1 / sqrt(variance + epsilon), and then to y = gain x_hat + bias. They differ in what a mean is taken
-over. With g = gain dJ/dy, and means over the same entries, the gradient is
+Each scales its input to a mean of 0 and a variance of 1, x_hat = (x - mean) scale with scale =
+1 / sqrt(variance + epsilon), and then returns y = gain x_hat + bias. They differ in the axes of the
+mean. With g = gain dJ/dy, and means over the same entries, the gradient is
 
     dJ/dx = scale (g - mean(g) - x_hat mean(g x_hat)).
 
-The variance is computed from x - mean, not from squares of x, which would cancel; and sums are of
-double precision, since a library may add up many float32 in a row.
+The variance is computed from x - mean, not from squares of x, which would cancel. Sums are double
+precision, since a library may add up many float32 numbers one after another.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from gpunn._typing import Array, Namespace, Shape
 
 
 class RowNorm(NamedTuple):
-    """What is normalised together in a sample of C channels, which are the last axis.
+    """How a sample is divided into parts that are normalised separately.
 
     Attributes
     ----------
     positions : int
-        How many rows of C channels lie together: 1, or all of a sample.
+        The rows of C channels in a part: 1, or all rows of a sample. Channels are the last axis.
     groups : int
-        Into how many groups of neighbours the channels fall, each on its own.
+        The number of groups of neighbouring channels; each group is a separate part.
     centred : bool
-        Whether the mean is subtracted; else it counts as 0.
+        Whether to subtract the mean; otherwise it is taken as 0.
     epsilon : float
     """
 
@@ -39,7 +39,7 @@ class RowNorm(NamedTuple):
     epsilon: float
 
     def view(self, shape: Shape) -> tuple[int, int, int, int]:
-        """Return the shape as (rows, positions, groups, channels of a group)."""
+        """Return the shape as (rows, positions, groups, channels in a group)."""
         channels = shape[-1]
         rows = math.prod(shape[:-1]) // self.positions
         return rows, self.positions, self.groups, channels // self.groups
@@ -50,7 +50,7 @@ class RowNorm(NamedTuple):
 
 
 class NormKernels:
-    """The kernels of normalisation; a part of `gpunn.kernels.reference.Kernels`."""
+    """The kernels of normalisation; a mixin of `gpunn.kernels.Kernels`."""
 
     xp: Namespace
 
@@ -68,7 +68,7 @@ class NormKernels:
         if bias is not None:
             y += bias
         shape = norm.statistics_shape(x.shape)
-        statistics = xp.stack([xp.reshape(each, shape[:2]) for each in (mean, scale)], axis=2)
+        statistics = xp.stack([xp.reshape(row, shape[:2]) for row in (mean, scale)], axis=2)
         return y, statistics
 
     def row_norm_backward(  # noqa: PLR0917 (what the forward pass saved, and two gradients)
@@ -84,7 +84,7 @@ class NormKernels:
     ) -> tuple[Array | None, list[Array]]:
         """Return dJ/dx, None if not `through`; and dJ/d gain and dJ/d bias, written `into`.
 
-        Of the latter as many as `into` has places: none, the gain's, or both.
+        `into` has an item for each gradient to compute: none, the gain's, or both.
         """
         xp = self.xp
         view, axes = norm.view(x.shape), (1, 3)
@@ -94,13 +94,13 @@ class NormKernels:
         if not through:
             return None, sums
         g = xp.reshape(grad * gain, view)
-        result = _through(xp, g, x_hat, scale, axes, centred=norm.centred)
+        result = _input_grad(xp, g, x_hat, scale, axes, centred=norm.centred)
         return xp.reshape(result, x.shape), sums
 
     def batch_norm(self, x: Array, gain: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
-        """Return y, normalised over all axes but the last; and the statistics of channels (3, C).
+        """Return y, normalised over all axes but the last; and the channels' statistics (3, C).
 
-        These are the mean, the scale, and the variance with divisor n - 1, of n > 1 entries.
+        These are the mean, the scale, and the variance with divisor n - 1, over n > 1 entries.
         """
         xp = self.xp
         rows = xp.reshape(x, _rows(x))
@@ -130,7 +130,7 @@ class NormKernels:
     ) -> tuple[Array | None, list[Array]]:
         """Return dJ/dx, None if not `through`; and dJ/d gain and dJ/d bias, written `into`.
 
-        As `row_norm_backward`, but the statistics do not depend on x if they are `fixed`.
+        See `row_norm_backward`; if `fixed`, the statistics do not depend on x.
         """
         xp = self.xp
         mean, scale = statistics[0, :], statistics[1, :]
@@ -140,11 +140,11 @@ class NormKernels:
             return None, sums
         if fixed:
             return grad * (gain * scale), sums
-        g, x_hat = (xp.reshape(each, _rows(x)) for each in (grad * gain, x_hat))
-        return xp.reshape(_through(xp, g, x_hat, scale, 0, centred=True), x.shape), sums
+        g, x_hat = (xp.reshape(part, _rows(x)) for part in (grad * gain, x_hat))
+        return xp.reshape(_input_grad(xp, g, x_hat, scale, 0, centred=True), x.shape), sums
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
-        """Return the mean of each channel, and the sum of squares about it; 0 for no entries.
+        """Return the mean of each channel, and the sum of squared deviations; 0 without entries.
 
         They are over all axes but the last, (C,) each.
         """
@@ -157,9 +157,9 @@ class NormKernels:
     def joint_norm_backward(
         self, grad: Array, x: Array, statistics: Array, gain: Array, means: Array
     ) -> Array:
-        """Return dJ/dx of a norm whose statistics are those of more entries than these.
+        """Return dJ/dx of a batch norm whose statistics include entries of other processes.
 
-        `means` (2, C) are those of grad x_hat and of grad, over all of the entries.
+        `means` (2, C) are the means of grad x_hat and of grad over all entries.
         """
         mean, scale = statistics[0, :], statistics[1, :]
         x_hat = (x - mean) * scale
@@ -168,14 +168,14 @@ class NormKernels:
     def track(self, running: tuple[Array, Array], statistics: Array, momentum: float) -> None:
         """Move a running mean and variance towards those of a batch, in place.
 
-        r += momentum (s - r), for the first and the last row of the statistics of `batch_norm`.
+        r += momentum (s - r), with the first and the last row of the statistics of `batch_norm`.
         """
         for kept, row in zip(running, (0, 2), strict=True):
             kept += momentum * (statistics[row, :] - kept)
 
 
 def _rows(x: Array) -> tuple[int, int]:
-    """Return the shape of x with all axes but the last as one."""
+    """Return the shape of x with all axes but the last merged."""
     return math.prod(x.shape[:-1]), x.shape[-1]
 
 
@@ -195,12 +195,12 @@ def _standardized(
 def _mean(xp: Namespace, x: Array, axes: int | tuple[int, ...]) -> Array:
     """Return the mean over some axes, which are kept."""
     count = math.prod(x.shape[axis] for axis in ((axes,) if isinstance(axes, int) else axes))
-    # To convert first takes memory, and a fraction of the time of a sum that converts.
+    # Converting first takes memory, but a fraction of the time of a sum that converts.
     total = xp.sum(xp.astype(x, xp.float64, copy=False), axis=axes, keepdims=True)
     return xp.astype(total / count, x.dtype, copy=False)
 
 
-def _through(
+def _input_grad(
     xp: Namespace,
     g: Array,
     x_hat: Array,
@@ -225,7 +225,7 @@ def _gradients(
         return []
     both = (xp.reshape(part, _rows(grad)) for part in (grad * x_hat, grad)[: len(into)])
     sums = [xp.sum(xp.astype(part, xp.float64, copy=False), axis=0) for part in both]
-    totals = [xp.astype(each, grad.dtype, copy=False) for each in sums]
+    totals = [xp.astype(total, grad.dtype, copy=False) for total in sums]
     for total, place in zip(totals, into, strict=True):
         if place is not None:
             place[...] = total

@@ -1,8 +1,9 @@
 """Kernels for NumPy's arrays that numba compiles: one pass over memory in one call.
 
-They serve contiguous float32 and float64 arrays, read-only data included; for other arrays, and for
-kernels that are not here, NumPy's run. `bench/kernels.py` shows what each gains. They run on one
-thread, because BLAS's threads occupy the other cores. `gpunn/program/` compiles whole steps.
+They serve contiguous float32 and float64 arrays, including read-only data; NumPy's kernels serve
+other arrays, and compute whatever is not here. `bench/kernels.py` shows what each kernel gains.
+They run on one thread, because BLAS's threads occupy the other cores. `gpunn/program/` compiles
+whole steps.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _SLOPES: dict[str | None, int] = {
 
 
 class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
-    """The kernels for which compiling pays; the others are NumPy's."""
+    """The kernels that gain from compilation; the others are NumPy's."""
 
     compiled = True
 
@@ -61,8 +62,8 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return h and what its gradient is computed from; bias and ReLU are one pass."""
-        if bias is None or not _alike(z, bias):
+        """Return h and the array that its gradient needs; bias and ReLU are one pass."""
+        if bias is None or not _writable(z, bias):
             return super().bias_activation(z, bias, formula)
         relu = kernel_of(formula) == "relu"
         loops.add_bias(z, bias, relu)
@@ -72,9 +73,9 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
         return h, (h if formula.saves_output else z)
 
     def activation_backward(self, grad: Array, saved: Array, formula: ActivationFormula) -> Array:
-        """Return dJ/dx; for ReLU, tanh and the sigmoid in one pass."""
+        """Return dJ/dx, for ReLU, tanh and the sigmoid in one pass."""
         slope = _SLOPES.get(kernel_of(formula))
-        if slope is None or grad.size < _MANY or not _alike(grad, saved):
+        if slope is None or grad.size < _MANY or not _writable(grad, saved):
             return super().activation_backward(grad, saved, formula)
         result = np.empty_like(grad)
         loops.times_slope(slope, grad.ravel(), saved.ravel(), result.ravel())
@@ -85,10 +86,10 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     ) -> tuple[Array, Array]:
         """Return dJ/dz and the bias's gradient, in one pass."""
         slope = _SLOPES.get(kernel_of(formula))
-        if slope is None or not _alike(grad, saved):
+        if slope is None or not _writable(grad, saved):
             return super().bias_activation_backward(grad, saved, formula, into)
         sums = np.empty(grad.shape[1], grad.dtype) if into is None else into
-        if not _alike(grad, sums):
+        if not _writable(grad, sums):
             return super().bias_activation_backward(grad, saved, formula, into)
         result = np.empty_like(grad)
         loops.times_slope_and_sums(slope, grad, saved, result, sums)
@@ -99,7 +100,7 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     ) -> Array:
         """Return the gradient of a table, in one pass over the gradients."""
         sums = np.empty_like(table) if into is None else into
-        served = _readable(grad, grad) and _alike(sums, sums) and sums.dtype == grad.dtype
+        served = _readable(grad, grad) and _writable(sums, sums) and sums.dtype == grad.dtype
         if not (served and indices.dtype == np.int64 and _in_order(indices)):
             return super().embedding_backward(indices, grad, table, into)
         loops_sequences.add_by_row(
@@ -121,7 +122,7 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
         self, formula: Any, logits: Array, labels: Array, scale: Any, *, summed: bool
     ) -> Any:
         """Return the cost and its gradient; NumPy computes the exponentials, vectorized."""
-        served = summed and type(scale) is float and _alike(logits, logits)
+        served = summed and type(scale) is float and _writable(logits, logits)
         served = served and labels.dtype == np.int64 and _in_order(labels) and logits.size
         if not (served and formula.takes(labels)):
             return super().fused_softmax_cross_entropy(
@@ -136,7 +137,7 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     def fused_binary_cross_entropy(
         self, formula: Any, logits: Array, target: Array, scale: Any, *, summed: bool
     ) -> Any:
-        """Return the cost and its gradient, for few outputs."""
+        """Return the cost and its gradient, if there are few outputs."""
         served = summed and type(scale) is float and logits.size <= _FEW_EXPONENTIALS
         if not (served and formula.from_logits and _readable(logits, target)):
             return super().fused_binary_cross_entropy(formula, logits, target, scale, summed=summed)
@@ -157,7 +158,7 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     def _loss_by_output(
         self, formula: Any, prediction: Array, target: Array, scale: Any, *, summed: bool
     ) -> Any:
-        """Return the cost and its gradient, of a loss that is a sum over the outputs."""
+        """Return the cost and its gradient for a loss that is a sum over the outputs."""
         if not (summed and type(scale) is float and _readable(prediction, target)):
             return NotImplemented
         kind, _ = BY_OUTPUT[formula.kernel]
@@ -186,10 +187,10 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
     def _update_fused(self, rule: Fused, update: Update) -> bool:
         """Update each value and its states in one pass; `clip_norm` takes another.
 
-        Gradients may come from user code, so their dtype and layout are checked, too.
+        Gradients may come from user code, so their dtype and layout are also checked.
         """
         values, grads, states, decays = update.slots
-        if not all(all(map(_alike, values, others)) for others in (grads, *states)):
+        if not all(all(map(_writable, values, others)) for others in (grads, *states)):
             return False
         clips = self._clips(grads, update)
         for value, grad, *kept, decay in zip(values, grads, *states, decays, strict=True):
@@ -204,26 +205,26 @@ class NumbaKernels(NumbaConvolutions, NumbaNorms, NumpyKernels):
         return True
 
     def _clips(self, grads: list[Array], update: Update) -> tuple[float, float]:
-        """Return the limit of each entry, and the factor that then scales all entries."""
+        """Return the limit on gradient entries, and the factor that then scales them."""
         limit = math.inf if update.clip_value is None else float(update.clip_value)
         if update.clip_norm is None:
             return limit, 1.0
         if update.clip_value is not None:
             grads = [self.clip(grad, -limit, limit) for grad in grads]
         norm = float(self.gradient_norm(grads))
-        # NaN if the norm is NaN: `max` returns its first argument then.
+        # NaN if the norm is NaN, since `max` then returns its first argument.
         return limit, update.clip_norm / max(norm, update.clip_norm)
 
 
-def _alike(x: Array, y: Array) -> bool:
-    """Return whether both are of one served dtype, in C order and writable."""
+def _writable(x: Array, y: Array) -> bool:
+    """Return whether both have the same served dtype, and are in C order and writable."""
     dtype = x.dtype
-    alike: bool = dtype in _DTYPES and y.dtype == dtype and x.flags.carray and y.flags.carray
-    return alike
+    served: bool = dtype in _DTYPES and y.dtype == dtype and x.flags.carray and y.flags.carray
+    return served
 
 
 def _readable(x: Array, y: Array) -> bool:
-    """Return whether both are of one served dtype and in C order; they may be read-only."""
+    """Return whether both have the same served dtype and are in C order; they may be read-only."""
     dtype = x.dtype
     return dtype in _DTYPES and y.dtype == dtype and _in_order(x) and _in_order(y)
 

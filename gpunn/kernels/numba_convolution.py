@@ -17,7 +17,7 @@ _DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
 
 class NumbaConvolutions(ConvolutionKernels, PoolingKernels):
-    """The kernels for arrays in C order; others are NumPy's."""
+    """The kernels for arrays in C order; other arrays go to the reference."""
 
     def convolution(self, x: Array, weight: Array, window: Window) -> Array:
         """Return z, summed up in tiles."""
@@ -58,7 +58,7 @@ class NumbaConvolutions(ConvolutionKernels, PoolingKernels):
         return weight
 
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """Return the largest entries and their numbers, in one pass."""
+        """Return the largest entries and their positions, in one pass."""
         if not _served(x):
             return super().max_pool(x, window)
         layout = layout_of(window._replace(groups=x.shape[3]), x.shape[3], x.shape[3], x.itemsize)
@@ -85,7 +85,7 @@ class NumbaConvolutions(ConvolutionKernels, PoolingKernels):
 
 
 def _served(*arrays: Array) -> bool:
-    """Return whether arrays are of one served dtype, in C order and aligned."""
+    """Return whether arrays have the same served dtype, and are in C order and aligned."""
     dtype = arrays[0].dtype
     return dtype in _DTYPES and all(
         x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned for x in arrays

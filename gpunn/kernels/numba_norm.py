@@ -59,7 +59,7 @@ class NumbaNorms(NormKernels):
             result = np.empty_like(x)
             into_rows = result.reshape(rows)
             loops_norm.row_norm_backward(*given, gain, into_rows, norm.groups, norm.centred)
-        return result, _put(sums, into)
+        return result, _written_sums(sums, into)
 
     def batch_norm(self, x: Array, gain: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
         """Return y and the statistics of the channels."""
@@ -111,29 +111,29 @@ class NumbaNorms(NormKernels):
             loops_norm.batch_norm_backward(
                 given, rows, statistics, gain, means.astype(x.dtype), result.reshape(rows.shape)
             )
-        return result, _put(sums.astype(x.dtype), into)
+        return result, _written_sums(sums.astype(x.dtype), into)
 
 
 def _views(x: Array, norm: RowNorm) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return the shapes of rows, positions and channels, and of the statistics, for the loops."""
+    """Return the loops' shapes of x, (rows, positions, channels), and of the statistics."""
     rows, positions, groups, _ = norm.view(x.shape)
     return (rows, positions, x.shape[-1]), (rows, groups, 2)
 
 
 def _served(x: Array, *others: Array) -> bool:
-    """Return whether the loops serve these arrays: not empty, of one dtype, in C order."""
+    """Return whether the loops serve these arrays: not empty, the same dtype, in C order."""
     dtype = x.dtype
     if dtype not in _DTYPES or not x.size:
         return False
-    for each in (x, *others):
-        flags = each.flags
-        if each.dtype != dtype or not (flags.c_contiguous and flags.aligned):
+    for array in (x, *others):
+        flags = array.flags
+        if array.dtype != dtype or not (flags.c_contiguous and flags.aligned):
             return False
     return True
 
 
-def _put(sums: Array, into: Sequence[Array | None]) -> list[Array]:
-    """Return the rows of `sums`, written to their places where there are any."""
+def _written_sums(sums: Array, into: Sequence[Array | None]) -> list[Array]:
+    """Return the rows of `sums`, each written to its item of `into` if that is an array."""
     found = []
     for total, place in zip(sums, into, strict=False):
         if place is not None:

@@ -22,13 +22,13 @@ from gpunn.kernels.heap import keep_heap
 from gpunn.kernels.numpy_sequences import NumpySequences
 from gpunn.kernels.reference import Kernels
 
-#: The most constant arrays that are cached; more shapes than that empty the cache.
-_MOST_CONSTANTS = 64
+#: Maximum number of cached constant arrays; when it is exceeded, the cache is emptied.
+_MAX_CONSTANTS = 64
 
-#: The most entries of a constant array, unless a single row has more.
+#: Maximum number of entries in a constant array, unless a single row has more.
 _PIECE = 1 << 14
 
-#: The most classes that are summed term by term, down a column; the reference sums pairwise.
+#: Maximum number of classes to sum one by one, down a column; the reference sums pairwise.
 _FEW_CLASSES = 64
 
 # NumPy's operators are faster with a 0-d array than with a Python number.
@@ -37,21 +37,21 @@ _ZERO, _MINUS_ONE = np.zeros((), np.float32), np.full((), -1.0, np.float32)
 
 
 class NumpyKernels(NumpySequences, Kernels):
-    """The kernels for which an override pays; the others are the reference's."""
+    """The kernels that gain from an override; the others are the reference's."""
 
     def __init__(self, xp: Namespace) -> None:
         super().__init__(xp)
         self._constants: dict[tuple[Any, ...], Array] = {}
 
     def keep_memory(self) -> None:
-        """Make the C library keep it."""
+        """Make the C library keep freed memory for the next step."""
         keep_heap()
 
     def threads(self, batch_size: int, values: Sequence[Array]) -> AbstractContextManager[Any]:
         """Return a context in which BLAS uses one thread if the products are too small for more.
 
         A second thread gains little there, and if another program keeps its core busy, each product
-        waits for it. Needs threadpoolctl; without it, BLAS decides.
+        has to wait. Without threadpoolctl, BLAS decides.
         """
         self.keep_memory()
         largest = max(value.size for value in values)
@@ -65,7 +65,7 @@ class NumpyKernels(NumpySequences, Kernels):
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return h and what its gradient is computed from; ReLU overwrites z."""
+        """Return h and the array that its gradient needs; ReLU overwrites z."""
         if bias is not None:
             z += bias
         if kernel_of(formula) == "relu":
@@ -75,7 +75,7 @@ class NumpyKernels(NumpySequences, Kernels):
         return h, (h if formula.saves_output else z)
 
     def activation_backward(self, grad: Array, saved: Array, formula: ActivationFormula) -> Array:
-        """Return dJ/dx; for ReLU without a temporary."""
+        """Return dJ/dx, for ReLU without a temporary."""
         if kernel_of(formula) != "relu":
             return formula.gradient(self.xp, grad, saved)
         result: Array = (saved > _ZERO).astype(grad.dtype)
@@ -100,7 +100,7 @@ class NumpyKernels(NumpySequences, Kernels):
         return x.astype(dtype)
 
     def stack(self, arrays: Sequence[Array]) -> Array:
-        """Return the arrays joined; `np.stack` is slow for NumPy's scalars, which they may be."""
+        """Return the arrays stacked; they may be NumPy scalars, for which `np.stack` is slow."""
         return np.asarray(arrays)
 
     def total(self, x: Array) -> Array:
@@ -112,8 +112,8 @@ class NumpyKernels(NumpySequences, Kernels):
     ) -> Any:
         """Return the losses and their gradient, for few classes, on transposed arrays.
 
-        NumPy's reductions over the last axis are vectorized only if it is long. So classes go down
-        and samples across.
+        NumPy's reductions over the last axis are vectorized only if it is long. So rows are classes
+        and columns are samples.
         """
         n, k = logits.shape
         if n == 0 or k > _FEW_CLASSES or labels.dtype != np.int64 or not formula.takes(labels):
@@ -184,7 +184,7 @@ class NumpyKernels(NumpySequences, Kernels):
         return sum(np.vdot(x, x) for x in arrays)
 
     def gather(self, arrays: Sequence[Array], indices: Array) -> list[Array]:
-        """Return the rows; mode "clip" saves a copy, and the indices are in range."""
+        """Return the rows; mode "clip" avoids a copy, and the indices are in range."""
         return [x.take(indices, axis=0, mode="clip") for x in arrays]
 
     def _row_of_ones(self, n: int, dtype: Any) -> Array:
@@ -194,7 +194,7 @@ class NumpyKernels(NumpySequences, Kernels):
     def _relu(self, z: Array) -> None:
         """Overwrite z with max(z, 0).
 
-        NumPy's maximum of two arrays is several times as fast as that of an array and a number.
+        NumPy's maximum of two arrays is several times as fast as of an array and a number.
         """
         if z.ndim != 2:
             np.maximum(z, 0.0, out=z)
@@ -209,11 +209,11 @@ class NumpyKernels(NumpySequences, Kernels):
             np.maximum(piece, zeros[: piece.shape[0]], out=piece)
 
     def _constant(self, make: Callable[..., Array], shape: Any, dtype: Any) -> Array:
-        """Return a constant array from the cache; `make` creates it at the first request."""
+        """Return a constant array from the cache; `make` creates it on the first request."""
         key = (make, shape, dtype)
         constant = self._constants.get(key)
         if constant is None:
-            if len(self._constants) >= _MOST_CONSTANTS:
+            if len(self._constants) >= _MAX_CONSTANTS:
                 self._constants.clear()
             constant = self._constants[key] = make(shape, dtype)
         return constant

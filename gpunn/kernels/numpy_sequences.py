@@ -10,12 +10,12 @@ from gpunn._typing import Array
 from gpunn.kernels.attention import AttentionKernels
 from gpunn.kernels.lookup import LookupKernels
 
-#: The most scores that are computed together, if nobody wants to keep the weights.
+#: Maximum number of scores computed together if the weights are not kept.
 _SCORES = 1 << 18
 
 
 class NumpySequences(AttentionKernels, LookupKernels):
-    """The kernels for which an override pays."""
+    """The kernels that gain from an override."""
 
     def attention(
         self,
@@ -26,7 +26,7 @@ class NumpySequences(AttentionKernels, LookupKernels):
         mask: Array | None = None,
         keep: bool = True,
     ) -> tuple[Array, Array | None]:
-        """Return the means, and the weights; without these, some samples at a time."""
+        """Return the weighted means and the weights; if not `keep`, a few samples at a time."""
         n, t, _ = qkv.shape
         size = n if keep else max(1, _SCORES // (heads * t * t))
         if size >= n:
@@ -40,7 +40,7 @@ class NumpySequences(AttentionKernels, LookupKernels):
         return np.concatenate(parts), None
 
     def embedding(self, indices: Array, table: Array) -> Array:
-        """Return the rows of a table; those of wrong indices are overwritten."""
+        """Return the rows of a table, with NaN for wrong indices."""
         rows: Array = table.take(indices, axis=0, mode="clip")
         wrong = (indices < 0) | (indices >= table.shape[0])
         if wrong.any():
@@ -50,7 +50,7 @@ class NumpySequences(AttentionKernels, LookupKernels):
     def embedding_backward(
         self, indices: Array, grad: Array, table: Array, into: Array | None = None
     ) -> Array:
-        """Return the gradient of a table: sums over stretches of the rows, sorted by index."""
+        """Return the gradient of a table: sums over runs of rows, sorted by index."""
         flat = indices.ravel()
         valid = np.flatnonzero((flat >= 0) & (flat < table.shape[0]))
         order = valid[flat[valid].argsort(kind="stable")]

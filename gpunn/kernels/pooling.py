@@ -1,4 +1,4 @@
-"""Pooling: the largest or the mean of the pixels in a window, channel by channel."""
+"""Pooling: the maximum or the mean of the pixels in a window, channel by channel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpunn._typing import Array, Namespace
 from gpunn.kernels.convolution import padded, without_padding, zeros_like
 from gpunn.kernels.window import Window
 
-#: The most entries of a window that one byte can number.
+#: Maximum number of a window's entries whose positions fit in a byte.
 _MOST_IN_A_BYTE = 256
 
 
@@ -19,9 +19,9 @@ class PoolingKernels:
     xp: Namespace
 
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """Return the largest entry in each window, and its number there, row by row.
+        """Return the largest entry in each window, and its position, counted row by row.
 
-        Of several the first, but NaN before all numbers. The padding counts as minus infinity.
+        Of equal entries, the first; NaN is larger than all numbers. Padding is minus infinity.
         """
         xp, x = self.xp, padded(self.xp, x, window, -math.inf)
         (_, _, met), *others = window.entries()
@@ -35,7 +35,7 @@ class PoolingKernels:
         return best, where
 
     def max_pool_backward(self, grad: Array, where: Array, window: Window) -> Array:
-        """Return dJ/dx: each entry of `grad` goes to the pixel that was the largest."""
+        """Return dJ/dx: each entry of `grad` goes to the largest pixel of its window."""
         shape = (grad.shape[0], *window.padded, grad.shape[3])
         x = zeros_like(self.xp, grad, shape)
         for number, (_, _, met) in enumerate(window.entries()):
@@ -43,7 +43,7 @@ class PoolingKernels:
         return without_padding(self.xp, x, window)
 
     def average_pool(self, x: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return the mean of each window, where the padding counts as zeros or not at all."""
+        """Return the mean of each window; padding is counted as zeros or not at all."""
         total = zeros_like(self.xp, x, (x.shape[0], *window.output, x.shape[3]))
         x = padded(self.xp, x, window, 0.0)
         for _, _, met in window.entries():
@@ -51,7 +51,7 @@ class PoolingKernels:
         return total / self._counts(x, window, count_padding=count_padding)
 
     def average_pool_backward(self, grad: Array, window: Window, *, count_padding: bool) -> Array:
-        """Return dJ/dx: each pixel of a window gets an equal share of `grad`."""
+        """Return dJ/dx: all pixels of a window get an equal share of its entry of `grad`."""
         grad = grad / self._counts(grad, window, count_padding=count_padding)
         shape = (grad.shape[0], *window.padded, grad.shape[3])
         x = zeros_like(self.xp, grad, shape)
@@ -60,7 +60,7 @@ class PoolingKernels:
         return without_padding(self.xp, x, window)
 
     def _counts(self, x: Array, window: Window, *, count_padding: bool) -> Any:
-        """Return how many pixels each window counts, as a number or (H', W', 1)."""
+        """Return the number of pixels that each window counts, as a number or (H', W', 1)."""
         if count_padding or window.padded == window.image:
             return float(math.prod(window.size))
         down, across = window.counts()
@@ -69,5 +69,5 @@ class PoolingKernels:
 
 
 def index_dtype(xp: Namespace, window: Window) -> Any:
-    """Return the dtype of numbers of a window's entries."""
+    """Return the dtype for positions in a window."""
     return xp.uint8 if math.prod(window.size) <= _MOST_IN_A_BYTE else xp.int32

@@ -1,4 +1,4 @@
-"""Kernels of PReLU, in the functions of the standard."""
+"""Kernels of PReLU, in functions of the standard."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from gpunn._typing import Array, Namespace
 
 
 class PReLUKernels:
-    """The kernels of PReLU; a part of `gpunn.kernels.reference.Kernels`."""
+    """The kernels of PReLU; a mixin of `gpunn.kernels.Kernels`."""
 
     xp: Namespace
 
     def prelu(self, x: Array, slope: Array) -> Array:
-        """Return max(x, 0) + slope * min(x, 0), for a slope of each channel (C,) or of all (1,)."""
+        """Return max(x, 0) + slope * min(x, 0), with a slope per channel (C,) or a single (1,)."""
         return self.xp.maximum(x, 0.0) + slope * self.xp.minimum(x, 0.0)
 
     def prelu_backward(
         self, grad: Array, x: Array, slope: Array, into: Sequence[Array | None], *, through: bool
     ) -> tuple[Array | None, list[Array]]:
-        """Return dJ/dx, None if not `through`; and dJ/d slope, written `into` if it has a place."""
+        """Return dJ/dx, None if not `through`; and dJ/d slope if `into` has an item to write to."""
         xp = self.xp
         positive = xp.astype(x > 0, x.dtype)
         result = grad * (positive + (1.0 - positive) * slope) if through else None

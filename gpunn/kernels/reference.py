@@ -1,4 +1,4 @@
-"""Every kernel, in the functions of the Array API standard: the reference for all overrides.
+"""Every kernel, in functions of the Array API standard: the reference for all overrides.
 
 Names: N samples (always the first axis), K classes, P features. `grad` is the gradient of the
 cost J with respect to an output. Kernels leave their arguments unchanged, except for those whose
@@ -39,12 +39,12 @@ class Kernels(
 ):
     """The kernels for one library's arrays.
 
-    A kernel with an argument `into` writes its result there; None makes a new array.
+    A kernel with an argument `into` writes its result there; if it is None, to a new array.
 
     A subclass may override a kernel. It may also add *fused* kernels for single formulas: a method
-    ``fused_squared_error`` serves the losses whose class says ``kernel = "squared_error"`` (see
+    ``fused_squared_error`` serves the losses whose class declares ``kernel = "squared_error"`` (see
     `gpunn.kernels.declared`). It returns NotImplemented for arguments that it does not serve; the
-    formula then runs as written. Optimizers' rules are fused by `_update_fused`.
+    formula then runs as written. `_update_fused` serves optimizers' rules.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Kernels(
         The library's functions of the standard.
     """
 
-    #: Whether numba compiles kernels for these arrays; recorded steps are then compiled, too.
+    #: Whether numba compiles kernels, and recorded steps, for these arrays.
     compiled: ClassVar[bool] = False
 
     def __init__(self, xp: Namespace) -> None:
@@ -64,7 +64,7 @@ class Kernels(
         }
 
     def keep_memory(self) -> None:
-        """Keep the memory that a training step frees for the next step, if that needs asking."""
+        """Keep the memory that a training step frees for the next step, if not automatic."""
 
     def threads(
         self,
@@ -94,7 +94,7 @@ class Kernels(
     def bias_activation(
         self, z: Array, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Array, Array]:
-        """Return h = f(z + bias), and what the gradient of f is computed from: h or z + bias.
+        """Return h = f(z + bias), and the array that the gradient of f needs: h or z + bias.
 
         `z` (N, P) is owned; `bias` is (P,) or None.
         """
@@ -123,7 +123,7 @@ class Kernels(
         return self.xp.astype(x, dtype)
 
     def stack(self, arrays: Sequence[Array]) -> Array:
-        """Return arrays of one shape, joined along a new first axis."""
+        """Return arrays of equal shapes, joined along a new first axis."""
         return self.xp.stack(arrays)
 
     def total(self, x: Array) -> Array:
@@ -144,11 +144,11 @@ class Kernels(
         return x * mask, mask
 
     def add(self, x: Array, y: Array) -> Array:
-        """Return x + y for arrays of one shape."""
+        """Return x + y for arrays of equal shapes."""
         return x + y
 
     def multiply(self, x: Array, y: Array) -> Array:
-        """Return x * y for arrays of one shape."""
+        """Return x * y for arrays of equal shapes."""
         return x * y
 
     def accumulate(self, total: Array, x: Array) -> None:
@@ -166,7 +166,7 @@ class Kernels(
     ) -> tuple[Array, Array]:
         """Return scale * L (N,), or its sum if `summed`; and the gradient of the sum.
 
-        `scale` is a number or an array, 0-d or (N,). It contains the mean's 1/N and the weights.
+        `scale` is a number or an array, 0-d or (N,). It includes the mean's 1/N and the weights.
         """
         fused = self._fused.get(kernel_of(formula))
         if fused is not None:
@@ -190,7 +190,10 @@ class Kernels(
         return xp.take(class_weight, labels, axis=0)
 
     def count_labels(self, labels: Array, ignored: int, like: Array) -> Array:
-        """Return how many labels (N, T) of each row are not `ignored` (N,); dtype of `like`."""
+        """Return the number of labels in each row of (N, T) that are not `ignored`, as (N,).
+
+        The dtype is that of `like`.
+        """
         xp = self.xp
         labels = xp.astype(labels, xp.int64, copy=False)
         return xp.sum(xp.astype(labels != ignored, like.dtype), axis=1)
@@ -198,10 +201,10 @@ class Kernels(
     def mean_scale(self, weight: Array | None, mass: Array | None) -> Array:
         """Return the scale of each loss in a weighted mean: w_i / sum_i w_i m_i.
 
-        `weight` w holds sample weights (N,), `mass` m what each counts for otherwise (N,): the
-        weight of its class, or its number of labels. None stands for ones, but one of them is
-        given. The result is 0-d without sample weights. A divisor of 0 is replaced by 1: all
-        weights are 0 then, and so is the mean.
+        `weight` w holds sample weights (N,); `mass` m (N,) is a further weight of each sample, of
+        its class or its number of labels. None stands for ones; at most one is None. The result is
+        0-d without sample weights. A divisor of 0 is replaced by 1: then all weights are 0, and so
+        is the mean.
         """
         total = self.total_mass(weight, mass)
         total = total + self.xp.astype(total == 0, total.dtype)
@@ -216,10 +219,10 @@ class Kernels(
     def one_hot(self, labels: Array, like: Array) -> Array:
         """Return labels (N,) as one-hot rows, in the shape and dtype of `like` (N, K).
 
-        The row of a label outside [0, K) is NaN, so that the mistake shows in the loss.
+        A label outside [0, K) gives a row of NaN, so that the mistake shows in the loss.
         """
         xp = self.xp
-        labels = xp.astype(labels, xp.int64, copy=False)  # int8 cannot count to K = 200
+        labels = xp.astype(labels, xp.int64, copy=False)  # int8 cannot hold K = 200
         classes = xp.arange(like.shape[1], dtype=xp.int64, device=like.device)
         onehot = xp.astype(labels[:, None] == classes[None, :], like.dtype)
         valid = (labels >= 0) & (labels < like.shape[1])
@@ -230,8 +233,8 @@ class Kernels(
     def copy_to_blocks(self, arrays: list[Array]) -> tuple[list[Array], list[Array]]:
         """Copy arrays into blocks of memory; return the blocks, and each copy as a view of a block.
 
-        The arrays have one dtype and are on one device. A kernel then runs once over a block, not
-        once for each small array. The standard has no views, so here each copy is its own block.
+        The arrays have the same dtype and device. A kernel then runs once over a block, not once
+        for each small array. The standard has no views, so here each copy is its own block.
         """
         copies = [self.xp.asarray(x, copy=True) for x in arrays]
         return copies, copies
@@ -262,11 +265,11 @@ class Kernels(
             rule.update(self.xp, value, grad, kept, update.step_size)
 
     def _update_fused(self, rule: Fused, update: Update) -> bool:  # noqa: ARG002
-        """Do the same at once for a rule that fused kernels know; return whether it is done."""
+        """Do the same in fused kernels, if they know the rule; return whether they did."""
         return False
 
     def _regularised(self, update: Update) -> list[Array]:
-        """Return the gradients that a rule gets: clipped. Let values, or gradients, decay."""
+        """Return the clipped gradients for a rule; apply decay to them or to the values."""
         values, grads, _, decays = update.slots
         if update.clip_norm is not None or update.clip_value is not None:
             grads = self._clipped(grads, update.clip_norm, update.clip_value)
@@ -280,11 +283,11 @@ class Kernels(
     def _clipped(
         self, grads: list[Array], clip_norm: float | None, clip_value: float | None
     ) -> list[Array]:
-        """Return the gradients with each entry in +-clip_value, and a norm of at most clip_norm."""
+        """Return the gradients with entries clipped to +-clip_value, then the norm to clip_norm."""
         if clip_value is not None:
             grads = [self.clip(grad, -clip_value, clip_value) for grad in grads]
         if clip_norm is not None:
-            # 1 where the norm is below clip_norm; it stays on the device, so nothing waits for it.
+            # 1 if the norm is below clip_norm; it stays on the device, so the host does not wait.
             shrink = clip_norm / self.xp.maximum(self.gradient_norm(grads), clip_norm)
             grads = [grad * shrink for grad in grads]
         return grads
@@ -306,7 +309,7 @@ class Kernels(
 
 @cache
 def _fused_in(kind: Any) -> list[str]:
-    """Return the names of a class's methods `fused_<name>`; each recording makes kernels anew."""
+    """Return the names of a class's methods `fused_<name>`; cached for recordings' kernels."""
     return [name for name in dir(kind) if name.startswith("fused_")]
 
 

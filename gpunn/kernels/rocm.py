@@ -1,4 +1,4 @@
-"""Kernels for CuPy on ROCm: the reference, since the CUDA sources and cuBLAS are not for AMD."""
+"""Kernels for CuPy on ROCm: the reference, since the CUDA sources and cuBLAS need NVIDIA's GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpunn.kernels.reference import Kernels
 class RocmKernels(Kernels):
     """The kernels of the reference, each on the device of its first array.
 
-    CuPy computes on the current device, which in a step by hand may be another.
+    CuPy computes on the current device, which may be another one in a step by hand.
     """
 
 
@@ -29,7 +29,7 @@ def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _arrays(arguments: Iterable[Any]) -> Iterator[Array]:
-    """Yield the arrays among arguments, and in lists and records of them."""
+    """Yield the arrays among arguments, also inside lists and tuples."""
     for argument in arguments:
         if isinstance(argument, (list, tuple)):
             yield from _arrays(argument)

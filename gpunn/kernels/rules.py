@@ -1,4 +1,4 @@
-"""The update rules that fused kernels know, and what they read of each."""
+"""The update rules that fused kernels know, and their settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from gpunn.kernels.declared import kernel_of
 
 
 class Fused(NamedTuple):
-    """An update rule as fused kernels see it.
+    """An update rule in the form that fused kernels take.
 
     Attributes
     ----------
     name : str
-        The kernel's.
+        The kernel's name.
     settings : tuple of three floats
-        p, q and r of the kernel; 0 where it has fewer.
+        p, q and r of the kernel; 0 if the rule has fewer.
     places : tuple of int
-        Which of the kernel's three states each state of the rule is.
+        For each state of the rule, its index among the kernel's three states.
     """
 
     name: str
@@ -61,7 +61,7 @@ def _average(rule: Any) -> Fused:  # noqa: ARG001 (it has no settings)
     return Fused("average", (0.0, 0.0, 0.0), _NONE)
 
 
-#: What reads each rule, by the name of its kernel.
+#: The function that converts each rule, by the name of its kernel.
 _RULES: dict[str | None, Callable[[Any], Fused]] = {
     "sgd": _sgd,
     "adam": _adam,
@@ -76,6 +76,6 @@ RULES = tuple(name for name in _RULES if name is not None)
 
 
 def fused_rule(rule: Any) -> Fused | None:
-    """Return a rule as fused kernels see it; None if they do not know it."""
-    read = _RULES.get(kernel_of(rule))
-    return None if read is None else read(rule)
+    """Return a rule in the form that fused kernels take; None if they do not know it."""
+    convert = _RULES.get(kernel_of(rule))
+    return None if convert is None else convert(rule)

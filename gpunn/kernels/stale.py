@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def forget_stale_code(folders: Sequence[Path]) -> None:
-    """Delete numba's cache files of these folders if a source file there is newer.
+    """Delete numba's cache files in these folders if a source file there is newer.
 
-    numba recompiles a function when its own file changes, but not when a function changes that it
-    calls in another file.
+    numba recompiles a function when its own file changes, but not when the file of a function that
+    it calls changes.
     """
-    with suppress(OSError):  # nothing there, or no permission
+    with suppress(OSError):  # no such folder, or no permission
         kept = [index for folder in folders for index in (folder / "__pycache__").glob("*.nbi")]
         if not kept:
             return

@@ -1,4 +1,4 @@
-"""The start of numba: its import, its tables of types, and code that is out of date."""
+"""Start numba: import it, fill its type tables, and delete outdated machine code."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def numba_kernels() -> type[Kernels]:
     ImportError
         If numba cannot be imported, for example because it does not support this NumPy yet.
     """
-    made = _numba()
+    kernels = _numba()
     package = Path(__file__).parent.parent
     program = package / "program"
-    # Before the first call of anything compiled.
+    # This must come before the first call of a compiled function.
     forget_stale_code([package / "kernels", program, program / "instructions"])
-    return made
+    return kernels
 
 
 def _numba() -> type[Kernels]:
-    """Import what needs numba, and fill its tables, which would wait for its first function."""
+    """Import the compiled kernels, and fill numba's tables, as its first compilation would."""
     with _no_collection():
         from numba.core.registry import cpu_target  # noqa: PLC0415 (imports numba)
 
@@ -42,10 +42,10 @@ def _numba() -> type[Kernels]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage.
+    """Suspend Python's garbage collection.
 
-    Numba makes some 90,000 objects with references as it starts, and they stay. Looking through
-    them again and again took a third of a process's first fit (`bench/startup.py`).
+    Numba creates some 90,000 permanent objects as it starts. Traversing them again and again took a
+    third of a process's first fit (`bench/startup.py`).
     """
     if not gc.isenabled():
         yield

@@ -1,8 +1,8 @@
 """Sums of products in tiles that stay in registers.
 
-For the small, oddly laid out products of a convolution, calls of BLAS cost more than they save: it
-copies its factors, and it wants them in matrices. Here each row of a tile has addresses of its own,
-so pixels are read where they are, as often as the filter meets them.
+For the small, irregularly laid out products of a convolution, BLAS costs more than it saves: it
+copies its factors, and needs them as matrices. Here each row of a tile has its own address, so
+pixels are read in place, as often as the filter covers them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gpunn.kernels.native import compiled, integers_at, itemsize
 from gpunn.kernels.vectors import INTEGER, NARROW, WIDE, Vectors, generated
 
 #: The rows of a tile, each of two vectors. Twelve registers of sums, one for a row's factor and two
-#: for the columns' fit into the sixteen that most processors have.
+#: for the columns' factors fit into the sixteen registers of most processors.
 ROWS = 6
-#: The bytes of a tile's table: the addresses of each row's factors, and of where its sums go.
+#: The bytes of a tile's table: the addresses of each row's factors and of its sums.
 TABLE = 16 * ROWS
 
 
@@ -65,20 +65,20 @@ def _tile(
 
 
 def _add_row(vectors: Vectors, rows: list[Any], place: Any, b: Any, sums: dict[Any, Any]) -> None:
-    """Add the products of each row's number at `place` and the row of numbers at b."""
+    """Add the product of each row's number at offset `place` and the row of numbers at b."""
     builder = vectors.builder
     factors = {skipped: vectors.load(b, skipped=skipped) for skipped in _skipped(vectors)}
     for r, row in enumerate(rows):
         number = vectors.repeated(builder.add(row, place))
         for skipped, factor in factors.items():
-            # "contract" lets both become one instruction, where the processor has it.
+            # "contract" allows one fused instruction, where the processor has it.
             product = builder.fmul(number, factor, flags=("contract",))
             total = builder.fadd(builder.load(sums[r, skipped]), product, flags=("contract",))
             builder.store(total, sums[r, skipped])
 
 
 def _skipped(vectors: Vectors) -> tuple[int, ...]:
-    """Return the bytes before each vector of a row of the tile: two, or a single number."""
+    """Return the offset of each vector in a row of the tile: two vectors, or a single number."""
     return (0,) if vectors.is_single else (0, vectors.size)
 
 
@@ -100,14 +100,14 @@ def add_products(
     table: int,
     one: Any,
 ) -> None:
-    """Write sums of products: c_r = s + sum_tp a_r[t, p] b[t, p], of rows b[t, p] of numbers.
+    """Write sums of products: c_r = s + sum_tp a_r[t, p] b[t, p], where each b[t, p] is a row.
 
     Parameters
     ----------
     n : int
-        The number of rows c_r; their order is that of the offsets.
+        The number of rows c_r.
     rows, targets : (address, address of offsets)
-        a_r and c_r are so many bytes after an address.
+        a_r and c_r are at the address plus the r-th offset, in bytes.
     sums : (address of offsets, taps, run, step)
         a_r[t, p] is the t-th offset + p `step` bytes after a_r, for t < taps and p < run.
     factors : (address, pitch)
@@ -115,11 +115,11 @@ def add_products(
     columns : int
         The length of the rows of b and c.
     start : int
-        The address of s, a row; 0 adds to what c holds.
+        The address of s, a row; 0 to add to the contents of c.
     relu : int
         Whether max(c, 0) is written.
     table : int
-        Where `TABLE` bytes begin, for no other thread.
+        The address of `TABLE` bytes that no other thread uses.
     one : float32 or float64
         1, in the dtype of all numbers.
     """
@@ -137,7 +137,7 @@ def add_products(
         begin = start + skipped if start != 0 else 0
         for first in range(0, n, ROWS):
             for r in range(ROWS):
-                i = min(first + r, n - 1)  # rows beyond the last are computed like that one
+                i = min(first + r, n - 1)  # rows beyond the last repeat it
                 places[r] = rows[0] + from_offsets[i]
                 places[ROWS + r] = targets[0] + to_offsets[i] + skipped
             given = (table, *sums, factors[0] + skipped, factors[1], begin, relu)

@@ -1,4 +1,4 @@
-"""What an update of parameters reads and writes, in one record."""
+"""The arrays and numbers of a parameter update, in one record."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class _Arrays(NamedTuple):
 
 
 class Slots(_Arrays):
-    """The arrays of an update: item i of each list belongs to parameter, or block, i.
+    """The arrays of an update: item i of each list belongs to parameter (or block) i.
 
     Attributes
     ----------
     values, grads : list of array
         theta and its gradient; an update may overwrite the gradients.
     states : list of list of array
-        What an optimizer keeps between updates: one list for each kind, such as the velocities.
+        The optimizer's state: one list for each kind, such as the velocities.
     decays : list of float
         The weight decay lambda; 0 for parameters that it does not apply to.
     prepared : object
-        What a kernel has made of them for its next call. It checks that they are still the same.
+        A kernel's cache for its next call. The kernel checks that the arrays are unchanged.
     """
 
     prepared: Any = None
@@ -43,18 +43,18 @@ class Update(NamedTuple):
     clip_norm, clip_value : float or None
         Limits for the norm of all gradients and for each entry; entries are clipped first.
     epsilon : float
-        What rules that divide add to the divisor.
+        Added to the divisor, by rules that divide.
     decay_factor : float
-        What multiplies the decays.
+        The factor of the decays.
     decoupled : bool
-        Whether the decay is taken from the value itself, before the step; else it is added, times
-        the value, to the gradient.
+        Whether decay shrinks the value itself before the step; otherwise decay times the value is
+        added to the gradient.
     present : array (3,), optional
-        On the device, in the place of these: `step_size`, `decay_factor` and `epsilon`. For steps
-        that are captured; only fused kernels on a GPU read it.
+        `step_size`, `decay_factor` and `epsilon` on the device, which replace these fields in
+        captured steps; only fused kernels on a GPU read it.
     copies : WeightCopies, optional
-        Copies of the values in bfloat16, for steps that are captured. A kernel that writes them,
-        too, says so there.
+        Copies of the values in bfloat16, for captured steps. A kernel that writes them sets their
+        `are_written`.
     """
 
     slots: Slots

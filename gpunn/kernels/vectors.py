@@ -1,8 +1,8 @@
-"""Instructions on vectors for compiled code, where the order of the loops is not the compiler's.
+"""Vector instructions for compiled code, where the compiler's own vectorization falls short.
 
-numba's compiler makes vectors of simple loops over arrays. It does not keep a tile of sums in
-registers, and it first asks of each pair of arrays whether they overlap, which takes as long as the
-few channels of a pixel. So some inner loops are generated here, as LLVM's instructions.
+numba's compiler vectorizes simple loops over arrays. It does not keep a tile of sums in registers,
+and it first checks each pair of arrays for overlap, which takes as long as processing the few
+channels of a pixel. So some inner loops are generated here, as LLVM instructions.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def _register_size() -> int:
     return next(widest, 16)
 
 
-#: The bytes of a vector, and of one that every processor has.
+#: The bytes of the widest vectors, and of vectors that every processor has.
 WIDE, NARROW = _register_size(), 16
 
 
 class Vectors:
-    """Generates instructions on vectors of some bytes, or on single numbers.
+    """Generates instructions on vectors of a given size, or on single numbers.
 
     Parameters
     ----------
     builder : llvmlite.ir.IRBuilder
     number, other : llvmlite.ir.Type
-        float or double; and another type, of which vectors have as many entries.
+        float or double; and a second type, whose vectors have as many entries.
     size : int
         The bytes of a vector; 0 for single numbers.
     """
@@ -52,13 +52,13 @@ class Vectors:
         self.vector, self.others = (ir.VectorType(kind, self.lanes) for kind in (number, other))
 
     def word(self, place: Any, i: Any = 0) -> Any:
-        """Return the i-th whole number at an address."""
+        """Return the i-th integer at an address."""
         pointer = self.builder.inttoptr(place, INTEGER.as_pointer())
         index = INTEGER(i) if isinstance(i, int) else i
         return self.builder.load(self.builder.gep(pointer, [index]))
 
     def load(self, place: Any, *, skipped: int = 0) -> Any:
-        """Return the vector that begins so many bytes after an address."""
+        """Return the vector at an address plus `skipped` bytes."""
         return self.builder.load(self._at(place, skipped), align=self.align)
 
     def store(self, value: Any, place: Any, *, skipped: int = 0) -> None:
@@ -66,13 +66,13 @@ class Vectors:
         self.builder.store(value, self._at(place, skipped), align=self.align)
 
     def repeated(self, place: Any) -> Any:
-        """Return a vector of one number, the one at an address."""
+        """Return a vector with the number at an address in all entries."""
         builder = self.builder
         number = builder.load(builder.inttoptr(place, self.number.as_pointer()), align=self.align)
         return self.spread(number, self.vector)
 
     def spread(self, number: Any, vector: Any) -> Any:
-        """Return a vector with a number in all its places."""
+        """Return a vector with a number in all entries."""
         first = self.builder.insert_element(vector(ir.Undefined), number, ir.IntType(32)(0))
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
         return self.builder.shuffle_vector(first, first, mask)
@@ -85,17 +85,17 @@ class Vectors:
 def generated(write: Callable[..., None], size: int, integers: int) -> Any:
     """Return a function for compiled code.
 
-    It takes a tuple of whole numbers, 1 in the dtype of the vectors, and a number of another dtype
-    that it reads or writes; without one, 1 again.
+    It takes a tuple of integers, 1 in the dtype of the vectors, and a number of the second dtype;
+    without a second dtype, 1 again.
 
     Parameters
     ----------
     write : function
-        Generates the instructions, from `Vectors` and the whole numbers.
+        Generates the instructions, from `Vectors` and the integers.
     size : int
         The bytes of a vector; 0 for single numbers.
     integers : int
-        How many whole numbers there are.
+        The number of integers.
     """
 
     def typed(_: Any, numbers: Any, one: Any, other: Any) -> Any:  # noqa: ARG001

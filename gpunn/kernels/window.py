@@ -1,4 +1,4 @@
-"""Where the filter of a convolution, or the window of a pooling layer, lies on an image."""
+"""The positions of a convolution's filter, or a pooling layer's window, on an image."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Window(NamedTuple):
     image : tuple of int
         Height and width of the input.
     size, stride, dilation : tuple of int
-        Of the window, of its steps, and from entry to entry.
+        The size of the window, the distance between windows, and between a window's entries.
     before, after : tuple of int
         The padding: rows above and columns to the left, rows below and columns to the right.
     groups : int
-        Of channels that are convolved apart.
+        The number of groups of channels that are convolved separately.
     """
 
     image: Pair
@@ -53,7 +53,7 @@ class Window(NamedTuple):
 
     @property
     def reach(self) -> Pair:
-        """Height and width of what the window covers, gaps of a dilation included."""
+        """Height and width of the area that the window spans, with the gaps of a dilation."""
         return (
             (self.size[0] - 1) * self.dilation[0] + 1,
             (self.size[1] - 1) * self.dilation[1] + 1,
@@ -61,22 +61,22 @@ class Window(NamedTuple):
 
     @property
     def is_pixel(self) -> bool:
-        """Whether each output pixel is computed from the input pixel at the same place alone."""
+        """Whether each output pixel depends only on the input pixel at the same position."""
         return self.size == self.stride == (1, 1) and self.padded == self.image
 
     def inner(self) -> Slices:
-        """Return where the image lies within its padding."""
+        """Return the slices of the image within its padding."""
         (h, w), (top, left) = self.image, self.before
         return slice(None), slice(top, top + h), slice(left, left + w), slice(None)
 
     def entries(self) -> Iterator[tuple[int, int, Slices]]:
-        """Yield each entry (i, j), and the pixels of the padded image that it meets."""
+        """Yield each entry (i, j), and the slices of the padded image that it covers."""
         for i in range(self.size[0]):
             for j in range(self.size[1]):
                 yield i, j, (slice(None), self._met(0, i), self._met(1, j), slice(None))
 
     def counts(self) -> tuple[list[int], list[int]]:
-        """Return how many rows of the image each row of the output sees, and columns likewise."""
+        """Return the number of image rows under each output row, and of columns likewise."""
         down, across = ([self._seen(axis, y) for y in range(self.output[axis])] for axis in (0, 1))
         return down, across
 
@@ -91,13 +91,13 @@ class Window(NamedTuple):
 
 
 class WindowSettings(NamedTuple):
-    """What a window is on images of any size; see `Window`.
+    """The settings of a window for images of any size; see `Window`.
 
     Attributes
     ----------
     padding : "valid", "same", or pair of int
-        "same" pads so that the output has ceil(image / stride) pixels each way, as evenly as
-        possible, with an odd pixel below and to the right. Numbers count on both sides.
+        "same" pads as evenly as possible, so that the output has ceil(image / stride) pixels each
+        way; an odd pixel goes below or to the right. Numbers apply to both sides.
     """
 
     size: Pair
@@ -107,9 +107,9 @@ class WindowSettings(NamedTuple):
     groups: int = 1
 
 
-@lru_cache(maxsize=1024)  # asked in every pass, for few sizes of images
+@lru_cache(maxsize=1024)  # called in every pass, for a few image sizes
 def window_on(image: Pair, settings: WindowSettings) -> Window | None:
-    """Return the window on images of a size; None if they are too small for it."""
+    """Return the window for a size of images; None if they are too small for it."""
     size, stride, dilation, padding, groups = settings
     window = Window(image, size, stride, dilation, groups=groups)
     if padding == "same":

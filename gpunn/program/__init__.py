@@ -1,4 +1,4 @@
-"""Recorded steps: a training step as a list of operations, and what runs it many times."""
+"""Recorded steps: training steps recorded once as a list of operations, then run many times."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Program", "release", "why_not_captured", "why_not_compiled"]
 
 
 _NOTHING_YET = "nothing has run yet"
-_PAUSE = 8  # epochs, before what has failed is tried again
+_BACKOFF = 8  # epochs to wait before recording is tried again after a failure
 
 
 class Program:
-    """A step that is recorded when it is first needed, and again when it has changed.
+    """A step that is recorded when first needed, and recorded again after it has changed.
 
     Attributes
     ----------
@@ -29,32 +29,33 @@ class Program:
         self.why_not = _NOTHING_YET
         self._steps: Any = None
         self._refused: tuple[Any, Any] | None = None
-        self._last_asked: Any = None  # what for, in the last epoch that was too short to record
-        self._pause: tuple[Any, int, int] | None = None  # of what, for how long yet, and at first
+        self._postponed: Any = None  # the last request that was too short to record
+        #: The request that failed, the epochs left to wait, and the epochs to wait in all.
+        self._backoff: tuple[Any, int, int] | None = None
         self._unsteady: tuple[Any, ...] | None = None  # the model and loss that recording changes
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
-        """Return a program that has nothing recorded: what is compiled is of this process."""
+        """Return an empty program: compiled steps belong to this process."""
         return Program, ()
 
     @property
     def is_recorded(self) -> bool:
-        """Whether there is a recording, though it may no longer hold."""
+        """Whether there is a recording, which may be out of date."""
         return self._steps is not None
 
     def release(self) -> bool:
-        """Drop the recording if it keeps memory of a device; return whether it did.
+        """Drop the recording if it holds device memory; return whether it did.
 
-        If it has to be asked for twice, it has to be so again.
+        A step that is recorded only at its second request has to be requested twice again.
         """
         steps = self._steps
         if steps is None or not steps.keeps_device_memory:
             return False
-        self._steps = self._last_asked = None
+        self._steps = self._postponed = None
         return True
 
     def explain(self) -> str:
-        """Return which way the steps run, and why."""
+        """Return how the steps run, and why."""
         steps, why_not = self._steps, self.why_not
         if steps is not None:
             return f"recorded steps: {steps.explain()}"
@@ -70,25 +71,26 @@ class Program:
         penalized: bool = False,
         outputs: bool = False,
     ) -> Any:
-        """Return what makes the steps of an epoch (`RecordedSteps`), or None.
+        """Return the `RecordedSteps` that run an epoch, or None if the step is not recorded.
 
         Parameters
         ----------
         model : Layer
-            What is trained.
+            The model to run.
         loss : Loss or None
-            None for predictions alone.
+            None to predict only.
         optimizer : Optimizer or None
-            None where nothing is trained.
+            None if nothing is trained.
         feed : Feed or None
-            The data; others of the same kind can be run. None if a batch is more than rows of data.
+            The data; the recording also serves other data of the same kind. None if the loader
+            does not simply take rows of the data.
         penalized : bool, default False
-            Whether costs contain the penalty of weight decay.
+            Whether costs include the weight decay penalty.
         outputs : bool, default False
-            Whether the model's outputs are wanted.
+            Whether to return the model's outputs.
         """
         if feed is None:
-            return self.refuse("the loader makes each batch in a way of its own")
+            return self.refuse("the loader builds its batches in its own way")
         parts = (model, loss, optimizer, feed)
         settings = {"penalized": penalized, "outputs": outputs}
         steps = self._steps  # another thread may store other steps at any time
@@ -101,7 +103,7 @@ class Program:
         return self._record(runner, parts, settings)
 
     def _record(self, runner: Any, parts: tuple[Any, ...], settings: dict[str, bool]) -> Any:
-        """Record the step, unless that has been tried with the very same parts."""
+        """Record the step, unless recording these very parts has already failed."""
         # Not needed to import gpunn, and slow to import.
         from gpunn.program.fingerprint import Fingerprint  # noqa: PLC0415
         from gpunn.program.values import (  # noqa: PLC0415
@@ -115,59 +117,59 @@ class Program:
         )
 
         *models, feed = parts
-        asked = (*map(id, models), kind_of(feed.batch), *feed[1:], *settings.values())
-        if self._refused is not None and self._refused[0] == asked and self._refused[1].holds():
+        request = (*map(id, models), kind_of(feed.batch), *feed[1:], *settings.values())
+        if self._refused is not None and self._refused[0] == request and self._refused[1].holds():
             return None
-        if self._unsteady == asked[:2] or self._pauses(asked):
+        if self._unsteady == request[:2] or self._is_backing_off(request):
             return None
         why_later = runner.why_later(models[2], feed)
         if why_later:
-            last, self._last_asked = self._last_asked, (asked, marks_of(feed.batch))
-            again = last is not None and last[0] == asked
+            last, self._postponed = self._postponed, (request, marks_of(feed.batch))
+            again = last is not None and last[0] == request
             if not again or (feed.stored and not are_of(last[1], feed.batch)):
                 return self.refuse(why_later)
         try:
             steps = runner(*parts, **settings)
         except FailedError as error:
             what = "a pass" if models[2] is None else "training"
-            self._take_a_break(asked, f"{what} runs step by step: {error}")
+            self._back_off(request, f"{what} runs step by step: {error}")
             return self.refuse(str(error))
         except NotRecordableError as error:
             if not isinstance(error, NotNowError):
-                looked_into = [part for part in models[:2] if part is not None]
-                self._refused = asked, Fingerprint(looked_into)
+                inspected = [part for part in models[:2] if part is not None]
+                self._refused = request, Fingerprint(inspected)
             if isinstance(error, UnsteadyError):
-                self._unsteady = asked[:2]
+                self._unsteady = request[:2]
             return self.refuse(str(error))
         self._steps, self.why_not = steps, ""
-        self._refused = self._pause = None
+        self._refused = self._backoff = None
         return steps
 
-    def _pauses(self, asked: Any) -> bool:
+    def _is_backing_off(self, request: Any) -> bool:
         """Return whether a failure is too recent to try again; count an epoch."""
-        if self._pause is None or self._pause[0] != asked or not self._pause[1]:
+        if self._backoff is None or self._backoff[0] != request or not self._backoff[1]:
             return False
-        self._pause = asked, self._pause[1] - 1, self._pause[2]
+        self._backoff = request, self._backoff[1] - 1, self._backoff[2]
         return True
 
-    def _take_a_break(self, asked: Any, message: str) -> None:
-        """Try again after some epochs, and after twice as many the next time; say so once."""
-        again = self._pause is not None and self._pause[0] == asked
-        epochs = 2 * self._pause[2] if self._pause is not None and again else _PAUSE
-        self._pause = asked, epochs, epochs
+    def _back_off(self, request: Any, message: str) -> None:
+        """Wait some epochs before trying again, twice as many each time; warn once."""
+        again = self._backoff is not None and self._backoff[0] == request
+        epochs = 2 * self._backoff[2] if self._backoff is not None and again else _BACKOFF
+        self._backoff = request, epochs, epochs
         if not again:
             import logging  # noqa: PLC0415 (slow to import)
 
             logging.getLogger("gpunn").warning(message)
 
     def refuse(self, reason: str) -> None:
-        """Keep no recording, and say why."""
+        """Drop the recording and note the reason."""
         self._steps, self.why_not = None, reason
 
 
 def release(*programs: Program) -> bool:
-    """Give back the memory of a device that recordings keep; return whether there was any."""
-    return any([program.release() for program in programs])  # noqa: C419 (of all of them)
+    """Free the device memory that recordings hold; return whether there was any."""
+    return any([program.release() for program in programs])  # noqa: C419 (release every one)
 
 
 def why_not_compiled(x: Any) -> str:
@@ -177,7 +179,7 @@ def why_not_compiled(x: Any) -> str:
 
 
 def _steps_for(x: Any) -> Any:
-    """Return the class that makes steps on arrays like this one, or why there is none."""
+    """Return the class that runs steps on arrays like this one, or why there is none."""
     if kernels(x).compiled:
         return _cpu_steps()
     place = backend_of(x)
@@ -192,10 +194,10 @@ def _steps_for(x: Any) -> Any:
 
 @cache
 def _cpu_steps() -> Any:
-    """Return the class that makes steps on the CPU, or why there is none."""
+    """Return the class that runs steps on the CPU, or why there is none."""
     try:
         from gpunn.program.cpu import CpuSteps, why_not_here  # noqa: PLC0415 (imports numba)
-    except ImportError as error:  # such as that there is no SciPy
+    except ImportError as error:  # SciPy is missing, for example
         return f"steps cannot be compiled: {error}"
     return why_not_here() or CpuSteps
 
@@ -207,7 +209,7 @@ def why_not_captured() -> str:
 
 
 def _cuda_steps() -> Any:
-    """Return the class that makes steps on a GPU, or why there is none."""
+    """Return the class that runs steps on a GPU, or why there is none."""
     from gpunn.program.cuda import CudaSteps, why_not_here  # noqa: PLC0415 (imports CuPy)
 
     return why_not_here() or CudaSteps

@@ -1,4 +1,4 @@
-"""Steps under stream capture: what the readable step launches becomes a CUDA graph."""
+"""Stream capture: the kernels that the readable step launches become a CUDA graph."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _ATTEMPTS = 4
 
 
 class CapturedStep(NamedTuple):
-    """A step that is one launch, or two, between which gradients are summed over processes.
+    """A step as one graph, or as two with a sum of gradients over processes in between.
 
     Attributes
     ----------
     graphs : list of cupy.cuda.Graph
     has_totals : bool
         Whether its mean divides by a sum of weights.
-    counts_for : float, array or None
-        What its gradient counts for among those of other processes; see `DataParallel.sum`.
+    total : float, array or None
+        The weight of its gradient among those of other processes; see `DataParallel.sum`.
     present : list of int
         The parameters that have a gradient.
     """
 
     graphs: list[Any]
     has_totals: bool
-    counts_for: Any
+    total: Any
     present: list[int]
 
 
-class _Passed(NamedTuple):
-    """What a step has after its backward pass."""
+class _PassResults(NamedTuple):
+    """The results of a step's forward and backward passes."""
 
     prediction: Array
     cost: Array | None
@@ -61,24 +61,24 @@ class _Passed(NamedTuple):
 
 
 class StepCapture:
-    """Captures the steps of a training run, or of a pass, on batches of one size or another.
+    """Captures the steps of a training run, or of a pass, for each batch size.
 
-    The graphs' memory comes from a pool of their own, so that nobody else writes there between two
+    The graphs have their own memory pool, so that nothing else writes to their memory between
     launches.
 
     Parameters
     ----------
-    model, loss, optimizer
-        What to train, and how. Without an optimizer the loss is computed, and without a loss, too,
-        a prediction.
+    parts : (model, loss, optimizer)
+        Without an optimizer, the step computes predictions and their loss; without a loss as well,
+        predictions only.
     source : StoredRows or FedBatches
-        Where the step finds its batch.
+        Provides the step's batch.
     board : StepBoard
-        Where it finds its numbers, and writes its results.
+        Holds the step's settings and receives its results.
     collected : array or None
-        Where the model's outputs go, a row for each sample since the board was loaded.
+        Receives the model's outputs, a row for each sample since the board was loaded.
     penalized : bool
-        Whether the sum of squares of what decays is wanted.
+        Whether to compute the sum of squares of the decaying parameters.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class StepCapture:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             workspace = cupy.empty(workspace_bytes(), np.uint8)
-        with one_capture_at_a_time():  # to make a handle waits for the device
+        with one_capture_at_a_time():  # creating a handle synchronizes the device
             self._products = CaptureHandle(self._stream, workspace)
         self._copies: WeightCopies | None = None
 
     def refresh_copies(self) -> None:
-        """Let the copies of weights follow what may have been written to these."""
+        """Update the copies of weights that may have been written to."""
         if self._copies is not None:
             self._copies.refresh()
 
     def graph_of(self, recording: Recording, n: int) -> CapturedStep:
-        """Return a step on n samples, as it was recorded."""
+        """Capture and return the recorded step on n samples."""
         user, stream = cupy.cuda.get_current_stream(), self._stream
         parameters = self._parts[0].parameters()
         stream.wait_event(user.record())
@@ -126,9 +126,9 @@ class StepCapture:
             user.wait_event(stream.record())
 
     def _rehearse(self, n: int, factors: list[tuple[Factor, Factor]]) -> list[tuple[Any, Any]]:
-        """Run a step that updates scratch arrays: it loads kernels, and fills the pool.
+        """Run a step that updates scratch arrays, to load kernels and fill the pool.
 
-        Return what is known of the contents of the factors that are rounded.
+        Return the `Factor.content` of the two factors of each rounded product.
         """
         keys = np.zeros(len(self._board.keys), np.uint64)
         self._board.load([0], ([0.0], [0.0], [1.0]), keys)
@@ -139,21 +139,21 @@ class StepCapture:
         if self._copies is None:
             self._copies = WeightCopies(self._weights(), [*chain.from_iterable(noted.spans)])
         sizes = [tuple(factor.size for factor in pair) for pair in factors]
-        if sizes != noted.sizes:  # a kernel makes products of its own
+        if sizes != noted.sizes:  # a kernel computes further products internally
             return []
         return [(left.content, right.content) for left, right in factors]
 
     def _weights(self) -> list[Array]:
-        """Return what the products may read and only the update writes: blocks, and the frozen."""
+        """Return the weights that only the update writes: the blocks, and frozen parameters."""
         model, _, optimizer = self._parts
         trained = set() if optimizer is None else set(optimizer.parameters)
         blocks = [] if optimizer is None else optimizer.blocks().values
         return [*blocks, *(p.value for p in model.parameters() if p not in trained)]
 
     def _capture_with_retries(self, n: int, contents: list[tuple[Any, Any]]) -> Any:
-        """Return the graph; try again if it fails, unless memory runs out.
+        """Return the captured step; retry after a failure, unless memory runs out.
 
-        A thread that waits for the whole device meanwhile ends the capture.
+        A capture fails if another thread synchronizes the device meanwhile.
         """
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -167,28 +167,28 @@ class StepCapture:
 
     def _capture(self, n: int, contents: list[tuple[Any, Any]]) -> CapturedStep:
         copies, optimizer = self._copies, self._parts[2]
-        assert copies is not None  # noqa: S101 (the rehearsal has made it)
+        assert copies is not None  # noqa: S101 (the rehearsal has set it)
         self._products.round_by(KeptFactors(copies, contents))
-        forget_scratch()  # what follows belongs to the graph
+        forget_scratch()  # scratch memory allocated from here on belongs to the graph
         graphs: list[Any] = []
         with self._capturing(graphs):
-            passed = self._pass(n)
+            results = self._pass(n)
             if optimizer is None or optimizer.parallel is None:
-                self._complete(passed, copies)
-                counts_for, present = None, []
+                self._complete(results, copies)
+                total, present = None, []
             else:
-                counts_for, present = self._counts_for(passed, n), self._present_in_place()
+                total, present = self._gradient_weight(results, n), self._present_in_place()
         if present:
             with self._capturing(graphs):
-                self._complete(passed, copies)
-        return CapturedStep(graphs, passed.total is not None, counts_for, present)
+                self._complete(results, copies)
+        return CapturedStep(graphs, results.total is not None, total, present)
 
     @contextmanager
     def _capturing(self, graphs: list[Any]) -> Iterator[None]:
-        """Append what is launched meanwhile, as a graph."""
+        """Capture the launches in the block as a graph, and append it."""
         stream = self._stream
         try:
-            # Relaxed: other threads may ask for memory meanwhile, and so may the pool.
+            # Relaxed, so that other threads and the pool may allocate memory meanwhile.
             stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
             yield
         except BaseException:
@@ -198,30 +198,30 @@ class StepCapture:
         graphs.append(stream.end_capture())
 
     def _present_in_place(self) -> list[int]:
-        """Return the parameters that have a gradient, which is where those of all ranks meet."""
+        """Return the parameters that have a gradient; refuse gradients that cannot be summed."""
         _, _, optimizer = self._parts
-        assert optimizer is not None  # noqa: S101 (who asks trains)
+        assert optimizer is not None  # noqa: S101 (called in training only)
         present = [i for i, each in enumerate(optimizer.parameters) if each.grad is not None]
         if not optimizer.has_in_place(present):
-            raise NotRecordableError("a gradient is not where processes sum it")
+            raise NotRecordableError("a gradient is not in the buffer that is summed over ranks")
         return present
 
-    def _counts_for(self, passed: _Passed, n: int) -> Any:
+    def _gradient_weight(self, results: _PassResults, n: int) -> Any:
         loss = self._parts[1]
-        assert loss is not None  # noqa: S101 (who asks trains)
+        assert loss is not None  # noqa: S101 (called in training only)
         if loss.reduction == "sum":
             return None
-        if passed.total is None:
+        if results.total is None:
             return float(n)
-        return kernels(passed.total).convert(passed.total, passed.prediction.dtype)
+        return kernels(results.total).convert(results.total, results.prediction.dtype)
 
     def __del__(self) -> None:
-        """Give the memory back: a pool that is dropped keeps what is free in it."""
-        with suppress(Exception), self._device:  # such as in a process that was forked
+        """Free the memory: a deleted pool does not free its unused blocks."""
+        with suppress(Exception), self._device:  # it fails in a forked process, for example
             vars(self).pop("_products", None)
             self._pool.free_all_blocks()
 
-    def _pass(self, n: int) -> _Passed:
+    def _pass(self, n: int) -> _PassResults:
         """Launch a step up to its gradients, in the current stream."""
         (model, loss, optimizer), board = self._parts, self._board
         x, y, weight = self._source.batch(n, board.row)
@@ -236,22 +236,22 @@ class StepCapture:
             prediction, cost = backpropagate(model, loss, tape, x, y, weight)
         if loss is not None:
             total = loss.total_weight(prediction, y, weight)
-        if total is not None:  # whole numbers as targets make it float64, whatever the model is
+        if total is not None:  # integer targets make it float64 for any model
             total = kernels(total).convert(total, np.float64)
-        return _Passed(prediction, cost, total, squares, tape)
+        return _PassResults(prediction, cost, total, squares, tape)
 
-    def _complete(self, passed: _Passed, copies: WeightCopies | None) -> None:
-        """Launch the rest of a step; without `copies`, for rehearsal."""
+    def _complete(self, results: _PassResults, copies: WeightCopies | None) -> None:
+        """Launch the rest of a step; in a rehearsal, `copies` is None."""
         board, optimizer = self._board, self._parts[2]
-        if optimizer is not None and passed.tape is not None:
+        if optimizer is not None and results.tape is not None:
             self._update(optimizer, copies)
-            passed.tape.commit()
+            results.tape.commit()
         if self._collected is not None:
-            copy_rows(passed.prediction, self._collected, board.row)
-        board.finish(passed.cost, passed.total, passed.squares)
+            copy_rows(results.prediction, self._collected, board.row)
+        board.finish(results.cost, results.total, results.squares)
 
     def _update(self, optimizer: Optimizer, copies: WeightCopies | None) -> None:
-        """Update the parameters, and the copies of weights; scratch arrays in a rehearsal."""
+        """Update the parameters and the copies of weights, or scratch arrays in a rehearsal."""
         scratch = _scratch(optimizer.blocks()) if copies is None else None
         optimizer.update_by(self._board.numbers, scratch, copies)
         if copies is not None and not copies.are_written:
@@ -262,7 +262,7 @@ class StepCapture:
 
 @contextmanager
 def _on_copied_buffers(model: Layer) -> Iterator[None]:
-    """Let a step change copies of the model's buffers."""
+    """Replace the model's buffers by copies, and restore them afterwards."""
     before = [(buffer, buffer.value) for buffer in model.buffers()]
     try:
         for buffer, value in before:
@@ -274,16 +274,16 @@ def _on_copied_buffers(model: Layer) -> Iterator[None]:
 
 
 def _private_pool() -> Any:
-    """Return a pool that takes no more than CuPy's own may still take."""
+    """Return a pool limited to the memory that CuPy's default pool may still allocate."""
     pool, usual = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
     limit = usual.get_limit()
     if limit:
-        pool.set_limit(max(1, limit - usual.total_bytes()))  # 0 would be none
+        pool.set_limit(max(1, limit - usual.total_bytes()))  # 0 means no limit
     return pool
 
 
 def _scratch(slots: Slots) -> Slots:
-    """Return arrays of one entry, as many as the slots' first has."""
+    """Return slots for a single one-entry parameter, with as many states as the given slots."""
     like = slots.values[0]
     value, grad, *states = (cupy.zeros(1, like.dtype) for _ in range(2 + len(slots.states)))
     return Slots([value], [grad], [[state] for state in states], [1.0])

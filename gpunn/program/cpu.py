@@ -1,4 +1,4 @@
-"""Recorded steps on the CPU: many of them in one compiled call, on one thread or several."""
+"""Recorded steps on the CPU: one compiled call runs many of them, on one or more threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpunn.program.exchange import Exchange
 from gpunn.program.frame import Frame
 from gpunn.program.interpreter import SEGMENT_SIZE, run_program
 from gpunn.program.plan import Plan
-from gpunn.program.products import ROOM
+from gpunn.program.products import WORKSPACE_BYTES
 from gpunn.program.record import record_forward, record_step
 from gpunn.program.results import StepResults
 from gpunn.program.steps import RecordedSteps
@@ -33,23 +33,23 @@ from gpunn.program.table import Table
 from gpunn.program.values import BatchLike, NotRecordableError, Recording, kind_of
 
 #: Minimum work per thread, in multiplications per step, and minimum rows per thread.
-_WORK_OF_A_THREAD, _ROWS_OF_A_THREAD = 1 << 20, 16
-#: With more threads, BLAS shares its products out better.
-_MOST_THREADS = 8
-#: A call makes about so many multiplications, or takes so many rows: then an interrupt is heard.
+_MIN_WORK_PER_THREAD, _MIN_ROWS_PER_THREAD = 1 << 20, 16
+#: With more threads, BLAS divides the products better.
+_MAX_THREADS = 8
+#: Limits on a call's multiplications and rows: interrupts are handled between calls.
 _WORK_AT_ONCE, _ROWS_AT_ONCE = 1 << 31, 1 << 20
-#: And so many numbers of the network's outputs, if they are wanted.
+#: Limit on a call's number of output entries, if outputs are wanted.
 _ENTRIES_AT_ONCE = 1 << 20
-#: What calls of up to so many steps need is kept for the next call.
-_MOST_STEPS_KEPT = 1 << 12
+#: The frame of a call with up to this many steps is kept for the next call.
+_MAX_STEPS_KEPT = 1 << 12
 
 
-#: All that there are, for a process that is forked while another thread holds a lock.
-_alive: WeakSet[CpuSteps] = WeakSet()
+#: All instances: a forked process unlocks those that another thread had locked.
+_instances: WeakSet[CpuSteps] = WeakSet()
 
 
 def _unlock_all() -> None:
-    for steps in _alive:
+    for steps in _instances:
         steps._lock = Lock()
 
 
@@ -58,21 +58,21 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Work(NamedTuple):
-    """What the threads of a call run.
+    """The program that the threads of a call run.
 
     Attributes
     ----------
-    asked : tuple
-        For what: the number of rows and threads, and whether rows come as they stand.
+    key : tuple
+        The numbers of rows and threads, and whether the rows are in stored order.
     segments : array
         See `gpunn.program.interpreter.run_program`.
     place, n_segments : int
-        Where these begin, and how many each thread has.
+        The address of the segments, and their number per thread.
     tables : list of Table
-        The instructions, which the segments have the addresses of.
+        The instructions that the segments point to.
     """
 
-    asked: tuple[int, int, bool]
+    key: tuple[int, int, bool]
     segments: Array
     place: int
     n_segments: int
@@ -80,39 +80,39 @@ class _Work(NamedTuple):
 
 
 class CpuSteps(RecordedSteps):
-    """Makes the steps of an epoch, or the predictions for a data set; see `RecordedSteps`."""
+    """Runs the steps of an epoch, or predicts a data set; see `RecordedSteps`."""
 
     def __init__(self, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
         self._one = self._dtype.type(1)
-        self._most_threads = self._threads_worth()
+        self._max_threads = self._max_useful_threads()
         self._threads_used = 1
         self._lock = Lock()
-        _alive.add(self)
-        self._workspaces = np.zeros((self._most_threads, ROOM // 8), np.int64)
+        _instances.add(self)
+        self._workspaces = np.zeros((self._max_threads, WORKSPACE_BYTES // 8), np.int64)
         self._last_frame: Frame | None = None
 
     def prepare(self) -> None:
-        """Record a step on a whole batch."""
+        """Record a step on a full batch."""
         self._plans: dict[int, Plan] = {}
         self._exchange: Exchange | None = None
         optimizer = self._optimizer
         if optimizer is not None and optimizer.parallel is not None:
-            assert self._loss is not None  # noqa: S101 (where an optimizer is, there is a loss)
+            assert self._loss is not None  # noqa: S101 (an optimizer comes with a loss)
             self._exchange = Exchange(optimizer, self._loss, self._dtype)
         self._last_work: _Work | None = None
-        self._whole = self._plan(self._batch_size)
+        self._full_plan = self._plan(self._batch_size)
 
     def explain(self) -> str:
-        """Return what a step is made of."""
-        n = self._whole.n_instructions
+        """Return the number of a step's instructions, and of threads."""
+        n = self._full_plan.n_instructions
         threads = "1 thread" if self._threads_used == 1 else f"{self._threads_used} threads"
         return f"{n} compiled instructions on {threads}"
 
     def run_over(
         self, loader: Loader, order: Any, stop: int, decays: Sequence[float], **settings: Any
     ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
-        """Make steps; the whole data set at once if it is in memory, else by groups of batches."""
+        """Run steps on the data set: whole if it is in memory, else in groups of batches."""
         data = loader.rows()
         if data is not None:
             for results in self.run(data, order, stop, decays, **settings):
@@ -137,17 +137,17 @@ class CpuSteps(RecordedSteps):
         outputs: bool,
         rng: Any = None,
     ) -> Iterator[StepResults]:
-        """Make a step for each batch of the rows before `stop`, in an order or as they stand."""
-        assert kind_of(batch) == self._kind  # noqa: S101 (else memory would be read as what it is not)
+        """Run a step for each batch of the first `stop` rows, in `order` or in stored order."""
+        assert kind_of(batch) == self._kind  # noqa: S101 (else memory would be misread)
         arrays: dict[str, Array | None] = self._data(batch)
         arrays["order"] = None if order is None else np.ascontiguousarray(order, np.int64)
         at_once = self._rows_at_once(outputs=outputs)
         for start in range(0, stop, at_once):
             turns = slice(start, min(start + at_once, stop))
             first, last = start // self._batch_size, -(-turns.stop // self._batch_size)
-            with self._lock:  # buffers and frames are those of one call
+            with self._lock:  # calls share buffers and frames
                 numbers, failure = self._numbers(decays[first:last])
-                turns = self._before(turns, numbers)
+                turns = self._cut_turns(turns, numbers)
                 if turns.stop > start:
                     results = self._run_turns(turns, arrays, numbers, outputs=outputs, rng=rng)
             if failure is not None:
@@ -163,10 +163,10 @@ class CpuSteps(RecordedSteps):
         outputs: bool,
         rng: Any,
     ) -> StepResults:
-        """Make the steps of some turns."""
+        """Run the steps of some turns."""
         alone = one_thread()
-        assert alone is not None  # noqa: S101 (`why_not_here` has seen it)
-        plan = self._whole
+        assert alone is not None  # noqa: S101 (`why_not_here` has checked)
+        plan = self._full_plan
         size = turns.stop - turns.start
         n = -(-size // self._batch_size)
         result = np.empty((size, *plan.output_shape), self._dtype) if outputs else None
@@ -176,7 +176,7 @@ class CpuSteps(RecordedSteps):
             keys += np.uint64(self._stream() * BETWEEN_STREAMS % 2**64)
         threads = self._threads(alone)
         with alone.hold():
-            if threads > 1 and alone.count() > 1:  # somebody else's limit is in force
+            if threads > 1 and alone.count() > 1:  # another limit on BLAS's threads is in force
                 threads = 1
             frame = self._frame(n, threads)
             frame.begin(turns.start, numbers, arrays | {"outputs": result, "keys": keys})
@@ -189,11 +189,11 @@ class CpuSteps(RecordedSteps):
                 self._exchange.meeting = frame.meeting
             try:
                 crew.run(run_program, threads, frame.meeting, *arguments, held=held)
-            finally:  # after an interrupt, too, and after one that comes right here
+            finally:  # even after an interrupt, or a second one during the count itself
                 try:
-                    self._count(before, int(frame.made[0]))
+                    self._count_steps(before, int(frame.steps_done[0]))
                 except BaseException:
-                    self._count(before, int(frame.made[0]))
+                    self._count_steps(before, int(frame.steps_done[0]))
                     raise
         if self._exchange is not None:
             self._exchange.finish()
@@ -202,21 +202,21 @@ class CpuSteps(RecordedSteps):
         return StepResults(turns, sums.costs, sums.penalties, totals, result)
 
     def _frame(self, steps: int, threads: int) -> Frame:
-        """Return the frame of a call: that of the last one, if it is like it.
+        """Return the frame of a call, reusing the last call's if it fits.
 
-        After an interrupt it is a new one, since a thread may still be at work in the other.
+        After an interrupt, the frame is a new one: a thread may still be using the old one.
         """
         frame = self._last_frame
         alike = frame is not None and (frame.steps, frame.threads) == (steps, threads)
         if frame is None or not alike or frame.meeting[1]:
             frame = Frame(steps, threads, self._workspaces)
-            self._last_frame = frame if steps <= _MOST_STEPS_KEPT else None
+            self._last_frame = frame if steps <= _MAX_STEPS_KEPT else None
         return frame
 
     def _work(self, size: int, threads: int, *, in_order: bool) -> _Work:
-        """Return what the threads run: whole batches, and then one that is not."""
-        work, asked = self._last_work, (size, threads, in_order)
-        if work is None or work.asked != asked:
+        """Return the program for the threads: full batches, then the last, smaller one."""
+        work, key = self._last_work, (size, threads, in_order)
+        if work is None or work.key != key:
             whole, rest = divmod(size, self._batch_size)
             parts = [(self._batch_size, whole)] * bool(whole) + [(rest, 1)] * bool(rest)
             tables = [self._plan(n).table(threads, in_order=in_order) for n, _ in parts]
@@ -224,14 +224,14 @@ class CpuSteps(RecordedSteps):
             for i, ((n, steps), table) in enumerate(zip(parts, tables, strict=True)):
                 for thread in range(threads):
                     segments[thread, i, :6] = (*table.segments[thread], n, steps)
-            work = _Work(asked, segments, int(segments.ctypes.data), len(parts), tables)
+            work = _Work(key, segments, int(segments.ctypes.data), len(parts), tables)
             self._last_work = work
         return work
 
     def _plan(self, n: int) -> Plan:
-        """Return the plan for batches of n samples, recorded when it is first asked for.
+        """Return the plan for batches of n samples; record the step if need be.
 
-        If other batches are recorded, the reason why this one is not is an error of the user's.
+        If a step on another batch size is recorded, a failure now is the user's error.
         """
         if n not in self._plans:
             try:
@@ -245,7 +245,7 @@ class CpuSteps(RecordedSteps):
         return self._plans[n]
 
     def _recorded(self, n: int) -> Recording:
-        """Return a recording of a step on n samples, or of a prediction for them."""
+        """Return a recording of a training step or a prediction on n samples."""
         like, place = BatchLike.of(n, self._kind), get_backend("numpy")
         if self._optimizer is None:
             return record_forward(self._model, self._loss, like, place)
@@ -256,43 +256,44 @@ class CpuSteps(RecordedSteps):
     def _data(self, batch: Batch) -> dict[str, Array | None]:
         """Return the data as the instructions read them."""
         return {
-            "x": _as_read(batch.x, self._whole.x_dtype),
-            "y": _as_read(batch.y, self._whole.y_dtype),
+            "x": _as_read(batch.x, self._full_plan.x_dtype),
+            "y": _as_read(batch.y, self._full_plan.y_dtype),
             "weight": _as_read(batch.sample_weight, self._dtype),
         }
 
     def _rows_at_once(self, *, outputs: bool) -> int:
-        """Return how many rows a call takes: whole batches."""
-        size, plan = self._batch_size, self._whole
+        """Return the number of rows per call, a multiple of the batch size."""
+        size, plan = self._batch_size, self._full_plan
         rows = min(size * _WORK_AT_ONCE // max(1, plan.work), _ROWS_AT_ONCE)
         if outputs:
             rows = min(rows, _ENTRIES_AT_ONCE // max(1, math.prod(plan.output_shape)))
         return size * max(1, rows // size)
 
     def _threads(self, alone: OneThread) -> int:
-        """Return how many threads to have: as many as BLAS would."""
-        if self._most_threads == 1:
+        """Return the number of threads to use: as many as BLAS would, within the limits."""
+        if self._max_threads == 1:
             return 1
-        wanted = min(alone.count(), self._most_threads)
+        wanted = min(alone.count(), self._max_threads)
         return crew.available(wanted) if alone.of_all_threads() else 1
 
-    def _threads_worth(self) -> int:
-        """Return how many threads pay for such steps."""
-        n, plan = self._batch_size, self._whole
+    def _max_useful_threads(self) -> int:
+        """Return the largest number of threads that speeds up such steps."""
+        n, plan = self._batch_size, self._full_plan
         if is_small(plan.largest_product):
             return 1
-        return max(1, min(plan.work // _WORK_OF_A_THREAD, n // _ROWS_OF_A_THREAD, _MOST_THREADS))
+        threads = plan.work // _MIN_WORK_PER_THREAD, n // _MIN_ROWS_PER_THREAD, _MAX_THREADS
+        return max(1, min(threads))
 
 
 def _as_read(part: Any, dtype: Any) -> Array | None:
-    """Return a part of the data as the instructions read it; None if they do not."""
+    """Return a part of the data as the instructions read it; None if they do not read it."""
     if part is None or dtype is None:
         return None
     if part.dtype == dtype and part.flags.c_contiguous and part.flags.aligned:
-        return part  # the usual case, and `require` is slow
+        return part  # the usual case: `require` is slow
     return np.require(part, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def why_not_here() -> str | None:
-    """Return what keeps recorded steps from being compiled here; None if nothing does."""
+    """Return why recorded steps cannot be compiled here; None if they can."""
     return None if one_thread() is not None else "threadpoolctl is not installed"

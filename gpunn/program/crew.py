@@ -1,4 +1,4 @@
-"""Threads of the host that do one compiled function side by side."""
+"""Host threads that run one compiled function in parallel."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-#: For each thread that asks: two of them that shared workers would wait for each other.
+#: Each calling thread has its own workers: two callers that shared workers could deadlock.
 _local = threading.local()
 
 
 def available(threads: int) -> int:
-    """Return how many threads `run` can have of so many that are wanted."""
-    if hasattr(os, "sched_getaffinity"):  # they wait without sleeping: each needs a processor
+    """Return the number of threads that `run` can use, at most the number given."""
+    if hasattr(os, "sched_getaffinity"):  # threads busy-wait: each needs its own processor
         threads = min(threads, len(os.sched_getaffinity(0)))
     if threads <= 1:
         return 1
     try:
         _crew(threads - 1)
-    except RuntimeError:  # no more threads, or the interpreter is about to end
+    except RuntimeError:  # the system has no more threads, or the interpreter is shutting down
         return 1
     return threads
 
@@ -32,27 +32,27 @@ def available(threads: int) -> int:
 def run(
     function: Callable[..., Any], threads: int, meeting: Any, *arguments: Any, held: Any = None
 ) -> None:
-    """Call ``function(thread, threads, *arguments)`` in each of some threads; this one is the 0th.
+    """Call ``function(thread, threads, *arguments)`` in each thread; the caller is thread 0.
 
     Parameters
     ----------
     function : function
-        Compiled, without the interpreter's lock. It may wait for the others.
+        Compiled, and run without the interpreter's lock. Its threads may wait for each other.
     threads : int
-        What `available` returned in this thread.
+        The number that `available` returned in this thread.
     meeting : ndarray of int64 (2,)
-        What it waits by, zeros. The second entry becomes 1 when a thread has left by an exception,
-        such as an interrupt: nobody is to wait for it then.
+        Zeros, for the threads to wait by. The second entry becomes 1 when an exception, such as an
+        interrupt, ends a thread: the others must stop waiting for it.
     *arguments
-        The same for all.
+        Passed to every thread.
     held : object
-        Lives until all threads are through: what the arguments have the addresses of.
+        Kept alive until all threads have finished: the objects whose addresses are arguments.
     """
     if threads == 1:
         function(0, 1, *arguments)
         return
     crew = _crew(threads - 1)
-    crew.step_aside()
+    crew.avoid_this_processor()
 
     def work(thread: int, held: Any = held) -> None:  # noqa: ARG001
         try:
@@ -63,16 +63,16 @@ def run(
 
     tasks: list[_Task] = []
     try:
-        tasks.extend(crew.give_out(partial(work, thread)) for thread in range(1, threads))
+        tasks.extend(crew.submit(partial(work, thread)) for thread in range(1, threads))
         work(0)
     except BaseException:
         meeting[1] = 1
-        _local.crew = None  # a worker may be at a task that is not among `tasks`
+        _local.crew = None  # a worker may be running a task that is not in `tasks`
         raise
     finally:
         try:
             _wait_for_all(tasks)
-        except BaseException:  # an interrupt: it is raised when nobody uses the memory any more
+        except BaseException:  # an interrupt: raise it once no thread uses the memory
             _wait_for_all(tasks)
             raise
     for task in tasks:
@@ -81,11 +81,11 @@ def run(
 
 
 class _Task:
-    """Something to do, and how it ended."""
+    """A function call for a worker, and the error that it raised."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work: Callable[[], None] | None = work
-        self._running = threading.Lock()  # an interrupt does not harm it, as it does an Event
+        self._running = threading.Lock()  # unlike an Event, it survives an interrupt
         self._running.acquire()
         self.error: BaseException | None = None
 
@@ -93,13 +93,13 @@ class _Task:
         try:
             assert self._work is not None  # noqa: S101
             self._work()
-        except BaseException as error:  # noqa: BLE001 (who gave it out raises it)
+        except BaseException as error:  # noqa: BLE001 (`run` raises it)
             self.error = error
-        self._work = None  # and what it holds
+        self._work = None  # release the objects that it holds
         self._running.release()
 
     def wait(self) -> None:
-        """Wait until it is done."""
+        """Wait until the task is done."""
         with self._running:
             pass
 
@@ -110,18 +110,18 @@ def _wait_for_all(tasks: list[_Task]) -> None:
 
 
 class _Crew:
-    """Worker threads, which keep off the processor of the thread that they work for.
+    """Worker threads that keep off the processor of the thread they work for.
 
-    A thread that is woken may be put in the line of the processor that its waker runs on, though
-    others are idle, and the waker, which waits for it without sleeping, does not leave.
+    The system may queue a woken thread on its waker's processor although others are idle, and the
+    waker, which busy-waits for it, never yields.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.process = os.getpid()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._apart_from: tuple[int, frozenset[int]] | None = None
-        # At the end of the process it is not called: a function of `atexit` may train, too.
+        self._avoided: tuple[int, frozenset[int]] | None = None
+        # Not called at the end of the process: an `atexit` function may still train.
         weakref.finalize(self, _dismiss, self._tasks, size).atexit = False
         workers = [
             threading.Thread(target=_serve, args=(self._tasks,), name="gpunn", daemon=True)
@@ -131,40 +131,40 @@ class _Crew:
             worker.start()
         self._ids = [worker.native_id for worker in workers]
 
-    def give_out(self, work: Callable[[], None]) -> _Task:
-        """Have a worker do something."""
+    def submit(self, work: Callable[[], None]) -> _Task:
+        """Queue a call for the next free worker."""
         task = _Task(work)
         self._tasks.put(task)
         return task
 
-    def step_aside(self) -> None:
-        """Forbid the workers the processor that this thread is on, where the system knows it."""
+    def avoid_this_processor(self) -> None:
+        """Keep the workers off this thread's processor, where the system can."""
         if _sched_getcpu is None:
             return
         here = _sched_getcpu(), frozenset(os.sched_getaffinity(0))
         others = here[1] - {here[0]}
-        if here != self._apart_from and others:
+        if here != self._avoided and others:
             for worker in self._ids:
-                with suppress(OSError):  # not allowed
+                with suppress(OSError):  # not permitted
                     os.sched_setaffinity(worker or 0, others)
-            self._apart_from = here
+            self._avoided = here
 
 
 def _serve(tasks: SimpleQueue[_Task | None]) -> None:
-    """Do one task after the other, as a worker."""
+    """Run tasks until told to stop, in a worker thread."""
     while (task := tasks.get()) is not None:
         task.do()
         del task
 
 
 def _dismiss(tasks: SimpleQueue[_Task | None], size: int) -> None:
-    """End the workers, when nobody needs them any more."""
+    """Stop the workers."""
     for _ in range(size):
         tasks.put(None)
 
 
 def _crew(size: int) -> _Crew:
-    """Return this thread's workers; a process that was forked has none of its parent's."""
+    """Return this thread's workers; a forked process starts its own."""
     crew: _Crew | None = getattr(_local, "crew", None)
     if crew is None or crew.size != size or crew.process != os.getpid():
         crew = _local.crew = _Crew(size)

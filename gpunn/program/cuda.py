@@ -1,4 +1,4 @@
-"""Recorded steps on a GPU: each is captured once, as a CUDA graph, and then one launch."""
+"""Recorded steps on a GPU: each is captured once as a CUDA graph, then run by one launch."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from gpunn.program.values import (
     marks_of,
 )
 
-#: Results are collected after so many steps at the latest, or so many numbers of outputs.
+#: Maximum steps, and entries of outputs, between two reads of the results.
 _STEPS_AT_ONCE, _ENTRIES_AT_ONCE = 1 << 12, 1 << 24
-#: To capture a step takes as long as several steps.
+#: Minimum steps in an epoch to capture at once: a capture takes as long as several steps.
 _MIN_STEPS = 16
 
 
 class CudaSteps(RecordedSteps):
-    """Makes the steps of an epoch by launches of a CUDA graph; see `RecordedSteps`.
+    """Runs the steps of an epoch by launching a CUDA graph; see `RecordedSteps`.
 
-    The graph has the addresses of the data, the parameters and all between in it, and reads the
-    numbers that change from step to step from a `StepBoard`.
+    The graph contains the addresses of the data, the parameters and all intermediate arrays; it
+    reads the numbers that change from step to step from a `StepBoard`.
     """
 
     keeps_device_memory: ClassVar[bool] = True
@@ -57,15 +57,15 @@ class CudaSteps(RecordedSteps):
         self._feed: Feed = parts[3]
         self._lock = Lock()
         self._done = cupy.cuda.Event(disable_timing=True)
-        with held_choice():  # for all products of a graph the same
+        with held_choice():  # the same for all products of a graph
             self._precision = product_precision()
             super().__init__(*parts, **settings)
-        # A trainer shall not keep data that nobody else does.
+        # The recording must not keep the data alive.
         self._marks, self._feed = marks_of(self._feed.batch), self._feed._replace(batch=None)
         self._source.release()
 
     def serves(self, *parts: Any, **settings: Any) -> bool:
-        """Return whether this still describes these parts, and such data; stored ones, these."""
+        """Return whether the recording fits these parts and data; stored data must be the same."""
         feed: Feed = parts[3]
         if switched_off() or (*feed[1:], settings["outputs"]) != (*self._feed[1:], self._outputs):
             return False
@@ -77,18 +77,18 @@ class CudaSteps(RecordedSteps):
 
     @staticmethod
     def why_later(optimizer: Any, feed: Feed) -> str:
-        """Return why to capture only what is asked for a second time; empty to do so at once.
+        """Return why to capture only at the second request; empty to capture at once.
 
-        A first pass without training gains nothing: capturing takes as long as some of its batches.
+        A first pass without training gains nothing: capturing takes as long as several batches.
         """
         if optimizer is None:
             return "a first pass over these data; a second one is captured"
-        if -(-feed.n_samples // feed.batch_size) < _MIN_STEPS:  # on all ranks alike
+        if -(-feed.n_samples // feed.batch_size) < _MIN_STEPS:  # the same on all ranks
             return "a first epoch of few steps; a second one is captured"
         return ""
 
     def explain(self) -> str:
-        """Return what a step is made of."""
+        """Return the launches of a step, and the precision of its products."""
         what = "batch" if self._optimizer is None else "step"
         launches = "one launch of a CUDA graph"
         if self._parallel is not None:
@@ -96,7 +96,7 @@ class CudaSteps(RecordedSteps):
         return f"{launches} a {what}, with products in {self._precision}"
 
     def prepare(self) -> None:
-        """Check that steps on whole batches, and on a last one, can be recorded; capture them."""
+        """Record and capture a step for each batch size: full batches, and a smaller last one."""
         if self._optimizer is not None and fused_rule(self._optimizer) is None:
             kind = type(self._optimizer).__name__
             raise NotRecordableError(f"{kind} has no kernel that reads its numbers on the device")
@@ -119,7 +119,7 @@ class CudaSteps(RecordedSteps):
                 raise FailedError(f"{type(error).__name__}: {error}") from error
         else:
             return
-        raise FailedError("the device has too little memory for a captured step beside all else")
+        raise FailedError("the device has too little free memory for a captured step")
 
     def _capture_all(
         self,
@@ -128,7 +128,7 @@ class CudaSteps(RecordedSteps):
         rows: int,
         collected: tuple[int, ...] | None,
     ) -> None:
-        """Capture a step for each size of a batch; `collected` is the shape of all outputs."""
+        """Capture a step for each batch size; `collected` is the shape of all outputs."""
         batch, size, _, stored = self._feed
         gathers = stored and StoredRows.serves(batch)
         self._source = StoredRows(batch, rows) if gathers else FedBatches(batch, size)
@@ -152,7 +152,7 @@ class CudaSteps(RecordedSteps):
         outputs: bool,
         rng: Any = None,
     ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
-        """Make a step for each batch; stored rows are gathered by it, others put in its place."""
+        """Run a step for each batch; it gathers stored rows, other batches are copied to it."""
         assert outputs == self._outputs  # noqa: S101
         run = self._run_stored if isinstance(self._source, StoredRows) else self._run_fed
         for results in run(loader, order, stop, decays, rng):
@@ -163,14 +163,14 @@ class CudaSteps(RecordedSteps):
     ) -> Iterator[StepResults]:
         batch, source = loader.stored, self._source
         assert isinstance(source, StoredRows)  # noqa: S101
-        if not are_of(self._marks, batch):  # the graphs have the addresses of the others
+        if not are_of(self._marks, batch):  # the graphs contain the addresses of the old arrays
             raise RuntimeError("the data have changed since the step was captured")
         order = None if order is None else np.ascontiguousarray(order, np.int64)
-        for turns, steps in self._stretches(stop):
-            with self._lock:  # the board and the graphs' memory are those of one run
-                self._follow_last()
+        for turns, steps in self._chunks(stop):
+            with self._lock:  # runs share the board and the graphs' memory
+                self._wait_for_last_run()
                 rows = source.set_order(order, turns)
-                self._make_steps(turns, decays[steps], rng)
+                self._launch_steps(turns, decays[steps], rng)
                 targets = kernels(rows).gather([batch.y], rows)[0] if self._wants_targets else None
                 results = self._results(turns, targets)
             yield results
@@ -186,48 +186,48 @@ class CudaSteps(RecordedSteps):
             def feed() -> None:
                 batch = next(batches)
                 if self._wants_targets:
-                    targets.append(copy_of(batch.y))  # the next ones take its place
+                    targets.append(copy_of(batch.y))  # the next batch overwrites it
 
-            for turns, steps in self._stretches(stop):
+            for turns, steps in self._chunks(stop):
                 with self._lock:
-                    self._follow_last()
-                    self._make_steps(turns, decays[steps], rng, feed)
-                    results = self._results(turns, _joined(targets))
+                    self._wait_for_last_run()
+                    self._launch_steps(turns, decays[steps], rng, feed)
+                    results = self._results(turns, _concatenated(targets))
                 targets.clear()
                 yield results
 
     @property
     def _parallel(self) -> Any:
-        """What sums gradients over processes, if there are several."""
+        """The optimizer's `DataParallel`, or None."""
         return None if self._optimizer is None else self._optimizer.parallel
 
     @property
     def _wants_targets(self) -> bool:
-        """Whether outputs are compared with something."""
+        """Whether the outputs are to be compared with targets."""
         return self._outputs and self._loss is not None
 
-    def _stretches(self, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Yield the turns, and the steps, that are made between two looks at their results."""
+    def _chunks(self, stop: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the turns and the steps between two reads of the results."""
         for first in range(0, -(-stop // self._batch_size), self._steps_at_once):
             last = first + self._steps_at_once
             turns = slice(first * self._batch_size, min(last * self._batch_size, stop))
             yield turns, slice(first, last)
 
-    def _follow_last(self) -> None:
-        """Let the current stream wait for the last run, which may have been in another."""
+    def _wait_for_last_run(self) -> None:
+        """Make the current stream wait for the last run, which may have used another stream."""
         cupy.cuda.get_current_stream().wait_event(self._done)
 
-    def _make_steps(
+    def _launch_steps(
         self,
         turns: slice,
         decays: Sequence[float],
         rng: Any,
         feed: Callable[[], None] | None = None,
     ) -> None:
-        """Launch a step for each batch of some turns; `feed` puts each batch where it is read."""
+        """Launch a step for each batch of some turns; `feed` copies each batch to its place."""
         board, size = self._board, self._batch_size
         numbers, failure = self._numbers(decays)
-        turns = self._before(turns, numbers)
+        turns = self._cut_turns(turns, numbers)
         stop = turns.stop - turns.start
         starts = range(0, stop, size)
         keys = None
@@ -240,21 +240,21 @@ class CudaSteps(RecordedSteps):
         board.load(starts, numbers, keys)
         self._capture.refresh_copies()
         steps = [self._steps[min(size, stop - start)] for start in starts]
-        before, made = self._steps_so_far(), 0
+        before, launched = self._steps_so_far(), 0
         try:
             for step in steps:
                 if feed is not None:
                     feed()
                 for graph in step.graphs[:-1]:
                     graph.launch()
-                    self._parallel.sum_in_place(step.counts_for, step.present)
-                made += 1  # an interrupt is raised after the launch, not before
+                    self._parallel.sum_in_place(step.total, step.present)
+                launched += 1  # an interrupt is raised after the launch, not before
                 step.graphs[-1].launch()
-        finally:  # after an interrupt, too, and after one that comes right here
+        finally:  # even after an interrupt, or a second one during the count itself
             try:
-                self._count(before, made)
+                self._count_steps(before, launched)
             except BaseException:
-                self._count(before, made)
+                self._count_steps(before, launched)
                 raise
             finally:
                 self._done.record()
@@ -262,7 +262,7 @@ class CudaSteps(RecordedSteps):
             raise failure
 
     def _results(self, turns: slice, targets: Array | None) -> StepResults:
-        """Return what the last steps have left, as arrays that later steps do not touch."""
+        """Return the results of the last steps, in arrays that later steps do not touch."""
         rows = turns.stop - turns.start
         costs, totals, penalties = self._board.results(-(-rows // self._batch_size))
         return StepResults(
@@ -275,7 +275,7 @@ class CudaSteps(RecordedSteps):
         )
 
     def _recorded(self, n: int) -> Recording:
-        """Return a recording of a step on n samples: only kernels can be captured and replayed."""
+        """Return a recording of a step on n samples, which shows that it only calls kernels."""
         like, place = BatchLike.of(n, self._kind), get_backend("cupy")
         if self._optimizer is None or self._loss is None:
             return record_forward(self._model, self._loss, like, place)
@@ -286,18 +286,18 @@ class CudaSteps(RecordedSteps):
         return recording
 
 
-def _joined(arrays: list[Array]) -> Array | None:
-    """Return arrays as one, along the first axis; None of none."""
+def _concatenated(arrays: list[Array]) -> Array | None:
+    """Return the arrays joined along the first axis; None if there are none."""
     return kernels(arrays[0]).xp.concat(arrays) if arrays else None
 
 
 def switched_off() -> bool:
-    """Return whether nothing is to be captured."""
+    """Return whether the user has switched capture off."""
     return os.environ.get("GPUNN_GRAPHS") == "0"
 
 
 def why_not_here() -> str | None:
-    """Return what keeps steps from being captured here; None if nothing does."""
+    """Return why steps cannot be captured here; None if they can."""
     if switched_off():
         return "the environment variable GPUNN_GRAPHS is 0"
     if cupy.cuda.runtime.is_hip:

@@ -16,20 +16,20 @@ from gpunn.program.lower_update import Piece, after_last_use
 from gpunn.program.phases import ALL, OWN, Access, Memory
 from gpunn.program.values import Recording
 
-#: What a gradient counts for: its rows, the step's sum of weights, or nothing, if costs are sums.
+#: What weights a rank's gradient: its rows, the sum of its weights, or nothing if costs are sums.
 _ROWS, _WEIGHTS, _NOTHING = range(3)
-#: What an instruction does.
+#: The two kinds of instruction: start a bucket's sum, or wait for all sums.
 _START, _FINISH = range(2)
 _KINDS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 class Exchange:
-    """Sums gradients over processes when an instruction calls it, between two others.
+    """Sums gradients over processes when an instruction of the program calls it.
 
     Parameters
     ----------
     optimizer : Optimizer
-        It is parallel.
+        With `parallel` set.
     loss : Loss
     dtype : dtype
         Of the program.
@@ -37,7 +37,7 @@ class Exchange:
     Attributes
     ----------
     meeting : array or None
-        Of the present call; see `gpunn.program.frame.Frame`.
+        Of the current call; see `gpunn.program.frame.Frame`.
     """
 
     def __init__(self, optimizer: Optimizer, loss: Loss, dtype: Any) -> None:
@@ -46,20 +46,20 @@ class Exchange:
         self._error: BaseException | None = None
         self._present: list[list[int]] = []
         kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, _KINDS[str(np.dtype(dtype))])
-        self._function = kind(self._called)
+        self._function = kind(self._run)
         self._address = ctypes.cast(self._function, ctypes.c_void_p).value
 
     def lower(self, low: Lowering, pieces: Sequence[Piece], recording: Recording) -> None:
-        """Insert the instructions; the pieces that are updated come after them.
+        """Insert the instructions that sum the gradients, ahead of the update of `pieces`.
 
-        A bucket of the gradients is started after the last instruction that it has memory in common
-        with, and all are waited for in the end.
+        The sum of a bucket starts after the last instruction that touches its memory; the last
+        instruction waits for all sums.
         """
-        weighed = any(each.kernel == "mean_scale" for each in recording.operations)
-        counted = _WEIGHTS if weighed else _ROWS
-        counted = _NOTHING if self._loss.reduction == "sum" else counted
+        weighted = any(operation.kernel == "mean_scale" for operation in recording.operations)
+        weighting = _WEIGHTS if weighted else _ROWS
+        weighting = _NOTHING if self._loss.reduction == "sum" else weighting
         self._present.append(sorted(recording.grads))
-        numbers = {"m": low.n, "n": len(self._present) - 1, "flag": counted}
+        numbers = {"m": low.n, "n": len(self._present) - 1, "flag": weighting}
         buckets = self._optimizer.parallel.buckets()
         starts: list[tuple[int, Instruction]] = []
         for bucket in [] if buckets is None else buckets.arrays():
@@ -72,7 +72,7 @@ class Exchange:
         low.instructions.append(self._instruction(grads, numbers | {"k": _FINISH}))
 
     def _instruction(self, grads: Sequence[Memory], numbers: dict[str, int]) -> Instruction:
-        """Return the instruction that calls `_called`, in one of the threads."""
+        """Return the instruction that calls `_run`, in the first thread."""
 
         def words(lane: Lane) -> dict[str, Any]:
             return {"a": 0 if lane.thread else self._address} | numbers
@@ -80,8 +80,8 @@ class Exchange:
         accesses = [Access("exchange", OWN), *(Access(grad, ALL) for grad in grads)]
         return Instruction("call_host", accesses, accesses, words)
 
-    def _called(self, op: int, ctx: int, _: float) -> None:
-        """Start or finish the sum of a step's gradients; end the call if that fails."""
+    def _run(self, op: int, ctx: int, _: float) -> None:
+        """Start or finish the sum of a step's gradients; stop all threads if that fails."""
         if self._error is not None:
             return
         parallel = self._optimizer.parallel
@@ -106,7 +106,7 @@ class Exchange:
                 grad[...] = 0.0
 
     def finish(self) -> None:
-        """Raise what kept the last call from going on, if anything did."""
+        """Raise the error that stopped the last call, if any."""
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-"""Which factors of a step's products hold the same numbers, so that they are rounded once."""
+"""Find the factors of a step's products that hold the same numbers, to round them only once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Factor(NamedTuple):
     ----------
     size : int
     content : object
-        What tells its numbers from those of others; None for an array that outlives the step.
+        Equal for factors with the same numbers; None for an array that outlives the step.
     """
 
     size: int
@@ -26,9 +26,9 @@ class Factor(NamedTuple):
 
 
 def factors_of(recording: Recording) -> list[tuple[Factor, Factor]]:
-    """Return the two factors of each product of a step, in the order in which they are made.
+    """Return the two factors of each product of a step, in order of computation.
 
-    The same memory has the same numbers until an operation writes to it.
+    Memory holds the same numbers until an operation writes to it.
     """
     writes: Counter[Value] = Counter()
     found = []

@@ -1,4 +1,4 @@
-"""What a recording depends on, and whether it is still the same."""
+"""Fingerprint a model's parts, to notice when a recording is out of date."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from gpunn.losses.base import Loss
 from gpunn.nn.layer import Layer
 from gpunn.nn.parameter import Held
 
-#: What cannot change without being replaced: it is made of nothing, and its identity says all.
+#: Types whose instances cannot change: comparing identities is enough.
 _CONSTANTS = {
     *(type(None), bool, int, float, complex, str, bytes, type),
     *(FunctionType, MethodType, Backend),
 }
-#: The bases of others.
+#: The same, subclasses included.
 _CONSTANT_BASES = (*_CONSTANTS, np.dtype, np.generic)
 
 
 class Fingerprint:
-    """All that the parts of a model are made of, compared by identity.
+    """All objects that the parts of a model consist of, compared by identity.
 
-    A setting, a layer, an array or a method that was replaced is noticed, on an object or on its
-    class; what an array holds may change.
+    It notices when a setting, a layer, an array or a method is replaced, on an object or on its
+    class. The numbers in an array may change.
 
     Parameters
     ----------
     parts : iterable of Layer or Loss
-        Looked into, layer by layer.
+        Inspected recursively.
     """
 
     def __init__(self, parts: Iterable[Any]) -> None:
         self._pieces: list[Any] = []
-        #: Each piece that is made of others: how to list these, and what the list was. If all lists
-        #: are the same, so is what they lead to, and nothing has to be followed again. The pieces
-        #: are held, so that no identity comes twice.
+        #: For each piece with contents: the function that lists them, the piece, and the list. If
+        #: no list has changed, neither has anything below, so nothing is traversed again. Holding
+        #: the pieces keeps their identities unique.
         self._contents: dict[int, tuple[_Reader, Any, list[Any]]] = {}
         for part in parts:
-            self._look_into(part)
+            self._inspect(part)
         classes = dict.fromkeys(type(piece) for piece in self._pieces if _is_part(piece))
-        #: Bases that several have in common are looked at once.
+        #: A base that several classes share is inspected once.
         self._orders = [(kind, kind.__mro__) for kind in classes]
         bases = dict.fromkeys(base for _, order in self._orders for base in order[:-1])
         bodies = [vars(base) for base in bases]
         self._bodies = [(body, tuple(body), tuple(body.values())) for body in bodies]
 
-    def _look_into(self, piece: Any) -> None:
-        """Keep a piece and what it is made of."""
+    def _inspect(self, piece: Any) -> None:
+        """Store a piece and, recursively, its contents."""
         if type(piece) in _CONSTANTS:  # most are names
             return
         self._pieces.append(piece)
@@ -61,13 +61,13 @@ class Fingerprint:
             return
         content = list(read(piece))
         self._contents[id(piece)] = read, piece, content
-        for each in content:
-            self._look_into(each)
+        for item in content:
+            self._inspect(item)
 
     def why_not(self) -> str | None:
-        """Return which part cannot be recorded; None if all can.
+        """Return why a part cannot be recorded; None if all can.
 
-        Either its class does not say that it records, or it may change without being noticed.
+        Either its class does not declare that it records, or it could change unnoticed.
         """
         for piece in self._pieces:
             kind = type(piece).__name__
@@ -78,7 +78,7 @@ class Fingerprint:
         return None
 
     def holds(self) -> bool:
-        """Return whether the parts are still made of the same."""
+        """Return whether the parts are unchanged."""
         for read, piece, content in self._contents.values():
             now = read(piece)
             if len(now) != len(content) or not all(map(operator.is_, now, content)):
@@ -97,26 +97,23 @@ def _is_part(piece: Any) -> bool:
 
 
 def _is_known(piece: Any) -> bool:
-    """Return whether a change of a piece is noticed: parts and containers are looked into.
-
-    What arrays hold may change.
-    """
+    """Return whether a change of a piece would be noticed; the numbers in arrays may change."""
     if _is_part(piece) or isinstance(piece, (list, tuple, dict, *_CONSTANT_BASES)):
         return True
     return hasattr(piece, "shape") and hasattr(piece, "dtype")
 
 
-#: Lists what a piece is made of, in a fixed order.
+#: A function that lists a piece's contents in a fixed order.
 _Reader = Callable[[Any], Collection[Any]]
 
 
 def _reader_of(piece: Any) -> _Reader | None:
-    """Return what lists the content of a piece; None if it has none."""
+    """Return the function that lists a piece's contents; None if it has none."""
     if isinstance(piece, Held):
         return _content_of_held
     if isinstance(piece, (Layer, Loss)):
         return _content_of_part
-    if isinstance(piece, (list, tuple)):  # of any kind: `nn.tree.children` looks in there, too
+    if isinstance(piece, (list, tuple)):  # subclasses too, as in `nn.tree.children`
         return _content_of_sequence
     return _content_of_dict if isinstance(piece, dict) else None
 

@@ -1,4 +1,4 @@
-"""What the interpreter reads and writes in a call, beside the data and the network."""
+"""The memory that the interpreter uses in a call, apart from the data and the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _START, _TURN = _SLOT["start"], _SLOT["turn"]
 
 
 class Sums(NamedTuple):
-    """The numbers of each step of a call, in arrays (S,)."""
+    """The results of each step of a call, in arrays (S,)."""
 
     costs: Array
     penalties: Array
@@ -24,9 +24,9 @@ class Sums(NamedTuple):
 
 
 class Frame:
-    """The numbers of each step of a call, and the threads' contexts, which hold their addresses.
+    """The numbers of each step of a call, and the threads' contexts, which point to them.
 
-    Most calls are like the one before, which takes the same frame then.
+    A call like the one before reuses its frame.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ class Frame:
     ----------
     place, meeting_place : int
         The addresses of the contexts and of `meeting`.
-    made : array of int64 (1,)
-        How many steps the last call has made.
+    steps_done : array of int64 (1,)
+        The number of steps that the last call completed.
     meeting : array of int64 (2,)
-        By which the threads meet; see `gpunn.program.crew.run`.
+        Where the threads wait for each other; see `gpunn.program.crew.run`.
     """
 
     def __init__(self, steps: int, threads: int, workspaces: Array) -> None:
@@ -53,15 +53,16 @@ class Frame:
         self._totals = self._results[parts:]
         self._given = np.zeros((3, steps))
         self._counts = np.zeros(3, np.int64)
-        self.made, self.meeting = self._counts[:1], self._counts[1:]
+        self.steps_done, self.meeting = self._counts[:1], self._counts[1:]
         self._contexts = np.zeros((threads, CONTEXT_SIZE // 8), np.int64)
         self.place, self.meeting_place = _address(self._contexts), _address(self.meeting)
-        #: Writing into these takes a third of the time.
+        #: Memoryviews: writing to them takes a third of the time.
         self._views = [context.data for context in self._contexts]
         costs, penalties = self._by_thread
         rates, decays, epsilons = self._given
-        arrays = {"rates": rates, "decays": decays, "epsilons": epsilons, "made": self.made}
+        arrays: dict[str, Array] = {"rates": rates, "decays": decays, "epsilons": epsilons}
         arrays |= {"costs": costs, "penalties": penalties, "totals": self._totals}
+        arrays |= {"steps_done": self.steps_done}
         for word, array in arrays.items():
             self._contexts[:, _SLOT[word]] = _address(array)
         self._contexts[:, _SLOT["threads"]] = threads
@@ -74,16 +75,16 @@ class Frame:
         numbers: tuple[Sequence[float], ...] | None,
         arrays: Mapping[str, Array | None],
     ) -> None:
-        """Get ready for a call.
+        """Prepare a call.
 
         Parameters
         ----------
         start : int
             The first turn.
         numbers : tuple of three sequences of float, or None
-            Those of each step (see `Optimizer.numbers`); None where nothing is trained.
+            `Optimizer.numbers` of each step; None if nothing is trained.
         arrays : mapping from str to array or None
-            What else the contexts have the addresses of, by word.
+            Further arrays that the contexts point to, by word.
         """
         self._results.fill(0.0)
         self._counts.fill(0)
@@ -109,7 +110,7 @@ def _address(array: Array) -> int:
 
 
 def _copy(numbers: Sequence[float], into: Array) -> None:
-    """Copy numbers into an array, many equal ones in much less time than NumPy takes."""
+    """Copy numbers into an array; equal numbers much faster than NumPy does."""
     if numbers.count(numbers[0]) == len(numbers) == len(into):
         into.fill(numbers[0])
     else:

@@ -1,11 +1,11 @@
-"""The interpreter of the CPU's programs: compiled, for one thread or several."""
+"""The compiled interpreter of CPU programs, for one or more threads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gpunn.kernels.native import call_at, compiled, count_up, read
-from gpunn.program.instructions.words import MADE, SIZE, START, STEP, integers
+from gpunn.program.instructions.words import SIZE, START, STEP, STEPS_DONE, integers
 
 #: The bytes of a thread's context, and of a segment.
 CONTEXT_SIZE = 256
@@ -22,32 +22,32 @@ def run_program(
     meeting: int,
     one: Any,
 ) -> None:
-    """Run the steps of some segments, as one of `threads` that all do.
+    """Run the steps of some segments in one of `threads` threads.
 
     Parameters
     ----------
     thread, threads : int
-        Which of how many.
+        This thread's index, and the number of threads.
     contexts : int
-        Where the threads' contexts begin; see `gpunn.program.instructions.CONTEXT`.
+        The address of the threads' contexts; see `CONTEXT` in `gpunn.program.instructions.words`.
     segments : int
-        Where the threads' segments begin: for each the address of its instructions and their
-        number, that of its patches and their number, the rows of a batch, and the number of steps.
-        An instruction without a function is a meeting. A patch is four whole numbers: the address
-        of a word, the word of the context that has the data's address, bytes to add, and bytes a
-        row.
+        The address of the threads' segments. A segment is the address and number of its
+        instructions, the address and number of its patches, the rows of a batch, and the number
+        of steps. An instruction without a function is a meeting. A patch is four integers: the
+        address of a word, the index of the context word with the data's address, the bytes to
+        add, and the bytes per row.
     n_segments : int
-        Of each thread.
+        The number of segments of each thread.
     meeting : int
-        The address of two whole numbers: how many threads have come to a meeting so far, and
-        whether they are to wait no longer.
+        The address of two integers: the number of arrivals at meetings so far, and whether the
+        threads must stop.
     one : float32 or float64
         1, in the dtype of the program.
     """
     ctx = contexts + CONTEXT_SIZE * thread
     context = integers(ctx, 20)
-    made = integers(context[MADE], 1)
-    met, step, start = 0, 0, context[START]
+    steps_done = integers(context[STEPS_DONE], 1)
+    arrivals, step, start = 0, 0, context[START]
     for i in range(n_segments):
         segment = integers(segments + SEGMENT_SIZE * (thread * n_segments + i), 8)
         table, n_instructions, patches, n_patches = segment[0], segment[1], segment[2], segment[3]
@@ -65,19 +65,19 @@ def run_program(
                 if function != 0:
                     call_at(function, instruction, ctx, one)
                 else:
-                    met += threads
-                    if not _meet(meeting, met):
+                    arrivals += threads
+                    if not _meet(meeting, arrivals):
                         return
             step += 1
             start += segment[4]
-            made[0] = step  # each thread writes the same
+            steps_done[0] = step  # all threads write the same number
 
 
 @compiled
 def _meet(meeting: int, wanted: int) -> bool:
-    """Wait until `wanted` have come, all counted from the start; return False if there is no use.
+    """Wait for `wanted` arrivals since the start; return False if the threads must stop.
 
-    A thread that waits keeps its processor: the wait is short, and a sleep would take longer.
+    Threads busy-wait: the wait is shorter than a sleep.
     """
     count_up(meeting)
     while read(meeting) < wanted:

@@ -1,6 +1,6 @@
-"""From the operations of a recorded step to the instructions of the CPU's interpreter.
+"""Lower the operations of a recorded step to instructions of the CPU's interpreter.
 
-How the operations of each kernel are lowered stands in the files `lower_*`, by subject.
+The files `lower_*` lower the operations of each kernel, by subject.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpunn.program.values import NotRecordableError, Operation, Recording, Value
 
 
 class Patch(NamedTuple):
-    """An address within the data, which moves on with the batches.
+    """An address within the data, which advances from batch to batch.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Patch(NamedTuple):
     offset : int
         Bytes from the batch's first row.
     row_size : int
-        Bytes a row.
+        Bytes per row.
     """
 
     part: str
@@ -37,16 +37,16 @@ class Patch(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What a thread has of a step.
+    """A thread's share of a step.
 
     Attributes
     ----------
     thread, threads : int
-        Which of how many.
+        This thread's index, and the number of threads.
     first, last : int
-        Its rows of the batch.
+        Its rows of the batch, `last` excluded.
     address : function
-        From a value and a sharing to where the thread finds it.
+        From a value and a sharing to the value's address for this thread.
     """
 
     thread: int
@@ -61,18 +61,18 @@ class Lane(NamedTuple):
         return self.last - self.first
 
     def part(self, n: int) -> tuple[int, int]:
-        """Return its part of n rows of a weight."""
+        """Return the start and stop of its part of n rows of a weight."""
         return n * self.thread // self.threads, n * (self.thread + 1) // self.threads
 
 
 @dataclass
 class Bias:
-    """What an instruction adds to each row that it has just written, while that is in the cache.
+    """A bias that an instruction adds to each row it has just written, while it is in the cache.
 
     Attributes
     ----------
     array : array or None
-        None, unless a later operation adds a bias.
+        None unless a later operation adds a bias.
     then_relu : bool
         Whether the result is max(z, 0).
     """
@@ -83,7 +83,7 @@ class Bias:
 
 @dataclass
 class Instruction:
-    """A row of the interpreter's table, before anybody knows where its operands lie.
+    """A row of the interpreter's table, before the addresses of its operands are known.
 
     Attributes
     ----------
@@ -91,10 +91,10 @@ class Instruction:
         Of a function in `gpunn.program.instructions`.
     reads, writes : list of Access
     words : function
-        From a thread's lane to the words of the row, by name. It does not use the lowering, which
-        has the instruction: their circle would keep the step's memory until somebody looks for it.
+        From a thread's lane to the words of the row, by name. It must not refer to the lowering,
+        which holds the instruction: the cycle would keep the step's memory until a collection.
     bias : Bias, optional
-        What it can add to what it writes.
+        Set if the instruction can add a bias to its result.
     """
 
     name: str
@@ -104,40 +104,40 @@ class Instruction:
     bias: Bias | None = None
 
 
-#: What lowers the operations of each kernel: functions from a lowering and an operation.
+#: For each kernel, the function that lowers its operations.
 LOWERED_BY: dict[str, Callable[[Lowering, Operation], None]] = {}
 
 
 def lowers(kernel: str) -> Callable[[Any], Any]:
-    """Return a decorator: the function lowers operations of that kernel."""
+    """Return a decorator that registers a function to lower operations of a kernel."""
 
-    def keep(function: Any) -> Any:
+    def register(function: Any) -> Any:
         LOWERED_BY[kernel] = function
         return function
 
-    return keep
+    return register
 
 
 class Lowering:
-    """Makes instructions of operations, for a number of threads.
+    """Turns operations into instructions for a number of threads.
 
     Parameters
     ----------
     recording : Recording
         Of one batch size.
     threads : int
-        How many run the program side by side.
+        The number of threads that run the program.
 
     Attributes
     ----------
     instructions : list of Instruction
         In the order of the operations.
     work : int
-        The multiplications in products.
+        The multiplications in all products.
     largest_product : int
-        The multiplications in the largest of them.
+        The multiplications in the largest product.
     y_dtype : dtype
-        What targets must be brought to: labels to int64, numbers to the dtype of the program.
+        The dtype to convert targets to: int64 for labels, else the program's dtype.
     """
 
     def __init__(self, recording: Recording, threads: int) -> None:
@@ -146,16 +146,16 @@ class Lowering:
         self.threads = threads
         assert recording.prediction is not None  # noqa: S101
         self.dtype = recording.prediction.dtype
-        #: What features must be brought to: integers to int64.
+        #: The dtype to convert features to: int64 for integers.
         self.x_dtype = np.dtype(np.int64) if recording.x.dtype.kind in "iu" else self.dtype
         self.n: int = recording.x.shape[0]
         self.instructions: list[Instruction] = []
         self.work = self.largest_product = 0
-        #: How each value lies: by rows of the batch, or in a copy for each thread.
+        #: How threads share each value: by rows of the batch, or in a copy for each thread.
         self.sharing: dict[Value, Any] = {recording.x: ROWS}
         self._aliases: dict[Value, Value] = {}
         self._scratch: Value | None = None
-        #: Arrays of its own that instructions have the addresses of.
+        #: Arrays to keep alive: instructions hold their addresses.
         self.held: list[Array] = []
         y, weight = recording.y, recording.sample_weight
         self.y_dtype = None if y is None else np.dtype(np.int64)
@@ -174,10 +174,6 @@ class Lowering:
         storage = value.storage
         return self._aliases.get(storage, storage)
 
-    def how(self, value: Value) -> Any:
-        """Return how a value lies."""
-        return self.sharing[self.root(value)]
-
     def _lower(self, operation: Operation) -> None:
         lower = LOWERED_BY.get(operation.kernel)
         if lower is None:
@@ -188,12 +184,12 @@ class Lowering:
         lower(self, operation)
 
     def count(self, multiplications: int) -> None:
-        """Note a product of so many multiplications."""
+        """Count the multiplications of a product."""
         self.work += multiplications
         self.largest_product = max(self.largest_product, multiplications)
 
     def alias(self, value: Value, other: Value) -> None:
-        """Let a value lie where another one does."""
+        """Place a value in another value's memory."""
         self._aliases[value] = other
 
     def add(
@@ -207,7 +203,7 @@ class Lowering:
         self.instructions.append(Instruction(name, list(reads), list(writes), words))
 
     def at(self, value: Value, sharing: Any = ROWS) -> Access:
-        """Return the access to a value; what is each thread's own stays so."""
+        """Return the access to a value; a value with a copy per thread is accessed as such."""
         root = self.root(value)
         return Access(root, OWN if self.sharing[root] is OWN else sharing)
 
@@ -222,10 +218,10 @@ class Lowering:
         rows: int | None = None,
         **settings: Any,
     ) -> None:
-        """Append an instruction that takes a thread's rows of some values, and writes its rows.
+        """Append an instruction that reads a thread's rows of some values, and writes its rows.
 
-        There are as many rows as the result's first axis is long, unless `rows` says otherwise, and
-        equally many of each sample.
+        The number of rows is the length of the result's first axis, unless `rows` is given; each
+        sample has equally many.
         """
         fixed = {word: address_of(array) for word, array in (weights or {}).items()}
         width = result.width if columns is None else columns
@@ -242,7 +238,7 @@ class Lowering:
         self.add(name, words, [*reads, *arrays], [self.at(result)])
 
     def scratch(self, entries: int) -> tuple[Access, Callable[[Lane], int | Patch]]:
-        """Return memory of each thread's own, for so many entries within an instruction."""
+        """Return scratch memory per thread, of at least `entries`, for use in an instruction."""
         if self._scratch is None:
             self._scratch = Value((self.threads, 0), self.dtype, by_sample=False)
         value = self._scratch
@@ -254,8 +250,8 @@ class Lowering:
 
         return Access(value, OWN), place
 
-    def add_late(self, z: Value, bias: Array, *, relu: bool) -> bool:
-        """Let the last instruction add a bias to what it writes; return whether it can."""
+    def fuse_bias(self, z: Value, bias: Array, *, relu: bool) -> bool:
+        """Make the last instruction add a bias to its result; return whether it can."""
         last = self.instructions[-1]
         if last.bias is None or last.writes[0].place is not self.root(z):
             return False
@@ -266,7 +262,7 @@ class Lowering:
     # Sums over the batch, and gradients
 
     def parts_of_sum(self, sums: Any, width: int) -> tuple[Access, Callable[[Lane], int]]:
-        """Return where each thread puts its part of a sum over the batch."""
+        """Return the access and address of each thread's part of a sum over the batch."""
         if self.threads == 1:
             return self.target(sums, width)
         part = Value((self.threads, width), self.dtype, by_sample=False)
@@ -280,7 +276,7 @@ class Lowering:
         return Access(part, OWN), place
 
     def add_up(self, parts: Access, sums: Any, width: int) -> None:
-        """Append what adds the threads' parts up."""
+        """Append an instruction that adds up the threads' parts."""
         if self.threads == 1:
             return
         target, place = self.target(sums, width)
@@ -295,7 +291,7 @@ class Lowering:
         self.add("add_up", words, [Access(parts.place, ALL)], [target])
 
     def target(self, result: Any, n: int) -> tuple[Access, Callable[[Lane], int]]:
-        """Return the access to a gradient in n parts, and where it begins."""
+        """Return the access to a gradient of n rows that threads share, and its address."""
         if isinstance(result, Value):
 
             def place(lane: Lane) -> int:
@@ -313,14 +309,14 @@ class Lowering:
         contiguous = array.flags.c_contiguous or (array.ndim == 2 and array.T.flags.c_contiguous)
         if type(array) is not np.ndarray or array.dtype != dtype or not contiguous:
             raise NotRecordableError(
-                "a parameter has another dtype than the batch, or lies in gaps"
+                "a parameter is not a contiguous NumPy array of the dtype of the batch"
             )
         if not array.flags.aligned:
             raise NotRecordableError("a parameter is not aligned")
 
 
 def kernel_in(operation: Operation) -> str:
-    """Return the kernel that an operation's formula names, as the instructions know it."""
+    """Return the name of the kernel in an operation's formula, as the instructions use it."""
     kernel = kernel_of(operation.formula)
     if kernel is None:
         raise NotRecordableError(f"the formula of {type(operation.formula).__name__}")
@@ -330,18 +326,18 @@ def kernel_in(operation: Operation) -> str:
 
 
 def address_of(array: Array | None) -> int:
-    """Return where an array begins; 0 for none."""
+    """Return an array's address; 0 for None."""
     return 0 if array is None else int(array.ctypes.data)
 
 
 def memory_of(array: Array) -> Memory:
-    """Return the bytes that an array lies in."""
+    """Return the range of bytes that an array occupies."""
     start = address_of(array)
     return Memory(start, start + array.nbytes)
 
 
 def moved(address: int | Patch, offset: int) -> int | Patch:
-    """Return an address so many bytes further on."""
+    """Return an address advanced by `offset` bytes."""
     if isinstance(address, Patch):
         return address._replace(offset=address.offset + offset)
     return address + offset

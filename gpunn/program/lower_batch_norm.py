@@ -1,4 +1,4 @@
-"""The instructions of normalisation over the batch."""
+"""Lower batch normalisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gpunn._typing import Array
 from gpunn.program.lower import Lane, Lowering, address_of, lowers, memory_of
-from gpunn.program.lower_norm import add_up, for_all, own_part, places_of, rows_per_sample
+from gpunn.program.lower_norm import add_up, own_part, places_of, read_by_all, rows_per_sample
 from gpunn.program.phases import ALL, OWN, Access, in_parts
 from gpunn.program.values import Operation, Value
 
@@ -17,11 +17,11 @@ _DOUBLE = np.dtype(np.float64)
 
 @lowers("batch_norm")
 def _batch_norm(low: Lowering, operation: Operation) -> None:
-    """Each thread takes the moments of its rows; all meet; each has all statistics then."""
+    """Lower it to moments per thread and, after a meeting, statistics computed by every thread."""
     x, gain, bias = operation.inputs
     y, statistics = operation.outputs
     n, per_sample, batch_size = x.shape[-1], rows_per_sample(low, x), low.n
-    moments = Value((low.threads, 3 * n), _DOUBLE, by_sample=False)  # the third row is room
+    moments = Value((low.threads, 3 * n), _DOUBLE, by_sample=False)  # the third row is scratch
 
     def moments_of_rows(lane: Lane) -> dict[str, Any]:
         sizes = {"m": lane.rows * per_sample, "n": n}
@@ -53,7 +53,7 @@ def _fixed_norm(low: Lowering, operation: Operation) -> None:
         places = {"a": address_of(mean), "b": address_of(variance)}
         return sizes | places | {"c": lane.address(statistics, OWN)}
 
-    running = [for_all(mean), for_all(variance)]
+    running = [read_by_all(mean), read_by_all(variance)]
     low.add("fixed_statistics", words, running, [Access(statistics, OWN)])
     _scale(low, x, statistics, (gain, bias), y)
 
@@ -61,7 +61,7 @@ def _fixed_norm(low: Lowering, operation: Operation) -> None:
 def _scale(
     low: Lowering, x: Value, statistics: Value, parameters: tuple[Array, Array], y: Value
 ) -> None:
-    """Append what normalises rows by statistics that each thread has."""
+    """Append an instruction that normalises rows by statistics that each thread has."""
     gain, bias = parameters
     for array in parameters:
         low.check(array, low.dtype)
@@ -72,13 +72,13 @@ def _scale(
         fixed = {"b": address_of(gain), "d": address_of(bias)}
         return sizes | fixed | places_of(lane, {"a": x, "e": statistics, "c": y})
 
-    reads = [low.at(x), low.at(statistics), for_all(gain), for_all(bias)]
+    reads = [low.at(x), low.at(statistics), read_by_all(gain), read_by_all(bias)]
     low.add("scale_columns", words, reads, [low.at(y)])
 
 
 @lowers("batch_norm_backward")
 def _batch_norm_backward(low: Lowering, operation: Operation) -> None:
-    """Each thread takes the sums of its rows; all meet; each has all sums then."""
+    """Lower it to sums per thread and, after a meeting, totals computed by every thread."""
     grad, x, statistics, gain = operation.inputs
     result, *sums = operation.outputs
     n, per_sample = x.shape[-1], rows_per_sample(low, x)
@@ -112,7 +112,7 @@ def _batch_norm_backward(low: Lowering, operation: Operation) -> None:
 
     low.add("add_up_doubles", totals_of_all, [Access(parts, ALL)], [Access(totals, OWN)])
     writes = [low.at(result), Access(totals, OWN)]
-    low.add("batch_norm_backward", through, [*reads, for_all(gain)], writes)
+    low.add("batch_norm_backward", through, [*reads, read_by_all(gain)], writes)
 
 
 @lowers("track")
@@ -126,7 +126,7 @@ def _track(low: Lowering, operation: Operation) -> None:
     def words(lane: Lane) -> dict[str, Any]:
         start, stop = lane.part(n)
         given = lane.address(statistics, OWN)
-        assert isinstance(given, int)  # noqa: S101 (it is not of the batch)
+        assert isinstance(given, int)  # noqa: S101 (it does not come with the batch)
         mean, variance = (address_of(array) + start * size for array in running)
         sizes = {"m": stop - start, "n": n, "p": operation.settings["momentum"]}
         return sizes | {"a": given + start * size, "c": mean, "d": variance}

@@ -1,4 +1,4 @@
-"""The instructions of convolutions and pooling."""
+"""Lower convolutions and pooling."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def _convolution_weight_grad(low: Lowering, operation: Operation) -> None:
 
 
 def _use_scratch(low: Lowering) -> None:
-    """Say of the last instruction that it works in the thread's own memory."""
+    """Declare that the last instruction uses the thread's scratch memory."""
     own, _ = low.scratch(0)
     low.instructions[-1].reads.append(own)
     low.instructions[-1].writes.append(own)
 
 
 def _settings(low: Lowering, operation: Operation, x: Value, z: Value) -> dict[str, Any]:
-    """Return the words of a convolution with images x on one side and z on the other."""
+    """Return the words of a convolution from images x to images z; count its multiplications."""
     window: Window = operation.settings["window"]
     low.count(math.prod(z.shape) * math.prod(window.size) * x.shape[3] // window.groups)
     return _layout(low, window, x.shape[3], z.shape[3])
 
 
 def _layout(low: Lowering, window: Window, channels: int, outputs: int) -> dict[str, Any]:
-    """Return the words for where pixels, outputs and weights lie, and the thread's own memory."""
+    """Return the words for the memory layout of a convolution and the thread's scratch memory."""
     layout = layout_of(window, channels, outputs, low.dtype.itemsize)
     low.held += [layout.numbers, *layout.tables.values()]
     _, scratch = low.scratch(-(-layout.scratch // low.dtype.itemsize))
@@ -91,7 +91,7 @@ def _max_pool_backward(low: Lowering, operation: Operation) -> None:
 
 
 def _pool_settings(low: Lowering, operation: Operation, x: Value, where: Value) -> dict[str, Any]:
-    """Return the words of a pool of images x, with numbers of the largest entries."""
+    """Return the words of a max pool of images x; `where` holds the largest entries' positions."""
     channels = x.shape[3]
     window = operation.settings["window"]._replace(groups=channels)
     wide = int(where.dtype.itemsize > 1)
@@ -115,7 +115,7 @@ def _average_pool_backward(low: Lowering, operation: Operation) -> None:
 
 
 def _numbers(low: Lowering, operation: Operation, x: Value) -> int:
-    """Return where the numbers of a window are, followed by that of the channels."""
+    """Return the address of a window's numbers, followed by the number of channels."""
     numbers = np.append(numbers_of(operation.settings["window"]), np.int64(x.shape[3]))
     low.held.append(numbers)
     return int(numbers.ctypes.data)

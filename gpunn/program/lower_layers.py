@@ -1,4 +1,4 @@
-"""The instructions of layers."""
+"""Lower the operations of dense layers, activations and dropout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpunn.program.phases import ALL, ROWS
 from gpunn.program.rewrite import BY_ROW
 from gpunn.program.values import NotRecordableError, Operation, Value
 
-#: Activations whose gradient and column sums are one instruction, by number.
+#: Numbers of the activations whose gradient and column sums are one instruction.
 _IN_ONE_PASS = {"relu": 0, "tanh": 1, "sigmoid": 2}
 
 
@@ -21,9 +21,9 @@ def _product(low: Lowering, operation: Operation) -> None:
     (z,) = operation.outputs
     low.check(weight, x.dtype)
     low.count(x.shape[0] * weight.size)
-    turned = not weight.flags.c_contiguous
-    name = "product_transposed" if turned else "product"
-    low.by_rows(name, {"a": x}, z, weights={"b": weight.T if turned else weight}, k=x.width)
+    transposed = not weight.flags.c_contiguous
+    name = "product_transposed" if transposed else "product"
+    low.by_rows(name, {"a": x}, z, weights={"b": weight.T if transposed else weight}, k=x.width)
 
 
 @lowers("product_over_batch")
@@ -59,7 +59,7 @@ def _bias_activation(low: Lowering, operation: Operation) -> None:
         low.check(bias, low.dtype)
         done = done or (kernel == "relu" and len(operation.outputs) == 1)
         relu = done and kernel == "relu"
-        if not low.add_late(z, bias, relu=relu):
+        if not low.fuse_bias(z, bias, relu=relu):
             low.by_rows("add_bias", {"a": z}, z, weights={"b": bias}, flag=int(relu))
     if not done:
         _activate(low, kernel, operation.formula, z, h)
@@ -115,7 +115,7 @@ def _bias_activation_backward(low: Lowering, operation: Operation) -> None:
 
 @lowers("column_sums")
 def column_sums(low: Lowering, operation: Operation) -> None:
-    """Append what adds up the rows of a batch."""
+    """Append instructions that sum the rows of a batch."""
     (x,), (sums,) = operation.inputs, operation.outputs
     parts, place = low.parts_of_sum(sums, x.width)
     per_sample = x.shape[0] // low.n
@@ -185,7 +185,7 @@ def _convert(low: Lowering, operation: Operation) -> None:
 
 
 def _sizes(kernel: str, value: Value) -> dict[str, Any]:
-    """Return the number and length of the rows, for an activation that sees a whole one."""
+    """Return the number and length of the rows, for an activation of whole rows."""
     if kernel not in BY_ROW:
         return {}
     return {"rows": math.prod(value.shape[:-1]), "columns": value.shape[-1]}

@@ -1,4 +1,4 @@
-"""The instructions of losses, and of the weights of samples and classes."""
+"""Lower losses, and the weights of samples and classes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _loss(low: Lowering, operation: Operation) -> None:
 
 
 def _instruction_of(loss: Any, kernel: str) -> tuple[str, dict[str, Any]]:
-    """Return the instruction of a loss that takes its target as it is, and its words."""
+    """Return the instruction of a loss that reads its target unchanged, and its words."""
     if kernel in BY_OUTPUT:
         return f"loss_{kernel}", {"r": parameter_of(loss)}
     if kernel == "squared_error":
@@ -56,18 +56,18 @@ def _instruction_of(loss: Any, kernel: str) -> tuple[str, dict[str, Any]]:
 def _cross_entropy(
     low: Lowering, loss: Any, kernel: str, target: Value, prediction: Value
 ) -> tuple[str, Value]:
-    """Return the instruction of a cross-entropy, and the target that it takes."""
+    """Return the instruction of a cross-entropy, and the target that it reads."""
     plain = loss.class_weight is None and not loss.label_smoothing
     labels, of_logits = len(target.shape) == 1, kernel == "softmax_cross_entropy"
     if labels and plain and of_logits:
         return "loss_softmax_labels", target
     if labels or not plain:
-        target = _soft(low, loss, target, prediction)
+        target = _soft_target(low, loss, target, prediction)
     return "loss_softmax_soft" if of_logits else "loss_cross_entropy", target
 
 
-def _soft(low: Lowering, loss: Any, target: Value, prediction: Value) -> Value:
-    """Append what makes soft targets of labels, or smooths and weights those that are soft."""
+def _soft_target(low: Lowering, loss: Any, target: Value, prediction: Value) -> Value:
+    """Append an instruction that smooths and weights targets, which may be labels; return them."""
     soft = Value(prediction.shape, prediction.dtype, by_sample=True)
     low.sharing[soft] = ROWS
     classes = None
@@ -85,9 +85,8 @@ def _class_mass(low: Lowering, operation: Operation) -> None:
     (mass,) = operation.outputs
     if len(target.shape) == 1:
         low.sharing[mass] = OWN
-        _each(
-            low, "mass_of_labels", {"a": target, "c": mass}, n=classes.size, d=address_of(classes)
-        )
+        operands = {"a": target, "c": mass}
+        _add_per_thread(low, "mass_of_labels", operands, n=classes.size, d=address_of(classes))
         low.instructions[-1].reads.append(Access(memory_of(classes), ALL))
     else:
         low.by_rows(
@@ -109,11 +108,11 @@ def _mean_scale(low: Lowering, operation: Operation) -> None:
     low.sharing[scale] = OWN
     given = {"a": weight, "b": mass}
     known = {word: value for word, value in given.items() if value is not None}
-    _each(low, "mean_scale", known | {"c": scale})
+    _add_per_thread(low, "mean_scale", known | {"c": scale})
 
 
-def _each(low: Lowering, name: str, operands: dict[str, Value], **settings: Any) -> None:
-    """Append an instruction that each thread runs for itself, over the whole batch."""
+def _add_per_thread(low: Lowering, name: str, operands: dict[str, Value], **settings: Any) -> None:
+    """Append an instruction that every thread runs over the whole batch."""
 
     def words(lane: Lane) -> dict[str, Any]:
         places = {word: lane.address(value, ALL) for word, value in operands.items()}

@@ -1,4 +1,4 @@
-"""The instructions of normalisation."""
+"""Lower normalisation within samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _row_norm(low: Lowering, operation: Operation) -> None:
         fixed = {"b": address_of(gain), "d": address_of(bias), "flag": int(norm.centred)}
         return sizes(lane) | places_of(lane, places) | fixed | {"p": norm.epsilon}
 
-    parameters = [for_all(each) for each in (gain, bias) if each is not None]
+    parameters = [read_by_all(array) for array in (gain, bias) if array is not None]
     low.add("row_norm", words, [low.at(x), *parameters], [low.at(y), low.at(statistics)])
 
 
@@ -50,13 +50,13 @@ def _row_norm_backward(low: Lowering, operation: Operation) -> None:
     if sums:
         writes.append(Access(parts, OWN))
     reads = [low.at(value) for value in (grad, x, statistics)]
-    low.add("row_norm_backward", words, [*reads, for_all(gain)], writes)
+    low.add("row_norm_backward", words, [*reads, read_by_all(gain)], writes)
     for i, target in enumerate(sums):
         add_up(low, parts, i, target, channels)
 
 
 def add_up(low: Lowering, parts: Value, i: int, sums: Any, n: int) -> None:
-    """Append what adds up the i-th of the sums of n numbers that each thread has in `parts`."""
+    """Append an instruction that adds up the threads' i-th sums, of n entries each, in `parts`."""
     target, place = low.target(sums, n)
     size = low.dtype.itemsize
 
@@ -71,29 +71,29 @@ def add_up(low: Lowering, parts: Value, i: int, sums: Any, n: int) -> None:
 
 
 def own_part(lane: Lane, parts: Value) -> int:
-    """Return where a thread finds its row of an array that has one for each."""
+    """Return the address of a thread's row in an array with a row for each thread."""
     address = lane.address(parts, ALL)
-    assert isinstance(address, int)  # noqa: S101 (it is not of the batch)
+    assert isinstance(address, int)  # noqa: S101 (it does not come with the batch)
     return address + lane.thread * parts.width * int(parts.dtype.itemsize)
 
 
 def _sizes(low: Lowering, x: Value, norm: RowNorm) -> Callable[[Lane], dict[str, Any]]:
-    """Return from a lane to the sizes of its rows."""
+    """Return a function from a lane to the sizes of its rows."""
     fixed = {"n": x.shape[-1], "k": norm.positions, "pitch": norm.groups}
     per_sample = rows_per_sample(low, x) // norm.positions
     return lambda lane: fixed | {"m": lane.rows * per_sample}
 
 
 def rows_per_sample(low: Lowering, x: Value) -> int:
-    """Return how many rows of channels a sample has."""
+    """Return the number of rows of channels in a sample."""
     return math.prod(x.shape[:-1]) // low.n
 
 
 def places_of(lane: Lane, values: dict[str, Value | None]) -> dict[str, Any]:
-    """Return where a lane finds its rows of values, by word; those that are absent are left out."""
+    """Return the addresses of a lane's rows of values, by word; absent values are left out."""
     return {word: lane.address(v, ROWS) for word, v in values.items() if v is not None}
 
 
-def for_all(array: Array) -> Access:
+def read_by_all(array: Array) -> Access:
     """Return the access to a parameter that every thread reads."""
     return Access(memory_of(array), ALL)

@@ -1,11 +1,11 @@
-"""The instructions of PReLU."""
+"""Lower PReLU."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gpunn.program.lower import Lane, Lowering, address_of, lowers
-from gpunn.program.lower_norm import add_up, for_all, own_part, places_of, rows_per_sample
+from gpunn.program.lower_norm import add_up, own_part, places_of, read_by_all, rows_per_sample
 from gpunn.program.phases import OWN, Access
 from gpunn.program.values import Operation, Value
 
@@ -20,7 +20,7 @@ def _prelu(low: Lowering, operation: Operation) -> None:
         sizes = {"m": lane.rows * per_sample, "n": x.shape[-1], "k": slope.size}
         return sizes | places_of(lane, {"a": x, "c": h}) | {"d": address_of(slope)}
 
-    low.add("prelu", words, [low.at(x), for_all(slope)], [low.at(h)])
+    low.add("prelu", words, [low.at(x), read_by_all(slope)], [low.at(h)])
 
 
 @lowers("prelu_backward")
@@ -38,6 +38,6 @@ def _prelu_backward(low: Lowering, operation: Operation) -> None:
 
     writes = [low.at(result)] if result is not None else []
     writes += [Access(parts, OWN)] if sums else []
-    low.add("prelu_backward", words, [low.at(grad), low.at(x), for_all(slope)], writes)
+    low.add("prelu_backward", words, [low.at(grad), low.at(x), read_by_all(slope)], writes)
     for target in sums:
         add_up(low, parts, 0, target, slope.size)

@@ -1,4 +1,4 @@
-"""The instructions of attention, of tokens and their positions, and of columns."""
+"""Lower attention, embeddings, positions, and the splitting and joining of columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _embedding(low: Lowering, operation: Operation) -> None:
     (indices, table), (result,) = operation.inputs, operation.outputs
     low.check(table, low.dtype)
     if not table.flags.c_contiguous:
-        raise NotRecordableError("a table lies in another order")
+        raise NotRecordableError("a table is not C-contiguous")
     low.by_rows(
         "embedding",
         {"a": indices},
@@ -37,7 +37,7 @@ def _embedding_backward(low: Lowering, operation: Operation) -> None:
     target, place = low.target(sums, n_rows)
 
     def words(lane: Lane) -> dict[str, Any]:
-        # A thread sums for its part of the table, so the order of the terms is always the same.
+        # A thread sums the rows for its part of the table, so the order of terms never varies.
         start, stop = lane.part(n_rows)
         return {
             "m": places,
@@ -57,7 +57,7 @@ def _add_positions(low: Lowering, operation: Operation) -> None:
     (x, table), (result,) = operation.inputs, operation.outputs
     low.check(table, low.dtype)
     if not table.flags.c_contiguous:
-        raise NotRecordableError("a table lies in another order")
+        raise NotRecordableError("a table is not C-contiguous")
     low.by_rows("add_positions", {"a": x}, result, weights={"b": table})
 
 
@@ -84,10 +84,10 @@ def _columns(low: Lowering, operation: Operation) -> None:
     _copy_columns(low, x, operation.settings["start"], result, 0, result.shape[-1])
 
 
-def _copy_columns(  # noqa: PLR0917 (two places and a width)
+def _copy_columns(  # noqa: PLR0917 (two arrays, two offsets and a width)
     low: Lowering, x: Value, start: int, result: Value, to: int, width: int
 ) -> None:
-    """Append what copies some columns of x to a place in each row of the result."""
+    """Append an instruction that copies columns, from `start` in x to `to` in the result."""
     size, per_sample = low.dtype.itemsize, math.prod(x.shape[:-1]) // low.n
 
     def words(lane: Lane) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def _attend(
     *,
     products: int,
 ) -> None:
-    """Append an instruction of attention, and count so many products of a head's width."""
+    """Append an instruction of attention, and count the multiplications of its products."""
     settings = operation.settings
     _, t, width = (operands.get("b") or operands["a"]).shape
-    room, place = low.scratch(min(t, QUERIES) * t)
+    scratch, place = low.scratch(min(t, QUERIES) * t)
     low.by_rows(
         name,
         operands,
@@ -142,6 +142,6 @@ def _attend(
         flag=int(settings["causal"]),
         e=place,
     )
-    low.instructions[-1].writes.append(room)
+    low.instructions[-1].writes.append(scratch)
     for _ in range(products):
         low.count(low.n * t * t * width // 3)

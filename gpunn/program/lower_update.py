@@ -1,4 +1,4 @@
-"""The instructions of updates."""
+"""Lower the updates of parameters and of their averages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gpunn.program.lower import Instruction, Lane, Lowering, address_of, memory_
 from gpunn.program.phases import ALL, OWN, Access, Memory, in_parts
 from gpunn.program.values import NotRecordableError, Value
 
-#: The words of an instruction that the states are at.
+#: The words of an instruction that hold the states' addresses.
 _STATES = ("c", "e", "k")
 
 
 @dataclass
 class Piece:
-    """Something that is updated at once: a parameter, or a block of several.
+    """A parameter, or a block of several, that one instruction updates.
 
     Attributes
     ----------
     value, grad : array
     states : list of array
-        What the optimizer keeps beside it.
+        The optimizer's state for it.
     decays : bool
         Whether weight decay applies.
     """
@@ -39,14 +39,14 @@ class Piece:
 
     @property
     def n_parts(self) -> int:
-        """The rows that threads share."""
+        """The number of rows, which threads divide among themselves."""
         return int(self.value.shape[0])
 
 
 def lower_update(
     low: Lowering, optimizer: Any, pieces: Sequence[Piece], *, penalized: bool
 ) -> None:
-    """Append what updates some pieces, after the norm of all gradients if that is limited."""
+    """Insert the instructions that update some pieces, after the norm if gradients are clipped."""
     rule = fused_rule(optimizer)
     if rule is None:
         raise NotRecordableError(f"the update of {type(optimizer).__name__}")
@@ -56,15 +56,15 @@ def lower_update(
         _clip(low, pieces, limit, optimizer.clip_norm)
     for piece in pieces:
         fixed = {"flag": int(clips), "n": int(optimizer.decoupled), "s": limit}
-        made = [_updating(low, rule, piece, fixed, clips=clips)]
+        added = [_update(low, rule, piece, fixed, clips=clips)]
         if penalized and piece.decays:
-            made.insert(0, _penalty(piece))
+            added.insert(0, _penalty(piece))
         i = len(low.instructions) if clips else _after_last_use(low, piece)
-        low.instructions[i:i] = made
+        low.instructions[i:i] = added
 
 
 def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
-    """Append what moves averages towards weights, which a piece has as value and gradient."""
+    """Insert instructions that move each piece's `value`, an average, towards `grad`, a weight."""
     for piece in pieces:
 
         def words(lane: Lane, piece: Piece = piece) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def lower_average(low: Lowering, average: Any, pieces: Sequence[Piece]) -> None:
 
 
 def after_last_use(low: Lowering, own: Sequence[Memory]) -> int:
-    """Return the place after the last instruction that reads or writes there."""
+    """Return the index after the last instruction that reads or writes in some memory."""
     for i in range(len(low.instructions) - 1, -1, -1):
         known = low.instructions[i]
         for access in (*known.reads, *known.writes):
@@ -92,14 +92,14 @@ def after_last_use(low: Lowering, own: Sequence[Memory]) -> int:
 
 
 def _after_last_use(low: Lowering, piece: Piece) -> int:
-    """Return where the piece may be updated: its lines are in the cache then."""
+    """Return the first index at which the piece may be updated: there it is still in the cache."""
     return after_last_use(low, [memory_of(piece.value), memory_of(piece.grad)])
 
 
 def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float) -> None:
     sums = Value((low.threads, 1), np.dtype("float64"), by_sample=False)
 
-    def mine(lane: Lane) -> int:
+    def own_sum(lane: Lane) -> int:
         address = lane.address(sums, ALL)
         assert isinstance(address, int)  # noqa: S101
         return address + 8 * lane.thread
@@ -109,7 +109,7 @@ def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float
         def words(lane: Lane, piece: Piece = piece, first: int = int(i == 0)) -> dict[str, Any]:
             m, skipped = _share(lane, piece)
             address = address_of(piece.grad) + skipped
-            return {"m": m, "a": address, "d": mine(lane), "p": limit, "flag": first}
+            return {"m": m, "a": address, "d": own_sum(lane), "p": limit, "flag": first}
 
         reads = [Access(memory_of(piece.grad), in_parts(piece.n_parts))]
         low.add("squared_norm", words, [*reads, Access(sums, OWN)], [Access(sums, OWN)])
@@ -122,7 +122,7 @@ def _clip(low: Lowering, pieces: Sequence[Piece], limit: float, clip_norm: float
 
 
 def _share(lane: Lane, piece: Piece) -> tuple[int, int]:
-    """Return how many entries of a piece a thread has, and the bytes before them."""
+    """Return the number of a thread's entries of a piece, and the bytes before them."""
     start, stop = lane.part(piece.n_parts)
     width = piece.value.size // piece.n_parts
     return (stop - start) * width, start * width * piece.value.itemsize
@@ -137,7 +137,7 @@ def _penalty(piece: Piece) -> Instruction:
     return Instruction("penalty", [value], [Access("penalty", OWN)], words)
 
 
-def _updating(
+def _update(
     low: Lowering, rule: Fused, piece: Piece, fixed: dict[str, Any], *, clips: bool
 ) -> Instruction:
     arrays = {"a": piece.value, "b": piece.grad}

@@ -1,40 +1,40 @@
-"""When threads that share the work of a step must meet."""
+"""Divide a step into phases, between which its threads must meet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-#: How the threads share what an instruction reads or writes.
-#: Each takes its own rows of the batch.
+# How the threads share the memory that an instruction reads or writes.
+#: Each thread uses its own rows of the batch.
 ROWS = "rows"
-#: Each has a copy of its own.
+#: Each thread has its own copy.
 OWN = "own"
-#: Each takes all of it.
+#: Each thread uses all of it.
 ALL = "all"
 
 
 def in_parts(n: int) -> tuple[str, int]:
-    """Return the sharing in which each thread takes its part of the n rows of a weight."""
+    """Return the sharing in which each thread uses its part of the n rows of a weight."""
     return "parts", n
 
 
 class Memory(NamedTuple):
-    """Where an array lies that outlives the step: its first byte, and the one after its last."""
+    """The memory of an array that outlives the step, from its first byte to past its last."""
 
     start: int
     stop: int
 
 
 class Access(NamedTuple):
-    """What an instruction reads or writes, and how the threads share it.
+    """A read or write by an instruction, and how the threads share the memory.
 
     Attributes
     ----------
     place : Memory or object
-        Memory overlaps with memory; an object is the same object or something else.
+        Two memories conflict if they overlap, two other objects if they are identical.
     sharing : str or tuple
-        `ROWS`, `OWN`, `ALL`, or what `in_parts` returns.
+        `ROWS`, `OWN`, `ALL`, or the result of `in_parts`.
     """
 
     place: Any
@@ -42,19 +42,19 @@ class Access(NamedTuple):
 
 
 class Accessing(Protocol):
-    """What has accesses: an instruction."""
+    """Anything with accesses, such as an instruction."""
 
     reads: Sequence[Access]
     writes: Sequence[Access]
 
 
 def phases(instructions: Sequence[Any], threads: int) -> list[list[Any]]:
-    """Return the instructions in phases, after each of which the threads meet.
+    """Return the instructions in phases; the threads meet after each phase.
 
-    Within a phase threads run on their own. So an instruction joins a phase if each value that it
-    has in common with an earlier one, and that one of them writes, is shared by both in the same
-    way: then a thread meets nothing but its own work. What cannot join waits for a later phase,
-    and so does what depends on it.
+    Within a phase, threads run independently. So an instruction joins a phase only if every value
+    that it shares with an earlier one, and that one of the two writes, is divided among the
+    threads in the same way by both: then a thread depends on its own work only. Other instructions
+    wait for a later phase, and so do those that depend on them.
     """
     if threads == 1:
         return [list(instructions)]
@@ -65,7 +65,7 @@ def phases(instructions: Sequence[Any], threads: int) -> list[list[Any]]:
         later: list[Any] = []
         for instruction in waiting:
             joins = not any(_depends(instruction, other) for other in later)
-            if joins and all(_on_its_own(instruction, other) for other in phase):
+            if joins and all(_is_independent(instruction, other) for other in phase):
                 phase.append(instruction)
             else:
                 later.append(instruction)
@@ -79,8 +79,8 @@ def _depends(one: Accessing, other: Accessing) -> bool:
     return any(True for _ in _conflicts(one, other))
 
 
-def _on_its_own(one: Accessing, other: Accessing) -> bool:
-    """Return whether a thread that runs both, in order, needs no other thread's work between."""
+def _is_independent(one: Accessing, other: Accessing) -> bool:
+    """Return whether a thread can run both in order without waiting for another thread."""
     return all(a.sharing == b.sharing and a.sharing is not ALL for a, b in _conflicts(one, other))
 
 

@@ -1,4 +1,4 @@
-"""Where the values of a step lie: in one block of memory, planned before it is run."""
+"""Plan one block of memory for the values of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LINE = 64
 
 
 class Span(NamedTuple):
-    """A value's size in bytes, and the first and the last instruction that knows it."""
+    """A value's size in bytes, and the first and the last instruction that uses it."""
 
     size: int
     first: int
@@ -20,9 +20,8 @@ class Span(NamedTuple):
 def plan(spans: Sequence[Span]) -> tuple[list[int], int]:
     """Return an offset for each value, and the size of the block that holds them all.
 
-    Two values share bytes only if one is dead before the other is born. Each in turn takes the
-    lowest place where it fits: the least memory is not what matters, but that few cache lines are
-    touched.
+    Two values share bytes only if they are not alive at the same time. Each in turn takes the
+    lowest offset where it fits: the aim is to touch few cache lines, not to use the least memory.
     """
     offsets = [0] * len(spans)
     placed: list[tuple[int, int, Span]] = []
@@ -31,12 +30,12 @@ def plan(spans: Sequence[Span]) -> tuple[list[int], int]:
         span = spans[i]
         size = aligned(span.size)
         start = 0
-        for taken_from, taken_to, other in sorted(placed, key=lambda item: item[0]):
+        for other_start, other_stop, other in sorted(placed, key=lambda item: item[0]):
             if other.last < span.first or span.last < other.first:
                 continue
-            if start + size <= taken_from:
+            if start + size <= other_start:
                 break
-            start = max(start, taken_to)
+            start = max(start, other_stop)
         offsets[i] = start
         placed.append((start, start + size, span))
         total = max(total, start + size)
@@ -44,7 +43,7 @@ def plan(spans: Sequence[Span]) -> tuple[list[int], int]:
 
 
 def in_a_row(sizes: Iterable[int]) -> tuple[list[int], int]:
-    """Return an offset for each of several sizes, one after the other, and the sum."""
+    """Return offsets for consecutive arrays of the given sizes, and the total size."""
     offsets, total = [], 0
     for size in sizes:
         offsets.append(total)
@@ -53,5 +52,5 @@ def in_a_row(sizes: Iterable[int]) -> tuple[list[int], int]:
 
 
 def aligned(size: int) -> int:
-    """Return the next multiple of a cache line."""
+    """Return the size rounded up to a multiple of a cache line."""
     return -(-size // _LINE) * _LINE

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpunn._typing import Array
 from gpunn.optim.base import Optimizer
-from gpunn.program import (  # noqa: F401 (they make themselves known)
+from gpunn.program import (  # noqa: F401 (they register themselves)
     lower_batch_norm,
     lower_convolution,
     lower_layers,
@@ -22,23 +22,23 @@ from gpunn.program.lower_update import Piece, lower_average, lower_update
 from gpunn.program.table import Table
 from gpunn.program.values import NotRecordableError, Recording
 
-#: An update takes as long as so many multiplications, for each weight.
+#: The update of one weight takes as long as this many multiplications.
 _WORK_OF_AN_UPDATE = 24
-#: Up to so many numbers are updated in one go, when the step's gradients are all there; of more,
-#: each array follows the last use of its gradient, which is still in the cache.
-_MOST_IN_ONE_GO = 1 << 16
+#: Up to this many numbers are updated together at the end of the step. With more, each array is
+#: updated after the last use of its gradient, which is then still in the cache.
+_MAX_UPDATED_TOGETHER = 1 << 16
 
 
 class Plan:
-    """What a step on batches of one size is, for any number of threads.
+    """The program of a step on batches of one size, for any number of threads.
 
     Parameters
     ----------
     recording : Recording
     optimizer : Optimizer or None
-        Whose update comes last; None for a forward pass.
+        Its update is the end of the step; None for a forward pass.
     penalized : bool
-        Whether the costs contain the penalty of weight decay.
+        Whether the costs include the weight decay penalty.
     exchange : Exchange or None
         Sums gradients over processes before the update, if there are several.
     """
@@ -58,21 +58,21 @@ class Plan:
         self._tables: dict[tuple[int, bool], Table] = {}
         lowering = self._lowering(1)
         known = names()
-        for each in lowering.instructions:
-            if each.name not in known:
-                raise NotRecordableError(f"there is no instruction `{each.name}`")
+        for instruction in lowering.instructions:
+            if instruction.name not in known:
+                raise NotRecordableError(f"there is no instruction `{instruction.name}`")
         self.work, self.largest_product = lowering.work, lowering.largest_product
         self.n_instructions = len(lowering.instructions)
         #: Whether the mean divides by a sum of weights.
-        self.has_totals = any(each.kernel == "mean_scale" for each in recording.operations)
+        self.has_totals = any(step.kernel == "mean_scale" for step in recording.operations)
         self.x_dtype, self.y_dtype = lowering.x_dtype, lowering.y_dtype
-        #: How many random masks a step draws, and the shape of an output.
+        #: The number of random masks that a step draws, and the shape of an output.
         self.n_keys = recording.n_keys
         assert recording.prediction is not None  # noqa: S101
         self.output_shape = recording.prediction.shape[1:]
 
     def table(self, threads: int, *, in_order: bool) -> Table:
-        """Return the instructions for so many threads."""
+        """Return the instructions for the given number of threads."""
         key = threads, in_order
         if key not in self._tables:
             self._tables[key] = Table(self._lowering(threads), in_order=in_order)
@@ -109,7 +109,7 @@ class Plan:
 
 
 def _copy_place(lowering: Lowering, prediction: Any) -> int:
-    """Return where the prediction is there, and nobody has written over it yet."""
+    """Return the index after the instruction that completes the prediction."""
     root = lowering.root(prediction)
     written = [
         i
@@ -120,17 +120,17 @@ def _copy_place(lowering: Lowering, prediction: Any) -> int:
 
 
 def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Piece]:
-    """Return what is updated at once: the optimizer's blocks, or its arrays one by one."""
+    """Return the pieces to update: the optimizer's blocks, or its arrays one by one."""
     slots = optimizer.slots()
-    assert slots is not None  # noqa: S101 (`RecordedSteps` has looked)
+    assert slots is not None  # noqa: S101 (`RecordedSteps` has checked)
     for i, grad in recording.grads.items():
         if grad is not slots.grads[i]:
             raise NotRecordableError(
-                f"the gradient of a parameter of shape {slots.values[i].shape} is not where the "
-                "optimizer reads it; compute it with `into=parameter.grad_buffer`"
+                f"the gradient of a parameter of shape {slots.values[i].shape} is not in the "
+                "parameter's buffer; compute it with `into=parameter.grad_buffer`"
             )
     every = len(recording.grads) == len(slots.values)
-    if every and _in_one_go(slots.values, threads):
+    if every and _fit_together(slots.values, threads):
         slots, chosen = optimizer.blocks(), None
     else:
         chosen = sorted(recording.grads)
@@ -144,11 +144,11 @@ def _pieces(optimizer: Optimizer, recording: Recording, threads: int) -> list[Pi
 
 
 def _averaged(optimizer: Optimizer, threads: int) -> list[Piece]:
-    """Return what an average follows at once: blocks, or arrays one by one."""
-    slots = optimizer.averaged(in_blocks=_in_one_go(optimizer.averages(), threads))
+    """Return the pieces of an average to update: blocks, or arrays one by one."""
+    slots = optimizer.averaged(in_blocks=_fit_together(optimizer.averages(), threads))
     pairs = zip(slots.values, slots.grads, strict=True)
     return [Piece(average, value, [], decays=False) for average, value in pairs]
 
 
-def _in_one_go(values: list[Array], threads: int) -> bool:
-    return threads == 1 and sum(value.size for value in values) <= _MOST_IN_ONE_GO
+def _fit_together(values: list[Array], threads: int) -> bool:
+    return threads == 1 and sum(value.size for value in values) <= _MAX_UPDATED_TOGETHER

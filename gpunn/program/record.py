@@ -1,8 +1,8 @@
-"""A training step as a list of operations: found by running it once on stand-ins for arrays.
+"""Record a training step as a list of operations, by running it once on stand-ins for arrays.
 
-The readable step does all its work in kernels. Run on stand-ins, which have a shape, a dtype and a
-place and nothing else, it leaves the list of its kernel calls. Whatever else a layer or a loss
-does with a stand-in raises, and training stays with the readable loop: what is not known is slow,
+The readable step does all its work in kernels. Running it on stand-ins, which have only a shape, a
+dtype and a backend, yields the list of its kernel calls. Anything else that a layer or a loss does
+with a stand-in raises, and training falls back to the readable loop: an unknown operation is slow,
 never wrong.
 """
 
@@ -29,7 +29,7 @@ class KeyTape(Tape):
     Parameters
     ----------
     keys : iterator
-        What stands for the keys of random masks.
+        Yields the keys of random masks, or stand-ins for them.
     """
 
     __slots__ = ("_keys", "n_keys")
@@ -70,20 +70,20 @@ def record_step(
     Parameters
     ----------
     model, loss
-        What is trained, and on what cost.
+        The model to train, and its loss.
     parameters : sequence of Parameter
-        What the optimizer updates; each without a gradient, and with a place for one.
+        The optimizer's parameters, each with a gradient buffer and without a gradient.
     batch : BatchLike
         The batch.
     place : Backend
-        Where it would be.
+        The backend of its arrays.
     parallel : DataParallel, optional
-        What the optimizer shares batches by.
+        The optimizer's, if it divides batches over processes.
 
     Raises
     ------
     NotRecordableError
-        If the step does anything but call kernels.
+        If the step does anything other than call kernels.
     """
     recorder, tape = RecordingKernels(place), KeyTape(map(Key, count()), parameters)
     if parallel is not None:
@@ -109,7 +109,7 @@ def record_forward(model: Layer, loss: Loss | None, batch: BatchLike, place: Bac
 
 
 def _recording_of(recorder: RecordingKernels, *parts: Any) -> Recording:
-    """Return what was recorded, of x, y, weights, prediction and cost."""
+    """Return the recording with its x, y, weights, prediction and cost."""
     *batch, cost = parts
     x, y, weight, prediction = map(_batch_value, batch)
     return Recording(recorder.operations, x, y, weight, prediction, value_of(cost))
@@ -121,18 +121,18 @@ def _inputs(recorder: RecordingKernels, batch: BatchLike) -> list[Traced | None]
 
 
 def _batch_value(x: Any) -> Value | None:
-    """Return the value of an array of the batch, if there is one."""
+    """Return the value behind a stand-in for a batch; None for None."""
     if x is None:
         return None
     if not is_batch(x):
-        refuse("a model whose output is no batch")
+        refuse("a model output that is not a batch")
     value: Value = x.value
     return value
 
 
 @contextmanager
 def gradients_kept(parameters: Sequence[Parameter]) -> Iterator[None]:
-    """Put the gradients back as they were."""
+    """Restore the gradients afterwards."""
     before = [(parameter, parameter.grad) for parameter in parameters]
     try:
         yield
@@ -143,9 +143,9 @@ def gradients_kept(parameters: Sequence[Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _recording(parameters: Sequence[Parameter]) -> Iterator[None]:
-    """Put the gradients back as they were; say of any failure that this cannot be recorded.
+    """Restore the gradients afterwards; raise any failure as `NotRecordableError`.
 
-    The failure may be a mistake of the user's: the readable loop comes next, and meets it, too.
+    The failure may be the user's mistake: the readable loop runs next, and fails with it.
     """
     with gradients_kept(parameters):
         try:

@@ -1,4 +1,4 @@
-"""Stand-ins for arrays, and how kernels that are asked of them are written down."""
+"""Stand-ins for arrays, and the base of kernels that record calls on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpunn.program.values import Operation, Value, refuse
 class Traced:
     """A stand-in for an array while a step is recorded.
 
-    It answers what layers ask before they compute (shape, dtype, place, transpose) and refuses
-    everything else.
+    It has the properties that layers read before they compute (shape, dtype, backend, transpose)
+    and refuses everything else.
     """
 
     __slots__ = ("__gpunn_backend__", "__gpunn_kernels__", "transposed", "value")
-    __array_ufunc__ = None  # NumPy's arrays shall not compute with it, either
+    __array_ufunc__ = None  # NumPy's arrays refuse to compute with it
 
     def __init__(self, value: Value, recorder: Recorder, *, transposed: bool = False) -> None:
         self.value = value
@@ -36,7 +36,7 @@ class Traced:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the array that it stands for."""
+        """The dtype of the array."""
         return self.value.dtype
 
     @property
@@ -51,68 +51,68 @@ class Traced:
 
     @property
     def T(self) -> Traced:  # noqa: N802 (as in the standard)
-        """The transpose, of two axes."""
+        """The transpose of a matrix."""
         if self.ndim != 2:
-            refuse(f"the transpose of {self.ndim} axes")
+            refuse(f"the transpose of an array of {self.ndim} axes")
         return Traced(self.value, self.__gpunn_kernels__, transposed=not self.transposed)
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Refuse what a stand-in does not have."""
-        refuse(f"asking an array for `{name}`")
+        """Refuse any other attribute."""
+        refuse(f"reading an array's `{name}`")
 
     def __bool__(self) -> bool:
-        """Refuse to be a condition."""
+        """Refuse to be used as a condition."""
         return refuse("a branch on the values of an array")
 
     def __len__(self) -> int:
-        """Refuse, as for a number that the batch decides."""
+        """Refuse: the length depends on the batch."""
         return refuse("len(array)")
 
     def __iter__(self) -> NoReturn:
-        """Refuse to be taken apart."""
+        """Refuse to be iterated over."""
         refuse("a loop over an array")
 
     def __repr__(self) -> str:
-        """Return what it stands for."""
+        """Return the shape and dtype."""
         return f"Traced({self.shape}, {self.dtype})"
 
 
-class _Facts:
-    """What a namespace says of dtypes; it computes nothing."""
+class _Dtypes:
+    """The part of an array namespace that is about dtypes; it computes nothing."""
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
 
     def __getattr__(self, name: str) -> Any:
-        """Return a dtype, or what tells dtypes apart."""
+        """Return a dtype, or a function of dtypes."""
         if name in ("isdtype", "finfo", "float32", "float64", "int64", "bool"):
             return getattr(self._xp, name)
         return refuse(f"`xp.{name}`")
 
 
 @cache
-def _facts_of(xp: Any) -> _Facts:
-    return _Facts(xp)
+def _dtypes_of(xp: Any) -> _Dtypes:
+    return _Dtypes(xp)
 
 
 class Recorder(Kernels):
-    """The base of kernels that write down what they are asked to do.
+    """The base of kernels that record their calls instead of computing.
 
     Parameters
     ----------
     backend : Backend
-        Where the arrays would be.
+        The backend of the arrays.
     """
 
     def __init__(self, backend: Backend) -> None:
-        super().__init__(_facts_of(backend.xp))
+        super().__init__(_dtypes_of(backend.xp))
         self.backend = backend
         self.operations: list[Operation] = []
         self.batch_size = 1
 
-    def _of_alike(self, kernel: str, x: Any, y: Any) -> Any:
+    def _add_elementwise(self, kernel: str, x: Any, y: Any) -> Any:
         if not (is_batch(x) and is_batch(y) and x.shape == y.shape and x.dtype == y.dtype):
-            refuse(f"`{kernel}` of arrays that are not two batches of one shape and dtype")
+            refuse(f"`{kernel}` of anything but two batches of the same shape and dtype")
         return self._add(kernel, (x, y), x.shape, x.dtype)
 
     def _add(
@@ -127,12 +127,12 @@ class Recorder(Kernels):
         settings: dict[str, Any] | None = None,
         by_sample: bool = True,
     ) -> Any:
-        """Record an operation with one result; return a stand-in for it, or where it went."""
-        result = self._place(into, tuple(shape), dtype, by_sample=by_sample)
+        """Record an operation with one result; return `into`, or a stand-in for the result."""
+        result = self._result(into, tuple(shape), dtype, by_sample=by_sample)
         self._append(kernel, inputs, (value_of(result),), formula, settings)
         return result
 
-    def _place(
+    def _result(
         self, into: Array | None, shape: Shape, dtype: Any, *, by_sample: bool = False
     ) -> Any:
         return Traced(Value(shape, dtype, by_sample=by_sample), self) if into is None else into
@@ -150,14 +150,14 @@ class Recorder(Kernels):
 
 
 def value_of(x: Any) -> Any:
-    """Return the value that a stand-in stands for, or anything else as it is."""
+    """Return a stand-in's value; return anything else unchanged."""
     if not isinstance(x, Traced):
         return x
     if x.transposed:
-        refuse("a transposed batch outside of a product")
+        refuse("a transposed batch outside a product")
     return x.value
 
 
 def is_batch(x: Any) -> bool:
-    """Return whether this stands for an array of samples; see `Value`."""
+    """Return whether x is a stand-in for an array of samples; see `Value`."""
     return isinstance(x, Traced) and x.value.by_sample and not x.transposed

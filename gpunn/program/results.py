@@ -1,4 +1,4 @@
-"""What recorded steps leave behind."""
+"""The results of recorded steps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class StepResults(NamedTuple):
     Attributes
     ----------
     rows : slice
-        Which turns of the epoch's order they took.
+        Their turns in the epoch's order.
     costs : array (S,)
         J of each step before its update.
     penalties : array (S,) or None
-        Half the weight decay times the sum of squares, if it was asked for.
+        Half the weight decay times the sum of squares, if requested.
     totals : array (S,) or None
-        What the mean of each batch divides by, if that is not the number of samples.
+        The divisor of each batch's mean, unless it is the number of samples.
     outputs : array or None
-        The network's outputs before the updates, a row for each turn, if they were asked for.
+        The network's outputs before the updates, a row for each turn, if requested.
     targets : array or None
-        The targets of these rows; None if they are still to be taken from the data.
+        The targets of these rows; None if the caller has to take them from the data.
     """
 
     rows: slice

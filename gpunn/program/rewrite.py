@@ -1,4 +1,4 @@
-"""Operations in a better order for the CPU, with the same results to rounding."""
+"""Reorder operations to run faster on the CPU, with the same results up to rounding."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 from gpunn.program.values import Operation, Value
 
-#: Kernels of slopes that are computed entry by entry.
+#: Kernels that multiply a gradient by an activation's slope.
 _SLOPES = ("activation_backward", "bias_activation_backward")
-#: Formulas that see a whole row.
+#: Activations of whole rows rather than entries.
 BY_ROW = ("softmax", "log_softmax")
 
 
 def slopes_before_pools(operations: Sequence[Operation]) -> list[Operation]:
-    """Return the operations, with slopes of activations in front of a max pool at its output.
+    """Return the operations, with the slope of an activation moved behind the max pool after it.
 
     For y = max h and h = f(z), dJ/dz is dJ/dy f'(h) at the largest entry of each window, where h is
-    y. So f' is computed from y, before the gradient is spread over the windows: y has fewer
-    entries, h is not needed any more, and the bias's gradient is a shorter sum.
+    y. So f' can be computed from y, before the gradient is spread over the windows: y has fewer
+    entries, h need not be kept, and the bias's gradient is a shorter sum.
     """
     pools = {each.outputs[1]: each for each in operations if each.kernel == "max_pool"}
     found: list[Operation] = []
     for operation in operations:
         spread = found[-1] if found else None
         if spread is not None and _is_slope_of(operation, spread, pools, operations):
-            found[-1:] = _exchanged(spread, operation, pools[spread.inputs[1]])
+            found[-1:] = _swapped(spread, operation, pools[spread.inputs[1]])
         else:
             found.append(operation)
     return found
@@ -36,7 +36,7 @@ def slopes_before_pools(operations: Sequence[Operation]) -> list[Operation]:
 def _is_slope_of(
     slope: Operation, spread: Operation, pools: dict[Any, Operation], every: Sequence[Operation]
 ) -> bool:
-    """Return whether these are the gradient of a max pool and the slope of what is before it."""
+    """Return whether `spread` is a max pool's gradient and `slope` its input's activation slope."""
     if spread.kernel != "max_pool_backward" or slope.kernel not in _SLOPES:
         return False
     grad, saved = slope.inputs
@@ -53,8 +53,8 @@ def _is_slope_of(
     return grad.storage is spread_to and saved.storage is pooled.storage and uses == 1
 
 
-def _exchanged(spread: Operation, slope: Operation, pool: Operation) -> list[Operation]:
-    """Return the slope at the output of the pool, and then its gradient."""
+def _swapped(spread: Operation, slope: Operation, pool: Operation) -> list[Operation]:
+    """Return the slope, taken at the pool's output, followed by the pool's gradient."""
     (grad, where), (dz, *sums) = spread.inputs, slope.outputs
     shape = grad.shape
     rows = math.prod(shape[:-1]), shape[-1]

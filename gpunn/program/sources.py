@@ -1,4 +1,4 @@
-"""Where a captured step finds its batch: always at the same place on the device."""
+"""Batches for captured steps, always at the same addresses on the device."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gpunn.kernels.cupy_step import gather_rows
 
 
 class StoredRows:
-    """Rows of a data set on the device: the step gathers them itself.
+    """Rows of a data set on the device, which the step gathers itself.
 
     Parameters
     ----------
     data : Batch
-        The whole data set. Captured steps have its addresses in them.
+        The whole data set. Captured steps contain its addresses.
     rows : int
-        The largest number of rows between two orders.
+        The largest number of rows in an order.
     """
 
     def __init__(self, data: Batch, rows: int) -> None:
@@ -34,15 +34,15 @@ class StoredRows:
 
     @staticmethod
     def serves(data: Batch) -> bool:
-        """Return whether steps can gather rows of these data: views may lie in another order."""
+        """Return whether steps can gather rows of these data; some views are laid out otherwise."""
         return have_rows([part for part in data if part is not None])
 
     def release(self) -> None:
-        """Let go of the data, once all is captured: they are kept by whom they belong to."""
+        """Drop the data once all steps are captured; their owner keeps them."""
         self._data = None
 
     def set_order(self, order: Array | None, turns: slice) -> Array:
-        """Return the next rows, on the device: those of some turns; None is the stored order."""
+        """Copy the rows of some turns to the device and return them; None is the stored order."""
         there = self._order[: turns.stop - turns.start]
         if order is None:
             there[...] = cupy.arange(turns.start, turns.stop, dtype=np.int64)
@@ -51,7 +51,7 @@ class StoredRows:
         return there
 
     def batch(self, n: int, first: Cell) -> Batch:
-        """Return n rows, from the number in `first` on in the order."""
+        """Gather n rows of the order, from the position in `first`."""
         assert self._data is not None  # noqa: S101 (all is captured before `release`)
         held = {name: part for name, part in self._data._asdict().items() if part is not None}
         parts = gather_rows(list(held.values()), self._order, first, n)
@@ -59,14 +59,14 @@ class StoredRows:
 
 
 class FedBatches:
-    """A place for one batch, which is put there before each step.
+    """Memory for one batch, filled before each step.
 
     Parameters
     ----------
     like : Batch
         Some samples, for their shape and dtype.
     batch_size : int
-        The largest number of samples of a batch.
+        The largest number of samples in a batch.
     """
 
     def __init__(self, like: Batch, batch_size: int) -> None:
@@ -79,7 +79,7 @@ class FedBatches:
         """Do nothing: the sample is not kept."""
 
     def batches(self, loader: Loader, order: Array, stop: int) -> Generator[Batch, None, None]:
-        """Put one batch of a loader after another where the step finds it; yield each."""
+        """Copy each batch of a loader to the step's memory, and yield it."""
         with closing(loader.batches(order, stop, self._place)) as batches:
             for batch in batches:
                 for place, part in zip(self._place, batch, strict=True):
@@ -88,5 +88,5 @@ class FedBatches:
                 yield batch
 
     def batch(self, n: int, first: Cell) -> Batch:  # noqa: ARG002 (as for stored rows)
-        """Return n samples of what was put."""
+        """Return the first n samples of the current batch."""
         return Batch(*(None if part is None else part[:n] for part in self._place))

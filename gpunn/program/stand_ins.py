@@ -1,4 +1,4 @@
-"""Kernels that write down what is asked of them, of layers and losses."""
+"""Kernels of layers and losses that record their calls."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpunn.program.values import Key, Value, refuse
 class RecordingKernels(
     RecordingConvolutions, RecordingNorms, RecordingPReLU, RecordingSequences, Recorder
 ):
-    """Kernels that write down what they are asked to do; some are in files of their own."""
+    """All kernels, recording their calls; its bases add those of some subjects."""
 
     # Layers
 
     def product(self, x: Any, y: Any, into: Array | None = None) -> Any:
-        """Record x @ y: of a batch and a weight, or over the batch, as for a weight's gradient."""
+        """Record x @ y: batch @ weight, or batch.T @ batch as for a weight's gradient."""
         if is_batch(x) and not isinstance(y, Traced):
             return self._add("product", (x, y), (x.shape[0], y.shape[1]), x.dtype, into=into)
         if isinstance(x, Traced) and x.transposed and is_batch(y):
@@ -36,15 +36,15 @@ class RecordingKernels(
 
     def activation(self, x: Any, formula: ActivationFormula) -> Any:
         """Record h = f(x)."""
-        if _named(formula) == "identity":
+        if _kernel_name(formula) == "identity":
             return x
         return self._add("activation", (x,), x.shape, x.dtype, formula=formula)
 
     def bias_activation(
         self, z: Any, bias: Array | None, formula: ActivationFormula
     ) -> tuple[Any, Any]:
-        """Record h = f(z + bias), in the place of z where f's gradient needs h alone."""
-        kernel = _named(formula)
+        """Record h = f(z + bias); h overwrites z if f's gradient needs only h."""
+        kernel = _kernel_name(formula)
         if bias is None and kernel == "identity":
             return z, z
         result = Value(z.shape, z.dtype, by_sample=True, storage=z.value)
@@ -57,7 +57,7 @@ class RecordingKernels(
 
     def activation_backward(self, grad: Any, saved: Any, formula: ActivationFormula) -> Any:
         """Record dJ/dx of h = f(x)."""
-        if _named(formula) == "identity":
+        if _kernel_name(formula) == "identity":
             return grad
         return self._add(
             "activation_backward", (grad, saved), grad.shape, grad.dtype, formula=formula
@@ -66,11 +66,11 @@ class RecordingKernels(
     def bias_activation_backward(
         self, grad: Any, saved: Any, formula: ActivationFormula, into: Array | None = None
     ) -> tuple[Any, Any]:
-        """Record dJ/dz, and its column sums, the gradient of the bias."""
-        if _named(formula) == "identity":
+        """Record dJ/dz and its column sums, the gradient of the bias."""
+        if _kernel_name(formula) == "identity":
             return grad, self.column_sums(grad, into)
         dz = Value(grad.shape, grad.dtype, by_sample=True)
-        sums = self._place(into, grad.shape[1:], grad.dtype)
+        sums = self._result(into, grad.shape[1:], grad.dtype)
         self._append("bias_activation_backward", (grad, saved), (dz, value_of(sums)), formula)
         return Traced(dz, self), sums
 
@@ -85,29 +85,29 @@ class RecordingKernels(
     def dropout(self, x: Any, key: Any, rate: float) -> tuple[Any, Any]:
         """Record x times a mask, and the mask."""
         if not isinstance(key, Key):
-            refuse("a random mask whose key is not the tape's")
+            refuse("a random mask with a key that the tape did not draw")
         y, mask = (Value(x.shape, x.dtype, by_sample=True) for _ in range(2))
         self._append("dropout", (x, key), (y, mask), settings={"rate": rate})
         return Traced(y, self), Traced(mask, self)
 
     def add(self, x: Any, y: Any) -> Any:
-        """Record x + y, of one shape."""
-        return self._of_alike("add", x, y)
+        """Record x + y, of equal shapes."""
+        return self._add_elementwise("add", x, y)
 
     def multiply(self, x: Any, y: Any) -> Any:
-        """Record x * y, of one shape."""
-        return self._of_alike("multiply", x, y)
+        """Record x * y, of equal shapes."""
+        return self._add_elementwise("multiply", x, y)
 
     def accumulate(self, total: Any, x: Any) -> None:
-        """Record total += x, of a gradient and one more part of it."""
+        """Record total += x, of a gradient and another part of it."""
         if not isinstance(x, Traced) or x.transposed or x.value.by_sample:
-            refuse("adding to a gradient what is none")
+            refuse("adding something other than a gradient to a gradient")
         self._append("accumulate", (x,), (value_of(total),))
 
     def reshape(self, x: Any, shape: Shape) -> Any:
-        """Return the same memory in another shape, which keeps each sample's entries together."""
+        """Return the same memory in another shape that keeps each sample's entries together."""
         if not is_batch(x) or shape[0] % self.batch_size or math.prod(shape) != x.size:
-            refuse("a change of shape that touches the batch")
+            refuse("a change of shape that mixes samples")
         return Traced(Value(tuple(shape), x.dtype, by_sample=True, storage=x.value), self)
 
     # Losses
@@ -136,13 +136,13 @@ class RecordingKernels(
         return Traced(mass, self)
 
     def mean_scale(self, weight: Any, mass: Any) -> Any:
-        """Record what multiplies each loss in a weighted mean."""
+        """Record the factor of each loss in a weighted mean."""
         like = mass if weight is None else weight
         return self._add("mean_scale", (weight, mass), like.shape, like.dtype)
 
 
-def _named(formula: Any) -> str:
-    """Return the kernel that a formula names; one without is not recordable."""
+def _kernel_name(formula: Any) -> str:
+    """Return the kernel that a formula names; refuse a formula without one."""
     kernel = kernel_of(formula)
     return refuse(f"the formula of {type(formula).__name__}") if kernel is None else kernel
 

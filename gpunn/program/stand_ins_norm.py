@@ -1,4 +1,4 @@
-"""Kernels of normalisation, written down."""
+"""Kernels of normalisation that record their calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.program.values import Value, refuse
 
 
 class RecordingNorms(Recorder):
-    """Writes down the kernels of normalisation."""
+    """Records calls of the kernels of normalisation."""
 
     def row_norm(self, x: Any, gain: Array, bias: Array | None, norm: RowNorm) -> tuple[Any, Any]:
         """Record y and the statistics of each sample."""
@@ -32,7 +32,7 @@ class RecordingNorms(Recorder):
         *,
         through: bool,
     ) -> tuple[Any, list[Any]]:
-        """Record dJ/dx, if it is wanted, and the sums over the batch."""
+        """Record dJ/dx, if wanted, and the sums over the batch."""
         inputs = grad, x, statistics, gain
         return self._gradients("row_norm_backward", inputs, into, through=through, norm=norm)
 
@@ -47,7 +47,7 @@ class RecordingNorms(Recorder):
     def fixed_norm(
         self, x: Any, gain: Array, bias: Array, running: tuple[Array, Array], epsilon: float
     ) -> tuple[Any, Any]:
-        """Record y; a recorded step that trains has no use for the statistics."""
+        """Record y; recorded training steps do not use the statistics."""
         y = self._normalised(x)
         inputs, settings = (x, gain, bias, *running), {"epsilon": epsilon}
         self._append("fixed_norm", inputs, (y.value,), settings=settings)
@@ -64,24 +64,24 @@ class RecordingNorms(Recorder):
         fixed: bool,
         through: bool,
     ) -> tuple[Any, list[Any]]:
-        """Record dJ/dx, if it is wanted, and the sums over the batch."""
+        """Record dJ/dx, if wanted, and the sums over the batch."""
         if fixed:
-            refuse("the gradient of a norm by running statistics")
+            refuse("the gradient of a norm that uses running statistics")
         inputs = grad, x, statistics, gain
         return self._gradients("batch_norm_backward", inputs, into, through=through)
 
     def channel_moments(self, x: Any) -> Any:  # noqa: ARG002
-        """Refuse: they are summed over processes before the forward pass can go on."""
+        """Refuse: the forward pass waits for their sum over processes."""
         refuse("BatchNorm over several processes")
 
     def track(self, running: tuple[Array, Array], statistics: Any, momentum: float) -> None:
-        """Record a step of the running statistics."""
+        """Record an update of the running statistics."""
         self._append("track", (statistics,), running, settings={"momentum": momentum})
 
     def _normalised(self, x: Any) -> Traced:
         """Return a stand-in for y."""
         if not is_batch(x):
-            refuse("a norm of what is no batch")
+            refuse("a norm of anything but a batch")
         return Traced(Value(x.shape, x.dtype, by_sample=True), self)
 
     def _gradients(
@@ -95,7 +95,7 @@ class RecordingNorms(Recorder):
     ) -> tuple[Any, list[Any]]:
         x = inputs[1]
         result = self._normalised(x) if through else None
-        sums = [self._place(place, x.shape[-1:], x.dtype) for place in into]
+        sums = [self._result(place, x.shape[-1:], x.dtype) for place in into]
         if through or sums:
             outputs = (value_of(result), *map(value_of, sums))
             self._append(kernel, inputs, outputs, settings=settings)

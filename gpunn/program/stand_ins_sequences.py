@@ -1,4 +1,4 @@
-"""Kernels of attention, of tokens and positions, and of columns, written down."""
+"""Kernels of attention, embeddings, positions and columns that record their calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpunn.program.values import Value, refuse
 
 
 class RecordingSequences(Recorder):
-    """Writes down the kernels of layers for sequences."""
+    """Records calls of the kernels of layers for sequences."""
 
     def embedding(self, indices: Any, table: Array) -> Any:
         """Record the rows of a table."""
@@ -50,7 +50,7 @@ class RecordingSequences(Recorder):
         return self._add("concatenate", tuple(arrays), shape, first.dtype)
 
     def columns(self, x: Any, start: int, stop: int) -> Any:
-        """Record a part of the last axis."""
+        """Record a slice of the last axis."""
         _check(None, x)
         shape = (*x.shape[:-1], stop - start)
         return self._add("columns", (x,), shape, x.dtype, settings={"start": start})
@@ -64,9 +64,9 @@ class RecordingSequences(Recorder):
         mask: Any = None,
         keep: bool = True,
     ) -> tuple[Any, Any]:
-        """Record the means, and if they are wanted the weights."""
+        """Record the weighted means, and the weights if `keep`."""
         if not is_batch(qkv) or mask is not None:
-            refuse("attention with a mask, or of what is no batch")
+            refuse("attention with a mask, or of anything but a batch")
         n, t, width = qkv.shape
         context = Value((n, t, width // 3), qkv.dtype, by_sample=True)
         weights = Value((n, heads, t, t), qkv.dtype, by_sample=True) if keep else None
@@ -85,6 +85,6 @@ class RecordingSequences(Recorder):
 
 
 def _check(table: Any, *batches: Any) -> None:
-    """Refuse anything but values of the batch, and a table that outlives the step."""
+    """Refuse anything but batches and a table that outlives the step."""
     if isinstance(table, Traced) or not all(map(is_batch, batches)):
-        refuse("a kernel of sequences, of what is no batch")
+        refuse("a kernel of sequences with anything but batches and a parameter")

@@ -1,4 +1,4 @@
-"""What all recorded steps share: what they were recorded from, and whether that still holds."""
+"""The base of recorded steps: their parts, and whether the recording still fits them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpunn.program.values import (
 
 
 class RecordedSteps:
-    """Makes the steps of an epoch, or the predictions for a data set.
+    """Runs the steps of an epoch, or predicts a data set.
 
     A subclass defines `prepare`, `run_over` and `explain`.
 
@@ -33,23 +33,23 @@ class RecordedSteps:
     ----------
     model : Layer
     loss : Loss or None
-        None for predictions alone.
+        None to predict only.
     optimizer : Optimizer or None
-        None where nothing is trained.
+        None if nothing is trained.
     feed : Feed
-        Some data; other data of the same kind can be run.
+        Some data; the recording also serves other data of the same kind.
     penalized : bool, default False
-        Whether the costs contain the penalty of weight decay.
+        Whether the costs include the weight decay penalty.
     outputs : bool, default False
-        Whether the model's outputs are wanted.
+        Whether to return the model's outputs.
 
     Raises
     ------
     NotRecordableError
-        If the step cannot be recorded, or the runner does not serve it; the message says why.
+        If the step cannot be recorded or is not supported here; the message says why.
     """
 
-    #: Whether they keep memory of a device, which is free once they are gone.
+    #: Whether they hold device memory, which is freed with them.
     keeps_device_memory: ClassVar[bool] = False
 
     def __init__(
@@ -84,7 +84,7 @@ class RecordedSteps:
         slots = None if optimizer is None else optimizer.slots()
         if optimizer is not None and slots is None:
             raise NotNowError("a parameter has a gradient already, or another array")
-        for _ in range(2):  # the first may fill caches, such as that of class weights as an array
+        for _ in range(2):  # the first may fill caches, such as class weights as an array
             if not fingerprint.holds():
                 fingerprint = Fingerprint(parts)
             self.prepare()
@@ -97,7 +97,7 @@ class RecordedSteps:
         self._values = None if slots is None else slots.values
 
     def prepare(self) -> None:
-        """Record the step; called again if that has changed the model."""
+        """Record the step; called again if recording has changed the model."""
         raise NotImplementedError
 
     def run_over(
@@ -110,79 +110,79 @@ class RecordedSteps:
         outputs: bool,
         rng: Any = None,
     ) -> Iterator[tuple[StepResults, Batch | None, Any]]:
-        """Make a step for each batch of the first `stop` rows of a loader.
+        """Run a step for each batch of the first `stop` rows of a loader.
 
         Parameters
         ----------
         loader : Loader
         order : array or None
-            That of the rows; None is the stored one.
+            The order of the rows; None is the stored order.
         stop : int
         decays : sequence of float
-            The weight decay of each step; empty where nothing is trained.
+            The weight decay of each step; empty if nothing is trained.
         outputs : bool
-            Whether the model's outputs are wanted.
+            Whether to return the model's outputs.
         rng : None, int or numpy.random.Generator
             For random masks.
 
         Yields
         ------
         StepResults, Batch or None, array or None
-            The results of some steps; the data that their targets are in, unless the results have
+            The results of some steps; the data with their targets, unless the results contain
             them; and the order of these data.
         """
         raise NotImplementedError
 
     @staticmethod
     def why_later(optimizer: Optimizer | None, feed: Feed) -> str:  # noqa: ARG004
-        """Return why to record only what is asked for a second time; empty to do so at once."""
+        """Return why to record only at the second request; empty to record at once."""
         return ""
 
     def _numbers(
         self, decays: Sequence[float]
     ) -> tuple[tuple[Sequence[float], ...] | None, Exception | None]:
-        """Return `Optimizer.numbers` of the next steps; None if nothing is trained.
+        """Return `Optimizer.numbers` of the next steps, or None if nothing is trained.
 
-        Where a schedule raises, they are those of the steps before, which are to be made first; and
-        the error.
+        If a schedule raises at some step, return the numbers of the steps before it, which have to
+        run first, and the error.
         """
         optimizer = self._optimizer
         if optimizer is None:
             return None, None
         try:
             return optimizer.numbers(decays), None
-        except Exception as error:  # noqa: BLE001 (a user's schedule; it is raised in its turn)
+        except Exception as error:  # noqa: BLE001 (a user's schedule; raised after those steps)
             failure = error
-        known, failing = 0, len(decays)  # the numbers of so many steps are known, and are not
-        while failing - known > 1:
-            tried = (known + failing) // 2
+        good, bad = 0, len(decays)  # the schedule serves `good` steps, but not `bad` steps
+        while bad - good > 1:
+            middle = (good + bad) // 2
             try:
-                optimizer.numbers(decays[:tried])
-                known = tried
+                optimizer.numbers(decays[:middle])
+                good = middle
             except Exception:  # noqa: BLE001 (the same)
-                failing = tried
-        return optimizer.numbers(decays[:known]), failure
+                bad = middle
+        return optimizer.numbers(decays[:good]), failure
 
-    def _before(self, turns: slice, numbers: tuple[Sequence[float], ...] | None) -> slice:
-        """Return those of some turns whose steps have numbers."""
+    def _cut_turns(self, turns: slice, numbers: tuple[Sequence[float], ...] | None) -> slice:
+        """Return the turns cut down to the steps that have numbers."""
         if numbers is None:
             return turns
         rows = len(numbers[0]) * self._batch_size
         return slice(turns.start, min(turns.stop, turns.start + rows))
 
     def _stream(self) -> int:
-        """Return which of several processes this is, for the keys of random masks."""
+        """Return the rank of this process, for the keys of random masks."""
         parallel = None if self._optimizer is None else self._optimizer.parallel
         return 0 if parallel is None else int(parallel.communicator.rank)
 
     def _steps_so_far(self) -> int:
         return 0 if self._optimizer is None else self._optimizer.steps
 
-    def _count(self, before: int, made: int) -> None:
-        """Count the steps made since there were `before`, unless that has been done."""
+    def _count_steps(self, before: int, steps: int) -> None:
+        """Add `steps` to the optimizer's count, unless it is no longer `before`."""
         optimizer = self._optimizer
         if optimizer is not None and optimizer.steps == before:
-            optimizer.count_updates(made)
+            optimizer.count_updates(steps)
 
     def serves(
         self,
@@ -194,7 +194,7 @@ class RecordedSteps:
         penalized: bool = False,
         **settings: bool,  # noqa: ARG002 (they matter on a GPU)
     ) -> bool:
-        """Return whether this still describes these parts, and such data."""
+        """Return whether the recording still fits these parts, and data of this kind."""
         if model is not self._model or loss is not self._loss or optimizer is not self._optimizer:
             return False
         if (feed.batch_size, penalized) != (self._batch_size, self._penalized):
@@ -215,15 +215,15 @@ def _why_no_update(optimizer: Optimizer) -> str | None:
         return f"{type(optimizer).__name__} does not say in its own class body that it records"
     average = optimizer.average
     if average is not None and fused_rule(average) is None:
-        return f"the average of {type(average).__name__} is not followed by a kernel"
+        return f"there is no kernel for the average of {type(average).__name__}"
     return None
 
 
 def _rule(optimizer: Optimizer | None) -> tuple[Any, ...]:
-    """Return the settings that a recording has in it."""
+    """Return the optimizer's settings that a recording contains."""
     if optimizer is None:
         return ()
     average = optimizer.average
-    followed = average is not None and (average, fused_rule(average), average.decay)
+    averaging = average is not None and (average, fused_rule(average), average.decay)
     clips = optimizer.clip_norm, optimizer.clip_value
-    return fused_rule(optimizer), *clips, optimizer.decoupled, followed, optimizer.parallel
+    return fused_rule(optimizer), *clips, optimizer.decoupled, averaging, optimizer.parallel

@@ -1,4 +1,4 @@
-"""A program for the CPU's interpreter: instructions with the addresses of their operands."""
+"""Programs for the CPU's interpreter: instructions with the addresses of their operands."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _FLOATS = frozenset("pqrs")
 
 
 class Table:
-    """The instructions of a step on batches of one size, for each of some threads.
+    """The instructions of a step on batches of one size, for every thread.
 
     Parameters
     ----------
     lowering : Lowering
-        Its instructions, and the number of threads.
+        The step's instructions, and the number of threads.
     in_order : bool
-        Whether rows come as they stand, and are read where they are; else they are gathered.
+        Whether batches are rows in stored order, read in place; otherwise rows are gathered.
 
     Attributes
     ----------
     segments : list of tuple of int
-        For each thread where its instructions and patches begin, and how many there are.
+        For each thread, the address and number of its instructions, and of its patches.
     """
 
     def __init__(self, lowering: Lowering, *, in_order: bool) -> None:
@@ -41,23 +41,23 @@ class Table:
         self._in_order = in_order
         self._parts = _parts_of(lowering)
         recording = lowering.recording
-        #: What the batch is brought to, where that is another dtype.
-        self._given = {recording.x: lowering.x_dtype, recording.y: lowering.y_dtype}
+        #: The dtypes that features and targets are converted to.
+        self._batch_dtypes = {recording.x: lowering.x_dtype, recording.y: lowering.y_dtype}
         gathers = [] if in_order else self._gathers()
         found = phases([*gathers, *lowering.instructions], lowering.threads)
         self._order = [instruction for phase in found for instruction in phase]
-        self._place()
+        self._place_values()
         self._held: list[Array] = [self._block]
         self.segments = [self._write(thread, found) for thread in range(lowering.threads)]
 
-    # Where values lie
+    # The memory of values
 
-    def _place(self) -> None:
+    def _place_values(self) -> None:
         """Plan the memory of all values.
 
-        A value that each thread reads only where it wrote lies in the thread's lane, where others
-        may follow it. One that all threads read lies by itself: threads are not at the same
-        instruction, and one would write over what another has still to read.
+        A value of which each thread reads only what it wrote itself lies in the threads' lanes,
+        where later values may reuse its memory. A value that all threads read has its own memory:
+        threads run at different speeds, and one could overwrite what another has yet to read.
         """
         low = self._lowering
         threads = low.threads
@@ -82,7 +82,7 @@ class Table:
             for value in shared
         ]
         starts, total = in_a_row(whole_sizes)
-        self._lane_size = aligned(lane_size) + 128  # threads' lines are apart
+        self._lane_size = aligned(lane_size) + 128  # no two threads share a cache line
         self._block = np.zeros(total + threads * self._lane_size + 64, np.uint8)
         first = self._block.ctypes.data
         first += -first % 64
@@ -92,7 +92,7 @@ class Table:
         }
 
     def _rows_in_lane(self, value: Value) -> int:
-        """Return how many rows of a value a lane has."""
+        """Return the number of a value's rows in a lane."""
         if not value.by_sample:
             return value.shape[0]
         if self._is_whole(value, self._lowering.threads):
@@ -100,21 +100,21 @@ class Table:
         return -(-self._lowering.n // self._lowering.threads)
 
     def _is_whole(self, value: Value, threads: int) -> bool:
-        """Return whether a lane has all rows of a value."""
+        """Return whether a lane contains all rows of a value."""
         return threads == 1 or self._lowering.sharing.get(value) is OWN
 
     def _row_size(self, value: Value) -> int:
-        """Return the bytes of a sample, or of a row of what has none."""
+        """Return the bytes of a sample, or of a row if the value has no samples."""
         dtype = self._dtype(value)
         size = math.prod(value.shape)
         return (size // self._lowering.n if value.by_sample else value.width) * int(dtype.itemsize)
 
     def _dtype(self, value: Value) -> Any:
-        """Return the dtype that a value has for the instructions."""
-        return self._given.get(value, value.dtype)
+        """Return the dtype in which the instructions read a value."""
+        return self._batch_dtypes.get(value, value.dtype)
 
     def _address(self, value: Value, sharing: Any, thread: int, first: int) -> int | Patch:
-        """Return where a thread finds its rows of a value, or all of it."""
+        """Return the address of a thread's rows of a value, or of all its rows."""
         low = self._lowering
         value = low.root(value)
         row = self._row_size(value)
@@ -126,23 +126,24 @@ class Table:
         start = self._lanes[value] + thread * self._lane_size
         return start + own if self._is_whole(value, low.threads) else start
 
-    # What is written
+    # The instructions
 
     def _gathers(self) -> list[Instruction]:
-        """Return the instructions that bring the rows of a batch together."""
+        """Return the instructions that gather the rows of a batch."""
         low, found = self._lowering, []
-        used = {access.place for each in low.instructions for access in (*each.reads, *each.writes)}
+        accesses = (access for i in low.instructions for access in (*i.reads, *i.writes))
+        used = {access.place for access in accesses}
         for value, part in self._parts.items():
             if value not in used:
                 continue
             name = "gather_labels" if self._dtype(value) == np.int64 else "gather"
             whole = low.n if low.sharing[value] is OWN else 0
-            words = partial(_gathering, value, CONTEXT.index(part), whole)
+            words = partial(_gather_words, value, CONTEXT.index(part), whole)
             found.append(Instruction(name, [], [low.at(value)], words))
         return found
 
     def _write(self, thread: int, found: list[list[Instruction]]) -> tuple[int, int, int, int]:
-        """Write a thread's instructions; return where they and their patches are."""
+        """Write a thread's instructions; return their address and number, and the patches'."""
         low = self._lowering
         first = low.n * thread // low.threads
         last = low.n * (thread + 1) // low.threads
@@ -174,10 +175,10 @@ class Table:
         return table.ctypes.data, len(table), kept.ctypes.data, len(kept)
 
 
-def _gathering(value: Value, slot: int, whole: int, lane: Lane) -> dict[str, Any]:
+def _gather_words(value: Value, slot: int, whole: int, lane: Lane) -> dict[str, Any]:
     """Return the words of an instruction that gathers a part of the batch.
 
-    Each thread has a copy of all of it, if that is `whole` rows long; else its own rows.
+    If `whole` is not 0, each thread gathers all rows, `whole` in number; otherwise its own rows.
     """
     sizes = {"k": value.width, "a": slot}
     if whole:
@@ -186,7 +187,7 @@ def _gathering(value: Value, slot: int, whole: int, lane: Lane) -> dict[str, Any
 
 
 def _parts_of(lowering: Lowering) -> dict[Value, str]:
-    """Return the values that come with the batch, by the part that each one is."""
+    """Return the name of the part for each value that comes with the batch."""
     recording = lowering.recording
     parts = {"x": recording.x, "y": recording.y, "weight": recording.sample_weight}
     return {value: part for part, value in parts.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a recording is made of: values, of which only the kind is known, and operations on them."""
+"""The parts of a recording: values, which have only a shape and a dtype, and operations on them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gpunn._typing import Array, Shape
 
 
 class NotRecordableError(Exception):
-    """A step does something that is no kernel call; the message says what."""
+    """A step does something other than call a kernel; the message says what."""
 
 
 class UnsteadyError(NotRecordableError):
-    """Running changes the model, so it must not be tried again."""
+    """Running the step changes the model, so recording must not be tried again."""
 
 
 class NotNowError(NotRecordableError):
-    """A step cannot be recorded in the present state of its parts, which may pass."""
+    """A step cannot be recorded in the current state of its parts, which may pass."""
 
 
 class FailedError(NotRecordableError):
@@ -28,7 +28,7 @@ class FailedError(NotRecordableError):
 
 
 class Value:
-    """An array of the step, of which only what it is like is known.
+    """An array of the step, known only by its shape, dtype and memory.
 
     Attributes
     ----------
@@ -37,10 +37,11 @@ class Value:
         Of the arrays' library.
     by_sample : bool
         Whether it holds the samples of the batch one after another: its first axis is the batch, or
-        the rows of all samples, equally many of each. Lengths do not tell: a batch may have as many
-        samples as a sample has features.
+        the rows of all samples, equally many of each. The shape does not tell: a batch may have as
+        many samples as a sample has features.
     storage : Value
-        Itself, unless an operation works in place, or only the shape is another one.
+        The value whose memory it shares: itself, unless it is the result of an operation in place
+        or of a change of shape.
     """
 
     __slots__ = ("_storage", "by_sample", "dtype", "shape")
@@ -55,12 +56,12 @@ class Value:
 
     @property
     def storage(self) -> Value:
-        """The value whose memory this one shares."""
+        """The value whose memory this one shares; itself if it shares none."""
         return self if self._storage is None else self._storage
 
     @property
     def width(self) -> int:
-        """The number of entries of a sample, or of a row."""
+        """The number of entries in a sample, or in a row."""
         return math.prod(self.shape[1:])
 
     def __repr__(self) -> str:
@@ -69,7 +70,7 @@ class Value:
 
 
 class Key:
-    """Stands for the key of a random mask: the `index`-th that a step draws."""
+    """A stand-in for the key of a random mask, the `index`-th that a step draws."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -84,13 +85,13 @@ class Operation:
     kernel : str
         The name of the method of `Kernels`.
     inputs : tuple of Value, array, number, Key or None
-        Arrays are those that outlive the step: parameters, and what the optimizer keeps.
+        Arrays outlive the step: parameters and the optimizer's state.
     outputs : tuple of Value or array
-        Arrays are written to in place.
+        Arrays are written in place.
     formula : object, optional
-        The activation or loss whose formula it is; it names the kernel that serves it.
+        The activation or loss that it computes, which names its kernel.
     settings : dict
-        Numbers that stay the same from step to step.
+        Settings that stay the same from step to step.
     """
 
     kernel: str
@@ -102,7 +103,7 @@ class Operation:
 
 @dataclass
 class Recording:
-    """The operations of a step on one batch size, and what goes in and comes out.
+    """The operations of a step on one batch size, with its inputs and outputs.
 
     Attributes
     ----------
@@ -110,11 +111,11 @@ class Recording:
     x, y, sample_weight : Value or None
         The batch.
     prediction, cost : Value or None
-        The model's output, and J; the cost of a step that has a loss.
+        The model's output, and J if there is a loss.
     n_keys : int
-        How many random masks a step draws.
+        The number of random masks that a step draws.
     grads : dict of int to array
-        Where the gradient of each parameter ends up, by the parameter's position.
+        The array that receives each parameter's gradient, by the parameter's position.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -128,7 +129,7 @@ class Recording:
 
 
 class Feed(NamedTuple):
-    """What a pass over data takes its batches from.
+    """The data of a pass.
 
     Attributes
     ----------
@@ -136,9 +137,9 @@ class Feed(NamedTuple):
         The whole data set, or a sample of it.
     batch_size : int
     n_samples : int
-        Of the pass.
+        In the whole pass.
     stored : bool
-        Whether `batch` is the whole data set, which stays where it is.
+        Whether `batch` is the whole data set, at a fixed address.
     """
 
     batch: Any
@@ -153,12 +154,12 @@ def kind_of(batch: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def marks_of(batch: Sequence[Any]) -> list[Any]:
-    """Return what tells these arrays from all others, without holding them."""
+    """Return weak references that identify the arrays of a batch."""
     return [None if part is None else ref(part) for part in batch]
 
 
 def are_of(marks: Sequence[Any] | None, batch: Sequence[Any]) -> bool:
-    """Return whether the marks are those of these very arrays."""
+    """Return whether the marks identify these very arrays."""
     if marks is None:
         return False
     pairs = zip(marks, batch, strict=True)
@@ -169,12 +170,12 @@ def are_of(marks: Sequence[Any] | None, batch: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True)
 class BatchLike:
-    """Shapes and dtypes of a batch.
+    """The shapes and dtypes of a batch.
 
     Attributes
     ----------
     x, y, sample_weight : (shape, dtype) or None
-        Shapes with the batch as first axis.
+        The first axis is the batch.
     """
 
     x: tuple[Shape, Any]
@@ -183,12 +184,12 @@ class BatchLike:
 
     @classmethod
     def of(cls, n: int, kind: Sequence[Any]) -> BatchLike:
-        """Return a batch of n samples of the kind that `kind_of` has returned."""
+        """Return a batch of n samples of a kind that `kind_of` returned."""
         x, y, weight = (None if part is None else ((n, *part[0]), part[1]) for part in kind)
         assert x is not None  # noqa: S101 (there are always features)
         return cls(x, y, weight)
 
 
 def refuse(what: str) -> NoReturn:
-    """Raise the error for something that is no kernel call."""
-    raise NotRecordableError(f"{what} is no kernel call")
+    """Raise `NotRecordableError` for something that is not a kernel call."""
+    raise NotRecordableError(f"{what} is not a kernel call")

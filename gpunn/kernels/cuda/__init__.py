@@ -1,6 +1,6 @@
 """The CUDA sources, and every set of macros that they are compiled with.
 
-Apart from `gpunn.kernels.cupy_`, so that a machine without CuPy can compile them all, too.
+This is separate from `gpunn.kernels.cupy_`, so that they can be compiled without CuPy.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ import numpy as np
 from gpunn.kernels.activation_kinds import KINDS
 from gpunn.kernels.rules import RULES
 
-#: The dtypes that the kernels serve, as CUDA calls them. (A dtype's name takes microseconds.)
+#: The CUDA types of the dtypes that the kernels serve. (Reading a dtype's name takes microseconds.)
 REAL: dict[np.dtype[Any], str] = {np.dtype("float32"): "float", np.dtype("float64"): "double"}
-#: What numbers of a window's entries are stored in.
+#: The CUDA types for positions in a window.
 INDICES = {"uint8": "unsigned char", "int32": "int"}
-#: What rows are copied in, by the number of bytes.
+#: The CUDA types in which rows are copied, by their number of bytes.
 UNITS = {16: "int4", 8: "long long", 4: "int", 1: "char"}
-#: Arrays of the optimizer; their pointers must fit in 4 KB of kernel parameters.
+#: Maximum number of arrays in an optimizer's launch: their pointers must fit in 4 KB of parameters.
 MOST_ARRAYS = 48
-#: Parts of a batch: x, y and weights.
+#: Maximum number of parts of a batch: x, y and weights.
 MOST_PARTS = 3
 
-#: The activations that activation.cu knows, by the kernel that their class names: their names
-#: there, and the parameters that they have.
+#: The activations in activation.cu, by kernel name: their names there, and their parameters.
 FORMULAS: dict[str, tuple[str, str | None]] = {
     name: (kind.cuda or name, kind.parameter) for name, kind in KINDS.items()
 }
 
-#: The losses that are a launch of the kernel of their name in loss.cu, by the kernel that their
-#: class names: the settings that it takes.
+#: The losses that launch the kernel of the same name in loss.cu, and the settings that it takes.
 LOSSES: dict[str, tuple[str, ...]] = {
     "squared_error": (),
     "absolute_error": (),
@@ -41,7 +39,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "cosine_distance": ("epsilon",),
 }
 
-#: For each source, all the macros that are asked for: what a test compiles is what users do.
+#: For each source, all sets of macros in use: tests compile exactly what users do.
 VARIANTS: dict[str, list[dict[str, str]]] = {
     "activation": [
         {"REAL": real, "ACTIVATION": name}

@@ -1,8 +1,8 @@
 // Bias and activation in one pass over memory, and the gradient of an activation in another.
 //
 // Compile with -DREAL=float or double, and -DACTIVATION=relu (or another name below). Functions NAME
-// and NAME_gradient take the parameter a (a slope, a limit) where the formula has one. A test of
-// the form x < 0 rather than x >= 0 lets NaN through, so that it is seen.
+// and NAME_gradient take the parameter a (a slope, a limit) if the formula has one. A test of the
+// form x < 0 rather than x >= 0 passes NaN through, so that it shows.
 
 #include "common.cuh"
 
@@ -110,7 +110,7 @@ __device__ T hardswish_gradient(T g, T x, T) {
   return g * slope;
 }
 
-// From the output again.
+// From the output h again.
 
 __device__ T log_sigmoid(T x, T) { return (x < T(0) ? x : T(0)) - log1p(exp(-fabs(x))); }
 __device__ T log_sigmoid_gradient(T g, T h, T) { return g * -expm1(h); }
@@ -129,8 +129,9 @@ __device__ T hardsigmoid_gradient(T g, T h, T) {
 __device__ T softshrink(T x, T a) { return x - clipped(x, -a, a); }
 __device__ T softshrink_gradient(T g, T h, T) { return g * (fabs(h) > T(0) ? T(1) : T(0)); }
 
-// z += bias; h = f(z), for (n, p) arrays. `z` and `h` may be one array; `bias` may be null. The grid's
-// x and the block's y count rows, the others columns, so no thread divides to find its column.
+// z += bias; h = f(z), for (n, p) arrays. `z` and `h` may be the same array; `bias` may be null.
+// The grid's x and the block's y count rows, the others columns, so no thread divides to find its
+// column.
 extern "C" __global__ void bias_activation(
     T* z, const T* bias, T* h, long long n, long long p, double a) {
   long long lane = (long long)blockIdx.y * blockDim.x + threadIdx.x;
@@ -151,7 +152,7 @@ extern "C" __global__ void bias_activation(
   }
 }
 
-// h = f(x), and x stays as it is.
+// h = f(x); x is unchanged.
 extern "C" __global__ void activation(const T* x, T* h, long long size, double a) {
   over_all<T>(size, aligned(x, h), [=](auto pack, long long i) {
     auto some = pack.load(x + i);

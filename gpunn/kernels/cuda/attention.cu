@@ -1,8 +1,8 @@
-// Attention: heads apart and together again, and the softmax of their scores with its gradient.
+// Attention: splitting and merging of heads, and the softmax of their scores with its gradient.
 //
 // Compile with -DREAL=float or double. `lanes` threads (blockDim.x, a power of two) work on one row
 // of scores together, and a block takes blockDim.y rows. The order of every sum is fixed, so results
-// are the same each time. Shared memory holds blockDim.x * blockDim.y numbers.
+// are reproducible. Shared memory holds blockDim.x * blockDim.y numbers.
 
 typedef REAL T;
 
@@ -26,8 +26,8 @@ __device__ T over_row(T value, Combine combine) {
   return values[0];
 }
 
-// Call work(i, j) for the entries i of an array (n, t, parts, heads, d), where j is the same entry's
-// place in one (parts, n, heads, t, d). The grid's x and the block's y count rows, n t of them.
+// Call work(i, j) for the entries i of an array (n, t, parts, heads, d), where j is the position of
+// the same entry in (parts, n, heads, t, d). The grid's x and the block's y count the n t rows.
 template <typename Work>
 __device__ void over_heads(
     long long n, long long t, long long heads, long long d, long long parts, Work work) {
@@ -56,14 +56,14 @@ extern "C" __global__ void merge_heads(
   over_heads(n, t, heads, d, parts, [=](long long i, long long j) { to[i] = from[j]; });
 }
 
-// Overwrite each row of scores (n, heads, t, t) with the softmax of `scale` times it, over what it
-// may see: keys up to its own position if `causal`, and those where the mask, if there is one, is
-// true. That is (n, t), or (n, t, t) if it is `by_query`. What may not be seen becomes 0.
+// Overwrite each row of scores (n, heads, t, t) with the softmax of `scale` times the row over the
+// allowed keys: those up to its own position if `causal`, and where the mask, if any, is true. The
+// mask is (n, t), or (n, t, t) if `by_query`. The other entries become 0.
 extern "C" __global__ void softmax_of_scores(
     T* scores, const bool* mask, long long by_query, long long causal, double scale, long long n,
     long long heads, long long t) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-  bool inside = row < n * heads * t;  // threads outside still take part in the sums
+  bool inside = row < n * heads * t;  // threads outside still join in the sums
   long long query = row % t, sample = row / (heads * t);
   long long end = !inside ? 0 : causal ? query + 1 : t;
   T* z = scores + (inside ? row : 0) * t;

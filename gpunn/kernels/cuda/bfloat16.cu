@@ -2,7 +2,7 @@
 
 #include "common.cuh"
 
-// Rows of blocks: one for x, and one for y if there is a second array.
+// The grid has one row of blocks for x, and one for y if there is a second array.
 extern "C" __global__ void round_factors(
     const unsigned* x, Half* x_rounded, long long x_size,
     const unsigned* y, Half* y_rounded, long long y_size) {

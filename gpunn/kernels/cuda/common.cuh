@@ -1,11 +1,11 @@
-// Shared by the sources; the Python side puts it in place of #include "common.cuh".
+// Shared by the sources: the Python code inserts it in place of #include "common.cuh".
 
-// AMD's compiler and devices before compute capability 7.0 lack this word, which changes no result.
+// AMD's compiler and devices before compute capability 7.0 lack this keyword; it changes no result.
 #if defined(__HIP__) || __CUDA_ARCH__ < 700
 #define __grid_constant__
 #endif
 
-// N consecutive numbers, loaded and stored by one instruction.
+// N consecutive numbers, loaded and stored by a single instruction.
 template <typename T, int N>
 struct alignas(N * sizeof(T)) Pack {
   enum { n = N };  // a static member would be a variable in the device's memory
@@ -22,10 +22,10 @@ __device__ bool aligned(const Arrays*... arrays) {
   return (... && ((size_t)arrays % PACK_BYTES == 0));
 }
 
-// This thread's part of the entries begin..end, as number `thread` of `threads`: work(pack, i) is
-// called for the entries from i on, as many as the pack holds. If the arrays are `aligned`, `begin`
-// is a multiple of a full pack. The rest, or everything if not aligned, comes one entry at a time;
-// that loop is not unrolled, because the compiler would divide to find the number of rounds.
+// Loop over this thread's part of the entries begin..end, as number `thread` of `threads`: call
+// work(pack, i) for the pack of entries from i on. If the arrays are `aligned`, `begin` is a
+// multiple of a full pack. The remaining entries, or all if not aligned, are processed one at a
+// time; that loop is not unrolled, because the compiler would divide to find the number of rounds.
 template <typename T, typename Work>
 __device__ void over(
     long long begin, long long end, long long thread, long long threads, bool aligned, Work work) {
@@ -46,7 +46,7 @@ __device__ void over_all(long long size, bool aligned, Work work) {
 typedef unsigned short Half;  // a bfloat16: the upper half of a float32
 
 // The bits of a float32 rounded to bfloat16: to the nearest, ties to even. In integers, so that
-// numbers below the least normal one are rounded as any others.
+// subnormal numbers are rounded like any others.
 __device__ Half upper_half(unsigned bits) {
   bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
   if (is_nan) return (bits >> 16) | 0x40;  // rounded up, it could become infinity or zero

@@ -1,14 +1,14 @@
-// Convolutions by unrolling, and pooling: what moves between images and the windows over them.
+// Convolutions by unrolling, and pooling: transfers between images and the windows over them.
 //
-// Compile with -DREAL=float or double, and -DINDEX="unsigned char" or int for numbers of a window's
-// entries. Images are (n, h, w, c). Whatever many windows add to is added up by one thread, in a
-// fixed order, so that results do not depend on which comes first.
+// Compile with -DREAL=float or double, and -DINDEX="unsigned char" or int for positions in a
+// window. Images are (n, h, w, c). If several windows add to an entry, one thread sums them in a
+// fixed order, so that results are reproducible.
 
 #include "common.cuh"
 
 typedef REAL T;
 
-struct Window {  // its layout is known to the Python side, too
+struct Window {  // the Python code uses the same layout
   long long h, w;                // of the image
   long long out_h, out_w;        // of the output
   long long size_h, size_w;      // of the window
@@ -18,8 +18,8 @@ struct Window {  // its layout is known to the Python side, too
   long long count;
 };
 
-// Where this thread begins, and how far apart its rows and its positions in a row are: the grid's x
-// and the block's y count rows, the grid's y and the block's x positions.
+// A thread's first row and first position in a row, and its steps from one to the next. The grid's
+// x and the block's y count rows, the grid's y and the block's x positions.
 struct Place {
   long long row, rows, lane, lanes;
   __device__ Place()
@@ -29,16 +29,15 @@ struct Place {
         lanes((long long)gridDim.y * blockDim.x) {}
 };
 
-// The pixel of the output that meets the pixel p of the input by entry i of the window; -1 if none
-// does.
+// The output pixel whose window has the input pixel p at entry i; -1 if there is none.
 __device__ long long met(
     long long p, long long i, long long step, long long gap, long long before, long long size) {
   long long from = p + before - i * gap;
   return from >= 0 && from % step == 0 && from / step < size ? from / step : -1;
 }
 
-// columns[row] = the channels skipped..skipped+own of all pixels that the window meets for the
-// output's pixel number row.
+// columns[row] = the channels skipped..skipped+own of all pixels in the window of the row-th output
+// pixel.
 extern "C" __global__ void unroll(
     const __grid_constant__ Window window, const T* x, T* columns, long long n,
     long long channels, long long skipped, long long own) {
@@ -58,7 +57,7 @@ extern "C" __global__ void unroll(
   }
 }
 
-// x = the sum of all entries of `columns` that `unroll` would take from there, for n pixels.
+// x = the sum of all entries of `columns` that `unroll` copies from x, for n pixels.
 extern "C" __global__ void fold(
     const __grid_constant__ Window window, const T* columns, T* x, long long n, long long channels,
     long long skipped, long long own) {
@@ -84,7 +83,7 @@ extern "C" __global__ void fold(
   }
 }
 
-// y = the largest entry of each window, and `where` its number; NaN is larger than all. n pixels.
+// y = the largest entry of each window, `where` = its position, for n pixels. NaN is the largest.
 extern "C" __global__ void max_pool(
     const __grid_constant__ Window window, const T* x, T* y, INDEX* where, long long n,
     long long channels) {
@@ -138,7 +137,7 @@ extern "C" __global__ void max_pool_backward(
   }
 }
 
-// How many pixels a window counts that begins at pixel (v, u) of the image.
+// The number of pixels that a window counts which begins at pixel (v, u) of the image.
 __device__ T counted(const Window& window, long long v, long long u, int count_padding) {
   if (count_padding) return T(window.size_h * window.size_w);
   long long top = v < 0 ? 0 : v, left = u < 0 ? 0 : u;
@@ -170,7 +169,7 @@ extern "C" __global__ void average_pool(
   }
 }
 
-// x = the sum of an equal share of the gradient of each window that counts this pixel, n of them.
+// x = the sum of equal shares of the gradients of all windows with this pixel, for n pixels.
 extern "C" __global__ void average_pool_backward(
     const __grid_constant__ Window window, const T* grad, T* x, long long n, long long channels,
     int count_padding) {

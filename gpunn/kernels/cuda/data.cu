@@ -4,16 +4,16 @@
 
 typedef UNIT U;
 
-struct Rows {  // its layout is known to the Python side, too
+struct Rows {  // the Python code uses the same layout
   const U* from[MOST];
   U* to[MOST];
-  long long width[MOST];  // units a row
+  long long width[MOST];  // units per row
   long long count;
 };
 
-// Copy the rows of all arrays at `indices`. The grid's x and the block's y count rows, the grid's y
-// and the block's x units in a row, so no thread divides to find its place. The indices are those
-// from number `*first` on, if `first` is not null.
+// Copy the rows of all arrays at `indices`, from `*first` on if `first` is not null. The grid's x
+// and the block's y count rows, the grid's y and the block's x units in a row, so no thread divides
+// to find its position.
 extern "C" __global__ void gather(
     const __grid_constant__ Rows rows, const long long* indices, long long n,
     const long long* first) {

@@ -1,6 +1,6 @@
-// Dropout, with its mask made on the spot: entry i is SplitMix64 at (key, i).
+// Dropout, which computes its mask as it runs: entry i is SplitMix64 at (key, i).
 //
-// Compile with -DREAL=float or double. A step that is captured and replayed has its key at `present`.
+// Compile with -DREAL=float or double. In a captured step, the key is at `present`.
 
 #include "common.cuh"
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 THREADS = 256  # per block
 PACK = 4  # entries per thread and iteration; float64 takes two instructions for them
-#: The most partial sums of squares per launch. Each block of an update adds up all of them.
+#: Maximum number of partial sums of squares per launch. Each block of an update adds up all.
 MOST_PARTIALS = 512
 
-_MOST_BLOCKS = 65_536  # from here on, threads loop
-_MOST_BLOCKS_Y = 65_535  # CUDA's limit
+_MAX_BLOCKS = 65_536  # beyond this, threads loop
+_MAX_BLOCKS_Y = 65_535  # CUDA's limit
 
 Launch = tuple[tuple[int, int], tuple[int, int]]  # grid and block
 
 
 def over_entries(size: int) -> Launch:
     """Return a launch with one thread per `PACK` entries."""
-    return (min(-(-size // (THREADS * PACK)), _MOST_BLOCKS), 1), (THREADS, 1)
+    return (min(-(-size // (THREADS * PACK)), _MAX_BLOCKS), 1), (THREADS, 1)
 
 
 def over_rows(n: int, width: int) -> Launch:
     """Return a launch for `n` rows, with `width` threads per row.
 
     The grid's x and the block's y count rows, the grid's y and the block's x positions in a row, so
-    a thread finds its place without a division.
+    a thread computes its position without a division.
     """
     lanes = min(THREADS, 1 << (width - 1).bit_length())
     rows = THREADS // lanes
-    grid = min(-(-n // rows), _MOST_BLOCKS), min(-(-width // lanes), _MOST_BLOCKS_Y)
+    grid = min(-(-n // rows), _MAX_BLOCKS), min(-(-width // lanes), _MAX_BLOCKS_Y)
     return grid, (lanes, rows)
 
 
@@ -45,7 +45,7 @@ def over_columns(n: int, p: int) -> Launch | None:
 
 
 def over_parts(n: int, width: int) -> Launch:
-    """Return a launch for `n` parts of `width` entries, each of which some threads share."""
+    """Return a launch for `n` parts of `width` entries, with several threads per part."""
     lanes = min(THREADS, max(1, 1 << (-(-width // PACK) - 1).bit_length()))
     rows = max(1, 128 // lanes)
     return (-(-n // rows), 1), (lanes, rows)
@@ -54,7 +54,7 @@ def over_parts(n: int, width: int) -> Launch:
 def over_tiles(n: int, p: int, rows: int, most: int) -> Launch:
     """Return a launch for tiles of up to 32 columns and a range of rows of an (n, p) matrix.
 
-    A thread takes some `rows`, or more where there would be more than `most` blocks.
+    A thread takes `rows` rows, or more if there would otherwise be more than `most` blocks.
     """
     lanes = min(32, 1 << (p - 1).bit_length())
     tiles = -(-p // lanes)

@@ -1,10 +1,10 @@
-// Rows of a table by their index, and the gradient of the table.
+// Rows of a table by index, and the gradient of the table.
 //
 // Compile with -DREAL=float or double.
 
 typedef REAL T;
 
-// Copy the row of the table (rows, width) for each of n indices; NaN for one that is out of range.
+// Copy the row of the table (rows, width) for each of n indices; NaN if an index is out of range.
 extern "C" __global__ void embedding(
     const long long* indices, const T* table, T* to, long long n, long long rows,
     long long width) {
@@ -18,10 +18,10 @@ extern "C" __global__ void embedding(
   }
 }
 
-#define AT_ONCE 4  // loads that are under way together; a block has a multiple of so many threads
+#define AT_ONCE 4  // concurrent loads; a block's number of threads is a multiple of it
 
-// Add one column of the rows of `grad` to those of `out`, in order: row k to found[k], which is below
-// 0 where it goes nowhere. A sum stays in a register as long as its row is the same.
+// Add one column of the rows of `grad` to rows of `out`, in order: row k to row found[k], unless
+// that is negative. A sum stays in a register while its row stays the same.
 __device__ void add_in_order(const int* found, const T* grad, T* out, long long width) {
   int row = -1;
   T sum = T(0);
@@ -45,13 +45,12 @@ __device__ void add_in_order(const int* found, const T* grad, T* out, long long 
   if (row >= 0) out[row * width] = sum;
 }
 
-// Write the sums of the rows of `grad` by index. A block has some rows of the table to itself, and
-// adds to them in the order of the indices, all of which it reads: the result is the same each time,
-// and no two threads write to one place.
+// Write the sum of the rows of `grad` for each index. Each block reads all indices, and adds to its
+// own rows of the table in their order: results are reproducible, and threads do not collide.
 extern "C" __global__ void embedding_backward(
     const long long* indices, const T* grad, T* sums, long long n, long long rows, long long width,
     long long rows_of_block) {
-  __shared__ int found[256];  // as many as a block has threads
+  __shared__ int found[256];  // one per thread of a block
   long long first = blockIdx.x * rows_of_block;
   long long own = rows - first < rows_of_block ? rows - first : rows_of_block;
   T* out = sums + first * width;

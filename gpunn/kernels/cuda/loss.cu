@@ -2,11 +2,11 @@
 //
 // Compile with -DREAL=float or double. A block is `rows` x `lanes` threads (blockDim.y, blockDim.x);
 // `lanes`, a power of two, work on one sample together. The order of every sum is fixed, so
-// results are the same each time. `shared` holds blockDim.x * blockDim.y numbers, a power of two.
+// results are reproducible. `shared` holds blockDim.x * blockDim.y numbers, a power of two.
 //
-// A sample's scale is scale[row * stride], or `constant` where `scale` is null. Where `cost` is
-// null, `losses` gets each sample's loss (n,), else `cost` gets their sum and `losses` is room for
-// one number a block; `arrived`, 0 between launches, counts the blocks that have written theirs.
+// A sample's scale is scale[row * stride], or `constant` if `scale` is null. If `cost` is null, the
+// samples' losses are written to `losses` (n,). Otherwise their sum is written to `cost`, `losses`
+// is scratch for one number per block, and `arrived`, 0 between launches, counts finished blocks.
 
 typedef REAL T;
 
@@ -17,8 +17,8 @@ extern __shared__ unsigned char shared_bytes[];
 __device__ T add(T a, T b) { return a + b; }
 __device__ T larger(T a, T b) { return a < b || b != b ? b : a; }  // NaN wins
 
-// Combine the values of some threads, a power of two, of which this is number `me`; each gets the
-// result. `values` is shared memory for them.
+// Combine the values of some threads, a power of two; every thread gets the result. `me` is this
+// thread's number among them, and `values` is shared memory.
 template <typename Combine>
 __device__ T over(T* values, unsigned me, unsigned threads, T value, Combine combine) {
   __syncthreads();
@@ -37,8 +37,8 @@ __device__ T over_row(T value, Combine combine) {
   return over(SHARED + threadIdx.y * blockDim.x, threadIdx.x, blockDim.x, value, combine);
 }
 
-// Write the losses, of which the first lane of each row has one, or their sum. The last block to
-// arrive adds up what the blocks have written, in their order, and sets the counter back.
+// Write the losses, held by the first lane of each row, or their sum. The last block to arrive adds
+// up the blocks' sums in order, and resets the counter.
 __device__ void write_losses(
     T loss, T* losses, T* cost, unsigned* arrived, long long row, long long n) {
   bool has_loss = row < n && threadIdx.x == 0;
@@ -51,7 +51,7 @@ __device__ void write_losses(
   T sum = over(SHARED, me, threads, has_loss ? loss : T(0), add);
   if (me == 0) {
     losses[blockIdx.x] = sum;
-    __threadfence();  // whoever sees the arrival sees the sum
+    __threadfence();  // a block that sees the arrival also sees the sum
     is_last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
   }
   __syncthreads();
@@ -68,7 +68,7 @@ __device__ T scale_of(const T* scale, long long stride, double constant, long lo
   return scale ? scale[row * stride] : T(constant);
 }
 
-// What `targets` are: labels (n,) or rows (n, k).
+// The type of `targets`: labels (n,) or rows (n, k).
 #ifdef LABELS
 typedef long long Target;
 #else
@@ -78,7 +78,7 @@ typedef T Target;
 // y log y; 0 for 0.
 __device__ T times_log(T y) { return y > T(0) || y != y ? y * log(y) : T(0); }
 
-// The largest of a row's logits, of which this lane begins with the first-th.
+// The largest of a row's logits; this lane begins at the logit `first`.
 __device__ T largest_of(const T* z, long long first, long long k) {
   T largest = z[0];
   for (long long j = first; j < k; j += blockDim.x) largest = larger(largest, z[j]);
@@ -86,12 +86,12 @@ __device__ T largest_of(const T* z, long long first, long long k) {
 }
 
 // loss = scale * (sum_k t_k log sum_j e^z_j - sum_k t_k z_k); grad = scale * (softmax(z) sum t - t).
-// With DIVERGENCE, the loss is less by the entropy of t.
+// With DIVERGENCE, the entropy of t is subtracted from the loss.
 extern "C" __global__ void softmax_cross_entropy(
     const T* logits, const Target* targets, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long k) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-  bool inside = row < n;  // threads outside still take part in the sums
+  bool inside = row < n;  // threads outside still join in the sums
   const T* z = logits + (inside ? row : 0) * k;
   long long first = inside ? threadIdx.x : k;
 
@@ -137,8 +137,8 @@ extern "C" __global__ void softmax_cross_entropy(
   write_losses(weight * (mass * log(total) - dot), losses, cost, arrived, row, n);
 }
 
-// The same for labels of rows (n, k), `positions` of which have one scale; those that are `ignored`
-// do not count. The target is 1 - smoothing at the label, plus smoothing / k everywhere.
+// The same for labels of rows (n, k), where `positions` rows share a scale and the label `ignored`
+// does not count. The target is 1 - smoothing at the label, plus smoothing / k everywhere.
 extern "C" __global__ void sequence_cross_entropy(
     const T* logits, const long long* labels, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long k,
@@ -160,7 +160,7 @@ extern "C" __global__ void sequence_cross_entropy(
   dot = over_row(dot, add);
 
   T weight = inside ? scale_of(scale, stride, constant, row / positions) : T(0);
-  if (!counts) weight *= T(0);  // one that is NaN stays so
+  if (!counts) weight *= T(0);  // NaN stays NaN
   if (counts && !valid) weight = T(nan(""));
   T* g = grad + (inside ? row : 0) * k;
   for (long long j = first; j < k; j += blockDim.x) {
@@ -170,7 +170,7 @@ extern "C" __global__ void sequence_cross_entropy(
   write_losses(counts ? weight * (log(total) - dot) : weight, losses, cost, arrived, row, n);
 }
 
-// Losses that are a sum over a sample's outputs (n, p), each of its own prediction and target.
+// Losses that are a sum over a sample's outputs (n, p), each with its own target.
 
 __device__ T binary_cross_entropy_of(T z, T y) {
   return (z < T(0) ? T(0) : z) - y * z + log1p(exp(-fabs(z)));
@@ -271,7 +271,7 @@ extern "C" __global__ void divergence_of_logarithms(
             [](T x, T y) { return times_log(y) - y * x; }, [](T x, T y) { return -y; });
 }
 
-// loss = scale * (1 - x . y / |x| |y|), of lengths that are at least epsilon.
+// loss = scale * (1 - x . y / |x| |y|), where lengths are raised to at least epsilon.
 extern "C" __global__ void cosine_distance(
     const T* prediction, const T* target, const T* scale, long long stride, double constant,
     T* losses, T* cost, unsigned* arrived, T* grad, long long n, long long p, double epsilon) {
@@ -288,7 +288,7 @@ extern "C" __global__ void cosine_distance(
   T least = T(epsilon), length = sqrt(squares), other = larger(sqrt(others), least);
   T norm = larger(length, least);
   for (long long j = inside ? threadIdx.x : p; j < p; j += blockDim.x)
-    cosine += (x[j] / norm) * (y[j] / other);  // of unit vectors: in one dimension it is exact
+    cosine += (x[j] / norm) * (y[j] / other);  // from unit vectors: exact in one dimension
   cosine = over_row(cosine, add);
   T turning = length > least ? cosine : T(0);
   T weight = inside ? scale_of(scale, stride, constant, row) : T(0);

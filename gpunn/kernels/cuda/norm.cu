@@ -1,16 +1,16 @@
 // Normalisation, and PReLU; the formulas are in gpunn/kernels/norm.py and prelu.py.
 //
-// Compile with -DREAL=float or double. The order of every sum is fixed, so results are the same each
-// time. `shared` holds a Moments for each thread of a block.
+// Compile with -DREAL=float or double. The order of every sum is fixed, so results are
+// reproducible. `shared` holds a Moments for each thread of a block.
 //
-// Of a norm within samples, a part is what is normalised together: `width` neighbouring channels at
-// each of `positions` positions. Its statistics are a mean and a scale. blockDim.x threads share a
-// part, and a block takes blockDim.y of them.
+// In a norm within samples, the entries of a part are normalised together: `width` neighbouring
+// channels at each of `positions` positions. Its statistics are a mean and a scale. blockDim.x
+// threads share a part, and a block takes blockDim.y parts.
 //
-// Of a norm over the batch, and of sums over all rows, a block takes blockDim.x neighbouring
-// channels of a range of rows; gridDim.y is the number of ranges. Their results, parts again, are
-// put together by whoever needs them. The statistics are three rows of `channels`: the mean, the
-// scale, and the variance with divisor n - 1.
+// In a norm over the batch, and in sums over all rows, a block takes blockDim.x neighbouring
+// channels of a range of rows; gridDim.y is the number of ranges. The blocks' partial results, also
+// called parts, are combined by the kernel that reads them. The statistics are three rows of
+// `channels`: the mean, the scale, and the variance with divisor n - 1.
 
 #include "common.cuh"
 
@@ -23,7 +23,7 @@ struct Pair {
   __device__ Pair operator+(Pair other) const { return {a + other.a, b + other.b}; }
 };
 
-// The number, the mean, and the sum of squared distances from the mean, of some entries.
+// The number, the mean, and the sum of squared deviations of some entries.
 struct Moments {
   T n, mean, squares;
   __device__ Moments operator+(Moments other) const {
@@ -34,8 +34,8 @@ struct Moments {
   }
 };
 
-// Add up the values of some threads, a power of two, of which this is number `me` and whose places
-// in `values` are `stride` apart; each gets the sum.
+// Add up the values of some threads, a power of two; every thread gets the sum. `me` is this
+// thread's number among them, and their places in `values` are `stride` apart.
 template <typename Item>
 __device__ Item add_up(Item* values, unsigned me, unsigned threads, unsigned stride, Item value) {
   __syncthreads();
@@ -61,7 +61,7 @@ __device__ Item add_up_column(Item value) {
 
 // Within samples
 
-// A part of a batch: where it begins, and the threads' way through it.
+// A part of a batch: its start, and the threads' loop over it.
 struct Part {
   long long positions, width, channels, group, first;
 
@@ -88,7 +88,7 @@ struct Part {
   }
 };
 
-// y = gain (x - mean) scale + bias; `bias` may be null. The mean counts as 0 if not `centred`.
+// y = gain (x - mean) scale + bias; `bias` may be null. The mean is taken as 0 if not `centred`.
 extern "C" __global__ void row_norm(
     const T* x, const T* gain, const T* bias, T* y, T* statistics, long long n, long long positions,
     long long channels, long long groups, int centred, double epsilon) {
@@ -165,7 +165,7 @@ struct Column {
         work(row, row * channels + channel);
   }
 
-  // The sum of what `parts` blocks have written, item(part) for each; every thread gets it.
+  // The sum of item(part) over the results of `parts` blocks; every thread gets it.
   template <typename Item, typename Read>
   __device__ Item of_parts(long long parts, Item sum, Read item) const {
     if (inside())
@@ -175,7 +175,7 @@ struct Column {
 };
 
 // Parts of the gradients of gain and bias, a row of `channels` each; `bias_sums` may be null. The
-// statistics are those of samples, or of channels if `positions` is 0.
+// statistics belong to samples, or to channels if `positions` is 0.
 extern "C" __global__ void norm_sums(
     const T* grad, const T* x, const T* statistics, T* gain_sums, T* bias_sums, long long n,
     long long positions, long long channels, long long groups) {
@@ -198,7 +198,7 @@ extern "C" __global__ void norm_sums(
   if (bias_sums) bias_sums[place] = sum.b;
 }
 
-// The gradients of gain and bias from their parts.
+// The gradients of gain and bias, summed from their parts.
 extern "C" __global__ void norm_totals(
     const T* gain_parts, const T* bias_parts, T* gain_sums, T* bias_sums, long long parts,
     long long channels) {
@@ -212,8 +212,8 @@ extern "C" __global__ void norm_totals(
   if (bias_sums) bias_sums[column.channel] = sum.b;
 }
 
-// Parts of the statistics: the mean and the sum of squared distances from it, of each channel in a
-// range of rows. Distances from the first row are taken, whose size does not depend on the mean.
+// Parts of the statistics: the mean and the sum of squared deviations of each channel in a range of
+// rows. They are computed from x minus the first row, whose size does not depend on the mean.
 extern "C" __global__ void batch_norm_parts(
     const T* x, T* means, T* squares, long long n, long long channels) {
   Column column(n, channels);
@@ -248,7 +248,7 @@ __device__ void scale_column(
   column.over([&](long long, long long i) { y[i] = (x[i] - mean) * factor + offset; });
 }
 
-// y and the statistics, from parts of these.
+// y and the statistics, from the parts of the statistics.
 extern "C" __global__ void batch_norm(
     const T* x, const T* gain, const T* bias, const T* means, const T* squares, T* y, T* statistics,
     long long n, long long channels, long long parts, double epsilon) {
@@ -268,7 +268,7 @@ extern "C" __global__ void batch_norm(
   scale_column(column, x, mean, scale, gain, bias, y);
 }
 
-// y by a mean and a variance that are given; and mean and scale as the first rows of statistics.
+// y from a given mean and variance; mean and scale are written to the first rows of the statistics.
 extern "C" __global__ void fixed_norm(
     const T* x, const T* gain, const T* bias, const T* running_mean, const T* running_variance,
     T* y, T* statistics, long long n, long long channels, double epsilon) {
@@ -285,8 +285,8 @@ extern "C" __global__ void fixed_norm(
   scale_column(column, x, mean, scale, gain, bias, y);
 }
 
-// dJ/dx, and the gradients of gain and bias from their parts; each of these may be null. If the
-// statistics are `fixed`, dJ/dx does not contain them.
+// dJ/dx, and the gradients of gain and bias from their parts; each of these may be null. If
+// `fixed`, the statistics do not depend on x.
 extern "C" __global__ void batch_norm_backward(
     const T* grad, const T* x, const T* statistics, const T* gain, const T* gain_parts,
     const T* bias_parts, T* gain_sums, T* bias_sums, T* grad_x, long long n, long long channels,
@@ -309,7 +309,7 @@ extern "C" __global__ void batch_norm_backward(
   });
 }
 
-// Move running statistics towards those of a batch, by a share of the way.
+// Move running statistics a fraction of the way towards those of a batch.
 extern "C" __global__ void track(
     T* mean, T* variance, const T* statistics, long long channels, double share) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -320,8 +320,8 @@ extern "C" __global__ void track(
 
 // PReLU
 
-// h = x where x is not below 0, else the slope times x; `step` is 1 for a slope of each channel, and
-// 0 for a single one.
+// h = x where x is not below 0, else the slope times x; `step` is 1 for a slope per channel, and 0
+// for a single slope.
 extern "C" __global__ void prelu(
     const T* x, const T* slope, T* h, long long n, long long channels, long long step) {
   Column column(n, channels);
@@ -329,7 +329,7 @@ extern "C" __global__ void prelu(
   column.over([&](long long, long long i) { h[i] = x[i] < T(0) ? a * x[i] : x[i]; });
 }
 
-// dJ/dx, and parts of the gradient of the slopes, a row of `channels` from each range of rows;
+// dJ/dx, and parts of the gradient of the slopes, with a row of `channels` from each range of rows;
 // either may be null.
 extern "C" __global__ void prelu_backward(
     const T* grad, const T* x, const T* slope, T* grad_x, T* parts, long long n,

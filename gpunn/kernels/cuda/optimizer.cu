@@ -1,9 +1,9 @@
 // The whole step of an optimizer, for up to MOST arrays, in one launch.
 //
-// Compile with -DREAL=float or double, -DMOST=... and -DRULE=one of the rules below. The arrays come
-// by value, in the kernel's parameters: gradients are new arrays at every step, and a table on the
-// device would have to be sent there each time. Block b works on the array whose range of blocks holds
-// b, on a piece of PIECE numbers.
+// Compile with -DREAL=float or double, -DMOST=... and -DRULE=one of the rules below. The table of
+// arrays is passed by value, in the kernel's parameters: gradients are new arrays at every step,
+// and a table on the device would have to be uploaded each time. Block b works on the array whose
+// range of blocks contains b, on a piece of PIECE numbers.
 
 #include "common.cuh"
 
@@ -11,10 +11,10 @@ typedef REAL T;
 
 #define PIECE 4096
 
-struct Arrays {  // its layout is known to the Python side, too
+struct Arrays {  // the Python code uses the same layout
   T* value[MOST];
   const T* grad[MOST];
-  T* first[MOST];  // the states, each null where a rule has none
+  T* first[MOST];  // the states; null if a rule has fewer
   T* second[MOST];
   T* third[MOST];
   Half* rounded[MOST];  // a copy of the value in bfloat16, or null; for float32 only
@@ -37,7 +37,7 @@ __device__ Piece piece_of(const Arrays& arrays, long long block) {
   return {i, begin, end};
 }
 
-// The entries of a piece, divided among the threads of the block.
+// A loop over the entries of a piece, divided among the threads of the block.
 template <typename Work>
 __device__ void over_piece(Piece piece, bool aligned, Work work) {
   over<T>(piece.begin, piece.end, threadIdx.x, blockDim.x, aligned, work);
@@ -56,13 +56,13 @@ __device__ T clipped(T g, T limit) {
   return g < -limit ? -limit : g > limit ? limit : g;
 }
 
-// What an update takes for the gradient. Without decay the value is not looked at: 0 times NaN is NaN.
+// The gradient for an update. Without decay the value is not read, since 0 times NaN is NaN.
 __device__ T regular(T g, T value, T limit, T shrink, T decay) {
   g = clipped(g, limit) * shrink;
   return decay == T(0) ? g : g + decay * value;
 }
 
-// The sum of what each thread of the block has; every thread gets it.
+// The sum of the values of a block's threads; every thread gets it.
 __device__ T sum_of_block(T* sums, T own) {
   sums[threadIdx.x] = own;
   for (int width = blockDim.x / 2; width > 0; width /= 2) {
@@ -73,8 +73,8 @@ __device__ T sum_of_block(T* sums, T own) {
   return sums[0];
 }
 
-// partial[first + b] = the sum of squares of the (clipped) gradients in block b's pieces. Few blocks
-// are launched, however many pieces there are: every block of the update adds up all of `partial`.
+// partial[first + b] = the sum of squares of the (clipped) gradients in block b's pieces. The
+// number of blocks is limited, because every block of the update adds up all of `partial`.
 extern "C" __global__ void squared_norm(
     const __grid_constant__ Arrays arrays, T* partial, long long first, double clip_value) {
   __shared__ T sums[256];
@@ -104,14 +104,14 @@ __device__ T shrinkage(T* sums, const T* partial, long long partials, T clip_nor
   return clip_norm / (norm < clip_norm ? clip_norm : norm);
 }
 
-// The numbers of a rule: the step size, what is added to a divisor, and its settings.
+// The numbers of a rule: the step size, the epsilon added to a divisor, and its settings.
 struct Numbers {
   T rate, epsilon;
   double p, q, r;
 };
 
-// The rules. Each takes one entry's value x, its gradient g and its states s to what follows; `states`
-// is how many of these it has at most.
+// The rules. Each updates one entry's value x and states s from its gradient g; `states` is the
+// maximum number of states.
 
 struct sgd {  // p: momentum; q: whether to look ahead
   enum { states = 1 };
@@ -173,16 +173,16 @@ struct gradient_sum {  // the value stays
   }
 };
 
-struct average {  // of what stands in the place of the gradient
+struct average {  // of the weight, which is passed as the gradient
   enum { states = 0 };
   static __device__ void apply(const Numbers& number, T& x, T g, T*) {
     x += number.rate * (g - x);
   }
 };
 
-// g is clipped, scaled by the shrinkage, and decayed, or else the value is; then comes the rule. A step
-// that is captured and replayed has numbers that change: `present`, if not null, points to the step
-// size, what multiplies the decays, and epsilon, which count in the place of the arguments.
+// Clip g, scale it by the shrinkage, apply decay to it or to the value, and then apply the rule.
+// For captured steps, whose numbers change, `present` (else null) points to the step size, the
+// factor of the decays and epsilon, which replace the arguments.
 extern "C" __global__ void update(
     const __grid_constant__ Arrays arrays, const T* partial, long long partials, double clip_value,
     double clip_norm, double step_size, double epsilon, double decay_factor, const double* present,

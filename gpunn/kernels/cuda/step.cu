@@ -1,13 +1,13 @@
-// The first and last things of a captured training step that no layer does.
+// The parts of a captured training step that are outside the layers.
 //
-// Compile with -DREAL=float or double. A step is captured once and replayed, so what changes from
-// step to step is on the device: the number of the step, and a row of a table.
+// Compile with -DREAL=float or double. A step is captured once and replayed, so all that changes
+// from step to step is on the device: the number of the step, and a row of a table.
 
 typedef REAL T;
 
-// Write the results of a step to their places, count it, and load the numbers of the next one.
-// `now` is a row of `table`, which has one row for each step and one more; its third number is the
-// weight decay. One block.
+// Store the results of a step, count it, and load the numbers of the next one. `now` is a row of
+// `table`, which has a row for each step plus one; its third number is the weight decay. Launch one
+// block.
 extern "C" __global__ void finish_step(
     long long* step, long long* now, const long long* table, long long width, const T* cost,
     T* costs, const double* total, double* totals, const T* squares, T* penalties) {
@@ -23,7 +23,7 @@ extern "C" __global__ void finish_step(
   for (long long i = threadIdx.x; i < width; i += blockDim.x) now[i] = table[(t + 1) * width + i];
 }
 
-// Copy a batch's rows to those from `*first` on.
+// Copy a batch's rows to the rows from `*first` on.
 extern "C" __global__ void copy_rows(
     const T* from, T* to, const long long* first, long long width, long long size) {
   long long stride = (long long)gridDim.x * blockDim.x;

@@ -1,6 +1,6 @@
-"""The instructions of the CPU's interpreter: one compiled function for each, found by name."""
+"""The instructions of the CPU's interpreter: one compiled function each, looked up by name."""
 
-# Each file makes its instructions known when it is imported.
+# Importing a file registers its instructions.
 from gpunn.program.instructions import (
     convolution,
     data,

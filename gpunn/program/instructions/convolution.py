@@ -1,6 +1,6 @@
 """Instructions of convolutions and pooling.
 
-Images lie in C's order, `m` of them. `d` is the thread's own memory.
+They take `m` images in C order. `d` is the address of the thread's scratch memory.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from gpunn._typing import Array
 from gpunn.kernels import loops_convolution, loops_pooling
 from gpunn.kernels.native import array_at, compiled, integers_at
-from gpunn.program.instructions.words import FLAG, LIMIT, A, B, C, D, E, M, by_name, words_of
+from gpunn.program.instructions.words import FLAG, LIMIT, A, B, C, D, E, M, instruction, words_of
 
 
-@by_name
+@instruction
 def convolution(op: int, ctx: int, one: Any) -> None:
-    """C = a * b + e, of images a and weights b; then max(c, 0), if `flag`. `e` may be 0.
+    """C = a * b + e, for images a, weights b and bias e (or 0); then max(c, 0) if `flag`.
 
     `limit` is the address of the numbers of a `loops_convolution.Layout`, here and below.
     """
@@ -26,7 +26,7 @@ def convolution(op: int, ctx: int, one: Any) -> None:
     loops_convolution.convolve(w[A], w[M], layout, w[B], w[E], w[FLAG], w[C], w[D], one)
 
 
-@by_name
+@instruction
 def convolution_input_grad(op: int, ctx: int, one: Any) -> None:
     """C = dJ/dx, from a = dJ/dz and weights b."""
     w = words_of(op)
@@ -34,17 +34,17 @@ def convolution_input_grad(op: int, ctx: int, one: Any) -> None:
     loops_convolution.convolve_back(w[A], w[M], layout, w[B], w[C], w[D], one)
 
 
-@by_name
+@instruction
 def convolution_weight_grad(op: int, ctx: int, one: Any) -> None:
-    """C = dJ/dW, from images a and b = dJ/dz, over the thread's images."""
+    """C = dJ/dW, from images a and b = dJ/dz, summed over the thread's images."""
     w = words_of(op)
     layout = integers_at(w[LIMIT], loops_convolution.N_NUMBERS)
     loops_convolution.correlate(w[A], w[B], w[M], layout, w[C], w[D], one)
 
 
-@by_name
+@instruction
 def max_pool(op: int, ctx: int, one: Any) -> None:
-    """C = the largest entries of a, e = their numbers: bytes, or 32-bit integers if `flag`."""
+    """C = the largest entries of a, e = their positions: bytes, or 32-bit integers if `flag`."""
     w = words_of(op)
     layout = integers_at(w[LIMIT], loops_convolution.N_NUMBERS)
     if w[FLAG] != 0:
@@ -53,9 +53,9 @@ def max_pool(op: int, ctx: int, one: Any) -> None:
         loops_pooling.max_pool(w[A], w[M], layout, w[C], w[E], w[D], one, np.uint8(0))
 
 
-@by_name
+@instruction
 def max_pool_backward(op: int, ctx: int, one: Any) -> None:
-    """C = dJ/dx, from a = dJ/dy and the numbers b of the largest entries, such as in `max_pool`."""
+    """C = dJ/dx, from a = dJ/dy and the positions b of the largest entries, as in `max_pool`."""
     w = words_of(op)
     layout = integers_at(w[LIMIT], loops_convolution.N_NUMBERS)
     if w[FLAG] != 0:
@@ -64,11 +64,11 @@ def max_pool_backward(op: int, ctx: int, one: Any) -> None:
         loops_pooling.max_pool_backward(w[A], w[B], w[M], layout, w[C], w[D], one, np.uint8(0))
 
 
-@by_name
+@instruction
 def average_pool(op: int, ctx: int, one: Any) -> None:
     """C = the means of a; `flag` says whether padding counts.
 
-    `limit` is the address of the numbers of a window, and of the channels, here and below.
+    `limit` is the address of a window's numbers and the number of channels, here and below.
     """
     w = words_of(op)
     numbers = integers_at(w[LIMIT], 13)
@@ -76,7 +76,7 @@ def average_pool(op: int, ctx: int, one: Any) -> None:
     loops_pooling.average_pool(x, numbers[:12], w[FLAG] != 0, y)
 
 
-@by_name
+@instruction
 def average_pool_backward(op: int, ctx: int, one: Any) -> None:
     """C = dJ/dx, from a = dJ/dy; `flag` says whether padding counts."""
     w = words_of(op)
@@ -87,11 +87,11 @@ def average_pool_backward(op: int, ctx: int, one: Any) -> None:
 
 @compiled
 def images_at(place: int, n: int, numbers: Array, one: Any) -> Array:
-    """Return n images on the input's side of a window, from its numbers and the channels."""
+    """Return n input images of a window, from its numbers and the number of channels."""
     return array_at(place, (n, numbers[0], numbers[1], numbers[12]), one)
 
 
 @compiled
 def outputs_at(place: int, n: int, numbers: Array, one: Any) -> Array:
-    """Return n images on the output's side of a window."""
+    """Return n output images of a window."""
     return array_at(place, (n, numbers[2], numbers[3], numbers[12]), one)

@@ -1,4 +1,4 @@
-"""Instructions that bring data into a step, and results out of it."""
+"""Instructions that copy data into a step, and results out of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gpunn.program.instructions.words import (
     K,
     M,
     N,
-    by_name,
     context_of,
+    instruction,
     integers,
     words_of,
 )
@@ -27,7 +27,7 @@ from gpunn.program.instructions.words import (
 # Data
 
 
-@by_name
+@instruction
 def gather(op: int, ctx: int, one: Any) -> None:
     """Copy rows of k numbers from the data, in the epoch's order; `flag` is the first row."""
     w, x = words_of(op), context_of(ctx)
@@ -40,7 +40,7 @@ def gather(op: int, ctx: int, one: Any) -> None:
             target[i, j] = given[j]
 
 
-@by_name
+@instruction
 def gather_labels(op: int, ctx: int, one: Any) -> None:
     """Copy labels, in the epoch's order."""
     w, x = words_of(op), context_of(ctx)
@@ -53,9 +53,9 @@ def gather_labels(op: int, ctx: int, one: Any) -> None:
             target[i, j] = given[j]
 
 
-@by_name
+@instruction
 def copy_out(op: int, ctx: int, one: Any) -> None:
-    """Copy the predictions to where they are kept; `flag` is the first row."""
+    """Copy the predictions to the call's outputs, if wanted; `flag` is the first row."""
     w, x = words_of(op), context_of(ctx)
     if x[OUTPUTS]:
         size = w[M] * w[N]

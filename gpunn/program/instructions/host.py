@@ -1,16 +1,16 @@
-"""The instruction that calls a function of Python's."""
+"""The instruction that calls a Python function."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from gpunn.kernels.native import call_at
-from gpunn.program.instructions.words import A, by_name, words_of
+from gpunn.program.instructions.words import A, instruction, words_of
 
 
-@by_name
+@instruction
 def call_host(op: int, ctx: int, one: Any) -> None:
-    """Call the function at address a, as an instruction is called; nothing if it is 0."""
+    """Call the function at address a with an instruction's arguments; do nothing if a is 0."""
     function = words_of(op)[A]
     if function != 0:
         call_at(function, op, ctx, one)

@@ -1,7 +1,6 @@
-"""Instructions of layers.
+"""Instructions of dense layers, activations and dropout.
 
-Matrices lie in C's order without gaps: `m` rows of `n`, of which `a` and `b` are read and `c` is
-written.
+Matrices are C-contiguous, with `m` rows of `n` numbers; `a` and `b` are read and `c` is written.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from gpunn.program.instructions.words import (
     M,
     N,
     P,
-    by_name,
     context_of,
     instruction,
     numbers_of,
+    register,
     rows_of,
     words_of,
 )
@@ -41,39 +40,39 @@ from gpunn.program.products import matrix, transpose
 from gpunn.program.products import product as blas_product
 
 
-@by_name
+@instruction
 def product(op: int, ctx: int, one: Any) -> None:
-    """C = a b, of (m, k) and (k, n)."""
+    """C = a b, with a (m, k) and b (k, n)."""
     w, x = words_of(op), context_of(ctx)
     a, b, c = matrix(w[A], w[K]), matrix(w[B], w[N]), matrix(w[C], w[N])
     blas_product((w[M], w[N], w[K]), a, b, c, x[WORKSPACE], one)
 
 
-@by_name
+@instruction
 def product_transposed(op: int, ctx: int, one: Any) -> None:
-    """C = a b', of (m, k) and (n, k)."""
+    """C = a b', with a (m, k) and b (n, k)."""
     w, x = words_of(op), context_of(ctx)
     a, b, c = matrix(w[A], w[K]), transpose(matrix(w[B], w[K])), matrix(w[C], w[N])
     blas_product((w[M], w[N], w[K]), a, b, c, x[WORKSPACE], one)
 
 
-@by_name
+@instruction
 def product_over_batch(op: int, ctx: int, one: Any) -> None:
-    """C = a' b, of (k, m) in rows of `pitch`, and (k, n)."""
+    """C = a' b, with a (k, m), whose rows are `pitch` apart, and b (k, n)."""
     w, x = words_of(op), context_of(ctx)
     a, b, c = transpose(matrix(w[A], w[PITCH])), matrix(w[B], w[N]), matrix(w[C], w[N])
     blas_product((w[M], w[N], w[K]), a, b, c, x[WORKSPACE], one)
 
 
-@by_name
+@instruction
 def add_bias(op: int, ctx: int, one: Any) -> None:
-    """A += b for each row; then max(a, 0), if `flag`."""
+    """A += b for each row; then max(a, 0) if `flag`."""
     w = words_of(op)
     z, bias = rows_of(w[A], w[M], w[N], one), array_at(w[B], (w[N],), one)
     loops.add_bias(z, bias, w[FLAG] != 0)
 
 
-@by_name
+@instruction
 def add(op: int, ctx: int, one: Any) -> None:
     """C = a + b."""
     w = words_of(op)
@@ -83,7 +82,7 @@ def add(op: int, ctx: int, one: Any) -> None:
         c[i] = a[i] + b[i]
 
 
-@by_name
+@instruction
 def multiply(op: int, ctx: int, one: Any) -> None:
     """C = a * b."""
     w = words_of(op)
@@ -93,9 +92,9 @@ def multiply(op: int, ctx: int, one: Any) -> None:
         c[i] = a[i] * b[i]
 
 
-@by_name
+@instruction
 def dropout(op: int, ctx: int, one: Any) -> None:
-    """C = a * d with a mask d; `flag` is the first row, and k the mask's number among `e`."""
+    """C = a * d with a mask d, the k-th of `e` masks; `flag` is the first row."""
     w, f = words_of(op), numbers_of(op)
     x = context_of(ctx)
     n = w[M] * w[N]
@@ -144,9 +143,9 @@ def _slope(kind: int) -> Callable[..., None]:
     return slope
 
 
-@by_name
+@instruction
 def slope_and_sums(op: int, ctx: int, one: Any) -> None:
-    """C = a * h'(b), d its column sums; `flag` is the activation, one of the first ones."""
+    """C = a * h'(b), d = its column sums; `flag` is the activation: ReLU, tanh or sigmoid."""
     w = words_of(op)
     shape = w[M], w[N]
     grad, saved, result = (
@@ -157,7 +156,7 @@ def slope_and_sums(op: int, ctx: int, one: Any) -> None:
     loops.times_slope_and_sums(w[FLAG], grad, saved, result, array_at(w[D], (w[N],), one))
 
 
-@by_name
+@instruction
 def column_sums(op: int, ctx: int, one: Any) -> None:
     """D = the sums of the columns of a."""
     w = words_of(op)
@@ -168,7 +167,7 @@ def column_sums(op: int, ctx: int, one: Any) -> None:
             sums[j] += a[i, j]
 
 
-@by_name
+@instruction
 def softmax(op: int, ctx: int, one: Any) -> None:
     """C = softmax of each row of a."""
     w = words_of(op)
@@ -183,7 +182,7 @@ def softmax(op: int, ctx: int, one: Any) -> None:
             c[i, j] /= total
 
 
-@by_name
+@instruction
 def softmax_slope(op: int, ctx: int, one: Any) -> None:
     """C = b (a - sum of a b) for each row: dJ/dx of softmax, from a = dJ/dh and b = h."""
     w = words_of(op)
@@ -197,7 +196,7 @@ def softmax_slope(op: int, ctx: int, one: Any) -> None:
             result[i, j] = h[i, j] * (grad[i, j] - total)
 
 
-@by_name
+@instruction
 def log_softmax(op: int, ctx: int, one: Any) -> None:
     """C = log softmax of each row of a."""
     w = words_of(op)
@@ -212,7 +211,7 @@ def log_softmax(op: int, ctx: int, one: Any) -> None:
             c[i, j] -= less
 
 
-@by_name
+@instruction
 def log_softmax_slope(op: int, ctx: int, one: Any) -> None:
     """C = a - e^b * (sum of a) for each row: dJ/dx of log softmax, from a = dJ/dh and b = h."""
     w = words_of(op)
@@ -227,7 +226,7 @@ def log_softmax_slope(op: int, ctx: int, one: Any) -> None:
 
 
 for _name, _kind in KINDS.items():
-    instruction(f"activation_{_name}", _activation(_kind.code))
-    instruction(f"slope_{_name}", _slope(_kind.code))
-instruction("activation_gelu_tanh", _activation(loops.GELU_TANH))
-instruction("slope_gelu_tanh", _slope(loops.GELU_TANH))
+    register(f"activation_{_name}", _activation(_kind.code))
+    register(f"slope_{_name}", _slope(_kind.code))
+register("activation_gelu_tanh", _activation(loops.GELU_TANH))
+register("slope_gelu_tanh", _slope(loops.GELU_TANH))

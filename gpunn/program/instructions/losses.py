@@ -1,7 +1,7 @@
 """Instructions of losses.
 
-`a` is the prediction, `b` the target, `c` the gradient; `d` the scales of the rows, or 0 where all
-have the scale `p`; `r` is the parameter of the loss.
+`a` is the prediction, `b` the target and `c` the gradient; `d` holds a scale for each row, or is 0
+if all rows have the scale `p`; `r` is the parameter of the loss.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from gpunn.program.instructions.words import (
     P,
     Q,
     R,
-    by_name,
     context_of,
     doubles,
     entries,
     instruction,
     integers,
     numbers_of,
+    register,
     rows_of,
     words_of,
 )
@@ -54,11 +54,11 @@ def _put_cost(ctx: int, cost: float) -> None:
 
 @compiled
 def _scale_of(w: Array, f: Array) -> float:
-    """Return what multiplies every loss: 1 where each row has a scale of its own."""
+    """Return the common scale of all losses: 1 if each row has its own scale."""
     return 1.0 if w[D] else f[P]
 
 
-@by_name
+@instruction
 def loss_softmax_labels(op: int, ctx: int, one: Any) -> None:
     """Softmax cross-entropy of labels."""
     w, f = words_of(op), numbers_of(op)
@@ -69,11 +69,11 @@ def loss_softmax_labels(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, loops.softmax(grad, labels, weights, _scale_of(w, f), cost))
 
 
-@by_name
+@instruction
 def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
-    """Softmax cross-entropy of targets that are a share of each class, and need not sum to 1.
+    """Softmax cross-entropy of soft targets, which need not sum to 1.
 
-    Less the entropy of the targets, if `flag`: the divergence of the softmax from them.
+    If `flag`, subtract the entropy of the targets, to get the divergence of the softmax from them.
     """
     w, f = words_of(op), numbers_of(op)
     shape, of = (w[M], w[N]), type(one)
@@ -99,7 +99,7 @@ def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_binary(op: int, ctx: int, one: Any) -> None:
     """Binary cross-entropy of logits."""
     w, f = words_of(op), numbers_of(op)
@@ -121,7 +121,7 @@ def loss_binary(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_squared(op: int, ctx: int, one: Any) -> None:
     """Half the squared error."""
     w, f = words_of(op), numbers_of(op)
@@ -140,9 +140,9 @@ def loss_squared(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_cross_entropy(op: int, ctx: int, one: Any) -> None:
-    """Cross-entropy of probabilities, which are first brought into [q, 1]."""
+    """Cross-entropy of probabilities, which are first clipped to [q, 1]."""
     w, f = words_of(op), numbers_of(op)
     shape, of = (w[M], w[N]), type(one)
     prediction, target = array_at(w[A], shape, one), array_at(w[B], shape, one)
@@ -158,9 +158,9 @@ def loss_cross_entropy(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_binary_probabilities(op: int, ctx: int, one: Any) -> None:
-    """Binary cross-entropy of probabilities, which are first brought into [q, 1 - q]."""
+    """Binary cross-entropy of probabilities, which are first clipped to [q, 1 - q]."""
     w, f = words_of(op), numbers_of(op)
     shape, of = (w[M], w[N]), type(one)
     prediction, target = array_at(w[A], shape, one), array_at(w[B], shape, one)
@@ -176,9 +176,9 @@ def loss_binary_probabilities(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def soft_labels(op: int, ctx: int, one: Any) -> None:
-    """C = rows for the labels b, smoothed by p and weighted by class, d; NaN out of range."""
+    """C = the labels b as rows, smoothed by p and weighted by class, d; NaN if out of range."""
     w, f = words_of(op), numbers_of(op)
     labels, rows = integers(w[B], w[M]), rows_of(w[C], w[M], w[N], one)
     classes, of = entries(w[D], w[N], one), type(one)
@@ -192,7 +192,7 @@ def soft_labels(op: int, ctx: int, one: Any) -> None:
             rows[i, j] = y * classes[j] if classes.size else y
 
 
-@by_name
+@instruction
 def soft_targets(op: int, ctx: int, one: Any) -> None:
     """C = the targets b, smoothed by p and weighted by class, d."""
     w, f = words_of(op), numbers_of(op)
@@ -205,9 +205,9 @@ def soft_targets(op: int, ctx: int, one: Any) -> None:
             rows[i, j] = y * classes[j] if classes.size else y
 
 
-@by_name
+@instruction
 def mass_of_labels(op: int, ctx: int, one: Any) -> None:
-    """C = the weights d of the classes of the labels a; the nearest class where one is unknown."""
+    """C = the class weights d of the labels a; a label out of range counts as the nearest class."""
     w = words_of(op)
     labels, classes = integers(w[A], w[M]), array_at(w[D], (w[N],), one)
     mass = array_at(w[C], (w[M],), one)
@@ -215,9 +215,9 @@ def mass_of_labels(op: int, ctx: int, one: Any) -> None:
         mass[i] = classes[min(max(labels[i], 0), w[N] - 1)]
 
 
-@by_name
+@instruction
 def mass_of_targets(op: int, ctx: int, one: Any) -> None:
-    """C = the sums of the targets a times the weights d of the classes."""
+    """C = the sums of the targets a times the class weights d."""
     w = words_of(op)
     target, classes = rows_of(w[A], w[M], w[N], one), array_at(w[D], (w[N],), one)
     mass = array_at(w[C], (w[M],), one)
@@ -227,9 +227,9 @@ def mass_of_targets(op: int, ctx: int, one: Any) -> None:
             mass[i] += target[i, j] * classes[j]
 
 
-@by_name
+@instruction
 def mean_scale(op: int, ctx: int, one: Any) -> None:
-    """C = what multiplies the loss of each sample in a mean, from weights a and masses b."""
+    """C = the factor of each sample's loss in a mean, from sample weights a and class weights b."""
     w, x = words_of(op), context_of(ctx)
     weights, masses = entries(w[A], w[M], one), entries(w[B], w[M], one)
     scale, total = array_at(w[C], (w[M],), one), 0.0
@@ -238,21 +238,21 @@ def mean_scale(op: int, ctx: int, one: Any) -> None:
         total += counted * masses[i] if masses.size else counted
     if x[THREAD] == 0 and x[TOTALS]:
         doubles(x[TOTALS], x[STEP] + 1)[x[STEP]] = total
-    total = total if total != 0.0 else 1.0  # no weight at all: 0 / 1, not 0 / 0
+    total = total if total != 0.0 else 1.0  # if all weights are 0: 0 / 1, not 0 / 0
     for i in range(w[M]):
         scale[i] = (weights[i] if weights.size else one) / total
 
 
 @compiled
 def _operands_of(op: int, one: Any) -> tuple[Array, Array, Array, float, Array]:
-    """Return the prediction, the target, the rows' scales, the common one, and the gradient."""
+    """Return the prediction, the target, the rows' scales, their common scale, and the gradient."""
     w, f = words_of(op), numbers_of(op)
     prediction, target = rows_of(w[A], w[M], w[N], one), rows_of(w[B], w[M], w[N], one)
     weights, grad = entries(w[D], w[M], one), rows_of(w[C], w[M], w[N], one)
     return prediction, target, weights, _scale_of(w, f), grad
 
 
-@by_name
+@instruction
 def loss_cosine(op: int, ctx: int, one: Any) -> None:
     """One minus the cosine of the angle between prediction and target."""
     prediction, target, weights, scale, grad = _operands_of(op, one)
@@ -261,17 +261,17 @@ def loss_cosine(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_logarithms(op: int, ctx: int, one: Any) -> None:
-    """The divergence of logarithms of probabilities from the targets."""
+    """The divergence of log probabilities from the targets."""
     prediction, target, weights, scale, grad = _operands_of(op, one)
     cost = loops_losses.divergence_of_logarithms(prediction, target, weights, scale, grad)
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def loss_sequence(op: int, ctx: int, one: Any) -> None:
-    """Softmax cross-entropy at each of k positions; `limit` is a label that does not count."""
+    """Softmax cross-entropy at each of k positions; the label `limit` is ignored."""
     w, f = words_of(op), numbers_of(op)
     rows = w[M] * w[K]
     logits, grad = rows_of(w[A], rows, w[N], one), rows_of(w[C], rows, w[N], one)
@@ -282,9 +282,9 @@ def loss_sequence(op: int, ctx: int, one: Any) -> None:
     _put_cost(ctx, cost)
 
 
-@by_name
+@instruction
 def count_labels(op: int, ctx: int, one: Any) -> None:
-    """C = how many of the labels a are not `limit`."""
+    """C = the number of labels in each row of a that are not `limit`."""
     w = words_of(op)
     labels, mass = integers(w[A], w[M] * w[N]), array_at(w[C], (w[M],), one)
     for i in range(w[M]):
@@ -304,4 +304,4 @@ def _by_output(kind: int) -> Callable[..., None]:
 
 
 for _name, (_kind, _) in loops_losses.BY_OUTPUT.items():
-    instruction(f"loss_{_name}", _by_output(_kind))
+    register(f"loss_{_name}", _by_output(_kind))

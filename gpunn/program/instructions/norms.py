@@ -1,7 +1,7 @@
 """Instructions of normalisation; see `gpunn.kernels.norm`.
 
-Of a norm within samples, `m` is the number of rows, each of `k` positions of `n` channels in
-`pitch` groups; `e` are its statistics.
+For a norm within samples, `m` is the number of rows, each of `k` positions of `n` channels in
+`pitch` groups; `e` holds its statistics.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from gpunn.program.instructions.words import (
     M,
     N,
     P,
-    by_name,
     context_of,
     doubles,
     entries,
+    instruction,
     numbers_of,
     rows_of,
     words_of,
 )
 
-#: Gradients of gain and bias are added up over about so many numbers at a time, while these are
+#: Gradients of gain and bias are summed over about this many numbers at a time, while they are
 #: still in the cache from the gradient of x.
 _AT_ONCE = 1 << 12
 
 
-@by_name
+@instruction
 def row_norm(op: int, ctx: int, one: Any) -> None:
-    """C = the norm of a, with gain b and bias d, which may be absent; `flag`: is it centred."""
+    """C = the norm of a, with gain b and optional bias d; `flag` says whether it is centred."""
     w, f = words_of(op), numbers_of(op)
     shape = w[M], w[K], w[N]
     x, y = array_at(w[A], shape, one), array_at(w[C], shape, one)
@@ -49,12 +49,12 @@ def row_norm(op: int, ctx: int, one: Any) -> None:
     loops_norm.row_norm(x, gain, bias, y, statistics, w[PITCH], w[FLAG] != 0, f[P])
 
 
-@by_name
+@instruction
 def row_norm_backward(op: int, ctx: int, one: Any) -> None:
     """C = dJ/dx from a = dJ/dy, b = x and the gain d, unless c is absent.
 
-    At `limit` come this thread's part of the gradients of the gain, and of the bias: `flag` is
-    twice their number, plus 1 if the norm is centred.
+    This thread's parts of the gradients of gain and bias go to `limit`; `flag` is twice their
+    number, plus 1 if the norm is centred.
     """
     w = words_of(op)
     shape, groups, n_sums = (w[M], w[K], w[N]), w[PITCH], w[FLAG] // 2
@@ -73,28 +73,28 @@ def row_norm_backward(op: int, ctx: int, one: Any) -> None:
             loops_norm.add_row_norm_sums(*own, groups, sums)
 
 
-# Over the batch: `m` rows of `n` channels, of `k` rows a sample
+# Over the batch: `m` rows of `n` channels, `k` rows per sample
 
 
-@by_name
+@instruction
 def batch_moments(op: int, ctx: int, one: Any) -> None:
-    """D = mean and squared distances of the columns of a, and room for as much as a mean."""
+    """D = the mean and squared deviations of a's columns, and scratch as long as the mean."""
     w = words_of(op)
     n, moments = w[N], doubles(w[D], 3 * w[N])
     shift = array_at(w[D] + 16 * n, (n,), one)
     loops_norm.batch_moments(rows_of(w[A], w[M], n, one), shift, moments[: 2 * n].reshape(2, n))
 
 
-@by_name
+@instruction
 def batch_statistics(op: int, ctx: int, one: Any) -> None:
-    """C = the statistics of the columns, of what each thread has of `m` samples at a; epsilon p."""
+    """C = the statistics of the columns over m samples, from all threads' moments a; epsilon p."""
     w, f, x = words_of(op), numbers_of(op), context_of(ctx)
     moments = doubles(w[A], x[THREADS] * 3 * w[N]).reshape(x[THREADS], 3, w[N])
     statistics = rows_of(w[C], 3, w[N], one)
     loops_norm.batch_statistics(moments, w[M], w[K], statistics, f[P])
 
 
-@by_name
+@instruction
 def fixed_statistics(op: int, ctx: int, one: Any) -> None:
     """C = the statistics of a mean a and a variance b; epsilon p."""
     w, f = words_of(op), numbers_of(op)
@@ -102,7 +102,7 @@ def fixed_statistics(op: int, ctx: int, one: Any) -> None:
     loops_norm.fixed_statistics(mean, variance, rows_of(w[C], 3, w[N], one), f[P])
 
 
-@by_name
+@instruction
 def scale_columns(op: int, ctx: int, one: Any) -> None:
     """C = b (a - mean) scale + d, for the statistics e."""
     w = words_of(op)
@@ -111,7 +111,7 @@ def scale_columns(op: int, ctx: int, one: Any) -> None:
     loops_norm.scale_columns(x, rows_of(w[E], 3, w[N], one), gain, bias, y)
 
 
-@by_name
+@instruction
 def batch_norm_sums(op: int, ctx: int, one: Any) -> None:
     """D = the sums of a x_hat and of a, for b = x and the statistics e."""
     w = words_of(op)
@@ -120,9 +120,9 @@ def batch_norm_sums(op: int, ctx: int, one: Any) -> None:
     loops_norm.batch_norm_sums(grad, x, rows_of(w[E], 3, w[N], one), sums)
 
 
-@by_name
+@instruction
 def add_up_doubles(op: int, ctx: int, one: Any) -> None:
-    """C = the sums over the threads of m of the n doubles that each has at a, from `flag` on."""
+    """C = the sums over threads of m doubles, from `flag` on, of each thread's n at a."""
     w, x = words_of(op), context_of(ctx)
     parts = doubles(w[A], x[THREADS] * w[N]).reshape(x[THREADS], w[N])
     totals = entries(w[C], w[M], one)
@@ -133,11 +133,11 @@ def add_up_doubles(op: int, ctx: int, one: Any) -> None:
         totals[j] = total
 
 
-@by_name
+@instruction
 def batch_norm_backward(op: int, ctx: int, one: Any) -> None:
     """C = dJ/dx from a = dJ/dy, b = x, the gain d, statistics e and totals at `limit`.
 
-    The totals, of `k` rows, become means.
+    The totals, over `k` rows, are replaced by means.
     """
     w = words_of(op)
     n = w[N]
@@ -150,9 +150,9 @@ def batch_norm_backward(op: int, ctx: int, one: Any) -> None:
     loops_norm.batch_norm_backward(grad, x, statistics, gain, means, rows_of(w[C], w[M], n, one))
 
 
-@by_name
+@instruction
 def track(op: int, ctx: int, one: Any) -> None:
-    """Move m of the running means c and variances d towards the statistics at a, by p of the way.
+    """Move m running means c and variances d a fraction p of the way to the statistics at a.
 
     The statistics are three rows of n numbers.
     """

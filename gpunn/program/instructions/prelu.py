@@ -1,4 +1,4 @@
-"""Instructions of PReLU: `m` rows of `n` channels, and `k` slopes, at d."""
+"""Instructions of PReLU: `m` rows of `n` channels, and `k` slopes at d."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpunn.program.instructions.words import (
     K,
     M,
     N,
-    by_name,
     entries,
+    instruction,
     rows_of,
     words_of,
 )
 
 
-@by_name
+@instruction
 def prelu(op: int, ctx: int, one: Any) -> None:
     """C = a where a > 0, else d a."""
     w = words_of(op)
@@ -29,11 +29,11 @@ def prelu(op: int, ctx: int, one: Any) -> None:
     loops_prelu.prelu(x, entries(w[D], w[K], one), h)
 
 
-@by_name
+@instruction
 def prelu_backward(op: int, ctx: int, one: Any) -> None:
-    """C = dJ/dx from a = dJ/dh and b = x; this thread's part of dJ/dd is at `limit`.
+    """C = dJ/dx from a = dJ/dh and b = x; this thread's part of dJ/dd goes to `limit`.
 
-    Either may be absent.
+    Either result may be absent.
     """
     w = words_of(op)
     grad, x = rows_of(w[A], w[M], w[N], one), rows_of(w[B], w[M], w[N], one)

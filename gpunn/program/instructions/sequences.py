@@ -1,4 +1,4 @@
-"""Instructions of attention, of tokens and their positions, and of columns."""
+"""Instructions of attention, embeddings, positions and columns."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from gpunn.program.instructions.words import (
     K,
     M,
     N,
-    by_name,
     context_of,
+    instruction,
     integers,
     rows_of,
     words_of,
 )
 from gpunn.program.products import add_product, matrix, product, transpose
 
-#: Queries that are taken together: their scores stay in the cache.
+#: Queries processed together: their scores stay in the cache.
 QUERIES = 64
 
 
-@by_name
+@instruction
 def embedding(op: int, ctx: int, one: Any) -> None:
-    """C = the rows of b (k, n) at the m indices a; NaN where one is out of range."""
+    """C = the rows of b (k, n) at the m indices a; NaN if an index is out of range."""
     w = words_of(op)
     table, result = rows_of(w[B], w[K], w[N], one), rows_of(w[C], w[M], w[N], one)
     loops.look_up(integers(w[A], w[M]), table, result)
 
 
-@by_name
+@instruction
 def embedding_backward(op: int, ctx: int, one: Any) -> None:
-    """C = the sums of the rows b (m, n) at the indices a, for k of these, the first is `flag`."""
+    """C = the sums of the rows of b (m, n) with equal indices a, for k indices from `flag` on."""
     w = words_of(op)
     grad, sums = rows_of(w[B], w[M], w[N], one), rows_of(w[C], w[K], w[N], one)
     loops.add_by_row(integers(w[A], w[M]), grad, w[FLAG], sums)
 
 
-@by_name
+@instruction
 def add_positions(op: int, ctx: int, one: Any) -> None:
     """C = a + b for each of m rows."""
     w = words_of(op)
@@ -57,9 +57,9 @@ def add_positions(op: int, ctx: int, one: Any) -> None:
             result[i, j] = x[i, j] + table[j]
 
 
-@by_name
+@instruction
 def copy_columns(op: int, ctx: int, one: Any) -> None:
-    """C = the first k entries of each of m rows of a; rows of a are n long, those of c `pitch`."""
+    """C = the first k entries of m rows of a; a's rows have n entries, and c's have `pitch`."""
     w = words_of(op)
     for i in range(w[M]):
         given = array_at(w[A] + i * w[N] * itemsize(one), (w[K],), one)
@@ -70,18 +70,18 @@ def copy_columns(op: int, ctx: int, one: Any) -> None:
 
 @compiled
 def _scale(width: int, heads: int, one: Any) -> Any:
-    """Return what scores are multiplied by."""
+    """Return the factor of the scores, 1 / sqrt(the width of a head)."""
     return type(one)((width // heads) ** -0.5)
 
 
-@by_name
+@instruction
 def attention(op: int, ctx: int, one: Any) -> None:
-    """C = the weighted means of the values in a, of k heads; d the weights, if they are wanted.
+    """C = the weighted means of the values in a, for k heads; d = the weights, if wanted.
 
-    For m sequences of n positions, whose vectors are `pitch` long; `flag` is whether it is causal,
-    and e room for the scores of `QUERIES`.
+    There are m sequences of n positions, with vectors `pitch` long; `flag` says whether attention
+    is causal, and e is scratch memory for the scores of `QUERIES` queries.
     """
-    w, room = words_of(op), context_of(ctx)[WORKSPACE]
+    w, workspace = words_of(op), context_of(ctx)[WORKSPACE]
     t, heads, width, causal = w[N], w[K], w[PITCH], w[FLAG] != 0
     d, size, scale = width // heads, itemsize(one), _scale(width, heads, one)
     for i in range(w[M] * heads):
@@ -93,17 +93,22 @@ def attention(op: int, ctx: int, one: Any) -> None:
             seen = start + rows if causal else t
             kept = w[D] + (i * t + start) * t * size if w[D] else w[E]
             scores, queries = matrix(kept, t), matrix(q + start * 3 * width * size, 3 * width)
-            product((rows, seen, d), queries, transpose(matrix(k, 3 * width)), scores, room, one)
+            product(
+                (rows, seen, d), queries, transpose(matrix(k, 3 * width)), scores, workspace, one
+            )
             loops.softmax_of_scores(rows_of(kept, rows, t, one), start, causal, scale)
             mean = w[C] + ((sample * t + start) * width + head * d) * size
             means, zero = matrix(mean, width), type(one)(0)
-            add_product((rows, d, seen), scores, matrix(v, 3 * width), zero, means, room)
+            add_product((rows, d, seen), scores, matrix(v, 3 * width), zero, means, workspace)
 
 
-@by_name
+@instruction
 def attention_backward(op: int, ctx: int, one: Any) -> None:
-    """C = the gradient of b, from a, that of the means, and the weights d; else as `attention`."""
-    w, room = words_of(op), context_of(ctx)[WORKSPACE]
+    """C = the gradient of b = qkv, from a, the means' gradient, and the weights d.
+
+    The other words are those of `attention`.
+    """
+    w, workspace = words_of(op), context_of(ctx)[WORKSPACE]
     t, heads, width, causal = w[N], w[K], w[PITCH], w[FLAG] != 0
     d, size, scale = width // heads, itemsize(one), _scale(width, heads, one)
     first = type(one)(1) if t > QUERIES else type(one)(0)
@@ -123,9 +128,14 @@ def attention_backward(op: int, ctx: int, one: Any) -> None:
             down = start * 3 * width * size
             given = matrix(w[A] + ((sample * t + start) * width + head * d) * size, width)
             weights, grads = matrix(kept, t), matrix(w[E], seen)
-            product((rows, seen, d), given, transpose(matrix(v, 3 * width)), grads, room, one)
+            product((rows, seen, d), given, transpose(matrix(v, 3 * width)), grads, workspace, one)
             add_product(
-                (seen, d, rows), transpose(weights), given, first, matrix(grad_v, 3 * width), room
+                (seen, d, rows),
+                transpose(weights),
+                given,
+                first,
+                matrix(grad_v, 3 * width),
+                workspace,
             )
             loops.slope_of_scores(
                 rows_of(kept, rows, t, one), rows_of(w[E], rows, seen, one), scale
@@ -136,7 +146,7 @@ def attention_backward(op: int, ctx: int, one: Any) -> None:
                 matrix(k, 3 * width),
                 type(one)(0),
                 matrix(grad_q + down, 3 * width),
-                room,
+                workspace,
             )
             add_product(
                 (seen, d, rows),
@@ -144,12 +154,12 @@ def attention_backward(op: int, ctx: int, one: Any) -> None:
                 matrix(q + down, 3 * width),
                 first,
                 matrix(grad_k, 3 * width),
-                room,
+                workspace,
             )
 
 
 @compiled
 def _clear(place: int, rows: int, columns: int, pitch: int, one: Any) -> None:
-    """Write zeros over the first columns of rows that are `pitch` long."""
+    """Zero the first columns of rows that are `pitch` long."""
     for i in range(rows):
         array_at(place + i * pitch * itemsize(one), (columns,), one)[:] = 0

@@ -1,4 +1,4 @@
-"""Instructions of updates, and of sums over threads."""
+"""Instructions of updates and of sums over threads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from gpunn.program.instructions.words import (
     Q,
     R,
     S,
-    by_name,
     context_of,
     doubles,
+    instruction,
     numbers_of,
     words_of,
 )
@@ -39,11 +39,11 @@ from gpunn.program.instructions.words import (
 
 @compiled
 def _operands(op: int, ctx: int, one: Any) -> Any:
-    """Return what a rule in `loops_update` takes, for m numbers.
+    """Return the arguments of a rule in `loops_update`, for m numbers.
 
     a is the value, b the gradient, and c, e and k the states; p, q and r are the settings, and s is
-    what entries are clipped to. d says whether weight decay applies, n whether it is decoupled, and
-    `flag` whether gradients are clipped by their norm.
+    the limit on gradient entries. d says whether weight decay applies, n whether it is decoupled,
+    and `flag` whether gradients are clipped by their norm.
     """
     w, f = words_of(op), numbers_of(op)
     x, m = context_of(ctx), w[M]
@@ -61,52 +61,52 @@ def _operands(op: int, ctx: int, one: Any) -> Any:
     return value, grad, (first, second, third), common, (f[P], f[Q], f[R])
 
 
-@by_name
+@instruction
 def sgd(op: int, ctx: int, one: Any) -> None:
     """Update numbers by SGD."""
     loops_update.sgd(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def adam(op: int, ctx: int, one: Any) -> None:
     """Update numbers by Adam."""
     loops_update.adam(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def rmsprop(op: int, ctx: int, one: Any) -> None:
     """Update numbers by RMSprop."""
     loops_update.rmsprop(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def adagrad(op: int, ctx: int, one: Any) -> None:
     """Update numbers by Adagrad."""
     loops_update.adagrad(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def lion(op: int, ctx: int, one: Any) -> None:
     """Update numbers by Lion."""
     loops_update.lion(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def gradient_sum(op: int, ctx: int, one: Any) -> None:
     """Add gradients to sums."""
     loops_update.gradient_sum(*_operands(op, ctx, one))
 
 
-@by_name
+@instruction
 def average(op: int, ctx: int, one: Any) -> None:
-    """Move m averages at a towards the numbers at b, by the share p."""
+    """Move m averages at a towards the numbers at b by the fraction p."""
     w, f = words_of(op), numbers_of(op)
     value, weight = array_at(w[A], (w[M],), one), array_at(w[B], (w[M],), one)
     common = f[P], 0.0, 0.0, 1.0, math.inf, 1.0
     loops_update.average(value, weight, (value, value, value), common, (0.0, 0.0, 0.0))
 
 
-@by_name
+@instruction
 def penalty(op: int, ctx: int, one: Any) -> None:
     """Add half the weight decay times the sum of squares of a to the step's penalty."""
     w, x = words_of(op), context_of(ctx)
@@ -119,9 +119,9 @@ def penalty(op: int, ctx: int, one: Any) -> None:
         doubles(x[PENALTIES], place + 1)[place] += 0.5 * decay * squares
 
 
-@by_name
+@instruction
 def squared_norm(op: int, ctx: int, one: Any) -> None:
-    """Add the sum of squares of a, clipped to +-p, to the one at d; `flag`: begin anew."""
+    """Add the sum of squares of a, clipped to +-p, to the sum at d; set it if `flag`."""
     w, f = words_of(op), numbers_of(op)
     grad, limit, squares = array_at(w[A], (w[M],), one), type(one)(f[P]), type(one)(0)
     for i in range(w[M]):
@@ -132,9 +132,9 @@ def squared_norm(op: int, ctx: int, one: Any) -> None:
     total[0] = squares if w[FLAG] else total[0] + squares
 
 
-@by_name
+@instruction
 def clip_factor(op: int, ctx: int, one: Any) -> None:
-    """Work out what shrinks all gradients to the norm p, from the sums of all threads at d."""
+    """Compute the factor that clips all gradients to the norm p, from the threads' sums at d."""
     w, f = words_of(op), numbers_of(op)
     x, total = context_of(ctx), 0.0
     sums = doubles(w[D], x[THREADS])
@@ -145,7 +145,7 @@ def clip_factor(op: int, ctx: int, one: Any) -> None:
     doubles(ctx, 20)[FACTOR] = f[P] / (f[P] if norm < f[P] else norm)
 
 
-@by_name
+@instruction
 def accumulate(op: int, ctx: int, one: Any) -> None:
     """C += a, of m numbers."""
     w = words_of(op)
@@ -154,9 +154,9 @@ def accumulate(op: int, ctx: int, one: Any) -> None:
         c[i] += a[i]
 
 
-@by_name
+@instruction
 def add_up(op: int, ctx: int, one: Any) -> None:
-    """C = the sums over the threads of m of the n numbers that each has at a, from `flag` on."""
+    """C = the sums over threads of m numbers, from `flag` on, of each thread's n at a."""
     w, x = words_of(op), context_of(ctx)
     parts = array_at(w[A], (x[THREADS], w[N]), one)
     c = array_at(w[C], (w[M],), one)
