@@ -52,7 +52,7 @@ class DivergenceError(GpunnError, ArithmeticError):
 
 
 class GradientError(GpunnError, AssertionError):
-    """A backward pass disagrees with finite differences."""
+    """A backward pass disagrees with finite differences, or leaves out a gradient."""
 
 
 class FileError(GpunnError, ValueError):

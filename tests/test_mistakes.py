@@ -178,7 +178,7 @@ def test_divergence_asks_for_the_data_first() -> None:
     wrong = X.copy()
     wrong[0, 0] = np.nan
     with pytest.raises(
-        gn.errors.DivergenceError, match=r"Look for NaN in the data first, Loader\("
+        gn.errors.DivergenceError, match=r"Look for NaN in the training data first, Loader\("
     ):
         trainer().fit(gn.Loader(wrong, Y, batch_size=2), 1, progress=False)
 

@@ -9,7 +9,7 @@ from typing import overload
 
 from gpunn._typing import Array
 from gpunn.arrays.checks import one_of
-from gpunn.errors import SettingError, ShapeError
+from gpunn.errors import GradientError, SettingError, ShapeError
 from gpunn.kernels import kernels
 from gpunn.nn.layer import Layer, as_instance
 from gpunn.nn.tape import Tape
@@ -55,6 +55,7 @@ class Sequential(Layer):
         for layer in reversed(self.layers):
             passed_on = layer.backward(grad, tape)
             if passed_on is None:
+                _check_not_needed(layer, tape)
                 return None
             grad = passed_on
         return grad
@@ -119,7 +120,10 @@ class Residual(Layer):
     def backward(self, grad: Array, tape: Tape) -> Array | None:
         """Return grad + f's input gradient."""
         through = self.layer.backward(grad, tape)
-        return None if through is None else kernels(grad).add(grad, through)
+        if through is None:
+            _check_not_needed(self.layer, tape)
+            return None
+        return kernels(grad).add(grad, through)
 
     def __repr__(self) -> str:
         """Return the expression that creates this layer."""
@@ -176,6 +180,7 @@ class Parallel(Layer):
             if through is None:
                 if not tape.wants_grad:  # no layer before it needs a gradient
                     return None
+                _check_not_needed(layer, tape)
             else:
                 total = through if total is None else k.add(total, through)
         return total
@@ -204,6 +209,15 @@ class Parallel(Layer):
         if self.join != "concatenate":
             shown.append(f"join={self.join!r}")
         return f"Parallel({', '.join(shown)})"
+
+
+def _check_not_needed(layer: Layer, tape: Tape) -> None:
+    """Check that no layer before this one is to be trained, since this one returned no gradient."""
+    if tape.wants_below and not entrance(layer).takes_integers:
+        raise GradientError(
+            f"{layer!r}: backward returned None; it must return dJ/dx, because layers before it "
+            "are trained"
+        )
 
 
 def _check_layer(owner: str, layer: object) -> None:

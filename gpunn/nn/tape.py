@@ -128,8 +128,13 @@ class Tape:
         gradient of the network's input is not wanted either. A layer with an expensive input
         gradient asks first, and returns None if it is not needed.
         """
-        if self.input_grad or not self._entries:
-            return self.input_grad
+        return self.input_grad or self.wants_below
+
+    @property
+    def wants_below(self) -> bool:
+        """Whether a layer whose backward pass is still to come has parameters to train."""
+        if not self._entries:
+            return False
         if self.parameters is not None:
             return self._wants_below(self.parameters)
         for owner, _ in self._entries:  # noqa: SIM110 (a generator costs more)

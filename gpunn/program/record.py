@@ -93,6 +93,8 @@ def record_step(
         prediction, cost = backpropagate(model, loss, tape, x, y, weight)
         grads = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
         tape.commit()
+    if len(grads) < len(parameters):
+        raise NotRecordableError("a parameter of the optimizer gets no gradient")
     recording = _recording_of(recorder, x, y, weight, prediction, cost)
     recording.n_keys, recording.grads = tape.n_keys, grads
     return recording

@@ -18,18 +18,22 @@ def check_finite(history: History, best: BestWeights, optimizer: Optimizer) -> N
     DivergenceError
         Its `history` is the history so far.
     """
-    losses = [history.last[name] for name in ("loss", "validation_loss") if name in history]
-    if all(map(math.isfinite, losses)):
+    losses = {name: history.last[name] for name in ("loss", "validation_loss") if name in history}
+    bad = next((name for name, loss in losses.items() if not math.isfinite(loss)), None)
+    if bad is None:
         return
     best.restore()
     optimizer.reset()  # its state may not be finite
     whose = f"those of epoch {best.epoch}" if best.epoch else "the initial ones"
-    history.stopped = f"the loss was not finite in epoch {len(history)}"
+    what = bad.replace("_", " ")
+    history.stopped = f"the {what} was not finite in epoch {len(history)}"
+    training = "training data first, Loader(..., check_finite=True)"
+    where = training if bad == "loss" else "validation data first"
     error = DivergenceError(
-        f"Trainer: the loss is {losses[0]} in epoch {len(history)} (learning rate "
+        f"Trainer: the {what} is {losses[bad]} in epoch {len(history)} (learning rate "
         f"{history['learning_rate'][-1]:g}); the model has its best weights again, {whose}. "
-        "Look for NaN in the data first, Loader(..., check_finite=True); if there is none, try "
-        "standardised features, a lower learning rate or clip_norm=1.0"
+        f"Look for NaN in the {where}; if there is none, try standardised features, a lower "
+        "learning rate or clip_norm=1.0"
     )
     error.history = history  # type: ignore[attr-defined]
     raise error

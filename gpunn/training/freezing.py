@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
-from gpunn.errors import SettingError
+from gpunn.errors import GradientError, SettingError
 from gpunn.kernels import kernels
 from gpunn.nn.containers import Residual, Sequential
 from gpunn.nn.dense import Dense
 from gpunn.nn.layer import Layer
-from gpunn.nn.parameter import Held
+from gpunn.nn.parameter import Held, Parameter
 from gpunn.nn.tree import children
 from gpunn.optim.base import Optimizer
 
@@ -77,6 +77,18 @@ class Part:
         finally:
             for parameter, state in zip(self.frozen, kept, strict=False):
                 parameter.put_back(state)
+
+    def check_grads(self, optimizer: Optimizer) -> None:
+        """Check that each layer on the tape gave a gradient to its parameters."""
+        trained = set(optimizer.parameters)
+        for owner in self.owners or ():
+            for name, value in vars(owner).items() if isinstance(owner, Layer) else ():
+                if isinstance(value, Parameter) and value in trained and value.grad is None:
+                    raise GradientError(
+                        f"{owner!r}: backward left {name}.grad unset, so it would never be "
+                        f"trained; call self.{name}.add_grad(...), or build the optimizer "
+                        "without it"
+                    )
 
 
 def part_of(model: Layer, optimizer: Optimizer) -> Part:

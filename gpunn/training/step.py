@@ -145,11 +145,7 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     error the optimizer's parameters have no gradients. A batch of a `group` is updated by when the
     group is complete.
     """
-    part = optimizer.part
-    if part is None or part.model() is not model:
-        if unchecked and part is None:
-            report_newcomers("train_step", model, optimizer)
-        part = part_of(model, optimizer)
+    part = _trained_part(model, optimizer, unchecked=unchecked)
     if unchecked:
         check_places(model, part.held, x, y, sample_weight)
     parallel = optimizer.parallel
@@ -160,7 +156,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
         tape = _tape_of(part, rng, parallel)
         prediction = model.forward(x, tape)
         # The first step, or layers were added or removed.
-        if part.owners is None or (unchecked and part.owners != tape.owners()):
+        changed = part.owners is None or (unchecked and part.owners != tape.owners())
+        if changed:
             part = part_of(model, optimizer)
             part.owners, part.input_grad = tape.owners(), tape.misses(model)
             tape.parameters, tape.input_grad = part.wanted, part.input_grad
@@ -175,6 +172,8 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
                 model.backward(loss.backward(tape, share), tape)
         else:
             model.backward(loss.backward(tape, share), tape)
+        if changed:
+            part.check_grads(optimizer)
         updating = True
         update()
         tape.commit()
@@ -191,6 +190,16 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     from gpunn.nn.memory import explain  # noqa: PLC0415 (most programs never need it)
 
     raise explain(failure, model, (x, y, sample_weight), updating=updating) from failure
+
+
+def _trained_part(model: Layer, optimizer: Optimizer, *, unchecked: bool) -> Any:
+    """Return the part of the model that the optimizer trains, as noted in an earlier step."""
+    part = optimizer.part
+    if part is not None and part.model() is model:
+        return part
+    if unchecked and part is None:
+        report_newcomers("train_step", model, optimizer)
+    return part_of(model, optimizer)
 
 
 def _tape_of(part: Any, rng: RNG, parallel: Any) -> Tape:
