@@ -181,12 +181,12 @@ class TestThatTheTestSees:
         assert races(table_of(DEEP, 3))
 
     def test_shared_values_at_one_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tables, "in_a_row", lambda sizes: ([0] * len(list(sizes)), 1 << 14))
+        monkeypatch.setattr(tables, "consecutive", lambda sizes: ([0] * len(list(sizes)), 1 << 14))
         assert races(table_of(DEEP, 2))
 
     def test_shared_values_that_follow_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Threads are at different instructions, and one writes over what another reads."""
-        place = Table._place
+        place = Table._place_values
 
         def placed(self: Table) -> None:
             place(self)
@@ -202,5 +202,5 @@ class TestThatTheTestSees:
             first, offsets = min(self._shared.values()), tables.plan(found)[0]
             self._shared = {v: first + at for v, at in zip(spans, offsets, strict=True)}
 
-        monkeypatch.setattr(Table, "_place", placed)
+        monkeypatch.setattr(Table, "_place_values", placed)
         assert races(table_of(DEEP, 2))

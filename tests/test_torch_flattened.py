@@ -133,7 +133,7 @@ REFUSED = {
         gn.Parallel(gn.Flatten(), gn.Sequential(gn.MaxPool2d(2), gn.Flatten())), gn.Dense(72, 2)
     ),
     "groups are of neighbouring": lambda: cnn(gn.Flatten(), gn.GroupNorm(2, 60), gn.Dense(60, 2)),
-    "61 features are no images of 3": lambda: cnn(gn.Flatten(), gn.Dense(61, 2)),
+    "61 features cannot be images of 3": lambda: cnn(gn.Flatten(), gn.Dense(61, 2)),
     "they had 3 channels": lambda: cnn(gn.Flatten(), gn.Reshape((5, 6, 2)), gn.Conv2d(2, 2, 1)),
 }
 

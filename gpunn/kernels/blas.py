@@ -8,7 +8,7 @@ from functools import cache
 from threading import RLock
 from typing import Any
 
-#: The most multiplications in a product that one thread computes alone.
+#: Maximum multiplications in a product that one thread computes alone.
 _WORK_OF_ONE_THREAD = 1 << 21
 
 

@@ -32,9 +32,9 @@ class ConvolutionKernels:
         z = zeros_like(self.xp, x, (x.shape[0], *window.output, weight.shape[3]))
         x = padded(self.xp, x, window, 0.0)
         for i, j, met in window.entries():
-            for own, out in groups_of(weight, window):
-                here = self.product(self._rows(x[(*met[:3], own)]), weight[i, j, :, out])
-                z[..., out] += self.xp.reshape(here, z[..., out].shape)
+            for inputs, outputs in groups_of(weight, window):
+                here = self.product(self._rows(x[(*met[:3], inputs)]), weight[i, j, :, outputs])
+                z[..., outputs] += self.xp.reshape(here, z[..., outputs].shape)
         return z
 
     def convolution_input_grad(self, grad: Array, weight: Array, window: Window) -> Array:
@@ -45,9 +45,9 @@ class ConvolutionKernels:
         channels = weight.shape[2] * window.groups
         x = zeros_like(self.xp, grad, (grad.shape[0], *window.padded, channels))
         for i, j, met in window.entries():
-            for own, out in groups_of(weight, window):
-                here = self.product(self._rows(grad[..., out]), weight[i, j, :, out].T)
-                x[(*met[:3], own)] += self.xp.reshape(here, x[(*met[:3], own)].shape)
+            for inputs, outputs in groups_of(weight, window):
+                here = self.product(self._rows(grad[..., outputs]), weight[i, j, :, outputs].T)
+                x[(*met[:3], inputs)] += self.xp.reshape(here, x[(*met[:3], inputs)].shape)
         return without_padding(self.xp, x, window)
 
     def convolution_weight_grad(
@@ -58,9 +58,9 @@ class ConvolutionKernels:
         weight = zeros_like(self.xp, grad, shape) if into is None else into
         x = padded(self.xp, x, window, 0.0)
         for i, j, met in window.entries():
-            for own, out in groups_of(weight, window):
-                here = self._rows(x[(*met[:3], own)])
-                weight[i, j, :, out] = self.product(here.T, self._rows(grad[..., out]))
+            for inputs, outputs in groups_of(weight, window):
+                here = self._rows(x[(*met[:3], inputs)])
+                weight[i, j, :, outputs] = self.product(here.T, self._rows(grad[..., outputs]))
         return weight
 
     def convolution_workspace(
@@ -102,6 +102,6 @@ def without_padding(xp: Namespace, x: Array, window: Window) -> Array:
 
 def groups_of(weight: Array, window: Window) -> Iterator[tuple[slice, slice]]:
     """Yield the input channels and the output channels of each group."""
-    own, out = weight.shape[2], weight.shape[3] // window.groups
+    n_inputs, n_outputs = weight.shape[2], weight.shape[3] // window.groups
     for g in range(window.groups):
-        yield slice(g * own, (g + 1) * own), slice(g * out, (g + 1) * out)
+        yield slice(g * n_inputs, (g + 1) * n_inputs), slice(g * n_outputs, (g + 1) * n_outputs)

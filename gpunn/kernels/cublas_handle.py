@@ -47,7 +47,7 @@ def loaded_library() -> Any:
 
         return ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
     except (ImportError, OSError, RuntimeError) as error:
-        logging.getLogger("gpunn").info("products use cupy.dot, since %s", error)
+        logging.getLogger("gpunn").info("products go through cupy.dot, since %s", error)
         return None
 
 
@@ -156,23 +156,23 @@ class CaptureHandle:
             raise failure("cublasSetWorkspace", status)
 
     def round_by(self, rounder: Rounder) -> None:
-        """Let this round factors from now on."""
+        """Round factors by `rounder` from now on."""
         self._handle.round = rounder
 
     def __enter__(self) -> None:
-        """Use the handle."""
+        """Make the thread use this handle."""
         self._before = _handles.by_device.get(self._device)
         _handles.by_device[self._device] = self._handle
 
     def __exit__(self, *_: object) -> None:
-        """Use the thread's own again."""
+        """Restore the thread's own handle."""
         del _handles.by_device[self._device]
         if self._before is not None:
             _handles.by_device[self._device] = self._before
 
 
 def workspace_bytes() -> int:
-    """Return the size of a workspace that the library's documentation advises for this device."""
+    """Return the workspace size that the library's documentation recommends for this device."""
     major = int(cupy.cuda.Device().compute_capability[:-1])
     return (32 if major >= 9 else 4) << 20
 

@@ -42,9 +42,12 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
         x = cupy.ascontiguousarray(x)
         z = cupy.ndarray((x.shape[0], *window.output, weight.shape[3]), x.dtype)
         for images, columns in _pieces(x, window):
-            for own, out in groups_of(weight, window):
-                factors = _unrolled(x[images], own, window, columns), _matrix(weight[..., out])
-                _write_product(*factors, z[images], out)
+            for inputs, outputs in groups_of(weight, window):
+                factors = (
+                    _unrolled(x[images], inputs, window, columns),
+                    _matrix(weight[..., outputs]),
+                )
+                _write_product(*factors, z[images], outputs)
         return z
 
     @on_device_of_first
@@ -60,12 +63,12 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
             return product(_matrix(grad), _matrix(weight).T, _matrix(x)).reshape(x.shape)
         for images, columns in _pieces(x, window):
             here = x[images]
-            for own, out in groups_of(weight, window):
-                rows = _matrix(grad[images][..., out])
-                product(rows, _matrix(weight[..., out]).T, columns[: len(rows)])
+            for inputs, outputs in groups_of(weight, window):
+                rows = _matrix(grad[images][..., outputs])
+                product(rows, _matrix(weight[..., outputs]).T, columns[: len(rows)])
                 kernel = cuda_kernel("convolution", "fold", x.dtype, INDEX=INDICES["uint8"])
-                width, pixels = own.stop - own.start, here.size // x.shape[3]
-                sizes = pixels, x.shape[3], own.start, width
+                width, pixels = inputs.stop - inputs.start, here.size // x.shape[3]
+                sizes = pixels, x.shape[3], inputs.start, width
                 launch, table = over_rows(pixels, width), _table(window)
                 kernel(*launch, table.address, columns.data.ptr, here.data.ptr, *sizes)
         return x
@@ -81,13 +84,13 @@ class CupyConvolutions(ConvolutionKernels, PoolingKernels):
         x, grad = cupy.ascontiguousarray(x), cupy.ascontiguousarray(grad)
         weight = cupy.ndarray(shape, x.dtype) if into is None else into
         for images, columns in _pieces(x, window):
-            for own, out in groups_of(weight, window):
-                unrolled = _unrolled(x[images], own, window, columns)
-                factors = unrolled.T, _matrix(grad[images][..., out])
+            for inputs, outputs in groups_of(weight, window):
+                unrolled = _unrolled(x[images], inputs, window, columns)
+                factors = unrolled.T, _matrix(grad[images][..., outputs])
                 if images.start:
-                    weight[..., out] += product(*factors).reshape(weight[..., out].shape)
+                    weight[..., outputs] += product(*factors).reshape(weight[..., outputs].shape)
                 else:
-                    _write_product(*factors, weight, out)
+                    _write_product(*factors, weight, outputs)
         return weight
 
     def convolution_workspace(self, window: Window, channels: int, n: int, itemsize: int) -> int:
@@ -139,8 +142,8 @@ def unrolled_bytes(window: Window, channels: int, n: int, itemsize: int) -> int:
     """Return the size of the workspace for convolutions of n images."""
     if _is_product(window):
         return 0
-    each = math.prod(window.output) * _entries(window, channels) * itemsize
-    return each * min(n, max(1, WORKSPACE // max(1, each)))
+    image_bytes = math.prod(window.output) * _entries(window, channels) * itemsize
+    return image_bytes * min(n, max(1, WORKSPACE // max(1, image_bytes)))
 
 
 def _is_product(window: Window) -> bool:
@@ -164,13 +167,13 @@ def _pieces(x: Array, window: Window) -> Iterator[tuple[slice, Array]]:
         yield slice(first, min(n, first + at_once)), columns
 
 
-def _unrolled(x: Array, own: slice, window: Window, columns: Array) -> Array:
+def _unrolled(x: Array, inputs: slice, window: Window, columns: Array) -> Array:
     """Return the inputs under the filter in a group's channels, with a row per output pixel."""
     if _is_product(window):
         return _matrix(x)
     rows, entries = x.shape[0] * math.prod(window.output), columns.shape[1]
     kernel = cuda_kernel("convolution", "unroll", x.dtype, INDEX=INDICES["uint8"])
-    sizes = rows, x.shape[3], own.start, own.stop - own.start
+    sizes = rows, x.shape[3], inputs.start, inputs.stop - inputs.start
     launch, table = over_rows(rows, entries), _table(window)
     kernel(*launch, table.address, x.data.ptr, columns.data.ptr, *sizes)
     return columns[:rows]
@@ -181,12 +184,12 @@ def _matrix(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _write_product(left: Array, right: Array, result: Array, out: slice) -> None:
+def _write_product(left: Array, right: Array, result: Array, outputs: slice) -> None:
     """Write a product to some channels of a result, directly if to all channels."""
-    if out.stop - out.start == result.shape[-1]:
+    if outputs.stop - outputs.start == result.shape[-1]:
         product(left, right, _matrix(result))
     else:
-        result[..., out] = product(left, right).reshape(result[..., out].shape)
+        result[..., outputs] = product(left, right).reshape(result[..., outputs].shape)
 
 
 def _launch(name: str, window: Window, arrays: tuple[Array, ...], over: Array, *more: int) -> None:

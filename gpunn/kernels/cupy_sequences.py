@@ -45,10 +45,10 @@ class CupySequences(AttentionKernels, ColumnKernels, LookupKernels):
         q, k, v = _split(qkv, heads, 3)
         weights = batched_product(q, k, y_transposed=True)
         mask = None if mask is None else cupy.ascontiguousarray(mask)
-        seen = (0, 0) if mask is None else (mask.data.ptr, mask.ndim - 2)
+        allowed = (0, 0) if mask is None else (mask.data.ptr, mask.ndim - 2)
         sizes = n, heads, t
         _launch_by_row(
-            "softmax_of_scores", weights, weights.data.ptr, *seen, int(causal), d**-0.5, *sizes
+            "softmax_of_scores", weights, weights.data.ptr, *allowed, int(causal), d**-0.5, *sizes
         )
         context = _merge(batched_product(weights, v), qkv.shape[:2], heads, 1)
         return context, weights.reshape(n, heads, t, t) if keep else None

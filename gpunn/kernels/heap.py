@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-#: A little less than the largest block that raises glibc's thresholds, in bytes.
+#: Bytes of a block slightly smaller than the largest that raises glibc's thresholds.
 _LARGE_BLOCK = (32 << 20) - (1 << 16)
 
 

@@ -233,12 +233,12 @@ def softmax(grad: Array, labels: Array, weights: Array, scale: float, cost: floa
         cost += weight * np.log(total)
         label = labels[i]
         valid = 0 <= label < grad.shape[1]
-        own = of(scale) * weight
-        factor = own / total if valid else of(math.nan)
+        row_scale = of(scale) * weight
+        factor = row_scale / total if valid else of(math.nan)
         for j in range(grad.shape[1]):
             grad[i, j] *= factor
         if valid:
-            grad[i, label] -= own
+            grad[i, label] -= row_scale
     return scale * cost
 
 

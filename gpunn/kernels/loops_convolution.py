@@ -40,7 +40,7 @@ class Layout:
 
     def __init__(self, window: Window, channels: int, out_channels: int, itemsize: int) -> None:
         (h, w), (out_h, out_w), (padded_h, padded_w) = window.image, window.output, window.padded
-        own = channels // window.groups
+        group_in = channels // window.groups
         pixel, line = channels * itemsize, padded_w * channels * itemsize
 
         def offsets(*steps: tuple[int, int]) -> Array:
@@ -54,15 +54,15 @@ class Layout:
         filter_ = (window.size[0], down), (window.size[1], across)
         outputs = (out_h, window.stride[0] * line), (out_w, window.stride[1] * pixel)
         # If the inputs under a row of the filter are contiguous, the row is one run.
-        in_a_row = window.groups == 1 and window.dilation[1] == 1
-        taps = offsets(filter_[0]) if in_a_row else offsets(*filter_)
-        entries = window.size[0] * window.size[1] * own
+        contiguous = window.groups == 1 and window.dilation[1] == 1
+        taps = offsets(filter_[0]) if contiguous else offsets(*filter_)
+        entries = window.size[0] * window.size[1] * group_in
         self.tables = {
             PIXELS: offsets(*outputs),
             OUTPUTS: offsets((out_h * out_w, out_channels * itemsize)),
             TAP_OFFSETS: taps,
             WEIGHTS: offsets((entries, out_channels * itemsize)),
-            ENTRY_OFFSETS: offsets(*filter_, (own, itemsize)),
+            ENTRY_OFFSETS: offsets(*filter_, (group_in, itemsize)),
             LINES: offsets(outputs[0]),
         }
         self.numbers = np.zeros(N_NUMBERS, np.int64)
@@ -92,7 +92,7 @@ def convolve(
     All arrays are given by their addresses. Without a bias, `bias` and `relu` are 0.
     """
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
-    own, out = layout[CHANNELS] // groups, channels // groups
+    group_in, group_out = layout[CHANNELS] // groups, channels // groups
     outputs = layout[OUT_H] * layout[OUT_W]
     start, place = bias, begin(layout, scratch, type(one)(0))
     if bias == 0:
@@ -102,14 +102,14 @@ def convolve(
     for i in range(n):
         image = with_padding(x, i, layout, place, one)
         for g in range(groups):
-            skipped = g * out * size
+            skipped = g * group_out * size
             add_products(
                 outputs,
-                (image + g * own * size, layout[PIXELS]),
+                (image + g * group_in * size, layout[PIXELS]),
                 (z + i * outputs * channels * size + skipped, layout[OUTPUTS]),
                 sums,
                 (weight + skipped, channels * size),
-                out,
+                group_out,
                 start + skipped,
                 relu,
                 scratch,
@@ -123,10 +123,10 @@ def convolve_back(
 ) -> None:
     """Write dJ/dx of n images from dJ/dz: each output pixel adds to all its inputs."""
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
-    own, out = layout[CHANNELS] // groups, channels // groups
-    outputs, n_taps = layout[OUT_H] * layout[OUT_W], layout[ENTRIES] // own
+    group_in, group_out = layout[CHANNELS] // groups, channels // groups
+    outputs, n_taps = layout[OUT_H] * layout[OUT_W], layout[ENTRIES] // group_in
     transposed = scratch + _IMAGE + _padded_entries(layout) * size
-    _transpose_taps(weight, n_taps, own, groups, out, transposed, one)
+    _transpose_taps(weight, n_taps, group_in, groups, group_out, transposed, one)
     zero = scratch + TABLE  # the offset of the only tap
     integers_at(zero, 1)[0] = 0
     taps = integers_at(layout[ENTRY_OFFSETS], layout[ENTRIES])
@@ -136,11 +136,11 @@ def convolve_back(
             for g in range(groups):
                 add_products(
                     outputs,
-                    (grad + (i * outputs * channels + g * out) * size, layout[OUTPUTS]),
-                    (image + taps[t * own] + g * own * size, layout[PIXELS]),
-                    (zero, 1, out, size),
-                    (transposed + (t * groups + g) * out * own * size, own * size),
-                    own,
+                    (grad + (i * outputs * channels + g * group_out) * size, layout[OUTPUTS]),
+                    (image + taps[t * group_in] + g * group_in * size, layout[PIXELS]),
+                    (zero, 1, group_out, size),
+                    (transposed + (t * groups + g) * group_out * group_in * size, group_in * size),
+                    group_in,
                     0,
                     0,
                     scratch,
@@ -155,7 +155,7 @@ def correlate(
 ) -> None:
     """Write dJ/dW, the sum over n images, from dJ/dz."""
     size, groups, channels = itemsize(one), layout[GROUPS], layout[OUT_CHANNELS]
-    own, out = layout[CHANNELS] // groups, channels // groups
+    group_in, group_out = layout[CHANNELS] // groups, channels // groups
     outputs, entries = layout[OUT_H] * layout[OUT_W], layout[ENTRIES]
     place = begin(layout, scratch, type(one)(0))
     array_at(weight, (entries * channels,), one)[:] = 0
@@ -163,14 +163,14 @@ def correlate(
     for i in range(n):
         image = with_padding(x, i, layout, place, one)
         for g in range(groups):
-            skipped = g * out * size
+            skipped = g * group_out * size
             add_products(
                 entries,
-                (image + g * own * size, layout[ENTRY_OFFSETS]),
+                (image + g * group_in * size, layout[ENTRY_OFFSETS]),
                 (weight + skipped, layout[WEIGHTS]),
                 sums,
                 (grad + i * outputs * channels * size + skipped, channels * size),
-                out,
+                group_out,
                 0,
                 0,
                 scratch,
@@ -249,13 +249,13 @@ def without_padding(place: int, layout: Array, x: int, i: int, one: Any) -> None
 
 @compiled
 def _transpose_taps(
-    weight: int, taps: int, own: int, groups: int, out: int, place: int, one: Any
+    weight: int, taps: int, group_in: int, groups: int, group_out: int, place: int, one: Any
 ) -> None:
     """Write the transpose of each tap's matrix, group by group."""
-    given = array_at(weight, (taps, own, groups, out), one)
-    transposed = array_at(place, (taps, groups, out, own), one)
+    given = array_at(weight, (taps, group_in, groups, group_out), one)
+    transposed = array_at(place, (taps, groups, group_out, group_in), one)
     for t in range(taps):
         for g in range(groups):
-            for k in range(out):
-                for c in range(own):
+            for k in range(group_out):
+                for c in range(group_in):
                     transposed[t, g, k, c] = given[t, c, g, k]

@@ -43,13 +43,13 @@ def by_output(
     of = grad.dtype.type
     p, scale, cost = of(p), of(scale), 0.0
     for i in range(prediction.shape[0]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         total = of(0)
         for j in range(prediction.shape[1]):
             x, y = prediction[i, j], target[i, j]
             total += _loss(kind, p, x, y)
-            grad[i, j] = own * _slope(kind, p, x, y)
-        cost += own * total
+            grad[i, j] = row_scale * _slope(kind, p, x, y)
+        cost += row_scale * total
     return cost
 
 
@@ -112,7 +112,7 @@ def cosine_distance(
     of = grad.dtype.type
     epsilon, scale, cost = of(epsilon), of(scale), 0.0
     for i in range(prediction.shape[0]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         squares, others, cosine = of(0), of(0), of(0)
         for j in range(prediction.shape[1]):
             squares += prediction[i, j] * prediction[i, j]
@@ -123,10 +123,10 @@ def cosine_distance(
         for j in range(prediction.shape[1]):
             cosine += (prediction[i, j] / norm) * (target[i, j] / other)
         turning = cosine if length > epsilon else of(0)
-        cost += own * (of(1) - cosine)
+        cost += row_scale * (of(1) - cosine)
         for j in range(prediction.shape[1]):
             u, v = prediction[i, j] / norm, target[i, j] / other
-            grad[i, j] = own * ((turning * u - v) / norm)
+            grad[i, j] = row_scale * ((turning * u - v) / norm)
     return cost
 
 
@@ -138,11 +138,11 @@ def divergence_of_logarithms(
     of = grad.dtype.type
     scale, cost = of(scale), 0.0
     for i in range(prediction.shape[0]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         for j in range(prediction.shape[1]):
             y = target[i, j]
-            cost += own * (times_log(y) - y * prediction[i, j])
-            grad[i, j] = -own * y
+            cost += row_scale * (times_log(y) - y * prediction[i, j])
+            grad[i, j] = -row_scale * y
     return cost
 
 
@@ -174,28 +174,28 @@ def sequence_cross_entropy(
     loops.subtract_largest(logits, grad)
     for i in range(rows):
         if labels[i] != ignored:
-            own = scale * weights[i // positions] if weights.size else scale
+            row_scale = scale * weights[i // positions] if weights.size else scale
             valid = 0 <= labels[i] < classes
-            cost -= own * high * (grad[i, labels[i]] if valid else of(math.nan))
+            cost -= row_scale * high * (grad[i, labels[i]] if valid else of(math.nan))
             if low != of(0):
                 total = of(0)
                 for j in range(classes):
                     total += grad[i, j]
-                cost -= own * low * total
+                cost -= row_scale * low * total
     loops.exponentiate(grad.reshape(grad.size))
     for i in range(rows):
-        own = scale * weights[i // positions] if weights.size else scale
+        row_scale = scale * weights[i // positions] if weights.size else scale
         if labels[i] == ignored:  # its logits do not matter
-            own *= of(0)  # NaN stays NaN
-            cost += own
-            grad[i, :] = own
+            row_scale *= of(0)  # NaN stays NaN
+            cost += row_scale
+            grad[i, :] = row_scale
             continue
         total = of(0)
         for j in range(classes):
             total += grad[i, j]
-        cost += own * np.log(total)
+        cost += row_scale * np.log(total)
         valid = 0 <= labels[i] < classes
-        factor = own / total if valid else of(math.nan)
+        factor = row_scale / total if valid else of(math.nan)
         for j in range(classes):
-            grad[i, j] = factor * grad[i, j] - own * (high + low if j == labels[i] else low)
+            grad[i, j] = factor * grad[i, j] - row_scale * (high + low if j == labels[i] else low)
     return cost

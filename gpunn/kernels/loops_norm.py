@@ -38,18 +38,18 @@ def row_norm(
     count = x.shape[1] * width
     for r in range(x.shape[0]):
         for g in range(groups):
-            own = slice(g * width, (g + 1) * width)
+            part = slice(g * width, (g + 1) * width)
             total, squares = 0.0, of(0)
             if centred:
                 for s in range(x.shape[1]):
-                    total += _sum(x[r, s, own])
+                    total += _sum(x[r, s, part])
             mean = of(total / count)
             for s in range(x.shape[1]):
-                squares += _squares(x[r, s, own], mean)
+                squares += _squares(x[r, s, part], mean)
             scale = of(1.0 / np.sqrt(np.float64(squares) / count + epsilon))
             statistics[r, g, 0], statistics[r, g, 1] = mean, scale
             for s in range(x.shape[1]):
-                _scale_row(x[r, s, own], mean, scale, gain[own], bias[own], y[r, s, own])
+                _scale_row(x[r, s, part], mean, scale, gain[part], bias[part], y[r, s, part])
 
 
 @compiled
@@ -95,18 +95,18 @@ def row_norm_backward(
     count = of(x.shape[1] * width)
     for r in range(x.shape[0]):
         for g in range(groups):
-            own = slice(g * width, (g + 1) * width)
+            part = slice(g * width, (g + 1) * width)
             mean, scale = statistics[r, g, 0], statistics[r, g, 1]
             total, towards_x = of(0), of(0)
             for s in range(x.shape[1]):
-                sums = _sums(grad[r, s, own], x[r, s, own], mean, gain[own])
+                sums = _sums(grad[r, s, part], x[r, s, part], mean, gain[part])
                 total += sums[0]
                 towards_x += sums[1]
             mean_g = total / count if centred else of(0)
             share = towards_x * scale * scale / count
             for s in range(x.shape[1]):
-                given, saved, into = grad[r, s, own], x[r, s, own], result[r, s, own]
-                factors = gain[own]
+                given, saved, into = grad[r, s, part], x[r, s, part], result[r, s, part]
+                factors = gain[part]
                 for j in range(width):
                     h = given[j] * factors[j]
                     into[j] = scale * (h - mean_g - share * (saved[j] - mean))
@@ -129,14 +129,14 @@ def add_row_norm_sums(grad: Array, x: Array, statistics: Array, groups: int, sum
     width = x.shape[2] // groups
     for r in range(x.shape[0]):
         for g in range(groups):
-            own = slice(g * width, (g + 1) * width)
+            part = slice(g * width, (g + 1) * width)
             mean, scale = statistics[r, g, 0], statistics[r, g, 1]
             for s in range(x.shape[1]):
-                given, saved, of_gain = grad[r, s, own], x[r, s, own], sums[0, own]
+                given, saved, of_gain = grad[r, s, part], x[r, s, part], sums[0, part]
                 for j in range(width):
                     of_gain[j] += given[j] * ((saved[j] - mean) * scale)
                 if sums.shape[0] > 1:
-                    of_bias = sums[1, own]
+                    of_bias = sums[1, part]
                     for j in range(width):
                         of_bias[j] += given[j]
 

@@ -44,8 +44,8 @@ def _largest(vectors: Vectors, x: Any, offsets: Any, taps: Any, y: Any, where: A
         larger = builder.fcmp_unordered(">", here, known)  # also true if one is NaN
         larger = builder.and_(larger, builder.fcmp_ordered("ord", known, known))
         builder.store(builder.select(larger, here, known), best)
-        own = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
-        builder.store(builder.select(larger, own, builder.load(number)), number)
+        position = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
+        builder.store(builder.select(larger, position, builder.load(number)), number)
     vectors.store(builder.load(best), y)
     builder.store(builder.load(number), _numbers_at(vectors, where), align=1)
 
@@ -57,8 +57,8 @@ def _spread(vectors: Vectors, grad: Any, where: Any, offsets: Any, taps: Any, x:
     number = builder.load(_numbers_at(vectors, where), align=1)
     with cgutils.for_range(builder, taps) as tap:
         place = builder.add(x, vectors.word(offsets, tap.index))
-        own = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
-        share = builder.select(builder.icmp_signed("==", number, own), given, zero)
+        position = vectors.spread(builder.trunc(tap.index, numbers.element), numbers)
+        share = builder.select(builder.icmp_signed("==", number, position), given, zero)
         vectors.store(builder.fadd(vectors.load(place), share), place)
 
 

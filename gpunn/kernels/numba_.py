@@ -36,10 +36,10 @@ with suppress(ImportError):  # SciPy's BLAS must be loaded before `one_thread` l
 
 _DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
-#: The most exponentials that are faster one by one than by NumPy's vectorized passes.
+#: Up to this many exponentials are faster one by one than by NumPy's vectorized passes.
 _FEW_EXPONENTIALS = 200
 
-#: The fewest entries for which a single pass makes up for checking the arrays.
+#: From this many entries on, a single pass makes up for checking the arrays.
 _MANY = 4096
 
 #: The codes in `loops` of the derivatives that are computed from h, by kernel name.

@@ -134,9 +134,9 @@ def _served(x: Array, *others: Array) -> bool:
 
 def _written_sums(sums: Array, into: Sequence[Array | None]) -> list[Array]:
     """Return the rows of `sums`, each written to its item of `into` if that is an array."""
-    found = []
+    results = []
     for total, place in zip(sums, into, strict=False):
         if place is not None:
             place[...] = total
-        found.append(total if place is None else place)
-    return found
+        results.append(total if place is None else place)
+    return results

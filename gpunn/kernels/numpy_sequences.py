@@ -34,8 +34,8 @@ class NumpySequences(AttentionKernels, LookupKernels):
         parts = []
         for start in range(0, n, size):
             rows = slice(start, start + size)
-            seen = None if mask is None else mask[rows]
-            part, _ = super().attention(qkv[rows], heads, causal=causal, mask=seen, keep=False)
+            part_mask = None if mask is None else mask[rows]
+            part, _ = super().attention(qkv[rows], heads, causal=causal, mask=part_mask, keep=False)
             parts.append(part)
         return np.concatenate(parts), None
 

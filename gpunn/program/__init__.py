@@ -111,9 +111,9 @@ class Program:
             NotNowError,
             NotRecordableError,
             UnsteadyError,
-            are_of,
             kind_of,
-            marks_of,
+            refer_to,
+            weak_references,
         )
 
         *models, feed = parts
@@ -124,9 +124,9 @@ class Program:
             return None
         why_later = runner.why_later(models[2], feed)
         if why_later:
-            last, self._postponed = self._postponed, (request, marks_of(feed.batch))
+            last, self._postponed = self._postponed, (request, weak_references(feed.batch))
             again = last is not None and last[0] == request
-            if not again or (feed.stored and not are_of(last[1], feed.batch)):
+            if not again or (feed.stored and not refer_to(last[1], feed.batch)):
                 return self.refuse(why_later)
         try:
             steps = runner(*parts, **settings)

@@ -34,8 +34,8 @@ from gpunn.program.values import (
     Feed,
     NotRecordableError,
     Recording,
-    are_of,
-    marks_of,
+    refer_to,
+    weak_references,
 )
 
 #: Maximum steps, and entries of outputs, between two reads of the results.
@@ -61,7 +61,8 @@ class CudaSteps(RecordedSteps):
             self._precision = product_precision()
             super().__init__(*parts, **settings)
         # The recording must not keep the data alive.
-        self._marks, self._feed = marks_of(self._feed.batch), self._feed._replace(batch=None)
+        self._references = weak_references(self._feed.batch)
+        self._feed = self._feed._replace(batch=None)
         self._source.release()
 
     def serves(self, *parts: Any, **settings: Any) -> bool:
@@ -71,7 +72,7 @@ class CudaSteps(RecordedSteps):
             return False
         if product_precision() != self._precision:
             return False
-        if feed.stored and not are_of(self._marks, feed.batch):
+        if feed.stored and not refer_to(self._references, feed.batch):
             return False
         return super().serves(*parts, **settings)
 
@@ -119,7 +120,7 @@ class CudaSteps(RecordedSteps):
                 raise FailedError(f"{type(error).__name__}: {error}") from error
         else:
             return
-        raise FailedError("the device has too little free memory for a captured step")
+        raise FailedError("the device has too little memory for a captured step")
 
     def _capture_all(
         self,
@@ -163,7 +164,8 @@ class CudaSteps(RecordedSteps):
     ) -> Iterator[StepResults]:
         batch, source = loader.stored, self._source
         assert isinstance(source, StoredRows)  # noqa: S101
-        if not are_of(self._marks, batch):  # the graphs contain the addresses of the old arrays
+        # The graphs contain the addresses of the old arrays.
+        if not refer_to(self._references, batch):
             raise RuntimeError("the data have changed since the step was captured")
         order = None if order is None else np.ascontiguousarray(order, np.int64)
         for turns, steps in self._chunks(stop):

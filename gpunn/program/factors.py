@@ -31,13 +31,13 @@ def factors_of(recording: Recording) -> list[tuple[Factor, Factor]]:
     Memory holds the same numbers until an operation writes to it.
     """
     writes: Counter[Value] = Counter()
-    found = []
+    pairs = []
     for operation in recording.operations:
         if operation.kernel in _PRODUCTS:
             left, right = (_factor(x, writes) for x in operation.inputs)
-            found.append((left, right))
+            pairs.append((left, right))
         writes.update(x.storage for x in operation.outputs if isinstance(x, Value))
-    return found
+    return pairs
 
 
 def _factor(x: Any, writes: Counter[Value]) -> Factor:

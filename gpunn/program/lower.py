@@ -319,7 +319,7 @@ def kernel_in(operation: Operation) -> str:
     """Return the name of the kernel in an operation's formula, as the instructions use it."""
     kernel = kernel_of(operation.formula)
     if kernel is None:
-        raise NotRecordableError(f"the formula of {type(operation.formula).__name__}")
+        raise NotRecordableError(f"{type(operation.formula).__name__} has no kernel")
     if kernel == "gelu" and operation.formula.approximate:
         return "gelu_tanh"
     return kernel

@@ -19,7 +19,7 @@ def _loss(low: Lowering, operation: Operation) -> None:
     _, grad = operation.outputs
     loss, kernel = operation.formula, kernel_in(operation)
     if not operation.settings["summed"]:
-        raise NotRecordableError("the loss is not reduced to one number")
+        raise NotRecordableError("the loss is not reduced to a single number")
     if kernel in ("softmax_cross_entropy", "cross_entropy"):
         name, target = _cross_entropy(low, loss, kernel, target, prediction)
         settings: dict[str, Any] = {}

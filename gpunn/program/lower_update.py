@@ -49,7 +49,7 @@ def lower_update(
     """Insert the instructions that update some pieces, after the norm if gradients are clipped."""
     rule = fused_rule(optimizer)
     if rule is None:
-        raise NotRecordableError(f"the update of {type(optimizer).__name__}")
+        raise NotRecordableError(f"{type(optimizer).__name__} has no kernel for its update")
     clips = optimizer.clip_norm is not None
     limit = math.inf if optimizer.clip_value is None else optimizer.clip_value
     if clips:

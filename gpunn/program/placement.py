@@ -42,7 +42,7 @@ def plan(spans: Sequence[Span]) -> tuple[list[int], int]:
     return offsets, total
 
 
-def in_a_row(sizes: Iterable[int]) -> tuple[list[int], int]:
+def consecutive(sizes: Iterable[int]) -> tuple[list[int], int]:
     """Return offsets for consecutive arrays of the given sizes, and the total size."""
     offsets, total = [], 0
     for size in sizes:

@@ -16,25 +16,28 @@ BY_ROW = ("softmax", "log_softmax")
 
 
 def slopes_before_pools(operations: Sequence[Operation]) -> list[Operation]:
-    """Return the operations, with the slope of an activation moved behind the max pool after it.
+    """Return the operations, with slopes of activations before a max pool taken at its output.
 
     For y = max h and h = f(z), dJ/dz is dJ/dy f'(h) at the largest entry of each window, where h is
     y. So f' can be computed from y, before the gradient is spread over the windows: y has fewer
     entries, h need not be kept, and the bias's gradient is a shorter sum.
     """
-    pools = {each.outputs[1]: each for each in operations if each.kernel == "max_pool"}
-    found: list[Operation] = []
+    pools = {pool.outputs[1]: pool for pool in operations if pool.kernel == "max_pool"}
+    result: list[Operation] = []
     for operation in operations:
-        spread = found[-1] if found else None
+        spread = result[-1] if result else None
         if spread is not None and _is_slope_of(operation, spread, pools, operations):
-            found[-1:] = _swapped(spread, operation, pools[spread.inputs[1]])
+            result[-1:] = _swapped(spread, operation, pools[spread.inputs[1]])
         else:
-            found.append(operation)
-    return found
+            result.append(operation)
+    return result
 
 
 def _is_slope_of(
-    slope: Operation, spread: Operation, pools: dict[Any, Operation], every: Sequence[Operation]
+    slope: Operation,
+    spread: Operation,
+    pools: dict[Any, Operation],
+    operations: Sequence[Operation],
 ) -> bool:
     """Return whether `spread` is a max pool's gradient and `slope` its input's activation slope."""
     if spread.kernel != "max_pool_backward" or slope.kernel not in _SLOPES:
@@ -47,8 +50,8 @@ def _is_slope_of(
     spread_to = spread.outputs[0].storage
     uses = sum(
         isinstance(value, Value) and value.storage is spread_to
-        for each in every
-        for value in each.inputs
+        for operation in operations
+        for value in operation.inputs
     )
     return grad.storage is spread_to and saved.storage is pooled.storage and uses == 1
 

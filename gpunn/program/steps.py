@@ -83,7 +83,7 @@ class RecordedSteps:
             optimizer.separate_decaying()
         slots = None if optimizer is None else optimizer.slots()
         if optimizer is not None and slots is None:
-            raise NotNowError("a parameter has a gradient already, or another array")
+            raise NotNowError("a parameter already has a gradient, or its array has been replaced")
         for _ in range(2):  # the first may fill caches, such as class weights as an array
             if not fingerprint.holds():
                 fingerprint = Fingerprint(parts)

@@ -13,7 +13,7 @@ from gpunn.program.instructions import address_of
 from gpunn.program.instructions.words import CONTEXT, SIZE, WORDS
 from gpunn.program.lower import Instruction, Lane, Lowering, Patch
 from gpunn.program.phases import ALL, OWN, ROWS, phases
-from gpunn.program.placement import Span, aligned, in_a_row, plan
+from gpunn.program.placement import Span, aligned, consecutive, plan
 from gpunn.program.values import Value
 
 _PLACE = {word: i for i, word in enumerate(WORDS)}
@@ -81,7 +81,7 @@ class Table:
             self._row_size(value) * (low.n if value.by_sample else value.shape[0])
             for value in shared
         ]
-        starts, total = in_a_row(whole_sizes)
+        starts, total = consecutive(whole_sizes)
         self._lane_size = aligned(lane_size) + 128  # no two threads share a cache line
         self._block = np.zeros(total + threads * self._lane_size + 64, np.uint8)
         first = self._block.ctypes.data

@@ -153,18 +153,18 @@ def kind_of(batch: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(None if part is None else (part.shape[1:], part.dtype) for part in batch)
 
 
-def marks_of(batch: Sequence[Any]) -> list[Any]:
+def weak_references(batch: Sequence[Any]) -> list[Any]:
     """Return weak references that identify the arrays of a batch."""
     return [None if part is None else ref(part) for part in batch]
 
 
-def are_of(marks: Sequence[Any] | None, batch: Sequence[Any]) -> bool:
-    """Return whether the marks identify these very arrays."""
-    if marks is None:
+def refer_to(references: Sequence[Any] | None, batch: Sequence[Any]) -> bool:
+    """Return whether weak references refer to these very arrays."""
+    if references is None:
         return False
-    pairs = zip(marks, batch, strict=True)
     return all(
-        mark is part if part is None or mark is None else mark() is part for mark, part in pairs
+        reference is part if part is None or reference is None else reference() is part
+        for reference, part in zip(references, batch, strict=True)
     )
 
 

@@ -82,7 +82,7 @@ def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
     loops.subtract_largest(logits, grad)
     scale, cost = of(_scale_of(w, f)), 0.0
     for i in range(w[M]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         mass, total, product = of(0), of(0), of(0)
         for j in range(w[N]):
             mass += target[i, j]
@@ -92,10 +92,10 @@ def loss_softmax_soft(op: int, ctx: int, one: Any) -> None:
         for j in range(w[N]):
             grad[i, j] = np.exp(grad[i, j])
             total += grad[i, j]
-        cost += own * (mass * np.log(total) - product)
-        factor = own * mass / total
+        cost += row_scale * (mass * np.log(total) - product)
+        factor = row_scale * mass / total
         for j in range(w[N]):
-            grad[i, j] = factor * grad[i, j] - own * target[i, j]
+            grad[i, j] = factor * grad[i, j] - row_scale * target[i, j]
     _put_cost(ctx, cost)
 
 
@@ -130,13 +130,13 @@ def loss_squared(op: int, ctx: int, one: Any) -> None:
     grad, weights = array_at(w[C], shape, one), entries(w[D], w[M], one)
     scale, cost = of(_scale_of(w, f)), 0.0
     for i in range(w[M]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         total = of(0)
         for j in range(w[N]):
             error = prediction[i, j] - target[i, j]
             total += error * error
-            grad[i, j] = own * error
-        cost += 0.5 * own * total
+            grad[i, j] = row_scale * error
+        cost += 0.5 * row_scale * total
     _put_cost(ctx, cost)
 
 
@@ -149,12 +149,12 @@ def loss_cross_entropy(op: int, ctx: int, one: Any) -> None:
     grad, weights = array_at(w[C], shape, one), entries(w[D], w[M], one)
     scale, least, cost = of(_scale_of(w, f)), of(f[Q]), 0.0
     for i in range(w[M]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         for j in range(w[N]):
             p = prediction[i, j]
             p = least if p < least else (one if p > one else p)
-            cost -= own * target[i, j] * np.log(p)
-            grad[i, j] = -own * (target[i, j] / p)
+            cost -= row_scale * target[i, j] * np.log(p)
+            grad[i, j] = -row_scale * (target[i, j] / p)
     _put_cost(ctx, cost)
 
 
@@ -167,12 +167,12 @@ def loss_binary_probabilities(op: int, ctx: int, one: Any) -> None:
     grad, weights = array_at(w[C], shape, one), entries(w[D], w[M], one)
     scale, least, most, cost = of(_scale_of(w, f)), of(f[Q]), of(1.0 - f[Q]), 0.0
     for i in range(w[M]):
-        own = scale * weights[i] if weights.size else scale
+        row_scale = scale * weights[i] if weights.size else scale
         for j in range(w[N]):
             h, y = prediction[i, j], target[i, j]
             h = least if h < least else (most if h > most else h)
-            cost -= own * (y * np.log(h) + (one - y) * np.log1p(-h))
-            grad[i, j] = own * ((h - y) / (h * (one - h)))
+            cost -= row_scale * (y * np.log(h) + (one - y) * np.log1p(-h))
+            grad[i, j] = row_scale * ((h - y) / (h * (one - h)))
     _put_cost(ctx, cost)
 
 
