@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -320,12 +321,16 @@ def well_conditioned(run: Run) -> Run:
 
     A norm over the batch needs two samples. Small whole numbers are often equal to their mean: what
     is left is 0 or nearly, and a kink at 0 has two slopes. The cosine of single numbers is 1 or -1:
-    its gradient is what rounding leaves of 0, and Adagrad makes whole steps of that.
+    its gradient is what rounding leaves of 0, and Adagrad makes whole steps of that. So it is with
+    a norm of a single feature.
     """
     if run.loss == "cosine" and run.outputs == 1:
         run = replace(run, outputs=2)
     nested = [inner for block in run.blocks for inner in (block, *block.inner)]
     norms = {run.first, *(block.kind for block in nested)} & {*NORMS}
+    if norms:
+        sample = (5,) if run.sample == (1,) else run.sample
+        run = replace(run, sample=sample, blocks=tuple(map(_with_two_features, run.blocks)))
     if norms and not run.sequence:
         run = replace(run, data=run.data.replace("streamed uint8", "streamed"))
         run = replace(run, data=run.data.replace("uint8", "resident"))
@@ -333,6 +338,12 @@ def well_conditioned(run: Run) -> Run:
         return run
     size, n = max(run.batch_size, 2), max(run.n, 2)
     return replace(run, batch_size=size, n=n + (n % size == 1))
+
+
+def _with_two_features(block: Block) -> Block:
+    """Return a block, and those within it, at least two features wide."""
+    inner = tuple(map(_with_two_features, block.inner))
+    return replace(block, width=max(block.width, 2), inner=inner)
 
 
 RUNS = st.builds(
@@ -376,7 +387,13 @@ def both(run: Any) -> list[tuple[gn.Trainer, gn.History, gn.Loader]]:
     for way in WAYS:
         with way():
             found.append(run.run())
+        assume_settled(found[0][1])
     return found
+
+
+def assume_settled(history: gn.History) -> None:
+    """Leave out training that explodes: there, rounding decides what is left."""
+    assume(all(abs(loss) < 1e6 for loss in history.loss))
 
 
 def assert_alike(

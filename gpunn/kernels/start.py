@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from gpunn.kernels.reference import Kernels
 from gpunn.kernels.stale import forget_stale_code
 
 
-@cache
 def numba_kernels() -> type[Kernels]:
     """Return the compiled kernels for NumPy's arrays.
 
