@@ -84,7 +84,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         """Train for one pass over some data, from the current weights.
 
         A call does not count as an epoch of `fit`: it lowers only the learning rate of
-        "invscaling", and does not use up patience. Its cost does not grow with the number of earlier calls.
+        "invscaling", and does not use up patience. Its cost does not grow with the number of calls.
 
         Parameters
         ----------
