@@ -1,4 +1,4 @@
-"""Networks for scikit-learn's users: estimators that go into its pipelines and searches.
+"""Networks as scikit-learn estimators, for its pipelines and searches.
 
 They need scikit-learn, which `import gpunn` does not::
 

@@ -27,7 +27,7 @@ _PARTS = ("coef_", "intercept_", "classes_")
 
 
 class AssignedLinear(Classifying, LayeredNetwork):
-    """A classifier with one layer, made by `fit` or once all three parts are assigned."""
+    """A one-layer classifier, created by `fit` or by assigning all three of its parts."""
 
     @property
     def coef_(self) -> Any:
@@ -90,7 +90,7 @@ class AssignedLinear(Classifying, LayeredNetwork):
 
     @property
     def _assigned(self) -> dict[str, Any]:
-        """The parts assigned before there is a network."""
+        """The parts assigned before the network exists."""
         parts: dict[str, Portable] = vars(self).get("_parts", {})
         return {name: part.array for name, part in parts.items()}
 
@@ -107,7 +107,7 @@ class AssignedLinear(Classifying, LayeredNetwork):
             raise
 
     def _assemble(self, coef: Array, intercept: Array, classes: Any) -> None:
-        """Make the network from the parts, as if `fit` had found them."""
+        """Create the network from its parts, as if `fit` had found them."""
         name, labels = type(self).__name__, Labels.among(classes)
         self._validate_params()
         k = labels.n_outputs
@@ -146,7 +146,7 @@ class AssignedLinear(Classifying, LayeredNetwork):
         super()._begin(*arguments)
 
     def _check_intercept(self, value: Array) -> None:
-        """Check that the intercepts are zero if the model has none."""
+        """Check that the intercepts are zero if the model does not fit any."""
         if not self.fit_intercept and to_numpy(value).any():
             raise ValueError(
                 f"{type(self).__name__}: intercept_ of a model with fit_intercept=False is zero, "

@@ -1,4 +1,4 @@
-"""What the estimators share: checks of the data, and what they train with."""
+"""The base class of the estimators: it checks the data and sets up training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gpunn.training.trainer import Trainer
 
 
 class Sizes(NamedTuple):
-    """What a network is made for: the shape of a sample, and the number of outputs."""
+    """The shape of a sample, and the number of outputs of the network."""
 
     inputs: Shape
     outputs: int
@@ -46,14 +46,14 @@ class Sizes(NamedTuple):
 class NetworkEstimator(FullBatchTraining):
     """An estimator around a network.
 
-    A subclass has scikit-learn's settings as attributes, and defines the targets, the loss, the
-    score and the network.
+    A subclass stores scikit-learn's settings as attributes, and defines the targets, the loss,
+    the score and the network.
     """
 
     #: The solvers that the setting `learning_rate` applies to; scikit-learn's networks exempt Adam.
     _SCHEDULED: ClassVar[tuple[str, ...]] = ("sgd",)
 
-    #: The batch size that "auto" stands for, if there are as many samples.
+    #: The batch size for "auto"; smaller if there are fewer samples.
     _AUTO: ClassVar[int] = 200
 
     def _learn_targets(self, y: Any, classes: Any, *, fresh: bool, incremental: bool) -> int:
@@ -65,7 +65,7 @@ class NetworkEstimator(FullBatchTraining):
         raise NotImplementedError
 
     def _class_weights(self, y: Any, weight: Any) -> Any:  # noqa: ARG002
-        """Return the factor (N,) that each sample's weight has by its class, or None."""
+        """Return the class weight of each sample (N,), or None if all are equal."""
         return None
 
     def _structure(self) -> Iterator[tuple[str, Any]]:
@@ -79,19 +79,19 @@ class NetworkEstimator(FullBatchTraining):
     def _make_network(
         self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend
     ) -> Layer:
-        """Return a network for samples of a shape, with so many outputs."""
+        """Return a network for samples and outputs of these sizes."""
         raise NotImplementedError
 
     def _decay(self, total: float) -> Callable[[float], float]:  # noqa: ARG002
         """Return a function from a batch's weight sum to its decay; `total` is the whole sum.
 
-        scikit-learn divides the penalty by the size of the batch, whatever the batch.
+        As in scikit-learn, every batch divides the penalty by its own size.
         """
         alpha = float(self.alpha)
         return lambda mass: alpha / mass if mass > 0 else 0.0
 
     def _penalty(self, total: float) -> Penalty:
-        """Return the penalty beside the mean loss of data whose weights add up to `total`."""
+        """Return the penalty added to the mean loss of data whose weights sum to `total`."""
         return Penalty(0.0, self._decay(total)(total))
 
     def _validate_params(self) -> None:
@@ -122,12 +122,13 @@ class NetworkEstimator(FullBatchTraining):
             ``sklearn.set_config(array_api_dispatch=True)`` also CuPy and other arrays. float32
             stays float32.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            The labels, of which a sample may have several as zeros and ones; or the numbers.
+            Labels, or zeros and ones where a sample may have several labels; for regression,
+            numbers.
         sample_weight : array-like of shape (n_samples,), optional
-            Not negative.
+            Non-negative weights.
         X_val, y_val, sample_weight_val : array-like, optional
-            Validation data. With `early_stopping`, they replace the held-out share of the training
-            data.
+            Validation data. With `early_stopping`, they are used instead of a held-out share of the
+            training data.
 
         Returns
         -------
@@ -163,7 +164,7 @@ class NetworkEstimator(FullBatchTraining):
                 self,
                 1 if incremental else self.max_iter,
                 {"X": X, "y": y, "metadata": _metadata(sample_weight)},
-                self._as_if_fitted,
+                self._fitted_attributes,
             )
             begun = True
             if is_full_batch(self.solver):
@@ -172,7 +173,7 @@ class NetworkEstimator(FullBatchTraining):
                 self._train(epochs, held_out, hooks, saved, incremental=incremental)
         except BaseException:  # including an interrupt before training
             for name in vars(self).keys() - before.keys():
-                if "callback" not in name:  # callbacks have yet to be notified
+                if "callback" not in name:  # callbacks are still to be notified
                     delattr(self, name)
             self.__dict__.update(before)
             if undo is not None:
@@ -194,16 +195,16 @@ class NetworkEstimator(FullBatchTraining):
         fresh: bool,
         incremental: bool,
     ) -> tuple[Epochs, Loader | None]:
-        """Return the epochs to run, and the held-out data, if any."""
+        """Return the epochs to run, and the validation data, if any."""
         name = type(self).__name__
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
         if not fresh:
-            check_unchanged(name, self._made, self._structure())
+            check_unchanged(name, self._network_settings, self._structure())
             home = self._network.backend
             assert home is not None  # noqa: S101
-            check_place(name, self._made, self.backend, self.device, home)
-        train = self._validated(given, reset=fresh)
+            check_place(name, self._network_settings, self.backend, self.device, home)
+        train = self._validate_samples(given, reset=fresh)
         self._origin = Origin.of(train.x)
         n_outputs = self._learn_targets(train.y, classes, fresh=fresh, incremental=incremental)
         rng = check_random_state(self.random_state)
@@ -215,24 +216,24 @@ class NetworkEstimator(FullBatchTraining):
             self._progress.begin(early_stopping=self._holds_out)
             if incremental:
                 held = self._optimizer
-                self._optimizer = up_to_date(self, held, self._made["solver"])
+                self._optimizer = up_to_date(self, held, self._network_settings["solver"])
             else:
                 self._optimizer = make_optimizer(self)
-            self._made = self._made | {"solver": self.solver}
+            self._network_settings = self._network_settings | {"solver": self.solver}
         rng = self._random_state = saved.generator(rng)
-        train = self._encoded(train)
+        train = self._encode_samples(train)
         total = float(train.x.shape[0] if train.weight is None else train.weight.sum())
         held_out = None
         if validation is not None:
-            held_out = self._encoded(self._validated(validation, reset=False))
+            held_out = self._encode_samples(self._validate_samples(validation, reset=False))
         elif self._holds_out:
             binary = getattr(getattr(self, "_labels", None), "kind", None) == "binary"
             train, held_out = split(train, float(self.validation_fraction), rng, stratify=binary)
         return self._epochs(train, rng, total), self._loader(held_out)
 
     def _begin(self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend) -> None:
-        """Make a network, its loss and its optimizer."""
-        self._made = {
+        """Create a network, its loss and its optimizer."""
+        self._network_settings = {
             **dict(self._structure()),
             "backend": self.backend,
             "device": self.device,
@@ -246,7 +247,7 @@ class NetworkEstimator(FullBatchTraining):
         self._progress = Progress(self._holds_out)
         self._optimizer = make_optimizer(self)
 
-    def _validated(self, given: Samples, *, reset: bool) -> Samples:
+    def _validate_samples(self, given: Samples, *, reset: bool) -> Samples:
         """Return the data as arrays, checked by scikit-learn."""
         X, y, sample_weight = given
         check_unmasked(type(self).__name__, X=X, y=y, sample_weight=sample_weight)
@@ -259,7 +260,7 @@ class NetworkEstimator(FullBatchTraining):
             self._check_sample_shape(tuple(X.shape[1:]))
         return Samples(X, y, weight)
 
-    def _encoded(self, samples: Samples) -> Samples:
+    def _encode_samples(self, samples: Samples) -> Samples:
         """Return y as the loss expects it, and sample weights multiplied by class weights."""
         y, weight = self._targets(samples.y, self._dtype), samples.weight
         by_class = self._class_weights(samples.y, weight)
@@ -272,7 +273,7 @@ class NetworkEstimator(FullBatchTraining):
         return Samples(samples.x, y, weight)
 
     def _checks(self) -> dict[str, Any]:
-        """Return settings of scikit-learn's check of X and y."""
+        """Return the arguments of scikit-learn's check of X and y."""
         return {"multi_output": True}
 
     def _epochs(self, train: Samples, rng: np.random.RandomState, total: float) -> Epochs:
@@ -298,7 +299,7 @@ class NetworkEstimator(FullBatchTraining):
         )
 
     def _batching(self, n_samples: int) -> tuple[int, bool]:
-        """Return the size of a batch, and whether batches are shuffled."""
+        """Return the batch size, and whether to shuffle the samples."""
         if is_full_batch(self.solver):
             return equal_parts(n_samples), False
         if self.batch_size == "auto":
@@ -314,7 +315,7 @@ class NetworkEstimator(FullBatchTraining):
 
     @property
     def _holds_out(self) -> bool:
-        """Whether `fit` stops by data that it holds out; solvers of all data never do."""
+        """Whether `fit` stops early by a score on held-out data; full-batch solvers never do."""
         return bool(self.early_stopping) and not is_full_batch(self.solver)
 
     def _loader(
@@ -337,11 +338,11 @@ class NetworkEstimator(FullBatchTraining):
         return metric
 
     def _loss_scale(self) -> float:
-        """Return the factor between the loss and the reported loss."""
+        """Return the factor from the loss to the reported loss."""
         return 1.0
 
     def _is_random(self) -> bool:
-        """Return whether the network has dropout."""
+        """Return whether the network draws random numbers, as dropout does."""
         return False
 
 
@@ -350,5 +351,5 @@ def _metadata(sample_weight: Any) -> dict[str, Any]:
 
 
 def generator(rng: np.random.RandomState) -> np.random.Generator:
-    """Return a generator seeded by a draw from `rng`."""
+    """Return a generator seeded with a number drawn from `rng`."""
     return np.random.default_rng(rng.randint(2**31 - 1))

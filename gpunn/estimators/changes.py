@@ -1,4 +1,4 @@
-"""Settings that cannot change once the network is made."""
+"""Checks that settings of an existing network have not changed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gpunn.losses.base import Loss
 from gpunn.nn.activation import Activation
 
 
-def check_unchanged(owner: str, made: dict[str, Any], now: Iterable[tuple[str, Any]]) -> None:
-    """Check that the settings of the network have not changed since it was made.
+def check_unchanged(owner: str, before: dict[str, Any], now: Iterable[tuple[str, Any]]) -> None:
+    """Check that the network's settings have not changed since it was created.
 
     Raises
     ------
@@ -24,16 +24,18 @@ def check_unchanged(owner: str, made: dict[str, Any], now: Iterable[tuple[str, A
         Names the first setting that has changed.
     """
     for name, value in now:
-        if not alike(value, made[name]):
+        if not alike(value, before[name]):
             raise ValueError(
-                f"{owner}: {name} was {made[name]!r} when the network was made, and is {value!r} "
+                f"{owner}: {name} was {before[name]!r} when the network was made, and is {value!r} "
                 f"now. A network that continues learning keeps its {name}: set it back, or start "
                 "over by fit with warm_start=False"
             )
 
 
-def check_place(owner: str, made: dict[str, Any], backend: Any, device: Any, home: Backend) -> None:
-    """Check that the settings do not ask for another device than the network's.
+def check_place(
+    owner: str, before: dict[str, Any], backend: Any, device: Any, home: Backend
+) -> None:
+    """Check that the settings name no device other than the network's.
 
     Raises
     ------
@@ -41,19 +43,19 @@ def check_place(owner: str, made: dict[str, Any], backend: Any, device: Any, hom
         If they do.
     """
     for name, value in (("backend", backend), ("device", device)):
-        if alike(value, made[name]):
+        if alike(value, before[name]):
             continue
         place = place_of(owner, backend, device, home)
         if place != home:
             raise ValueError(
-                f"{owner}: {name} was {made[name]!r} when the network was made, and is {value!r} "
+                f"{owner}: {name} was {before[name]!r} when the network was made, and is {value!r} "
                 f"now, which is {place}; the network is on {home}. Set it back, or start over "
                 "by fit with warm_start=False"
             )
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Return whether two settings are equal; objects are if all their attributes are."""
+    """Return whether two settings are equal; objects are compared by their attributes."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -72,13 +74,13 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def _parts(one: Any) -> dict[Any, Any] | None:
-    """Return the parts of a setting by name; None for a setting that compares as a whole."""
+    """Return the parts of a setting by name; None for a setting that is compared as a whole."""
     if isinstance(one, functools.partial):
         return {"func": one.func, "args": one.args, "keywords": one.keywords}
     if isinstance(one, dict):
         return one
     if isinstance(one, (list, tuple)):
         return dict(enumerate(one))
-    if isinstance(one, (Activation, Loss)):  # the state that a copy would have
+    if isinstance(one, (Activation, Loss)):  # the state that `copy` transfers
         return {"state": one.__reduce_ex__(2)[2]}
     return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
-    """Check that class weights fit the kind of labels, and that they are valid weights.
+    """Check that class weights are valid and suit the kind of labels.
 
     Raises
     ------
@@ -43,8 +43,7 @@ def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
     for i, one in enumerate(value):
         name = f"class_weight[{i}]"
         _check_weights(owner, name, one)
-        strange = [label for label in one if label not in (0, 1)] if isinstance(one, dict) else []
-        if strange:
+        if isinstance(one, dict) and any(label not in (0, 1) for label in one):
             raise InvalidParameterError(
                 f"{owner}: {name} is of the labels 0 and 1, got {shown(one)}"
             )
@@ -53,29 +52,30 @@ def check_class_weight(owner: str, value: Any, labels: Labels) -> None:
 def by_class(
     class_weight: Any, y: NDArray[Any], labels: Labels, weight: NDArray[Any] | None = None
 ) -> NDArray[Any] | None:
-    """Return the factor of each sample's weight by its label, or None for equal ones.
+    """Return the class weight of each sample, or None if all are equal.
 
-    The classes are those of `labels`; y may have only some of them. "balanced" gives all that there
-    are the same sum of weights, `weight` times the factor, as scikit-learn's linear models do.
+    The classes are those of `labels`; y may have only some of them. "balanced" makes the sums of
+    `weight` times class weight equal for all classes in y, as scikit-learn's linear models do.
     """
     if class_weight is None:
         return None
     if labels.kind == "multilabel":
-        each = [class_weight] * y.shape[1] if isinstance(class_weight, str) else class_weight
-        return np.prod([_of_column(c, y[:, i], weight) for i, c in enumerate(each)], axis=0)
+        columns = [class_weight] * y.shape[1] if isinstance(class_weight, str) else class_weight
+        factors = [_column_factors(c, y[:, i], weight) for i, c in enumerate(columns)]
+        return np.prod(factors, axis=0)
     if isinstance(class_weight, str):
-        return _balanced(y, weight)
+        return _balanced_factors(y, weight)
     weights = compute_class_weight(class_weight, classes=labels.classes, y=labels.classes)
     return weights[labels.places(y)]
 
 
 def needs_all_labels(class_weight: Any) -> bool:
-    """Return whether the weights depend on how often each label occurs."""
+    """Return whether the class weights depend on the frequencies of the labels."""
     given = class_weight if isinstance(class_weight, list) else [class_weight]
     return any(isinstance(one, str) for one in given)
 
 
-def _of_column(
+def _column_factors(
     class_weight: Any, column: NDArray[Any], weight: NDArray[Any] | None
 ) -> NDArray[Any]:
     if class_weight is None:
@@ -83,16 +83,16 @@ def _of_column(
     if isinstance(class_weight, dict):
         no, yes = (float(class_weight.get(label, 1.0)) for label in (0, 1))
         return np.where(column > 0, yes, no)
-    return _balanced(column, weight)
+    return _balanced_factors(column, weight)
 
 
-def _balanced(y: NDArray[Any], weight: NDArray[Any] | None) -> NDArray[Any]:
-    """Return what gives each label of y the same sum of weights; those that weigh 0 stay so."""
+def _balanced_factors(y: NDArray[Any], weight: NDArray[Any] | None) -> NDArray[Any]:
+    """Return factors that equalise the weight sums of the labels; sums of 0 remain 0."""
     _, codes = np.unique(y, return_inverse=True)
-    masses = np.bincount(codes, weight)
-    present = masses > 0
-    shares = masses.sum() / present.sum() / np.where(present, masses, 1.0)
-    return shares[codes]
+    sums = np.bincount(codes, weight)
+    present = sums > 0
+    factors = sums.sum() / present.sum() / np.where(present, sums, 1.0)
+    return factors[codes]
 
 
 def _check_weights(owner: str, name: str, value: Any) -> None:

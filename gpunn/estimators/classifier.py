@@ -26,7 +26,7 @@ from gpunn.training.metrics import Metric
 
 
 class MLPClassifier(Classifying, Perceptron):
-    r"""A multi-layer perceptron that classifies, with scikit-learn's settings.
+    r"""A multi-layer perceptron for classification, with scikit-learn's settings.
 
     The network is :math:`h_{l+1} = f(W_l^T h_l + b_l)`. Each step lowers the mean log-loss of a
     batch, with scikit-learn's penalty:
@@ -47,14 +47,14 @@ class MLPClassifier(Classifying, Perceptron):
         The activation of the hidden layers: ``"identity"``, ``"logistic"``, ``"tanh"``, ``"relu"``
         or another name in `gpunn.ACTIVATIONS`, or an object. A list has one per hidden layer.
     solver : {"adam", "sgd", "lbfgs"} or function, default "adam"
-        The optimizer. "lbfgs" is SciPy's L-BFGS-B on all data, for data of which there are few: no
-        setting of batches, learning rates or early stopping applies to it, there is no
-        `partial_fit`, `max_iter` counts its iterations, and it stops where no entry of the
-        gradient is above `tol`. Dropout and checkpoints do not go with it. A function takes
-        parameters and returns a gpunn optimizer with its own learning rate, such as
+        The optimizer. "lbfgs" is SciPy's L-BFGS-B on all data, for small data sets: settings of
+        batches, learning rates and early stopping do not apply, there is no `partial_fit`,
+        `max_iter` counts iterations, and training stops where no entry of the gradient is above
+        `tol`. It does not support dropout or checkpoints. A function takes parameters and returns a
+        gpunn optimizer with its own learning rate, such as
         ``functools.partial(gpunn.SGD, learning_rate=0.1, clip_norm=1.0)``.
     alpha : float, default 0.0001
-        The penalty, at least 0.
+        The strength of the penalty, at least 0.
     batch_size : int or "auto", default "auto"
         Samples per step; "auto" is the smaller of 200 and the number of samples.
     learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
@@ -73,13 +73,13 @@ class MLPClassifier(Classifying, Perceptron):
     random_state : int, RandomState or None, default None
         The seed of the weights, the split, the order and dropout.
     tol : float, default 1e-4
-        The least improvement of the loss, or of the score with `early_stopping`.
+        The minimum improvement of the loss, or of the score with `early_stopping`.
     verbose : bool, default False
         Whether to print each epoch's loss.
     warm_start : bool, default False
         Whether `fit` continues where the last call ended. The settings of the network
-        (`hidden_layer_sizes`, `activation`, `dropout`, `loss`, backend and device) must not change
-        then, nor between calls of `partial_fit`. Changes of other settings take effect.
+        (`hidden_layer_sizes`, `activation`, `dropout`, `loss`, backend and device) must then not
+        change, nor between calls of `partial_fit`. Changes of other settings take effect.
     momentum : float, default 0.9
         For solver "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
@@ -94,7 +94,7 @@ class MLPClassifier(Classifying, Perceptron):
     n_iter_no_change : int, default 10
         Training stops after more than this many epochs in a row without an improvement.
     max_fun : int, default 15000
-        The most passes over the data of solver "lbfgs".
+        The maximum number of passes over the data of solver "lbfgs".
     loss : "log_loss" or Loss, default "log_loss"
         A loss object, such as ``gpunn.SoftmaxCrossEntropy(label_smoothing=0.1)``, replaces the
         log-loss. A cross-entropy has one output per class; other losses get targets of zeros and
@@ -114,16 +114,16 @@ class MLPClassifier(Classifying, Perceptron):
         The index of the GPU, for backend "cupy" or "auto".
     checkpoint : path, Checkpoint or None, default None
         A file that `fit` writes after each epoch, or as often as a `gpunn.Checkpoint` says. With
-        `warm_start`, the first call of `fit` goes on from it if it is there, with the same bits as
-        if it had never stopped; a fit that had ended is returned as it was. The data and the
-        settings must be those of then, but for `max_iter`, `tol`, `n_iter_no_change`, `verbose`
-        and the device. Ctrl-C and SIGTERM end training after an epoch, with the file written.
+        `warm_start`, the first call of `fit` resumes from this file if it exists, with the same
+        bits as if training had never stopped; a completed fit is returned unchanged. The data and
+        the settings must be the same, except `max_iter`, `tol`, `n_iter_no_change`, `verbose` and
+        the device. Ctrl-C and SIGTERM end training after an epoch, with the file written.
 
     Attributes
     ----------
     classes_ : array of shape (n_classes,)
         The labels, in the library of y (of `classes`, in the first call of `partial_fit`), as in
-        scikit-learn; strings are always NumPy's.
+        scikit-learn; strings are always in NumPy.
     coefs_, intercepts_ : list of array
         The weights (inputs, outputs) and biases of each layer, in the library of X. Assigning an
         entry, ``model.coefs_[0] = W``, changes the network. So does writing to an entry in place,
@@ -136,7 +136,7 @@ class MLPClassifier(Classifying, Perceptron):
     validation_scores_, best_validation_score_ : list of float or None, float or None
         With `early_stopping`: the accuracy on the held-out data.
     validation_loss_curve_ : list of float or None
-        The loss on the held-out data, or the data given to `fit`, without the penalty.
+        The loss on the held-out data, or the validation data given to `fit`, without the penalty.
     history_ : History
         All numbers of all epochs.
     n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_
@@ -144,9 +144,9 @@ class MLPClassifier(Classifying, Perceptron):
 
     Notes
     -----
-    With ``sklearn.set_config(array_api_dispatch=True)``, `coefs_`, `intercepts_` and what the
-    methods return are in the library and on the device of X, and `classes_` in those of y. Without
-    it, all are NumPy's. Every other attribute is a number of Python's, or a list of them.
+    With ``sklearn.set_config(array_api_dispatch=True)``, `coefs_`, `intercepts_` and the
+    results of methods are in the library and on the device of X, and `classes_` in those of y.
+    Without it, all are NumPy arrays. Other attributes are Python numbers, or lists of these.
 
     References
     ----------
@@ -239,7 +239,7 @@ class MLPClassifier(Classifying, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What makes probabilities of outputs: "logistic", "softmax", or "identity" for neither."""
+        """The function from outputs to probabilities: "logistic", "softmax", or else "identity"."""
         check_is_fitted(self)
         if isinstance(self._loss, CrossEntropy):
             return "softmax"

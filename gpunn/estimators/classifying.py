@@ -1,4 +1,4 @@
-"""What the classifiers share: labels, probabilities and their scores."""
+"""The base class of the classifiers: labels, probabilities and accuracy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
     _labels: Labels
 
     def _given_loss(self) -> Loss | None:
-        """Return the loss that the user chose, or None for the one that fits the labels."""
+        """Return the user's loss, or None to choose one for the labels."""
         loss = getattr(self, "loss", None)
         return loss if isinstance(loss, Loss) else None
 
@@ -69,11 +69,11 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     @property
     def _assigned(self) -> dict[str, Any]:
-        """The parts assigned before there is a network."""
+        """The parts assigned before the network exists."""
         return {}
 
     def _assign(self, part: str, value: Any) -> None:  # noqa: ARG002
-        """Assign a part before there is a network."""
+        """Assign a part before the network exists."""
         check_is_fitted(self)
 
     # Training
@@ -81,18 +81,18 @@ class Classifying(ClassifierMixin, NetworkEstimator):
     @available_if(is_stochastic)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
-        """Go over some data once, and keep what was learned before.
+        """Train for one pass over some data, from the current weights.
 
-        A call is no epoch of `fit`: it lowers no learning rate but "invscaling"'s, and uses up no
-        patience. It costs the same however many there were.
+        A call does not count as an epoch of `fit`: it lowers only the learning rate of
+        "invscaling", and does not use up patience. Its cost does not grow with the number of calls.
 
         Parameters
         ----------
         X, y, sample_weight
             As for `fit`.
         classes : array-like of shape (n_classes,), optional
-            All labels that may ever come; needed in the first call, unless y has several columns,
-            whose indices they are then.
+            All labels that may occur in any call. Required in the first call, unless y has several
+            columns; the labels are then the column indices.
 
         Returns
         -------
@@ -129,7 +129,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
                 labels = Labels.among(classes, several=several)
         if fresh:
             self._labels = labels
-        elif not _alike(labels, self._labels):
+        elif not _same_classes(labels, self._labels):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous "
                 f"call to fit. Previously got {self._labels.classes}, `y` has {labels.classes}"
@@ -166,13 +166,15 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _metric(self, metric: Any) -> Any:
         exclusive = self._labels.kind == "multiclass"
-        return metric if metric != "accuracy" or exclusive else _OneOutput(self._threshold)
+        return (
+            metric if metric != "accuracy" or exclusive else _RenamedBinaryAccuracy(self._threshold)
+        )
 
     def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
         with scope_of(outputs):
             xp = namespace_of(outputs)
             if not bool(xp.all(xp.isfinite(outputs))):
-                return math.nan  # they stand for no class
+                return math.nan  # they represent no class
         codes = to_numpy(self._codes(outputs))
         if self._labels.kind == "binary":
             target = target[:, 0]
@@ -198,11 +200,11 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         check_unmasked(type(self).__name__, y=y, sample_weight=sample_weight)
         return float(super().score(X, readable(y), sample_weight))
 
-    # Answers
+    # Predictions
 
     @property
     def _threshold(self) -> float:
-        """The output above which the answer is yes."""
+        """The output above which a label is predicted."""
         return 0.0 if self._loss.from_logits else 0.5
 
     def _codes(self, outputs: Array) -> Array:
@@ -234,7 +236,7 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         Returns
         -------
         p : array of shape (n_samples, n_classes)
-            In the order of `classes_`; rows sum to 1, but where a sample may have several labels.
+            In the order of `classes_`. Rows sum to 1, unless a sample may have several labels.
         """
         outputs, origin = self._outputs(X, "predict_proba")
         with scope_of(outputs):
@@ -269,14 +271,14 @@ class Classifying(ClassifierMixin, NetworkEstimator):
 
     def _log_probabilities(self, outputs: Array) -> Array:
         loss, kind, xp = self._loss, self._labels.kind, namespace_of(outputs)
-        if _has_probabilities_of(SoftmaxCrossEntropy, loss):
+        if _inherits_probabilities(SoftmaxCrossEntropy, loss):
             return LogSoftmax()(outputs)
-        if _has_probabilities_of(BinaryCrossEntropy, loss) and loss.from_logits:
+        if _inherits_probabilities(BinaryCrossEntropy, loss) and loss.from_logits:
             yes, no = -Softplus()(-outputs), -Softplus()(outputs)  # log s(z) = -log(1 + e^-z)
-            if kind == "multilabel":  # probabilities that round to the same are the same here, too
+            if kind == "multilabel":  # equal where `probabilities` rounds to equal values
                 p = kernels(outputs).clip(loss.probabilities(outputs), 0.5, 1.0)
                 yes = xp.where(outputs > 0, xp.log(p), yes)
-        else:  # of numbers near 0 and 1
+        else:  # clipped, as 0 has no logarithm
             eps = float(xp.finfo(outputs.dtype).eps)
             p = kernels(outputs).clip(loss.probabilities(outputs), eps, 1.0 - eps)
             yes, no = xp.log(p), xp.log1p(-p)
@@ -306,17 +308,17 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         return tags
 
 
-class _OneOutput(BinaryAccuracy):
-    """Binary accuracy under the name "accuracy"."""
+class _RenamedBinaryAccuracy(BinaryAccuracy):
+    """Binary accuracy, reported as "accuracy"."""
 
     name = "accuracy"
 
 
-def _has_probabilities_of(kind: type[Loss], loss: Loss) -> bool:
-    """Return whether a loss has the probabilities of that class, not its own."""
+def _inherits_probabilities(kind: type[Loss], loss: Loss) -> bool:
+    """Return whether a loss inherits `probabilities` from that class unchanged."""
     own = type(loss).probabilities is not kind.probabilities or "probabilities" in vars(loss)
     return isinstance(loss, kind) and not own
 
 
-def _alike(one: Labels, other: Labels) -> bool:
-    return one.kind == other.kind and np.array_equal(one.classes, other.classes)
+def _same_classes(labels: Labels, other: Labels) -> bool:
+    return labels.kind == other.kind and np.array_equal(labels.classes, other.classes)

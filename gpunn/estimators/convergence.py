@@ -8,14 +8,14 @@ from typing import Any
 #: Training has diverged if the loss is above this many times the loss of zero weights.
 _FACTOR = 2.0
 
-#: A loss below this many tolerances is negligible, whatever that of zero weights.
+#: A loss below this many tolerances is negligible, whatever the loss of zero weights.
 _NEGLIGIBLE = 100.0
 
 
 def diverged(owner: str, what: str, epoch: int, rate: float | None) -> str:
-    """Return the message for weights or losses that are not finite; with a rate that is too high.
+    """Return the message for non-finite weights or losses; `rate` is None for "lbfgs".
 
-    Two of its sentences are scikit-learn's.
+    Two of its sentences are taken from scikit-learn.
     """
     advice = "Scale" if rate is None else f"Lower learning_rate_init (now {rate:g}), or scale"
     return (
@@ -54,10 +54,10 @@ def not_converged(curve: list[float], max_iter: int, rate: float, explosion: str
 
 
 def explosion(loss: float, of_zeros: float, tolerance: float, rate: float) -> str:
-    """Return the message for a loss that is far too large, else an empty string.
+    """Return the message for a loss that is far too large, or an empty string.
 
     A loss, with its penalty, is too large if it is more than twice the loss of zero weights and
-    well above the tolerance. Training that has learned little, or that a large penalty holds back,
+    well above the tolerance. Training that has learned little, or is held back by a large penalty,
     ends below that. Only steps that were too long end above it.
     """
     limit = _FACTOR * of_zeros + _NEGLIGIBLE * tolerance

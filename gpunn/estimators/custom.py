@@ -1,4 +1,4 @@
-"""Estimators around a network of the user's own."""
+"""Estimators around a user-defined network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpunn.nn.shape import Flatten
 if TYPE_CHECKING:
     import numpy as np
 
-#: Before the names of single entries of `network_params`.
+#: The prefix of single entries of `network_params` among the settings.
 _PREFIX = "network_params__"
 
 
@@ -37,7 +37,7 @@ def perceptron(input_shape: Shape, n_outputs: int, *, rng: Any = None) -> Layer:
 
 
 class CustomNetwork(NetworkEstimator):
-    """An estimator whose network is made by a function that is one of its settings."""
+    """An estimator with a setting `network`, a function that creates the network."""
 
     network: Callable[..., Layer] | None
     network_params: dict[str, Any] | None
@@ -53,7 +53,7 @@ class CustomNetwork(NetworkEstimator):
     }
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002
-        """Return the settings; if `deep`, each of `network_params` under a name of its own, too.
+        """Return the settings; if `deep`, also each entry of `network_params` as a setting.
 
         Parameters
         ----------
@@ -68,7 +68,7 @@ class CustomNetwork(NetworkEstimator):
         return params | {f"{_PREFIX}{name}": value for name, value in single.items()}
 
     def set_params(self, **params: Any) -> Any:
-        """Change settings; ``network_params__width=32`` changes one of `network_params`.
+        """Change settings; ``network_params__width=32`` changes one entry of `network_params`.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class CustomNetwork(NetworkEstimator):
             )
         if _takes_rng(make):
             settings.setdefault("rng", generator(rng))
-        # A copy: the function may return the same network again and again.
+        # A copy, as the function may return the same network every time.
         network = copy.deepcopy(make(sizes.inputs, sizes.outputs, **settings))
         if not isinstance(network, Layer):
             raise InvalidParameterError(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-#: Samples per pass without training.
+#: Samples per block when computing the loss of zeros.
 _ROWS = 8192
 
 
@@ -38,9 +38,9 @@ class Order:
     Parameters
     ----------
     n_samples, batch_size : int
-        The loader's.
+        As for the loader.
     rng : numpy.random.RandomState or None
-        Shuffles the order of one epoch into that of the next; None keeps it.
+        Shuffles the previous epoch's order into the next; None keeps the stored order.
     weights : ndarray of shape (n_samples,), optional
         The samples' weights; 1 by default.
     """
@@ -59,9 +59,9 @@ class Order:
         self._counts = np.diff(self._starts, append=n_samples).tolist()
 
     def __call__(self) -> NDArray[Any]:
-        """Return the indices of the next epoch.
+        """Return the sample indices of the next epoch.
 
-        They equal those of `sklearn.utils.shuffle`, which has several times the overhead.
+        They equal those of `sklearn.utils.shuffle`, at a fraction of its overhead.
         """
         if self._rng is not None:
             chosen = np.arange(len(self._indices))
@@ -77,12 +77,12 @@ class Order:
         return sums.tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the order of the last epoch, and the state of what shuffles it."""
+        """Return the order of the last epoch, and the state of the random generator."""
         rng = None if self._rng is None else generator_state(self._rng)
         return {"indices": self._indices, "rng": rng}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
         check_arrays("Order", {"indices": state["indices"]}, {"indices": self._indices})
         indices = np.array(state["indices"])
         if not np.array_equal(np.sort(indices), np.arange(len(indices))):
@@ -98,9 +98,9 @@ class Epochs:
     Parameters
     ----------
     trainer : Trainer
-        What to train, how, and what to measure.
+        The model, loss, optimizer and metrics.
     loader : Loader
-        The data.
+        The training data.
     order : Order
         The loader's `shuffle`.
     decay : function
@@ -110,12 +110,13 @@ class Epochs:
     rng : numpy.random.Generator or None
         For dropout.
     program : Program
-        The program of earlier calls; it is reused if it still holds.
+        The program recorded in earlier calls; reused while it is valid.
 
     Attributes
     ----------
     times : dict of str to float
-        The learning rate that the last epoch began with, the seconds it took, and samples a second.
+        The learning rate at the start of the last epoch, its duration in seconds, and its samples
+        per second.
     """
 
     def __init__(
@@ -160,22 +161,22 @@ class Epochs:
             return readings.read()
 
     def _decays(self) -> list[float]:
-        """Return the weight decay of each step of the epoch whose order was drawn last."""
+        """Return the weight decay of each step of the current epoch."""
         return [self._decay(total) for total in self.order.weight_sums()]
 
-    def took(self, elapsed_s: float) -> None:
-        """Note the time of a pass that was not made by `run`."""
+    def record_time(self, elapsed_s: float) -> None:
+        """Record the duration of a pass that `run` did not make."""
         self.times = {"elapsed_s": elapsed_s, "samples_per_s": self.loader.n_samples / elapsed_s}
 
     def objective(self) -> Objective:
         """Return the mean loss over the data as a function of the parameters, without a penalty."""
         optimizer = self.optimizer
-        assert isinstance(optimizer, GradientSum)  # noqa: S101 (that of such a solver)
+        assert isinstance(optimizer, GradientSum)  # noqa: S101 (full-batch solvers use it)
         parts = self.network, self.loss, optimizer, self.loader
         return Objective(*parts, metrics=self.metrics, program=self._runner.program)
 
     def numbers(self, numbers: dict[str, float], penalty: float) -> dict[str, float]:
-        """Return the numbers of a pass as they are reported: the loss with the penalty."""
+        """Return the numbers of a pass as reported, with the penalty in the loss."""
         return {**numbers, "loss": self._scale * numbers["loss"] + penalty}
 
     @property
@@ -191,7 +192,7 @@ class Epochs:
     def loss_of_zeros(self, n_outputs: int) -> float:
         """Return the loss over the training data of a network that always answers 0.
 
-        NaN for a loss that is not gpunn's own, which may mean something else by zeros.
+        NaN for a loss other than gpunn's own, for which zeros may not be a neutral answer.
         """
         if not isinstance(self.loss, (BinaryCrossEntropy, CrossEntropy, MeanSquaredError)):
             return math.nan

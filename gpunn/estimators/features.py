@@ -1,4 +1,4 @@
-"""Features that scikit-learn's checks would return as they are, and how many to go over at once."""
+"""Fast checks of features, and the number of rows per block of a prediction."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from gpunn.kernels.declared import kernel_of, may_record
 from gpunn.nn.containers import Sequential
 from gpunn.nn.dense import Dense
 
-#: The most numbers of features, or of a layer's outputs, that a block of rows should have: so many
+#: The maximum number of entries in a block of rows, as features or as a layer's outputs: this many
 #: stay in a processor's cache from the check until the last product.
 _NUMBERS = 1 << 18
-#: The fewest rows of a block, unless memory is short: fewer do not pay for going over the weights.
+#: The minimum number of rows in a block, unless memory is short: fewer rows do not outweigh the
+#: cost of reading the weights.
 _LEAST = 2048
 
 _DTYPES = (np.dtype("float64"), np.dtype("float32"))
 
 
 def is_plain(X: Any, n_features: int) -> bool:
-    """Return whether scikit-learn's checks would return X itself if all its numbers are finite.
+    """Return whether scikit-learn's checks would return X itself, if all its entries are finite.
 
-    They take longer than the prediction for a few samples.
+    For a few samples, the checks take longer than the prediction.
     """
     return (
         type(X) is np.ndarray
@@ -36,13 +37,13 @@ def is_plain(X: Any, n_features: int) -> bool:
 
 
 def are_finite(x: Any) -> bool:
-    """Return whether numbers are finite, by their sum; False as well if that is too large."""
+    """Return whether the sum of an array is finite: False if an entry is not, or on overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(np.add.reduce(x, axis=None))
 
 
 def is_one_product(network: Any, X: Any) -> bool:
-    """Return whether a network takes X as it is, and its outputs are finite only if X is.
+    """Return whether a network is one product with X, with finite outputs only for finite X.
 
     That holds for z = X W + b if no weight is 0: an entry of X that is not finite makes its product
     with a weight infinite or NaN, and so every sum with that product as a term.
@@ -57,6 +58,6 @@ def is_one_product(network: Any, X: Any) -> bool:
 
 
 def rows_at_once(X: Any, weights: Sequence[Any]) -> int:
-    """Return how many rows of features to go over at once, on a processor."""
+    """Return the number of rows per block of a prediction on a processor."""
     widest = max(math.prod(X.shape[1:]), *(max(weight.shape, default=1) for weight in weights))
     return max(_LEAST, _NUMBERS // widest)

@@ -1,4 +1,4 @@
-"""A fitted estimator: predictions, weights and curves."""
+"""The base class of fitted estimators: predictions and training curves."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from gpunn.optim.base import Optimizer
 from gpunn.training.history import History
 from gpunn.training.inference import forward_fitting
 
-#: The most rows per pass over held-out data, and of a prediction on a GPU; there are fewer where so
-#: many do not fit into memory.
+#: The maximum number of rows per batch of validation data, and per block of a prediction on a GPU;
+#: fewer if these do not fit into memory.
 ROWS = 8192
 
 
 class FittedNetwork(BaseEstimator):
     """An estimator that holds a network once it is fitted."""
 
-    _made: dict[str, Any]
+    _network_settings: dict[str, Any]
     _n_outputs: int
     _network: Layer
     _optimizer: Optimizer
@@ -57,18 +57,18 @@ class FittedNetwork(BaseEstimator):
             )
         plain = is_plain(X, self.n_features_in_) and not hasattr(self, "feature_names_in_")
         if not plain:
-            X = self._checked(X)
+            X = self._check_features(X)
         self._check_sample_shape(tuple(X.shape[1:]))
         return self._forward(X, place, checked=not plain), origin
 
-    def _checked(self, X: Any) -> Any:
-        """Return features as scikit-learn's checks return them."""
+    def _check_features(self, X: Any) -> Any:
+        """Return features after scikit-learn's checks."""
         check_unmasked(type(self).__name__, X=X)
         with scope_of(X):
             return validate_data(self, X, reset=False, **self._x_checks(X))
 
     def _x_checks(self, X: Any) -> dict[str, Any]:
-        """Return settings of scikit-learn's check of X: float32 stays, others become float64."""
+        """Return the arguments of scikit-learn's check of X: all but float32 becomes float64."""
         xp = np if Origin.of(X) == HOST else namespace_of(X)
         return {"accept_sparse": "csr", "dtype": [xp.float64, xp.float32]}
 
@@ -78,7 +78,7 @@ class FittedNetwork(BaseEstimator):
     def _forward(self, X: Any, place: Backend, *, checked: bool) -> Array:
         """Return the outputs, in blocks of rows that fit into memory.
 
-        Features that are yet to be checked are known to be plain.
+        Features that are not `checked` are plain, but may have non-finite entries.
         """
         network = self._network
         weights = [parameter.value for parameter in network.parameters()]
@@ -88,7 +88,7 @@ class FittedNetwork(BaseEstimator):
             rows = X if (start, stop) == (0, X.shape[0]) else X[start:stop, ...]
             rows = rows.toarray() if hasattr(rows, "toarray") else rows
             if not (checked or are_finite(rows)):
-                rows = self._checked(rows)  # it says what is wrong, or knows better
+                rows = self._check_features(rows)  # raises, unless only the sum overflowed
             return place.asarray(rows, dtype)
 
         n, most = X.shape[0], rows_at_once(X, weights) if place.package == "numpy" else ROWS
@@ -105,8 +105,8 @@ class FittedNetwork(BaseEstimator):
         """Return whether there is a network to predict with."""
         return hasattr(self, "_network")
 
-    def _as_if_fitted(self) -> dict[str, Any]:
-        """Return the attributes of a copy that further training does not change."""
+    def _fitted_attributes(self) -> dict[str, Any]:
+        """Return attributes for a copy of the estimator, unaffected by further training."""
         return {
             "_network": copy.deepcopy(self._network),
             "_progress": copy.deepcopy(self._progress),
@@ -119,8 +119,8 @@ class FittedNetwork(BaseEstimator):
     def __sklearn_array_api_convert__(self, convert: Callable[[Any], Any]) -> Any:
         """Return a copy with all arrays moved, for scikit-learn's `move_estimator_to`.
 
-        The network goes where its weights go, whatever the setting `backend` says, as a pickle
-        does; if gpunn cannot compute there, it goes to gpunn's default backend.
+        As with a pickle, the network follows its weights, whatever the setting `backend`. If gpunn
+        cannot compute there, it moves to gpunn's default backend.
         """
         moved = copy.deepcopy(self)
         if self.__sklearn_is_fitted__():
@@ -173,7 +173,7 @@ class FittedNetwork(BaseEstimator):
 
     @property
     def validation_loss_curve_(self) -> list[float] | None:
-        """The loss over the held-out data after each epoch; None if there are none."""
+        """The loss over the validation data after each epoch; None without such data."""
         return self._fitted_progress().history.columns.get("validation_loss")
 
     @property

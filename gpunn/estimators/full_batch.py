@@ -1,4 +1,4 @@
-"""Training on all data at once: L-BFGS, which SciPy has, on the whole cost."""
+"""Training on all data at once, with SciPy's L-BFGS-B."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-#: The most rows that are taken at a time: what a layer puts out of so many stays in the cache.
+#: The maximum number of rows per batch: a layer's outputs for these stay in the cache.
 _ROWS = 1024
 
 
 def equal_parts(n_samples: int) -> int:
-    """Return the size of batches that all samples are taken in, nearly equal ones."""
+    """Return the batch size that divides the samples into nearly equal batches."""
     return -(-n_samples // -(-n_samples // _ROWS))
 
 
 class Penalty(NamedTuple):
-    r"""The penalty :math:`\lambda_1 \|W\|_1 + \frac{\lambda_2}{2} \|W\|^2` of what decays."""
+    r"""The penalty :math:`\lambda_1 \|W\|_1 + \frac{\lambda_2}{2} \|W\|^2` of the weights W."""
 
     l1: float
     l2: float
 
 
 class PenalizedCost:
-    r"""J with a penalty, as a smooth function of variables that SciPy moves.
+    r"""J with a penalty, as a smooth function of the variables that SciPy optimizes.
 
     The variables z are the parameters. With an :math:`\ell_1` penalty, a weight w is the difference
-    :math:`u - v` of two variables that are not negative, and its penalty :math:`\lambda_1 (u + v)`:
-    smooth within the bounds, with the same minimum, where one of the two is 0. So weights become
-    exactly 0.
+    :math:`u - v` of two non-negative variables, and its penalty is :math:`\lambda_1 (u + v)`. This
+    is smooth within the bounds and has the same minimum, where one of the two is 0. So weights can
+    become exactly 0.
 
     Parameters
     ----------
@@ -57,12 +57,12 @@ class PenalizedCost:
     def __init__(self, objective: Objective, penalty: Penalty) -> None:
         self._objective, self._penalty = objective, penalty
         self._weights = np.flatnonzero(objective.decaying)
-        #: What is added to J by the penalty, at the last variables.
+        #: The penalty at the variables evaluated last.
         self.penalty = 0.0
 
     @property
     def start(self) -> NDArray[Any]:
-        """The variables for the model's parameters."""
+        """The variables that represent the model's current parameters."""
         theta = self._objective.theta
         if not self._penalty.l1:
             return theta
@@ -72,7 +72,7 @@ class PenalizedCost:
 
     @property
     def bounds(self) -> Any:
-        """The least values of the variables, for SciPy; None if there are none."""
+        """The bounds of the variables, for SciPy; None if there are none."""
         if not self._penalty.l1:
             return None
         n, m = self._objective.decaying.size, self._weights.size
@@ -81,7 +81,7 @@ class PenalizedCost:
         return np.stack([least, np.full(n + m, np.inf)], axis=1)
 
     def theta(self, z: NDArray[Any]) -> NDArray[Any]:
-        """Return the parameters for some variables."""
+        """Return the parameters that variables represent."""
         n = self._objective.decaying.size
         theta = z[:n].copy()
         if self._penalty.l1:
@@ -89,7 +89,7 @@ class PenalizedCost:
         return theta
 
     def __call__(self, z: NDArray[Any]) -> tuple[float, NDArray[Any]]:
-        """Return the cost with its penalty, and the gradient by the variables."""
+        """Return the penalized cost, and its gradient with respect to the variables."""
         (l1, l2), theta = self._penalty, self.theta(z)
         cost, grad = self._objective(theta)
         weights = theta[self._weights]
@@ -104,12 +104,12 @@ class PenalizedCost:
         return cost + self.penalty, grad
 
     def write(self, z: NDArray[Any]) -> None:
-        """Write the parameters for some variables to the model."""
+        """Write the parameters that variables represent to the model."""
         self._objective.theta = self.theta(z)
 
 
 class _StopError(Exception):
-    """A callback has asked to stop."""
+    """A callback asks to stop."""
 
 
 class _Minimization:
@@ -119,14 +119,14 @@ class _Minimization:
     ----------
     cost : PenalizedCost
     begins, ends : function
-        Called at the beginning and at the end of each iteration. The second says whether to stop.
+        Called at the beginning and at the end of each iteration. `ends` returns whether to stop.
 
     Attributes
     ----------
     z : array
         The variables after the last iteration.
     value : float
-        Their cost.
+        The cost at z.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class _Minimization:
     ) -> None:
         self.z, self._begins, self._ends = cost.start, begins, ends
         self._cost, self._within = cost, False
-        self._first: Any = cost(self.z)  # SciPy will ask for it
+        self._first: Any = cost(self.z)  # SciPy evaluates it first
         self.value = self._latest = self._first[0]
 
     def run(self, options: dict[str, Any]) -> Any:
-        """Minimize the cost; return SciPy's result, or None if a callback has stopped it."""
+        """Minimize the cost; return SciPy's result, or None if a callback stopped it."""
         settings = {"jac": True, "bounds": self._cost.bounds, "options": options}
         try:
             result = minimize(
@@ -163,19 +163,19 @@ class _Minimization:
 
 
 class FullBatchTraining(TrainingLoop):
-    """An estimator whose network can also be trained by the cost of all data at once."""
+    """An estimator whose network can also be trained on all data at once."""
 
     def _penalty(self, total: float) -> Penalty:
-        """Return the penalty beside the mean loss of data whose weights add up to `total`."""
+        """Return the penalty added to the mean loss of data whose weights sum to `total`."""
         raise NotImplementedError
 
     def _limits(self) -> dict[str, Any]:
-        """Return the options of SciPy's "L-BFGS-B" that the settings give."""
+        """Return the options of SciPy's "L-BFGS-B" for the settings."""
         limits = {"maxiter": int(self.max_iter), "maxfun": int(self.max_fun)}
         return limits | {"gtol": float(self.tol)}
 
     def _minimize(self, epochs: Epochs, held_out: Loader | None, hooks: Hooks) -> None:
-        """Minimize the cost; each iteration is recorded as an epoch is."""
+        """Minimize the cost, and record each iteration as an epoch."""
         if self.checkpoint is not None:
             raise InvalidParameterError(
                 f"{type(self).__name__}: solver='lbfgs' cannot write checkpoints, since what SciPy "
@@ -189,7 +189,7 @@ class FullBatchTraining(TrainingLoop):
         def ended() -> bool:
             nonlocal began
             now = time.perf_counter()
-            epochs.took(now - began)
+            epochs.record_time(now - began)
             began = now
             record = epochs.numbers(objective.numbers, cost.penalty)
             self._record(record, epochs, held_out, incremental=False)
@@ -215,7 +215,7 @@ class FullBatchTraining(TrainingLoop):
             warnings.warn(warning, ConvergenceWarning, stacklevel=stacklevel)
 
     def _check_function(self, objective: Objective) -> None:
-        """Check that the mean loss is a function of the parameters alone; it was evaluated."""
+        """Check that the mean loss, evaluated before, depends on the parameters alone."""
         buffers = list(dict(self._network.named_buffers()))
         if objective.is_random or buffers:
             why = f"keeps statistics ({buffers[0]})" if buffers else "draws random numbers"

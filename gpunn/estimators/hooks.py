@@ -25,12 +25,12 @@ __all__ = ["DECORATORS", "CallbackSupportMixin", "Hooks", "with_callbacks"]
 
 
 class Hooks:
-    """Notifies the callbacks of an estimator of the tasks within its fit.
+    """Notifies an estimator's callbacks of the stages of its training.
 
     Parameters
     ----------
     estimator : estimator
-        The estimator; it must be in a method decorated by `with_callbacks`.
+        The estimator, inside a method decorated by `with_callbacks`.
     n_epochs : int
         The maximum number of epochs.
     data : dict

@@ -29,8 +29,8 @@ class Labels:
     """The classes of a problem, in order.
 
     With two classes the network has one output, the logit of the second. With more, or if
-    `several`, it has one output per class. With several labels per sample, each is a yes-or-no
-    output.
+    `several`, it has one output per class. With several labels per sample, each label has its own
+    yes-or-no output.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class Labels:
     classes : ndarray of shape (K,)
         The labels, ascending, on the host: labels are checked before they go to a device.
     origin : Origin
-        Where the user's labels were.
+        The library and device of the user's labels.
     sparse : type or None
-        The class of SciPy's in which answers of several labels are given; None for dense arrays.
+        The SciPy class of predictions of several labels; None for dense arrays.
     """
 
     sparse: Any = None
@@ -77,7 +77,7 @@ class Labels:
 
     @property
     def given(self) -> Any:
-        """The classes for the user, in the library of the labels; strings in NumPy."""
+        """The classes in the library of the user's labels; strings in NumPy."""
         return in_library(self.classes, self.origin)
 
     @property
@@ -152,7 +152,7 @@ class Labels:
     def decode(self, codes: Array, origin: Origin) -> Any:
         """Return the labels of codes, in the library that `origin` names; strings in NumPy.
 
-        Several labels of a sample are sparse on the host, if they were in `fit`.
+        Indicators of several labels are sparse on the host, if they were in `fit`.
         """
         if self.kind == "multilabel":
             to_sparse = self.sparse if origin == HOST else None
@@ -165,7 +165,7 @@ class Labels:
 
 
 def _rows_like(y: Any) -> Any:
-    """Return the class of sparse rows for a sparse array, or for a sparse matrix."""
+    """Return SciPy's CSR class for a sparse array or matrix."""
     return csr_matrix if isspmatrix(y) else csr_array
 
 
@@ -176,17 +176,17 @@ def _distinct(y: NDArray[Any], *, several: bool) -> tuple[NDArray[Any], Kind]:
 
 
 def in_library(classes: NDArray[Any], origin: Origin) -> Any:
-    """Return classes for the user, in the library of `origin`; strings in NumPy."""
+    """Return classes in the library of `origin`; strings in NumPy."""
     return classes if _is_text(classes) else origin.give(classes)
 
 
 def converted(x: Any, convert: Callable[[Any], Any]) -> Any:
-    """Return what `convert` makes of an array; one of strings unchanged."""
+    """Return an array converted by `convert`, or an array of strings unchanged."""
     return x if _is_text(x) else convert(x)
 
 
 def _is_text(x: Any) -> bool:
-    """Return whether an array is of a kind that only NumPy has."""
+    """Return whether an array has a dtype that only NumPy supports."""
     return isinstance(x, np.ndarray) and x.dtype.kind not in "biuf"
 
 
@@ -215,12 +215,12 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If they are not a list, array or set of labels, or one of them is missing.
+        If they are not a list, array or set of labels, or contain a missing value.
     """
     wanted = f"{name} must be a list of labels, such as [0, 1], got {shown(values)}"
     if isinstance(values, (set, frozenset)):
         values = list(values)
-    elif is_array_api_obj(values):  # the standard gives arrays no length
+    elif is_array_api_obj(values):  # the standard defines no len() of arrays
         values = to_numpy(values)
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise ValueError(wanted)
@@ -239,7 +239,7 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
 
 
 def _kind_of(label: Any) -> type:
-    """Return the kind of a label: NumPy turns numbers among strings into strings."""
+    """Return str, bytes or object; NumPy would turn numbers among strings into strings."""
     return next((kind for kind in (str, bytes) if isinstance(label, kind)), object)
 
 

@@ -1,4 +1,4 @@
-"""A network of dense layers: their weights as attributes."""
+"""Estimators of dense layers, with their weights as attributes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpunn.nn.containers import Sequential
 
 
 class LayeredNetwork(NetworkEstimator):
-    """An estimator whose network is dense layers, one after another."""
+    """An estimator whose network is a sequence of dense layers."""
 
     _network: Sequential
 

@@ -27,51 +27,51 @@ from gpunn.training.metrics import Metric
 
 
 class LogisticRegression(AssignedLinear):
-    r"""Logistic regression, by minibatches or by all data at once.
+    r"""Logistic regression, on minibatches or on all data at once.
 
-    Of two classes, :math:`h = \sigma(\theta^T x)` is the probability of the second; of more,
-    :math:`h = \mathrm{softmax}(\Theta^T x)`. Minimised is scikit-learn's cost,
+    For two classes, :math:`h = \sigma(\theta^T x)` is the probability of the second; for more,
+    :math:`h = \mathrm{softmax}(\Theta^T x)`. Training minimises scikit-learn's cost,
 
     .. math:: \rho \|\theta\|_1 + \frac{1 - \rho}{2} \|\theta\|^2 + C \sum_i w_i L_i,
 
     divided by :math:`C \sum_i w_i`, so that a learning rate means the same for any C and N. The
     intercept is not in the penalty.
 
-    With ``solver="lbfgs"`` it is minimised as scikit-learn minimises it, by a quasi-Newton method
-    on the gradient over all data: on standardised features the cost is within 0.1 % of its minimum
-    for C from 0.01 to 100, on the CPU or with the data on a GPU. It takes the penalties of absolute
-    values, too, and finds weights that are exactly 0.
+    ``solver="lbfgs"`` minimises it as scikit-learn does, by a quasi-Newton method on the gradient
+    over all data: on standardised features the cost is within 0.1 % of its minimum for C from 0.01
+    to 100, on the CPU or with the data on a GPU. It also supports the penalty of absolute values,
+    and then finds weights that are exactly 0.
 
-    The default, "sgd", is for data that come in parts, and for those that take long to go over. Its
-    schedule, "adaptive", lowers the learning rate of `fit` whenever the cost stops falling, until
-    it is too small to matter; `partial_fit` has `learning_rate_init` in each call, and so follows
-    data that drift. On standardised features the cost is then within 1 % of its minimum for C up to
-    1; where the penalty is weaker, a smaller `tol` and more epochs bring it as near.
+    The default, "sgd", is for data that arrive in parts, and for large data sets. Its schedule,
+    "adaptive", lowers the learning rate of `fit` whenever the cost stops falling, until it is too
+    small to matter; `partial_fit` uses `learning_rate_init` in each call, and so follows data that
+    drift. On standardised features the cost is then within 1 % of its minimum for C up to 1; for a
+    weaker penalty, this takes a smaller `tol` and more epochs.
 
-    Its settings are those of the networks, and scikit-learn's `penalty`, `C` and `l1_ratio`;
+    Its settings are those of the networks, plus scikit-learn's `penalty`, `C` and `l1_ratio`;
     `max_iter` counts epochs, or iterations of "lbfgs", and there is no `n_jobs` or `dual`.
 
-    In `partial_fit` the penalty is divided by the data of the call: where all data come in k parts,
-    k times `C` gives the cost that `fit` has over all of them.
+    In `partial_fit` the penalty is divided by the weight sum of the call's data: if the data arrive
+    in k equal parts, k times `C` gives the cost of `fit` over all of them.
 
     Parameters
     ----------
     penalty : {"auto", "l2", "l1", "elasticnet"} or None, default "auto"
-        "auto" and "elasticnet" go by `l1_ratio`; "l2" and "l1" are the ratios 0 and 1; None is no
+        "auto" and "elasticnet" use `l1_ratio`; "l2" and "l1" are the ratios 0 and 1; None means no
         penalty. Ratios above 0 need ``solver="lbfgs"``.
     C : float, default 1.0
-        The inverse of the penalty's strength, above 0; `numpy.inf` is no penalty.
+        The inverse of the penalty's strength, above 0; `numpy.inf` means no penalty.
     l1_ratio : float or None, default 0.0
         :math:`\rho`, from 0 to 1; None is 0.
     fit_intercept : bool, default True
         Whether there is an intercept.
     class_weight : dict, "balanced" or None, default None
-        What multiplies the weights of each class's samples.
+        A factor of the sample weights of each class.
     solver : {"sgd", "adam", "lbfgs"} or function, default "sgd"
-        As for `MLPClassifier`; so are the following.
+        As for `MLPClassifier`, like the settings below.
     batch_size, learning_rate, learning_rate_init, power_t, max_iter, shuffle, random_state, tol
         How to train: by default in batches of "auto" (here the smaller of 32 and N), "adaptive"
-        from 0.1, in at most 500 epochs. An epoch that does not bring the cost 1e-5 down is in vain.
+        from 0.1, in at most 500 epochs. An improvement lowers the cost by at least 1e-5.
         "lbfgs" stops where no entry of the gradient is above `tol` (divided by C, from 1 to 100).
     verbose, warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction
         How to train.
@@ -83,8 +83,8 @@ class LogisticRegression(AssignedLinear):
     classes_ : array of shape (n_classes,)
         The labels, in the library of y; see `MLPClassifier`.
     coef_ : array of shape (1, n_features) or (n_classes, n_features)
-        :math:`\theta`, in the library of X. It may be assigned; before `fit`, together with
-        `intercept_` and `classes_` (ascending), too.
+        :math:`\theta`, in the library of X. It may be assigned, even before `fit`, together
+        with `intercept_` and `classes_` (ascending).
     intercept_ : array of shape (1,) or (n_classes,)
         Zeros without `fit_intercept`.
     n_iter_, t_, loss_, best_loss_, loss_curve_, history_, validation_scores_
@@ -198,7 +198,7 @@ class LogisticRegression(AssignedLinear):
     def _make_network(
         self,
         sizes: Sizes,
-        rng: np.random.RandomState,  # noqa: ARG002 (a convex cost needs no luck)
+        rng: np.random.RandomState,  # noqa: ARG002 (the cost is convex, so training starts at zero)
         dtype: str,
         place: Backend,
     ) -> Sequential:
@@ -231,7 +231,7 @@ class LogisticRegression(AssignedLinear):
         return Penalty(ratio * strength, (1.0 - ratio) * strength)
 
     def _ratio(self) -> float:
-        """Return the share of the absolute values in the penalty."""
+        """Return the share of the L1 norm in the penalty."""
         ratio = self.l1_ratio
         if self.penalty in ("l1", "l2"):
             return float(self.penalty == "l1")
@@ -256,10 +256,10 @@ class LogisticRegression(AssignedLinear):
             warnings.warn(f"{type(self).__name__}: {ignored}", stacklevel=6 + DECORATORS)
 
     def _limits(self) -> dict[str, Any]:
-        # The weaker the penalty, the flatter the minimum: the same gradient is farther from it.
+        # A weaker penalty flattens the minimum: the same gradient is then farther from it.
         weakness = 100.0 if self.penalty is None else min(max(float(self.C), 1.0), 100.0)
-        # scikit-learn's, too: not to stop before the gradient is small. Within bounds, a step may
-        # gain nothing long before.
+        # As in scikit-learn, so as not to stop before the gradient is small. With bounds, steps may
+        # gain nothing long before that.
         gain = 0.0 if self._penalty(1.0).l1 else 64 * np.finfo(np.float64).eps
         limits = {"maxiter": int(self.max_iter), "gtol": float(self.tol) / weakness}
         return limits | {"maxls": 50, "ftol": gain}

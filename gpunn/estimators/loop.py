@@ -23,7 +23,7 @@ from gpunn.training.stopping import BestWeights
 
 
 class TrainingLoop(CallbackSupportMixin, FittedNetwork):
-    """An estimator that trains its network, once `fit` has made one."""
+    """An estimator that trains its network, once `fit` has created it."""
 
     def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
         """Return the score of outputs, for early stopping."""
@@ -56,7 +56,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
                     score = self._record(record, epochs, held_out, incremental=incremental)
                     if best is not None and score is not None:
                         best.offer(progress.n_iter, -score)
-                    # A call of partial_fit is no epoch of fit: it neither lowers rates nor stops.
+                    # partial_fit is not an epoch of fit: it neither lowers the rate nor stops.
                     stopped = not incremental and epoch_ended(self, progress, self._optimizer)
                     stopped = hooks.epoch_ends() or stopped
                     saved.epoch_ended(stopped=stopped, last=progress.n_iter >= hooks.n_epochs)
@@ -89,9 +89,9 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         )
 
     def _warn(self, epochs: Epochs, epoch: int, *, stopped: bool) -> None:
-        """Warn if training has not converged, or has converged to no solution.
+        """Warn if training has not converged, or has converged to a useless loss.
 
-        The weights are those of `epoch`; 0 means that they are older than this call.
+        The weights are those after `epoch`; 0 means that they precede this call.
         """
         progress, rate = self._progress, float(self.learning_rate_init)
         curve, what = progress.loss_curve[-progress.n_iter :], ""
@@ -115,7 +115,7 @@ class TrainingLoop(CallbackSupportMixin, FittedNetwork):
         *,
         incremental: bool,
     ) -> float | None:
-        """Record an epoch; return the score of the held-out data."""
+        """Record an epoch; return the score of the validation data, if it decides when to stop."""
         score, progress = None, self._progress
         if held_out is not None:
             numbers, outputs = epochs.evaluate(held_out)

@@ -1,4 +1,4 @@
-"""The network that an estimator's settings describe, with weights drawn as scikit-learn's are."""
+"""Networks for an estimator's settings, with weights drawn as in scikit-learn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: scikit-learn's names that are not gpunn's.
 _OTHER_NAMES = {"logistic": "sigmoid"}
 
-#: The names of activations that an estimator takes.
+#: The names of activations that estimators accept.
 NAMES = {*_OTHER_NAMES, *ACTIVATIONS}
 
 
@@ -38,14 +38,14 @@ def build(
     r"""Return layers from sizes[0] inputs to sizes[-1] outputs, the last without activation.
 
     Weights and biases are uniform in :math:`\pm\sqrt{6 / (n_{in} + n_{out})}`, Glorot's bound, or
-    with 2 in the place of 6 before a logistic activation, as in scikit-learn: one seed gives both
-    the same network. The last layer goes by the activation before it.
+    with 2 instead of 6 before a logistic activation, as in scikit-learn: the same seed gives both
+    the same network. The last layer's bound follows from the activation before it.
     """
     layers: list[Any] = []
     named = [*activations, None]
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-        bound_by = activations[min(i, len(activations) - 1)] if activations else None
-        weight, bias = _draw(rng, inputs, outputs, bound_by)
+        preceding = activations[min(i, len(activations) - 1)] if activations else None
+        weight, bias = _draw(rng, inputs, outputs, preceding)
         layers.append(dense(weight, bias, named[i], dtype, backend))
         if i < len(dropouts) and dropouts[i]:
             layers.append(Dropout(dropouts[i]))
@@ -75,7 +75,7 @@ def dense(
 
 
 def resolve(activation: str | Activation | None) -> Activation:
-    """Return the activation of that name, gpunn's or scikit-learn's, or the object itself."""
+    """Return the activation of that name in gpunn or scikit-learn, or the object itself."""
     if isinstance(activation, str):
         activation = _OTHER_NAMES.get(activation, activation)
     return get_activation(activation)

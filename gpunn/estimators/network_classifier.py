@@ -18,7 +18,7 @@ from gpunn.training.metrics import Metric
 
 
 class NetworkClassifier(Classifying, CustomNetwork):
-    """Any network of gpunn's as a classifier, such as one for images.
+    """Any gpunn network as a classifier, such as one for images.
 
     `X` may be a table (N, P), sparse or not, or an array (N, ...) such as images (N, H, W, C).
     Cost, penalty and training are those of `MLPClassifier`.
@@ -27,12 +27,12 @@ class NetworkClassifier(Classifying, CustomNetwork):
     ----------
     network : function or None, default None
         Called by `fit` with the shape of a sample, a tuple, and the number of outputs: one for two
-        classes, else one for each class. It returns a new network whose outputs are logits; where
-        it takes the keyword `rng`, it gets a generator that follows from `random_state`. The
-        network goes to the device and gets the dtype of the computation. None is a perceptron with
-        100 hidden neurons. To pickle the estimator, the function must be one of a module.
+        classes, else one for each class. It returns a new network whose outputs are logits. If
+        it takes the keyword `rng`, it gets a generator seeded from `random_state`. The network is
+        moved to the device and dtype of the computation. None means a perceptron with 100 hidden
+        neurons. To pickle the estimator, define the function at the top level of a module.
     network_params : dict or None, default None
-        Further keywords for the function. A search may set each by itself,
+        Further keywords for the function. A search may set each separately,
         ``{"network_params__width": [16, 32]}``.
     solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter, shuffle
         See `MLPClassifier`; likewise the following.
@@ -42,7 +42,7 @@ class NetworkClassifier(Classifying, CustomNetwork):
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, loss, class_weight
         How long to train, and on what cost; likewise `metrics`.
     backend, device, checkpoint
-        Where to compute, and the file to go on from.
+        Where to compute, and the file to resume from.
 
     Attributes
     ----------

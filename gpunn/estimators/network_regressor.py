@@ -18,23 +18,23 @@ from gpunn.training.metrics import Metric
 
 
 class NetworkRegressor(Regressing, CustomNetwork):
-    r"""Any network of gpunn's as a regressor, with one or several outputs.
+    r"""Any gpunn network as a regressor, with one or several outputs.
 
-    As `NetworkClassifier`, with the squared error: :math:`L_i = \frac12 \sum_p (\hat y_{ip} -
+    Like `NetworkClassifier`, with the squared error: :math:`L_i = \frac12 \sum_p (\hat y_{ip} -
     y_{ip})^2`. The reported loss is divided by the number of outputs, but the gradient is not.
 
     Parameters
     ----------
     network : function or None, default None
-        See `NetworkClassifier`; likewise the following but `loss`.
+        See `NetworkClassifier`; likewise the following except `loss`.
     network_params, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t, max_iter
         What to train, and how.
     shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum, early_stopping
-        How to train; early stopping goes by R^2.
+        How to train; early stopping uses R^2.
     validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun, metrics, backend
-        How long to train, what else, and where; likewise `device`.
+        How long to train, what to measure, and where to compute; likewise `device`.
     checkpoint : path, Checkpoint or None, default None
-        The file to go on from; see `MLPClassifier`.
+        The file to resume from; see `MLPClassifier`.
     loss : {"squared_error", "poisson"} or Loss, default "squared_error"
         See `MLPRegressor`.
 

@@ -25,35 +25,36 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    r"""J over all samples, and its gradient, at any parameters.
+    r"""The loss J over all samples, and its gradient, as a function of the parameters.
 
     .. math:: J(\theta) = \frac{\sum_i w_i L_i(\theta)}{\sum_i w_i}
 
-    (or the sum, for a loss that is one). The parameters are one vector of float64 on the host, for
-    optimizers that are not gpunn's. A value is a pass over the data, which stay where they are: it
-    is an epoch of training with the update rule `GradientSum`.
+    (or the sum, for a loss with reduction "sum"). The parameters are one vector of float64 on the
+    host, for external optimizers. Each evaluation is one pass over the data, which stay where they
+    are: an epoch of training with the update rule `GradientSum`.
 
     Parameters
     ----------
     model, loss
-        What J is of. The parameters are written to the model.
+        Each evaluation writes its parameters to the model.
     gradients : GradientSum
-        Of the model's parameters.
+        The sums of the gradients of the model's parameters.
     loader : Loader
-        The data, in stored order. Where a batch does not fit into memory, its half is tried.
+        The data, in stored order. If a batch does not fit into memory, the batch size is halved.
     metrics : sequence of Metric, default ()
         Further quantities to measure in each pass.
     program : Program, optional
-        Of earlier passes.
+        The program recorded in earlier passes.
 
     Attributes
     ----------
     numbers : dict of str to float
         The loss and the metrics of the last pass.
     passes : int
-        How many there were.
+        The number of passes.
     is_random : bool
-        Whether the model draws random numbers, as dropout does: J is no function of it then.
+        Whether the model draws random numbers, as dropout does. J is then not a function of the
+        parameters alone.
     """
 
     def __init__(
@@ -132,15 +133,15 @@ class Objective:
         return vector
 
     def _shares(self) -> list[float]:
-        """Return what each batch's cost counts for in J."""
+        """Return the weight of each batch's loss in J."""
         if self.loss.reduction == "sum":
             return [1.0]
-        masses = list(self._masses())
-        total = sum(masses)
-        return [mass / total if total else 0.0 for mass in masses]
+        sums = list(self._weight_sums())
+        total = sum(sums)
+        return [weight_sum / total if total else 0.0 for weight_sum in sums]
 
-    def _masses(self) -> Iterator[float]:
-        """Yield what the mean of each batch divides by."""
+    def _weight_sums(self) -> Iterator[float]:
+        """Yield the weight sum that each batch's mean is divided by."""
         loader, place = self._loader, self._loader.backend
         targets: Any = loader.stored.y
         weights: Any = loader.stored.sample_weight
@@ -154,5 +155,5 @@ class Objective:
                 zeros = place.xp.zeros(
                     (y.shape[0], *outputs), dtype=like.dtype, device=place.device
                 )
-                mass = self.loss.total_weight(zeros, y, weight)
-                yield float(rows.stop - rows.start if mass is None else mass)
+                weight_sum = self.loss.total_weight(zeros, y, weight)
+                yield float(rows.stop - rows.start if weight_sum is None else weight_sum)

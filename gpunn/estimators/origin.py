@@ -1,4 +1,4 @@
-"""The library and device of a user's arrays, where results are returned."""
+"""The library and device of a user's arrays, in which results are returned."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpunn.arrays.streams import finished
 class Origin:
     """An array library and one of its devices, by name, so that it can be pickled.
 
-    A pickle is loaded without the library or the device, too: results are then where the weights
-    are.
+    A pickle also loads where the library or the device is missing; results then stay with the
+    weights.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Origin:
 
     @classmethod
     def of_labels(cls, y: Any) -> Origin:
-        """Return the origin of labels, which may be another than that of X."""
+        """Return the origin of labels, which may differ from that of X."""
         return cls.at(y) if get_config()["array_api_dispatch"] else HOST
 
     @classmethod
@@ -72,7 +72,7 @@ class Origin:
 
     @property
     def backend(self) -> Backend | None:
-        """The backend to compute on, if gpunn supports it and it is not the default."""
+        """The backend of this library and device; None for NumPy and unsupported libraries."""
         if self.device is not None or self == HOST:
             return None
         return get_backend(self.package)
@@ -93,7 +93,7 @@ class Origin:
         return xp.asarray(to_numpy(x), device=self.device)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return what makes the origin again, or the nearest one where it is loaded."""
+        """Pickle by name; loading gives this origin, or the nearest available one."""
         return _restored, (self.package, self.device)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What the two multi-layer perceptrons share: hidden layers, and scikit-learn's penalty."""
+"""The base class of the multi-layer perceptrons: hidden layers and their settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Solver: TypeAlias = str | Callable[..., Optimizer]
 
 
 class Perceptron(LayeredNetwork):
-    """A network of hidden layers, with scikit-learn's penalty."""
+    """An estimator with hidden layers, and scikit-learn's penalty."""
 
     def _hidden_sizes(self) -> list[int]:
         sizes = self.hidden_layer_sizes
@@ -45,11 +45,11 @@ class Perceptron(LayeredNetwork):
     def _make_network(
         self, sizes: Sizes, rng: np.random.RandomState, dtype: str, place: Backend
     ) -> Sequential:
-        made = dict(self._structure())
-        every = [*sizes.inputs, *made["hidden_layer_sizes"], sizes.outputs]
-        activations, dropouts = made["activation"], made["dropout"]
-        with room_for(f"{type(self).__name__}: hidden_layer_sizes", place, *pairwise(every)):
-            return build(every, activations, dropouts, rng=rng, dtype=dtype, backend=place)
+        structure = dict(self._structure())
+        widths = [*sizes.inputs, *structure["hidden_layer_sizes"], sizes.outputs]
+        activations, dropouts = structure["activation"], structure["dropout"]
+        with room_for(f"{type(self).__name__}: hidden_layer_sizes", place, *pairwise(widths)):
+            return build(widths, activations, dropouts, rng=rng, dtype=dtype, backend=place)
 
     def _structure(self) -> Iterator[tuple[str, Any]]:
         name, hidden = type(self).__name__, tuple(self._hidden_sizes())

@@ -1,4 +1,4 @@
-"""How training went, and scikit-learn's rule for when to stop."""
+"""The record of training, and scikit-learn's rule for when to stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Progress:
     scores : list of float or None
         The score of the held-out data after each epoch; None without early stopping.
     first_loss : float or None
-        The loss that the last call began with, where that is known.
+        The loss at the beginning of the last call, if known.
     best_loss, best_score : float or None
         The lowest loss or the highest score; the other one is None, as in scikit-learn.
     losses, negative_scores : Patience
@@ -74,13 +74,13 @@ class Progress:
 
     @property
     def patience(self) -> Patience:
-        """The one that decides when `fit` stops."""
+        """The patience that decides when `fit` stops."""
         return self.losses if self.scores is None else self.negative_scores
 
     def begin(self, *, early_stopping: bool) -> None:
         """Begin another call of fit.
 
-        Where it stops by another measure than the last call, patience starts anew.
+        If it stops by a different measure than the last call, patience starts anew.
         """
         self.n_iter, self.first_loss = 0, None
         if early_stopping != self.early_stopping:
@@ -116,10 +116,10 @@ class Progress:
         vars(self).update(numbers)
 
     def mark(self) -> Callable[[], None]:
-        """Return a function that undoes whatever follows this call.
+        """Return a function that undoes all changes after this call.
 
-        The curves only grow, so they are cut and not copied: the cost does not depend on their
-        length.
+        The curves only grow, so undoing truncates them; the cost of a mark does not depend on
+        their length.
         """
         before, columns = dict(vars(self)), dict(self.history.columns)
         for name in ("losses", "negative_scores"):
@@ -150,7 +150,8 @@ class Progress:
     ) -> None:
         """Record the numbers of an epoch, and whether it is an improvement.
 
-        A call of `partial_fit` (`incremental`) counts neither as an improvement nor as none.
+        A call of `partial_fit` (`incremental`) leaves the count of epochs without improvement
+        unchanged.
         """
         self.n_iter += 1
         self.n_samples += n_samples

@@ -1,4 +1,4 @@
-"""What the regressors share: numbers as targets, and their score."""
+"""The base class of the regressors: targets, predictions and R^2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Regressing(RegressorMixin, NetworkEstimator):
     @available_if(is_stochastic)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Go over some data once, and keep what was learned before; see `MLPClassifier`.
+        """Train for one pass over some data, from the current weights; see `MLPClassifier`.
 
         Parameters
         ----------
@@ -46,7 +46,7 @@ class Regressing(RegressorMixin, NetworkEstimator):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> Any:
-        """Return the network's answer for each sample: its outputs, or the means of counts.
+        """Return the predictions: the network's outputs, or the expected counts.
 
         Parameters
         ----------
@@ -54,11 +54,11 @@ class Regressing(RegressorMixin, NetworkEstimator):
 
         Returns
         -------
-        y : array of shape (n_samples,), or (n_samples, n_outputs) of several
+        y : array of shape (n_samples,), or (n_samples, n_outputs) for several outputs
             In the library and on the device of X.
         """
         outputs, origin = self._outputs(X, "predict")
-        outputs = self._answers(outputs)
+        outputs = self._predictions(outputs)
         return origin.give(outputs[:, 0] if self.n_outputs_ == 1 else outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -122,8 +122,8 @@ class Regressing(RegressorMixin, NetworkEstimator):
     def _loss_scale(self) -> float:
         return 1.0 / self.n_outputs_ if isinstance(self._loss, MeanSquaredError) else 1.0
 
-    def _answers(self, outputs: Array) -> Array:
-        """Return what outputs stand for: themselves, or the logarithms of answers."""
+    def _predictions(self, outputs: Array) -> Array:
+        """Return predictions from outputs, which are logarithms for a Poisson loss."""
         if not isinstance(self._loss, Poisson):
             return outputs
         with scope_of(outputs):
@@ -133,11 +133,11 @@ class Regressing(RegressorMixin, NetworkEstimator):
         return super()._checks() | {"y_numeric": True}
 
     def _score_of(self, outputs: Array, target: Any, weight: Any) -> float:
-        answers = to_numpy(self._answers(outputs))
-        if not np.isfinite(answers).all():
+        predictions = to_numpy(self._predictions(outputs))
+        if not np.isfinite(predictions).all():
             return math.nan
         weight = None if weight is None else to_numpy(weight)
-        return float(r2_score(target, answers, sample_weight=weight))
+        return float(r2_score(target, predictions, sample_weight=weight))
 
     def __sklearn_tags__(self) -> Any:
         """Return the capabilities that scikit-learn checks."""

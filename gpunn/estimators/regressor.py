@@ -1,4 +1,4 @@
-"""The multi-layer perceptron for numbers."""
+"""The multi-layer perceptron for regression."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from gpunn.training.metrics import Metric
 class MLPRegressor(Regressing, Perceptron):
     r"""A multi-layer perceptron for regression, with one or several outputs.
 
-    As `MLPClassifier`, with the squared error: :math:`L_i = \frac12 \sum_p (\hat y_{ip} -
+    Like `MLPClassifier`, with the squared error: :math:`L_i = \frac12 \sum_p (\hat y_{ip} -
     y_{ip})^2`. As in scikit-learn, the reported loss is divided by the number of outputs, but the
     gradient is not.
 
     Parameters
     ----------
     loss : {"squared_error", "poisson"} or Loss, default "squared_error"
-        "poisson" is half the deviance of counts y >= 0 from :math:`e^z`, of the network's outputs
-        z; it and `gpunn.Poisson` make `predict` return :math:`e^z`. A loss object replaces both.
+        "poisson" is half the deviance of counts y >= 0 from :math:`e^z`, for the network's outputs
+        z; with it or `gpunn.Poisson`, `predict` returns :math:`e^z`. A loss object replaces both.
     hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init
         See `MLPClassifier`; likewise the following.
     power_t, max_iter, shuffle, random_state, tol, verbose, warm_start, momentum
         How to train.
     nesterovs_momentum, early_stopping, validation_fraction, beta_1, beta_2, epsilon
-        How to train; early stopping goes by R^2.
+        How to train; early stopping uses R^2.
     n_iter_no_change, max_fun, dropout, metrics, backend, device, checkpoint
-        How long to train, what else, and where.
+        How long to train, what to measure, and where to compute.
 
     Attributes
     ----------
@@ -131,6 +131,6 @@ class MLPRegressor(Regressing, Perceptron):
 
     @property
     def out_activation_(self) -> str:
-        """What makes answers of outputs: "exp" for a loss of counts, else "identity"."""
+        """The function from outputs to predictions: "exp" for a loss of counts, else "identity"."""
         check_is_fitted(self)
         return "exp" if isinstance(self._loss, Poisson) else "identity"

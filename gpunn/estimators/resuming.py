@@ -1,4 +1,4 @@
-"""Checkpoints of `fit`: training goes on from where an earlier process left it."""
+"""Checkpoints of `fit`: training resumes where an earlier process stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpunn.training.checkpoint import Checkpoint
 from gpunn.training.signals import Ending, heard
 from gpunn.training.stopping import BestWeights
 
-#: The settings that may change when training goes on: they say how long, where and from what.
+#: The settings that may change when training resumes: for how long, where and from what.
 _MAY_CHANGE = frozenset(
     {"max_iter", "n_iter_no_change", "tol", "verbose", "warm_start", "checkpoint"}
     | {"backend", "device", "random_state"}
@@ -34,16 +34,16 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 class Saved:
-    """What a call of `fit` writes to its checkpoint, and where it goes on from.
+    """The checkpoint that a call of `fit` writes and resumes from.
 
     Parameters
     ----------
     estimator : estimator
-        Without a setting `checkpoint`, nothing is written or read.
+        Nothing is written or read if its setting `checkpoint` is None.
     resume : bool
-        Whether to go on from the file, if it is there.
+        Whether to resume from the file, if it exists.
     wanted : bool, default True
-        Whether there is anything to write: `partial_fit` writes nothing.
+        Whether to use the checkpoint at all: `partial_fit` does not.
 
     Raises
     ------
@@ -65,13 +65,13 @@ class Saved:
             self._state = files.read(self._path, f"{self._name}.fit")
 
     def generator(self, rng: np.random.RandomState) -> np.random.RandomState:
-        """Return what to draw the split and the orders from.
+        """Return the generator of the split and the orders.
 
-        If training goes on, this is in the state that it was in then, and NumPy's global generator
-        stays as it is.
+        If training resumes, it is in its saved state, and NumPy's global generator is left
+        unchanged.
         """
         if self._state is not None:
-            with self._refusing():
+            with self._reraise_as_state_error():
                 if "fit" not in self._state:
                     raise StateError("it was written by Trainer.fit, and not by an estimator")
                 check_names("fit", self._state, ("trainer", "order", "progress", "best", "fit"))
@@ -91,12 +91,12 @@ class Saved:
         progress: Progress,
         best: BestWeights | None,
     ) -> bool:
-        """Take all from the state, if training goes on; return whether it had ended there.
+        """Restore the saved state, if training resumes; return whether training had ended.
 
         Raises
         ------
         StateError
-            If the settings or the data are others.
+            If the settings or the data differ from the saved ones.
         """
         if self._checkpoint is None:
             return False
@@ -113,9 +113,9 @@ class Saved:
         }
         stopped = False
         if self._state is None:
-            self._state_now(stopped=False)  # refuses now what could not be written later
+            self._current_state(stopped=False)  # fails now rather than after an epoch
         else:
-            with self._refusing():
+            with self._reraise_as_state_error():
                 stopped = self._load(self._state)
         self._checkpoint.begin(progress.n_samples, self._path)
         return stopped
@@ -127,22 +127,26 @@ class Saved:
             yield
 
     def epoch_ended(self, *, stopped: bool, last: bool) -> None:
-        """Write the file if it is due.
+        """Write the checkpoint if it is due.
 
         Raises
         ------
         KeyboardInterrupt
-            If a signal came during the epoch. The file is written then.
+            If a signal came during the epoch. The checkpoint is written first.
         """
         if self._checkpoint is None:
             return
-        step, n_iter, asked = self._progress.n_samples, self._progress.n_iter, self._ending.asked_by
-        if stopped or last or asked or self._checkpoint.is_due(step, n_iter):
-            self._checkpoint.write(self._state_now(stopped=stopped), step)
-        if asked:
+        step, n_iter, signal = (
+            self._progress.n_samples,
+            self._progress.n_iter,
+            self._ending.asked_by,
+        )
+        if stopped or last or signal or self._checkpoint.is_due(step, n_iter):
+            self._checkpoint.write(self._current_state(stopped=stopped), step)
+        if signal:
             raise KeyboardInterrupt
 
-    def _state_now(self, *, stopped: bool) -> dict[str, Any]:
+    def _current_state(self, *, stopped: bool) -> dict[str, Any]:
         return {
             **{name: part.state_dict() for name, part in self._parts.items()},
             "best": None if self._best is None else self._best.state_dict(),
@@ -163,7 +167,7 @@ class Saved:
         return bool(state["fit"]["stopped"])
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _reraise_as_state_error(self) -> Iterator[None]:
         try:
             yield
         except (GpunnError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -174,7 +178,7 @@ class Saved:
 
 
 def as_checkpoint(estimator: str, value: Any) -> Checkpoint | None:
-    """Return the checkpoint of a setting; a path stands for a file after every epoch.
+    """Return the checkpoint for a setting; a path means a file written after every epoch.
 
     Raises
     ------
@@ -194,7 +198,7 @@ def as_checkpoint(estimator: str, value: Any) -> Checkpoint | None:
 
 
 def digest(*loaders: Loader | None) -> str:
-    """Return the digest of all data of loaders, wherever they are."""
+    """Return a digest of the data of all loaders, on any device."""
     found = hashlib.blake2b(digest_size=16)
     sets = [loader.stored for loader in loaders if loader is not None]
     parts: list[Any] = [part for data in sets for part in (data.x, data.y, data.sample_weight)]
@@ -211,7 +215,7 @@ def digest(*loaders: Loader | None) -> str:
 
 
 def _fixed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must not change, as JSON has them."""
+    """Return the settings that must not change, as JSON values."""
     return {name: _as_json(v) for name, v in parameters.items() if name not in _MAY_CHANGE}
 
 
@@ -219,7 +223,7 @@ def _as_json(value: Any) -> Any:
     value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, Real):  # a fraction, or one of NumPy's that Python has not
+    if isinstance(value, Real):  # a fraction, or a NumPy float that Python lacks
         return float(value)
     if isinstance(value, (list, tuple)):
         return [_as_json(item) for item in value]

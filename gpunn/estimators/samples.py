@@ -23,7 +23,7 @@ class Samples(NamedTuple):
 
 
 def check_unmasked(name: str, **arrays: Any) -> None:
-    """Check that no array has gaps, which scikit-learn reads as whatever numbers lie below.
+    """Check that no array has masked entries, whose underlying numbers scikit-learn would use.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def split(
 ) -> tuple[Samples, Samples]:
     """Return the samples for training and the held-out share.
 
-    Samples of weight zero are in neither: such weights, as bagging uses them, mean absence.
+    Samples of weight zero are in neither: in bagging, for example, they count as absent.
     """
     rows = np.arange(samples.x.shape[0])
     if samples.weight is not None:
@@ -62,11 +62,11 @@ def split(
     )
     if len(rows) < 2:
         raise too_small
-    # Of bool, as in scikit-learn, whose messages name the classes.
+    # bool, as in scikit-learn, whose messages name the classes.
     classes = samples.y[rows] > 0.5 if stratify else np.zeros(0, bool)
     counts = np.unique(classes, return_counts=True)[1]
     n_held_out, n_classes = math.ceil(fraction * len(rows)), len(counts)
-    if n_held_out < n_classes and counts.min() > 1:  # else scikit-learn says what is wrong
+    if n_held_out < n_classes and counts.min() > 1:  # otherwise scikit-learn explains the error
         counted = "samples" if samples.weight is None else "samples of a weight above 0"
         raise ValueError(
             f"The validation set is too small: early stopping holds out {n_held_out} of "

@@ -30,10 +30,10 @@ from gpunn.training.metrics import Metric
 
 
 class Numbers(Interval):
-    """An interval of numbers that fit into 64 bits: as an int where they are whole, or a float."""
+    """An interval of numbers that fit into 64 bits, as integers or as floats."""
 
     def is_satisfied_by(self, value: Any) -> bool:
-        """Return whether a value is one of them."""
+        """Return whether a value is in the interval."""
         if not isinstance(value, self.type) or isinstance(value, np.timedelta64):
             return False
         if self.type is Integral:
@@ -50,7 +50,7 @@ _NOT_NEGATIVE = Numbers(Real, 0, None, closed="left")
 _POSITIVE = Numbers(Real, 0, None, closed="neither")
 _COUNT = Numbers(Integral, 1, None, closed="left")
 
-#: The longest list that is a setting; it would hold more layers than any network.
+#: The maximum length of a list in a setting: more than the layers of any network.
 _LONGEST = 10**6
 
 #: Settings of all estimators.
@@ -80,7 +80,7 @@ TRAINING: dict[str, Any] = {
     "device": [Numbers(Integral, 0, None, closed="left"), None],
 }
 
-#: The most evaluations of the cost by "lbfgs".
+#: The maximum number of evaluations of the cost by "lbfgs".
 LIMIT: dict[str, Any] = {"max_fun": [_COUNT]}
 
 #: The setting of scikit-learn's penalty.
@@ -99,9 +99,10 @@ CLASSES: dict[str, Any] = {"class_weight": [StrOptions({"balanced"}), dict, list
 
 
 def check_settings(estimator: str, constraints: Mapping[str, Any], given: dict[str, Any]) -> None:
-    """Check settings by constraints in scikit-learn's words, as its `_validate_params` does.
+    """Check settings against constraints, with the messages of scikit-learn's `_validate_params`.
 
-    Here a value that cannot be compared or shown is told, too, and a long one in short.
+    Unlike there, values that cannot be compared or printed get a message too, and long values are
+    abbreviated.
 
     Raises
     ------
@@ -125,17 +126,17 @@ def check_settings(estimator: str, constraints: Mapping[str, Any], given: dict[s
 def _is_satisfied(kind: Any, value: Any) -> bool:
     try:
         return bool(kind.is_satisfied_by(value))
-    except Exception:  # noqa: BLE001 (whatever a class of the user's raises)
+    except Exception:  # noqa: BLE001 (a user's class may raise anything)
         return False
 
 
 def loss_or(*names: str) -> list[Any]:
-    """Return the constraint of a loss: one of these names, or a `Loss`."""
+    """Return the constraint that a loss is one of these names, or a `Loss`."""
     return [StrOptions(set(names)), Loss]
 
 
 def place_of(estimator: str, backend: Any, device: int | None, given: Backend | None) -> Backend:
-    """Return where to compute: the settings, else the place of X, else gpunn's default."""
+    """Return the backend: that of the settings, else that of X, else gpunn's default."""
     if device is not None and not (isinstance(backend, str) and backend in ("cupy", "auto")):
         raise InvalidParameterError(
             f"{estimator}: device={device} is the index of a GPU and goes with backend='cupy' or "
@@ -153,10 +154,10 @@ def place_of(estimator: str, backend: Any, device: int | None, given: Backend | 
 
 
 def in_order(estimator: str, name: str, value: Any) -> list[Any]:
-    """Return the items of a sequence; a dict or a set is not one."""
+    """Return the items of a sequence as a list; refuse dicts, sets and strings."""
     unordered = isinstance(value, (Mapping, Set, str, bytes, bytearray)) or not is_sized(value)
     if not unordered and getattr(value, "ndim", 1) == 1 and len(value) <= _LONGEST:
-        with suppress(TypeError):  # of what has a length and no items
+        with suppress(TypeError):  # it has a length, but no items
             return list(value)
     raise InvalidParameterError(
         f"{estimator}: {name} must be a list or tuple, got a {type(value).__name__}, {shown(value)}"
@@ -164,7 +165,7 @@ def in_order(estimator: str, name: str, value: Any) -> list[Any]:
 
 
 def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
-    """Return the metrics of a setting, which may be a single one, as a list."""
+    """Return a setting, one metric or several, as a list of metrics."""
     if isinstance(value, (str, Metric)):
         return [value]
     metrics = in_order(estimator, "metrics", value)
@@ -180,7 +181,7 @@ def as_metrics(estimator: str, value: Any) -> list[str | Metric]:
 def per_layer(
     estimator: str, name: str, value: Any, n_hidden: int, is_valid: Callable[[Any], bool]
 ) -> list[Any]:
-    """Return a setting of each hidden layer, given once for all or as a list."""
+    """Return a setting for each hidden layer, from one value for all or a list."""
     if not isinstance(value, (list, tuple)):
         return [value] * n_hidden
     if len(value) != n_hidden:
@@ -202,7 +203,7 @@ def is_activation(value: Any) -> bool:
 
 
 def is_rate(value: Any) -> bool:
-    """Return whether this is a valid rate of dropout."""
+    """Return whether this is a valid dropout rate."""
     return isinstance(value, Real) and 0 <= float(value) < 1
 
 

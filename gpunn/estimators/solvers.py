@@ -12,22 +12,22 @@ from gpunn.optim.gradient_sum import GradientSum
 from gpunn.optim.schedules import Constant, observe
 from gpunn.optim.sgd import SGD
 
-#: "adaptive" divides the learning rate by the first, down to the second.
+#: "adaptive" divides the learning rate by _DIVISOR, and stops at _LOWEST_RATE.
 _DIVISOR, _LOWEST_RATE = 5.0, 1e-6
 
 
 def is_full_batch(solver: Any) -> bool:
-    """Return whether a solver takes all data in each step, and has no epochs of batches."""
+    """Return whether a solver uses all data in each step, instead of batches."""
     return isinstance(solver, str) and solver == "lbfgs"
 
 
 def is_stochastic(estimator: Any) -> bool:
-    """Return whether an estimator can learn from data in parts; raise as scikit-learn's does.
+    """Return True if an estimator can learn incrementally; otherwise raise, as in scikit-learn.
 
     Raises
     ------
     AttributeError
-        If it cannot, so that it has no such method.
+        If it cannot; `hasattr(estimator, "partial_fit")` is then False.
     """
     if is_full_batch(estimator.solver):
         raise AttributeError(
@@ -66,7 +66,7 @@ def make_optimizer(estimator: Any) -> Optimizer:
 def up_to_date(estimator: Any, optimizer: Optimizer, solver: Any) -> Optimizer:
     """Return the optimizer for a call of `partial_fit`, with the current settings.
 
-    This is the given optimizer, made by `solver`, with its velocities and moments. It is a new one
+    This is the given optimizer, created for `solver`, with its velocities and moments; or a new one
     if the solver has changed, momentum was added or removed, or Adam's betas have changed (the bias
     correction assumes the same betas from the start).
     """

@@ -1,4 +1,4 @@
-"""Weights as attributes: assigning them writes to the network."""
+"""Weights as attributes of an estimator; assigning them writes to the network."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Weights(list[Any]):
     Parameters
     ----------
     name : str
-        Begins the errors: ``"MLPClassifier: coefs_"``.
+        The beginning of error messages, such as ``"MLPClassifier: coefs_"``.
     parameters : list of Parameter
         The parameters of the network.
     give : function
-        Returns the array for the user from a parameter's value.
+        Converts a parameter's value to the user's library.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Weights(list[Any]):
         self._name, self._parameters, self._give = name, parameters, give
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write a layer's weights, or those of several."""
+        """Write the weights of one layer, or of several."""
         if isinstance(index, slice):
             self._write(range(len(self))[index], value)
         else:
             self._write([self._place(index)], [value])
 
     def _place(self, index: Any) -> int:
-        """Return an index as a non-negative number."""
+        """Return an index as a non-negative integer."""
         try:
             return range(len(self))[index]
         except TypeError as error:
@@ -55,7 +55,7 @@ class Weights(list[Any]):
             ) from error
 
     def replace(self, values: Any) -> None:
-        """Write the weights of all layers, or of none if any does not fit."""
+        """Write the weights of all layers; if one does not fit, write none."""
         self._write(range(len(self)), values)
 
     def _write(self, places: Any, values: Any) -> None:
@@ -82,7 +82,7 @@ class Weights(list[Any]):
     __delitem__ = __iadd__ = __imul__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Make copies plain lists, which belong to no network."""
+        """Pickle and copy as a plain list, detached from the network."""
         return list, (list(self),)
 
 
@@ -99,7 +99,7 @@ def handed_out(origin: Origin, value: Array) -> Any:
 
 
 def fitting(name: str, value: Any, like: Array) -> Array:
-    """Return a value as an array with the device, dtype and shape of another.
+    """Return a value as an array with the device and dtype of `like`; check its shape.
 
     Raises
     ------
