@@ -109,7 +109,7 @@ class TestSettings:
             MLPRegressor(loss=loss).fit(X, Y)
 
     def test_a_function_that_returns_no_optimizer(self) -> None:
-        with pytest.raises(TypeError, match=r"solver must return an optimizer.*returned list"):
+        with pytest.raises(TypeError, match=r"solver must return a gpunn optimizer.*returned list"):
             network(solver=list).fit(X, Y)
 
 

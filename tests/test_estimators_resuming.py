@@ -141,7 +141,7 @@ def test_another_setting_is_named(name: str, value: Any, path: Path) -> None:
     saved = {"checkpoint": path, "warm_start": True}
     classifier(**saved).fit(X, Y["binary"])
     before = path.read_bytes()
-    with pytest.raises(StateError, match=rf"cannot go on from .*: {name} was .* and is "):
+    with pytest.raises(StateError, match=rf"cannot resume from .*: {name} was .* and is "):
         classifier(**{**saved, name: value}).fit(X, Y["binary"])
     assert path.read_bytes() == before
     classifier(checkpoint=path, **{name: value}).fit(X, Y["binary"])  # starts over

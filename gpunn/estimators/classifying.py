@@ -100,8 +100,8 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         """
         if needs_all_labels(self.class_weight):
             raise ValueError(
-                "class_weight='balanced' needs to see all labels, and partial_fit sees some; give "
-                "the weights that sklearn.utils.compute_class_weight makes of all of them, a dict"
+                "class_weight='balanced' needs to see all labels, but partial_fit sees some; give "
+                "a dict of weights, which sklearn.utils.compute_class_weight can compute"
             )
         known = None
         if classes is not None:
@@ -157,8 +157,8 @@ class Classifying(ClassifierMixin, NetworkEstimator):
         given = self._given_loss()
         if isinstance(given, CrossEntropy) and self._labels.kind == "multilabel":
             raise ValueError(
-                f"{type(self).__name__}: {given!r} is for labels that exclude each other, and y "
-                "has several a sample; leave loss as it is, or say loss=gpunn.BinaryCrossEntropy()"
+                f"{type(self).__name__}: {given!r} is for labels that exclude each other, but y "
+                "has several per sample; omit loss, or pass loss=gpunn.BinaryCrossEntropy()"
             )
         if given is not None:
             return given

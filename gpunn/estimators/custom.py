@@ -114,7 +114,7 @@ class CustomNetwork(NetworkEstimator):
         network = copy.deepcopy(make(sizes.inputs, sizes.outputs, **settings))
         if not isinstance(network, Layer):
             raise InvalidParameterError(
-                f"{name}: network must return a layer of gpunn's, such as gpunn.Sequential; it "
+                f"{name}: network must return a gpunn layer, such as gpunn.Sequential; it "
                 f"returned {type(network).__name__}"
             )
         if not network.parameters():

@@ -234,7 +234,7 @@ def known_classes(name: str, values: Any) -> NDArray[Any]:
     except TypeError as error:
         raise ValueError(f"{wanted}, which cannot be put in order: {error}") from error
     if any(label is None or label != label for label in labels.tolist()):  # noqa: PLR0124 (NaN)
-        raise ValueError(f"{wanted}, of which one is missing")
+        raise ValueError(f"{wanted}, with a missing value")
     return labels
 
 
@@ -255,7 +255,7 @@ def ascending(name: str, values: Any, known: Labels | None) -> NDArray[Any]:
     if not np.array_equal(to_numpy(readable(values)), classes):
         raise ValueError(
             f"{name} must be labels in ascending order, each once, got {shown(values)}; put the "
-            "weights of the outputs in that order, too"
+            "weights of the outputs in the same order"
         )
     if known is None:
         return classes

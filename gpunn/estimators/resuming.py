@@ -172,8 +172,8 @@ class Saved:
             yield
         except (GpunnError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise StateError(
-                f"{self._name}.fit: cannot go on from {self._path}: {error}. Give the data and "
-                "settings of then, or start over: warm_start=False, or another file"
+                f"{self._name}.fit: cannot resume from {self._path}: {error}. Pass the same data "
+                "and settings as then, or start over: warm_start=False, or another file"
             ) from error
 
 

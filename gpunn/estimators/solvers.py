@@ -51,7 +51,7 @@ def make_optimizer(estimator: Any) -> Optimizer:
     name, optimizer = type(estimator).__name__, estimator.solver(parameters)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
-            f"{name}: solver must return an optimizer of gpunn's when given the "
+            f"{name}: solver must return a gpunn optimizer when given the "
             f"parameters, such as gpunn.SGD; it returned {type(optimizer).__name__}"
         )
     if optimizer.weight_decay:
