@@ -39,7 +39,7 @@ def not_minimized(owner: str, result: Any, max_iter: int) -> str:
 
 def not_converged(curve: list[float], max_iter: int, rate: float, explosion: str) -> str:
     """Return the message for training that reached `max_iter`."""
-    advice = "Increase max_iter, or tol to be content with less"
+    advice = "Increase max_iter, or raise tol to stop earlier"
     if explosion:
         advice = explosion
     elif curve[-1] > curve[0]:
