@@ -236,24 +236,15 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'gpunn' has no attribute {name!r}{_hint(name)}")
+        from gpunn.tools.names import hint  # noqa: PLC0415 (only an error needs it)
+
+        raise AttributeError(f"module 'gpunn' has no attribute {name!r}{hint(name, __all__)}")
     import importlib  # noqa: PLC0415 (not needed to import gpunn)
 
     module = importlib.import_module(_HOMES[name])
     is_module = module.__name__.endswith(f".{name}")
     found = globals()[name] = module if is_module else getattr(module, name)
     return found
-
-
-def _hint(name: str) -> str:
-    """Return a suggestion of a public name that is similar, or whose initials `name` is."""
-    import difflib  # noqa: PLC0415 (only an error needs it)
-
-    initials = [each for each in __all__ if "".join(filter(str.isupper, each)) == name.upper()]
-    near = initials if len(name) > 1 else []
-    by_lower = {each.lower(): each for each in __all__}
-    near = near or [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, 1)]
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 import gpunn as gn
 from gpunn.estimators import MLPClassifier
 
-pytest.importorskip("distributed", reason="dask is not installed: pip install 'gpunn[dask]'")
+pytest.importorskip("distributed", reason="dask is not installed: pip install '.[dask]'")
 import dask
 import dask.array as da
 import distributed

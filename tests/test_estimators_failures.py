@@ -196,4 +196,4 @@ class TestImports:
         found = self.run("import sys; sys.modules['sklearn'] = None\nimport gpunn.estimators")
         assert found.returncode == 1
         assert "ImportError: gpunn.estimators needs scikit-learn" in found.stderr
-        assert 'pip install "gpunn[sklearn]"' in found.stderr
+        assert 'pip install "scikit-learn>=1.7"' in found.stderr

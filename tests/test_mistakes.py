@@ -65,6 +65,9 @@ def test_features_of_another_number_are_told_with_the_shape_of_the_data() -> Non
         ("Sequental", "Sequential"),
         ("EarlyStoping", "EarlyStopping"),
         ("sgd", "SGD"),
+        ("Linear", "Dense"),
+        ("CrossEntropyLoss", "SoftmaxCrossEntropy"),
+        ("MLPClassifier", "gpunn.estimators.MLPClassifier"),
     ],
 )
 def test_a_name_that_is_nearly_one_of_ours(name: str, meant: str) -> None:

@@ -149,7 +149,7 @@ class TestLoad:
         lines = [line.strip() for line in str(caught.value).splitlines()]
         assert lines == [
             f"load: {path} does not fit the model, which is unchanged:",
-            "misshapen: layers.1.mean is (3, 2) in the file and (2, 3) in the model",
+            "of another shape: layers.1.mean is (3, 2) in the file and (2, 3) in the model",
             "of another kind: layers.1.seen is float32 in the file and int64 in the model",
             "missing in the file: layers.0.bias",
             "unexpected in the file: surplus",

@@ -106,7 +106,7 @@ class TestLayout:
             gn.load(path, model)
         (line,) = str(caught.value).splitlines()[1:]
         assert line == (
-            "  misshapen: layers.1.weight is (2, 3) in the file and (3, 2) in the model; "
+            "  of another shape: layers.1.weight is (2, 3) in the file and (3, 2) in the model; "
             "it would fit transposed, layout='torch'"
         )
         save_file({name: x.T.copy() for name, x in load_file(path).items()}, path)

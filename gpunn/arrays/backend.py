@@ -183,7 +183,9 @@ def get_backend(name: str | Backend | None = None) -> Backend:
         return _from_environment() or _automatic()
     library, _, index = name.partition(":")
     if library not in _NAMESPACES or (index and not index.isdecimal()) or name.endswith(":"):
-        raise SettingError(f"unknown backend {shown(name)}; known are {', '.join(KNOWN)}")
+        raise SettingError(
+            f"unknown backend {shown(name)}; known are {', '.join(KNOWN)}{_hint(library.lower())}"
+        )
     if library == "cupy":
         return Backend("cupy", cupy_device(int(index) if index else None))
     if library == "array-api-strict":
@@ -191,6 +193,17 @@ def get_backend(name: str | Backend | None = None) -> Backend:
     if index not in ("", "0"):
         raise BackendUnavailableError(f"backend {shown(name)}: NumPy has one device; use 'numpy'")
     return Backend("numpy")
+
+
+def _hint(name: str) -> str:
+    """Return what an unknown name of a backend was meant to say, if it is a common one."""
+    if name in ("gpu", "cuda"):
+        return " (did you mean 'cupy'?)"
+    if name == "cpu":
+        return " (did you mean 'numpy'?)"
+    if name in ("float32", "float64"):
+        return f" (that is a dtype: say dtype={name!r})"
+    return ""
 
 
 #: The backend and precision that `use` sets; the backend is None where it has not been called.

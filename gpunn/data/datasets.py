@@ -197,7 +197,7 @@ def _bundled(name: str) -> Dataset:
         from sklearn import datasets  # noqa: PLC0415 (optional)
     except ImportError as error:
         raise ImportError(
-            f'gpunn.datasets.{name} needs scikit-learn: pip install "gpunn[sklearn]"'
+            f"gpunn.datasets.{name} needs scikit-learn: pip install scikit-learn"
         ) from error
     x, y = getattr(datasets, name)(return_X_y=True)
     if np.issubdtype(y.dtype, np.integer):

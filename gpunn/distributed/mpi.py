@@ -22,7 +22,7 @@ from gpunn.distributed.notices import Notices
 from gpunn.distributed.roll_call import RollCall
 from gpunn.errors import DistributedError, DTypeError
 
-_REMEDY = 'pip install "gpunn[mpi]"'
+_REMEDY = "pip install mpi4py"
 _NO_LIBRARY = f"{_REMEDY}, and an MPI library: pip install mpich, or that of the cluster"
 
 #: Polls of a request between two checks of the clock and of the notices from other ranks.

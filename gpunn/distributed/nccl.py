@@ -17,7 +17,7 @@ from gpunn.distributed.communicator import Communicator, Connected, StartedSum
 from gpunn.distributed.mpi import MPICommunicator, is_launched
 from gpunn.errors import BackendUnavailableError, DTypeError
 
-_REMEDY = 'pip install "gpunn[nccl]" (with CUDA 13: pip install nvidia-nccl-cu13)'
+_REMEDY = "pip install nvidia-nccl-cu12 (with CUDA 13: nvidia-nccl-cu13)"
 
 #: NCCL's names for dtypes.
 _KINDS = {

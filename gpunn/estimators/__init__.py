@@ -9,7 +9,7 @@ try:
     import sklearn  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        'gpunn.estimators needs scikit-learn, 1.7 or newer: pip install "gpunn[sklearn]"'
+        'gpunn.estimators needs scikit-learn, 1.7 or newer: pip install "scikit-learn>=1.7"'
     ) from error
 
 from gpunn.estimators.classifier import MLPClassifier

@@ -273,6 +273,7 @@ def check_format(owner: str, path: Path, file: File, kind: Format) -> None:
     if name != kind.name or not version.isdecimal() or len(version) > 9:
         raise FileError(
             f"{owner}: {path} is of format {file.written_by[:99]!r}, but {str(kind)!r} is expected"
+            + ("; it has weights alone: gpunn.load reads them" if name == "gpunn" else "")
         )
     if int(version) > kind.version:
         raise FileError(

@@ -284,7 +284,7 @@ def _misfits(
         hint = ", where it would be transposed" if transposed else ""
         if theirs is not None and not transposed and there == theirs.theirs:
             hint = "; it would fit transposed, layout='torch'"
-        yield f"misshapen: {name} is {there} in the file and {here} in the model{hint}"
+        yield f"of another shape: {name} is {there} in the file and {here} in the model{hint}"
     if stored.array is None:
         yield (
             f"of a dtype that NumPy lacks: {name} is {stored.dtype} in the file; convert the file "

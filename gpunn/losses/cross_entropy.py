@@ -159,9 +159,10 @@ class CrossEntropy(Loss):
 class SoftmaxCrossEntropy(CrossEntropy):
     r"""Softmax and cross-entropy in one, :math:`L = -\sum_k y_k \log \mathrm{softmax}(z)_k`.
 
-    For a network whose last layer has no activation (it outputs logits z). Computed as
-    :math:`\log \sum_j e^{z_j - m} - \sum_k y_k (z_k - m)` with :math:`m = \max z`, stable for
-    every finite z; the gradient is :math:`\partial L/\partial z = \mathrm{softmax}(z) - y`.
+    For a network whose last layer has no activation (it outputs logits z). With
+    :math:`m = \max z` and :math:`s = \sum_k y_k`, which is 1 for labels, it is computed as
+    :math:`s \log \sum_j e^{z_j - m} - \sum_k y_k (z_k - m)`, stable for every finite z; the
+    gradient is :math:`\partial L/\partial z = s\,\mathrm{softmax}(z) - y`.
 
     Parameters
     ----------

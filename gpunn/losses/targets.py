@@ -27,8 +27,17 @@ def check_labels(owner: str, labels: Any, classes: int, ignored: int | None = No
         raise LabelError(
             f"{owner}: the model outputs {classes} classes, so labels must be in "
             f"0..{classes - 1}{'' if ignored is None else f', or {ignored} to be ignored'}; "
-            f"got labels from {lowest} to {highest}"
+            f"got labels from {lowest} to {highest}{_advice(classes, lowest, highest)}"
         )
+
+
+def _advice(classes: int, lowest: int, highest: int) -> str:
+    """Return what labels that are out of range most likely call for."""
+    if classes == 1 and (lowest, highest) == (0, 1):
+        return "; use two outputs, or BinaryCrossEntropy"
+    if lowest == 1 and highest == classes:
+        return "; subtract 1"
+    return ""
 
 
 def not_integers(owner: str, labels: Any) -> DTypeError:

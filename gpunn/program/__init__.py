@@ -189,7 +189,7 @@ def _steps_for(x: Any) -> Any:
         return "steps are recorded for NumPy and CuPy only"
     if os.environ.get("GPUNN_COMPILED") == "0":
         return "the environment variable GPUNN_COMPILED is 0"
-    return "steps are compiled by numba, which is missing or fails: pip install gpunn[compiled]"
+    return "steps are compiled by numba, which is missing or fails: pip install numba scipy"
 
 
 @cache

@@ -271,7 +271,7 @@ def _panels(owner: str, axes: Any, n: int, side: float | None = None) -> list[An
         from matplotlib import pyplot as plt  # noqa: PLC0415 (optional)
         from matplotlib.axes import Axes  # noqa: PLC0415
     except ImportError as error:
-        raise ImportError(f'gpunn.{owner} needs matplotlib: pip install "gpunn[plot]"') from error
+        raise ImportError(f"gpunn.{owner} needs matplotlib: pip install matplotlib") from error
     if axes is None:
         size = (_PANEL[0] * n, _PANEL[1]) if side is None else (side, side)
         _, panels = plt.subplots(1, n, figsize=size, squeeze=False, layout="constrained")

@@ -194,7 +194,8 @@ class History:
             return f"History(0 epochs; {self.stopped or 'not started'})"
         elapsed = math.fsum(self.columns.get("elapsed_s", ()))
         reason = f"; {self.stopped}" if self.stopped else ""
-        return f"History({len(self)} epochs in {elapsed:.3g} s{reason})"
+        epochs = f"{len(self)} epoch{'s' * (len(self) != 1)}"
+        return f"History({epochs} in {elapsed:.3g} s{reason})"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Return the names of the columns, and rows of the first, the best and the last epochs.

@@ -66,8 +66,8 @@ class Accuracy(Metric):
         """Return the share in this batch."""
         if prediction.shape[1] == 1:
             raise ShapeError(
-                "Accuracy: the model has one output, not one a class; "
-                "say 'binary_accuracy' for yes and no"
+                "Accuracy: the model has one output, not one for each class; use "
+                "'binary_accuracy' for two classes, 'r2' or 'mae' for numbers"
             )
         xp = kernels(prediction).xp
         hits = xp.argmax(prediction, axis=1) == _labels(xp, prediction, target)

@@ -28,7 +28,7 @@ from gpunn.training.history import History
 from gpunn.training.ranks import ranks_of
 from gpunn.training.readings import Readings
 from gpunn.training.signals import heard
-from gpunn.training.stopping import BestWeights, EarlyStopping
+from gpunn.training.stopping import BestWeights, EarlyStopping, all_epochs_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +103,7 @@ class Run:
                     self._after_epoch()
                 self._ranks.unite(self._trainer)
                 self._write_if(due=False)
-                history.stopped = history.stopped or f"all {epochs} epochs run"
+                history.stopped = history.stopped or all_epochs_run(epochs, len(history))
         except KeyboardInterrupt:
             history.stopped = self._interrupted()
             self._trainer.optimizer.clear()

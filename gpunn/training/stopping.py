@@ -209,3 +209,10 @@ class BestWeights:
         check_arrays("BestWeights", state["weights"], copies)
         write_arrays(state["weights"], copies)
         self.loss, self.epoch = float(state["loss"]), int(state["epoch"])
+
+
+def all_epochs_run(epochs: int, n_epochs: int) -> str:
+    """Return why training ended: it has as many epochs as wanted, or had more when resumed."""
+    if n_epochs > epochs:
+        return f"the checkpoint has {n_epochs} epochs already, and epochs={epochs} counts them"
+    return f"all {epochs} epochs run" if epochs > 1 else "1 epoch run"

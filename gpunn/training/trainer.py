@@ -78,7 +78,7 @@ class Trainer:
         kept as the best weights.
     metrics : sequence of str or Metric, optional
         Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
-        ``"binary_accuracy"``, ``"r2"``, ``"mae"`` or objects.
+        ``"binary_accuracy"``, ``"r2"``, ``"mae"``, ``"perplexity"`` or objects.
     rng : None, int or numpy.random.Generator, default None
         The seed of dropout's masks.
     accumulate : int, default 1

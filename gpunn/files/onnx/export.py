@@ -48,7 +48,7 @@ def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | S
     Raises
     ------
     ImportError
-        If onnx is not installed: ``pip install "gpunn[onnx]"``.
+        If onnx is not installed: ``pip install onnx``.
     SettingError
         If a layer has no counterpart in ONNX, such as one of your own; if parameters are not
         float32, or too large for one file; if an argument is not valid.
@@ -73,7 +73,7 @@ def export_onnx(model: Layer, path: str | os.PathLike[str], input_shape: int | S
     try:
         import onnx  # noqa: F401, PLC0415 (optional)
     except ImportError as error:
-        raise ImportError('gpunn.export_onnx needs onnx: pip install "gpunn[onnx]"') from error
+        raise ImportError("gpunn.export_onnx needs onnx: pip install onnx") from error
     shape = sample_shape("export_onnx", input_shape)
     _check_numbers(model)
     sample = _sample(model, shape)

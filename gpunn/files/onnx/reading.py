@@ -50,7 +50,7 @@ def import_onnx(path: str | os.PathLike[str], *, channels_first: bool = False) -
     Raises
     ------
     ImportError
-        If onnx is not installed: ``pip install "gpunn[onnx]"``.
+        If onnx is not installed: ``pip install onnx``.
     FileError
         If the file is not an ONNX file, is damaged, or contains anything unknown, such as an
         operator without a layer, which is named; if constants are in other files, which are not
@@ -74,7 +74,7 @@ def import_onnx(path: str | os.PathLike[str], *, channels_first: bool = False) -
     try:
         import onnx  # noqa: F401, PLC0415 (optional)
     except ImportError as error:
-        raise ImportError('gpunn.import_onnx needs onnx: pip install "gpunn[onnx]"') from error
+        raise ImportError("gpunn.import_onnx needs onnx: pip install onnx") from error
     place = Path(path)
     with opened("import_onnx", place) as file:
         size = os.fstat(file.fileno()).st_size
