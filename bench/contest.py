@@ -33,7 +33,7 @@ PROGRAM = Path(__file__).with_name("worker.py")
 
 
 class Contender(NamedTuple):
-    """A way to use a library: `libraries/with_PACKAGE.py`, and what it is asked for."""
+    """A way to use a library: `libraries/with_PACKAGE.py` and its settings."""
 
     package: str
     variant: str = ""
@@ -42,7 +42,7 @@ class Contender(NamedTuple):
 
 
 class LeftOut(Exception):  # noqa: N818 (not always an error)
-    """A contender cannot take part; `refused` if it has said so itself."""
+    """A contender cannot take part; `refused` if it declined by itself."""
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
@@ -50,11 +50,11 @@ class LeftOut(Exception):  # noqa: N818 (not always an error)
 
 
 class Failure(SystemExit):
-    """What gpunn itself could not do; ends the program unless it is caught."""
+    """A failure of gpunn itself; ends the program unless it is caught."""
 
 
 class Outcome(NamedTuple):
-    """What became of a workload.
+    """The outcome of a workload.
 
     Attributes
     ----------
@@ -95,12 +95,12 @@ class Worker:
     def tell(self, what: str, **arguments: Any) -> None:
         """Send a request; `answer` returns its answer."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # then there is no answer, either
+        with suppress(BrokenPipeError):  # `answer` then reports the missing answer
             self._process.stdin.write(json.dumps([what, arguments]) + "\n")
             self._process.stdin.flush()
 
     def answer(self, within_s: float = A_DAY_S) -> Any:
-        """Return the answer; after so many seconds without one, end the process."""
+        """Return the answer; without one within `within_s` seconds, end the process."""
         assert self._process.stdout is not None
         start = time.monotonic()
         end = Timer(within_s, self._process.kill)
@@ -147,7 +147,7 @@ def started(contenders: dict[str, Contender]) -> tuple[list[Worker], list[str], 
 def answers(
     asked: Iterable[Worker], where: str, left_out: dict[str, str], patience_s: float = A_DAY_S
 ) -> dict[str, Any]:
-    """Return the answers that come; the workers of the others are left out."""
+    """Return the answers received; leave out the workers that gave none."""
     found = {}
     for worker in asked:
         with leaving_out(worker, where, left_out):
@@ -219,7 +219,7 @@ def measure(
 def prepared(
     name: str, entrants: dict[Worker, Workload], left_out: dict[str, str], patience_s: float
 ) -> dict[str, list[float]]:
-    """Prepare a workload in all processes; return the losses of those that can run it."""
+    """Prepare a workload in all processes; return the losses of those able to run it."""
     steps = 6 if any(max(work.sizes) > 2000 for work in entrants.values()) else 20
     for worker, work in entrants.items():
         worker.tell("prepare", work=work._asdict(), steps=steps)
@@ -257,6 +257,6 @@ def _centred(values: list[float], width: int) -> list[float]:
 
 
 def best_peer(seconds: dict[str, list[float]]) -> str | None:
-    """Return the fastest library that is not gpunn, if there is any."""
+    """Return the fastest library other than gpunn, or None."""
     peers = [library for library in seconds if not library.startswith("gpunn")]
     return min(peers, key=lambda library: spread(seconds[library]).median, default=None)

@@ -72,7 +72,7 @@ def steps_of_long_epochs(backend: str, _: int) -> Callable[[int], None]:
 
 
 def fits(backend: str, samples: int) -> Callable[[int], None]:
-    """Fit new networks to new loaders of so many samples, in batches of eight."""
+    """Fit new networks to new loaders of `samples` samples each, in batches of 8."""
 
     def work(n: int) -> None:
         for i in range(n):
@@ -115,18 +115,18 @@ TASKS = {
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process; Linux tells it."""
+    """Return the resident memory of this process, as reported by Linux."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_bytes(backend: str) -> int:
-    """Return how much of the GPU's memory is taken; 0 on the CPU."""
+    """Return the GPU memory in use; 0 on the CPU."""
     if backend == "numpy":
         return 0
     runtime = importlib.import_module("cupy").cuda.runtime
-    runtime.deviceSynchronize()  # what is queued holds memory, too
+    runtime.deviceSynchronize()  # queued work also holds memory
     free, total = runtime.memGetInfo()
     return int(total - free)
 

@@ -38,7 +38,7 @@ from sklearn.neural_network import MLPClassifier as Theirs
 from gpunn.estimators import LogisticRegression as OurLogistic
 from gpunn.estimators import MLPClassifier as Ours
 
-#: How far the curves may be apart, relative to the first loss.
+#: Largest difference between the curves, relative to the first loss.
 TOLERANCE = 1e-3
 
 
@@ -80,7 +80,7 @@ LINEAR: dict[str, tuple[int, str]] = {
     for n_classes in (2, 5)
     for dtype in ("float64", "float32")
 }
-#: What is aimed at, by the data.
+#: Target ratios, by data set.
 BAR = {"digits": 0.4, "20,000 x 784": 0.6, "100,000 x 100": 1.0}
 
 

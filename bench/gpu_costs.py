@@ -83,13 +83,13 @@ def counting() -> bool:
 
 
 def read() -> dict[str, Any]:
-    """Return the counters as they stand."""
+    """Return the current counters."""
     counters: dict[str, Any] = cudasim.stats()
     return counters
 
 
 def costs(before: dict[str, Any], after: dict[str, Any]) -> Costs:
-    """Return what happened between two readings."""
+    """Return the counts of the work done between two readings."""
 
     def more(name: str) -> int:
         return int(after[name] - before[name])
@@ -334,7 +334,7 @@ WORKLOADS: dict[str, Callable[..., Any]] = {
 
 @contextmanager
 def lazily() -> Iterator[None]:
-    """Let all that is queued wait until somebody waits for it."""
+    """Delay queued work until the host waits for it."""
     cudasim.set_async("lazy", 0)
     try:
         yield
@@ -357,13 +357,13 @@ def host_us(workload: Callable[..., Any], steps: int = 50, epochs: int = 6) -> f
 
 
 def step_costs(loader: Any) -> Costs:
-    """Return the mean of the steps of the second epoch but the first."""
+    """Return the mean cost of the second epoch's steps, without the first step."""
     readings = loader.epochs[1]
     return costs(readings[1], readings[-1]).times(1 / (len(readings) - 2))
 
 
 def edge_costs(loader: Any) -> Costs:
-    """Return what the second epoch took beside its steps."""
+    """Return the second epoch's costs outside its steps."""
     epoch = costs(loader.epochs[1][0], loader.epochs[2][0])
     return epoch - step_costs(loader).times(len(loader.epochs[1]) - 1)
 

@@ -13,7 +13,7 @@ import gpu_kernels
 import numpy as np
 from timing import surroundings
 
-#: How cuBLAS is told each precision: the factors' type and the computation, as CuPy names them.
+#: cuBLAS's settings for each precision: factor type and compute type, by CuPy's names.
 PRODUCTS = {
     "float32": ("CUDA_R_32F", "CUBLAS_COMPUTE_32F"),
     "tf32": ("CUDA_R_32F", "CUBLAS_COMPUTE_32F_FAST_TF32"),
@@ -45,7 +45,7 @@ def peaks(cupy: Any, clock: Clock, rounds: int, n: int) -> dict[str, float]:
 
 
 def side(cupy: Any) -> int:
-    """Return how many rows and columns make a large matrix on this device."""
+    """Return the side of a large square matrix for this device."""
     return 8192 if cupy.cuda.runtime.memGetInfo()[0] > 4 * 2**30 else 4096
 
 

@@ -12,7 +12,7 @@ from timing import Spread, ratio, spread  # before NumPy: it sets the BLAS envir
 from gpu_workloads import step_bytes, step_flops, streamed_bytes
 from workloads import Workload
 
-#: What all are compared with.
+#: The baseline of all comparisons.
 REFERENCE = "gpunn"
 HEADER = (
     f"{'workload':21}{'':18}{'us a step':>29}{'times gpunn':>25}{'steps/s':>10}{'samples/s':>11}"
@@ -113,7 +113,7 @@ def caption(found: dict[str, Any]) -> str:
 
 
 def _reasons(found: dict[str, Any]) -> dict[str, list[str]]:
-    """Return who was left out, for each reason."""
+    """Return the contenders left out, by reason."""
     reasons: dict[str, list[str]] = {}
     for who, why in found["left_out"].items():
         reasons.setdefault(why, []).append(who)

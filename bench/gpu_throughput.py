@@ -132,7 +132,7 @@ def benchmark(cupy: Any, names: list[str], rounds: int, minutes: float, file: Pa
     end = time.monotonic() + 60 * minutes
     surroundings, clock = gpu_peaks.describe(cupy), Clock(cupy)
     peak = gpu_peaks.peaks(cupy, clock, rounds, gpu_peaks.side(cupy))
-    cupy.get_default_memory_pool().free_all_blocks()  # others need it now
+    cupy.get_default_memory_pool().free_all_blocks()  # the workers need the memory
 
     def keep(found: dict[str, Any]) -> None:
         if file is not None:
@@ -189,7 +189,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="take no times; compare the results")
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="for --check")
     arguments = parser.parse_args(given)
-    os.environ.pop("GPUNN_GRAPHS", None)  # each contender says for itself
+    os.environ.pop("GPUNN_GRAPHS", None)  # each contender sets its own
     names = [each.strip() for each in (arguments.only or ";".join(WORKLOADS)).split(";")]
     if unknown := [name for name in names if name not in WORKLOADS]:
         parser.error(f"unknown: {'; '.join(unknown)}; known are {'; '.join(WORKLOADS)}")

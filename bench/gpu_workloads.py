@@ -9,7 +9,7 @@ from workloads import Workload
 _MNIST = (784, 512, 256, 10)
 _MOMENTUM = {"learning_rate": 0.01, "momentum": 0.9}
 _WIDE = Workload((1024, 4096, 4096, 1000), 10_240, 1024, 2, learning_rate=0.01)
-#: The arithmetic that the CPU is asked for in a measurement: under a second of a few cores.
+#: The CPU's arithmetic in one measurement: under a second on a few cores.
 MOST_FLOPS_ON_CPU = 2e10
 
 #: Whole batches only: a captured step has one size.
@@ -57,7 +57,7 @@ def step_flops(work: Workload) -> int:
 
 
 def step_bytes(work: Workload) -> int:
-    """Return the bytes that a step's operations read and write in float32, were nothing cached."""
+    """Return the bytes a step reads and writes in float32 if nothing is cached."""
     batch, layers = work.batch_size, list(pairwise(work.sizes))
     # X W reads two and writes one; the bias and the activation are applied in place.
     total = sum(batch * a + a * b + 3 * batch * b for a, b in layers)

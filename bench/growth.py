@@ -37,7 +37,7 @@ FEATURES, CLASSES = 64, 10
 
 
 class Point(NamedTuple):
-    """A network of one size, and what a step of it took."""
+    """A network of one size, and the time of its training step."""
 
     value: int
     parameters: int

@@ -1,4 +1,4 @@
-"""Kill training at random instants: resumed again and again, it has to end with the same bits.
+"""Kill training at random instants: resumed repeatedly, it must end with the same bits.
 
     python bench/kill_resume.py [--kills N] [--seed N]
 
@@ -94,7 +94,7 @@ def survive(folder: Path, kills: int, seed: int) -> Survival:
                 epoch.feed_of = lambda *_: None
             return train(gn.Checkpoint(path, EVERY, unit="steps"), streamed=streamed)
 
-        # Longer and longer, so that training comes to its end on a busy machine, too.
+        # Ever longer, so that training finishes even on a busy machine.
         found = run(work, folder / "digest", rng.uniform(0.0, took) * (1 + lives / 20))
         killed += found is None
         if found is None:
@@ -109,7 +109,7 @@ def survive(folder: Path, kills: int, seed: int) -> Survival:
 
 
 def measured(folder: Path) -> tuple[dict[tuple[bool, bool], str], float]:
-    """Return the digests of trainings that nobody kills, and how long one takes, in seconds."""
+    """Return the digests of uninterrupted trainings, and the seconds that one takes."""
     train(None, streamed=False)  # children have then what is compiled
     digests = {}
     for readable in (False, True):

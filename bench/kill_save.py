@@ -1,4 +1,4 @@
-"""Kill `gn.save` at random instants: the old file has to be there, or the new one, whole.
+"""Kill `gn.save` at random instants: the old or the new file must be there, whole.
 
     python bench/kill_save.py [--kills N] [--seed N] [--parameters N]
 

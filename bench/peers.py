@@ -37,9 +37,9 @@ LIBRARIES = {
     "sklearn-sgd": Contender("sklearn", "sgd"),
 }
 BASELINE = "torch"
-#: Stands for the fastest of all that are not gpunn.
+#: Stands for the fastest library other than gpunn.
 BEST = "best peer"
-#: The ratios to other libraries' times that are aimed at.
+#: Target ratios to other libraries' times.
 BARS: dict[str, dict[str, float]] = {
     "logreg": {"torch": 0.12},
     "logreg1": {"torch": 0.14, "sklearn-sgd": 1.00},

@@ -141,7 +141,7 @@ def idle(communicator: Any) -> None:
 
 
 def message_s(communicator: Any, size: int) -> float:
-    """Return the seconds of a sum of so many bytes; the median of several."""
+    """Return the median seconds of a sum of the given number of bytes."""
     array = np.zeros(size // 4, np.float32)
     times = []
     for _ in range(15):
@@ -216,7 +216,7 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
 
 
 def gain(found: dict[str, Any], way: str) -> Spread:
-    """Return how much faster than one rank alone two make a step."""
+    """Return the speedup of a step on two ranks over one."""
     pairs = zip(found["strong"]["alone"], found["strong"][way], strict=True)
     return spread([alone / other for alone, other in pairs])
 
@@ -228,7 +228,7 @@ def not_hidden_ms(times: dict[str, list[float]], way: str) -> float:
 
 
 def report(found: dict[str, Any]) -> None:
-    """Print tables for people."""
+    """Print readable tables."""
     print(f"{found['surroundings']}\n")
     for name in ("strong", "weak"):
         ms = {way: f"{1e3 * spread(times).median:.1f} ms" for way, times in found[name].items()}

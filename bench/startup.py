@@ -25,7 +25,7 @@ from typing import Any
 
 from timing import spread
 
-#: What is aimed at, in seconds; and for the import as a ratio to NumPy's.
+#: Targets, in seconds; for the import, as a ratio to NumPy's.
 COLD_BAR, WARM_BAR, ESTIMATOR_BAR, IMPORT_BAR = 10.0, 0.4, 0.5, 1.3
 
 IMPORT = """
@@ -87,7 +87,7 @@ ESTIMATORS = (
 
 
 def run(program: str, folder: Path) -> Any:
-    """Return what a program prints as JSON, in a process that finds gpunn in a folder."""
+    """Run a program in a process that imports gpunn from a folder; return its JSON output."""
     # What is compiled is to stay in the folder, and bytecode is to be kept as it is by default.
     changed = ("NUMBA_CACHE_DIR", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
     environment = {k: v for k, v in os.environ.items() if k not in changed}

@@ -20,7 +20,7 @@ for _name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 
 
 def surroundings() -> dict[str, str | int | None]:
-    """Return what a timing depends on: the processor, its cores, and the versions."""
+    """Return the conditions of a timing: processor, cores and versions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
