@@ -147,7 +147,7 @@ class TestPlace:
         path.parent.chmod(0o755)
         assert str(caught.value) == (
             f"save: cannot write {path}: Permission denied; the folder {path.parent} must be "
-            "writable, too, since a new file is written there and then renamed"
+            "writable as well, since a new file is written there and then renamed"
         )
         assert [p.read_bytes() for p in path.parent.iterdir()] == [b"old"]
 

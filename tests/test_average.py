@@ -149,7 +149,7 @@ def test_what_it_takes() -> None:
     assert optimizer.average is None
     average = gn.WeightAverage(optimizer, 0.5)
     assert repr(average) == "WeightAverage(SGD(...), decay=0.5)"
-    with pytest.raises(SettingError, match="WeightAverage: the optimizer has one"):
+    with pytest.raises(SettingError, match="WeightAverage: the optimizer already has an average"):
         gn.WeightAverage(optimizer)
 
 
