@@ -24,11 +24,11 @@ nox.options.sessions = []  # without -s, nox lists them
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 EXTRAS = ("cuda12x", "cuda13x")
-#: The version that the tests compare with, and that the benchmark is a race with.
+#: The version that the tests and the benchmark compare with.
 TORCH = "torch==2.13.0"
-#: How examples that take minutes are shortened.
+#: Options that shorten examples that take minutes.
 SHORTENED = {"char_transformer.py": ["--quick"], "digits_cnn.py": ["--seeds", "1"]}
-#: Examples of data that have to be fetched, and of what only the session `mpi` installs.
+#: Examples that need downloaded data, or packages that only the session `mpi` installs.
 LEFT_OUT = ["fashion_mnist.py", "dask_search.py"]
 #: The settings of processes that share this machine's cores.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -37,7 +37,7 @@ GPU = {
     "tests": ("-m", "pytest", "-m", "gpu", "--require-gpu", "tests"),
     "benchmark": ("bench/gpu_throughput.py", "--json", "bench/gpu_throughput.json"),
 }
-#: Options of pytest: a process for each core, which takes tests from others when it has none left.
+#: Options of pytest: a process per core, which takes tests from others when it runs out.
 IN_PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 #: What the session `races` runs, by whether steps are captured.
 RACES = {

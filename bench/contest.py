@@ -228,9 +228,9 @@ def prepared(
 
 
 def differing(name: str, work: Workload, found: dict[str, list[float]]) -> list[str]:
-    """Return those whose losses (or outputs) are not the first's but for rounding, and print them.
+    """Return the libraries whose losses (or outputs) differ from the first's by more than rounding.
 
-    How far the others are apart is printed, too.
+    How far apart all of them are is printed.
     """
     if work.predict:  # logits, but for a constant of each sample
         width = work.sizes[-1]

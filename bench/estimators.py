@@ -91,7 +91,7 @@ def _inputs(name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
 
 def prepare_fit(name: str) -> Callable[[], object]:
-    """Return what fits our estimator once."""
+    """Return a function that fits our estimator once."""
     warnings.simplefilter("ignore", ConvergenceWarning)
     x, y, settings = _inputs(name)
     ours = Ours(**settings, backend="numpy")
@@ -132,7 +132,7 @@ def _times(name: str, ours: Any, theirs: Any, data: Any, rounds: int) -> dict[st
     }
 
 
-#: What is asked of a fitted estimator, and of how many rows; None is all of them.
+#: The calls timed on a fitted estimator, and the number of rows; None means all.
 ANSWERS: dict[str, tuple[str, int | None]] = {
     "predict": ("predict", None),
     "predict_proba": ("predict_proba", None),

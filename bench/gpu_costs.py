@@ -229,7 +229,7 @@ def cnn_step(
 
 
 class WatchedGraphs:
-    """What captured steps take: `epochs` is as that of `Watched`, read around each launch."""
+    """The costs of captured steps: `epochs` is like that of `Watched`, read around each launch."""
 
     def __init__(self, reading: Callable[[], Any]) -> None:
         self.epochs: list[list[Any]] = [[]]

@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
 
 def network(axis: str, value: int) -> Workload:
-    """Return the workload where one thing is as large as that."""
+    """Return the workload in which one dimension has this value."""
     width, depth, batch = (
         value if axis == name else default
         for name, default in (("width", WIDTH), ("depth", DEPTH), ("batch size", BATCH))

@@ -81,7 +81,7 @@ def digest_of(state: Any) -> str:
 
 
 def survive(folder: Path, kills: int, seed: int) -> Survival:
-    """Kill so many children; raise if one that ends has other bits than it should have."""
+    """Kill `kills` children; raise if one that finishes ends with other bits than it should."""
     rng = random.Random(seed)  # noqa: S311 (no secret)
     whole, took = measured(folder)
     killed = ended = unfinished = lives = 0
@@ -110,7 +110,7 @@ def survive(folder: Path, kills: int, seed: int) -> Survival:
 
 def measured(folder: Path) -> tuple[dict[tuple[bool, bool], str], float]:
     """Return the digests of uninterrupted trainings, and the seconds that one takes."""
-    train(None, streamed=False)  # children have then what is compiled
+    train(None, streamed=False)  # so that children find compiled code
     digests = {}
     for readable in (False, True):
         for streamed in (False, True):
@@ -129,7 +129,7 @@ def measured(folder: Path) -> tuple[dict[tuple[bool, bool], str], float]:
 
 
 def run(work: Callable[[], str], answer: Path, seconds: float | None) -> str | None:
-    """Let a child do some work; return its answer, or None if it was killed before its end."""
+    """Run some work in a child; return its answer, or None if it was killed before it finished."""
     answer.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:

@@ -33,7 +33,7 @@ class Survival(NamedTuple):
 
 
 def survive(folder: Path, kills: int, seed: int, parameters: int) -> Survival:
-    """Kill so many children that save into a folder; raise if a file is lost."""
+    """Kill `kills` children that save into a folder; raise if a file is lost."""
     rng = random.Random(seed)  # noqa: S311 (no secret)
     path, width = folder / "model.safetensors", max(1, parameters // 100)
     models = [gn.Dense(100, width, bias=False, rng=seed) for seed in range(2)]

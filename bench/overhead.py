@@ -116,7 +116,7 @@ def outside(function: Callable[[], object], repeats: int = 1) -> tuple[float, fl
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Take what a kernel takes."""
+    """Take a kernel's arguments and do nothing."""
 
 
 def measure(work: Workload) -> tuple[dict[str, float], float, float, float]:
@@ -125,7 +125,7 @@ def measure(work: Workload) -> tuple[dict[str, float], float, float, float]:
     values = [parameter.value for parameter in trainer.optimizer.parameters]
     with kernels(values[0]).threads(loader.batch_size, values):  # as many as `fit` has
         found, inside = measure_parts(trainer, loader)
-    trainer, loader = prepare_training(work)  # the weights have gone astray
+    trainer, loader = prepare_training(work)  # the weights have diverged
     batch = next(iter(loader))
 
     def fit(own: gn.Loader, epochs: int) -> float:

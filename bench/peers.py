@@ -62,7 +62,7 @@ BARS: dict[str, dict[str, float]] = {
 
 
 def installed(library: str) -> bool:
-    """Return whether there is such a library here, and for what compiles C++ a compiler."""
+    """Return whether the library is installed, and a C++ compiler if it needs one."""
     if library == "torch-compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return False
     needed = "numba" if library == "gpunn-numpy" else LIBRARIES[library].package
@@ -70,7 +70,7 @@ def installed(library: str) -> bool:
 
 
 def rows_of(name: str, seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return what is told of a workload: a row for each library."""
+    """Return the report on a workload: a row for each library."""
     rows = []
     best = best_peer(seconds)
     for library, own in seconds.items():

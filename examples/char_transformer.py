@@ -48,7 +48,7 @@ class Alphabet:
 
 
 def make_model(n_characters, rng):
-    """Return the transformer: norms come before each half of a block, ways past it around them."""
+    """Return the transformer: each half of a block is a norm, then a layer, with a skip."""
     layers = [gn.Embedding(n_characters, WIDTH, scale=0.02, rng=rng)]
     layers.append(gn.Position(LENGTH, WIDTH, rng=rng))
     for _ in range(BLOCKS):
@@ -60,7 +60,7 @@ def make_model(n_characters, rng):
 
 
 def write(model, alphabet, beginning, length, rng, temperature=0.7):
-    """Return a text that begins so, each further character drawn by the model's probabilities."""
+    """Return a text with this beginning; the model's predictions draw each further character."""
     place, text = model.backend, beginning
     for _ in range(length):
         context = alphabet.encode(text[-LENGTH:])[None, :]

@@ -19,7 +19,7 @@ SECONDS, MEMORY = 10, 300 * 2**20
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Fail if what is done takes too long, or too much memory, or warns."""
+    """Fail if the block takes too long or too much memory, or warns."""
 
     def hang(*_: Any) -> None:
         raise AssertionError(f"it takes more than {SECONDS} seconds")

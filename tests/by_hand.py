@@ -93,7 +93,7 @@ def sgd_by_hand(
 def adam_by_hand(
     theta: list[Any], decays: list[float], beta_1: float, beta_2: float, eps: float, **limits: Any
 ) -> list[Any]:
-    """Return the same by the docstring of `Adam`, with moments whose start is made up for."""
+    """Return the same by the docstring of `Adam`, with bias-corrected moments."""
     m, v = ([np.zeros_like(x) for x in theta] for _ in range(2))
     for step, decay in enumerate(decays):
         for i, g in enumerate(regularised(step, theta, decay, **limits)):

@@ -46,7 +46,7 @@ class Place:
     readonly: bool = False
 
     def array(self, x: Any, dtype: str | None = None) -> Any:
-        """Return a copy of `x` there, which nobody may write to if the place is read-only."""
+        """Return a copy of `x` there, read-only if the place is."""
         x = np.array(x, dtype=dtype)
         if self.readonly:
             x.setflags(write=False)
@@ -153,7 +153,7 @@ Report: TypeAlias = "pytest.TestReport | pytest.CollectReport"
 
 
 def refuse_skip(report: Report, option: str, *, excused: bool = False) -> None:
-    """Make a failure of a skip that an option forbids."""
+    """Turn a skip that an option forbids into a failure."""
     if report.skipped and not excused:
         report.outcome = "failed"
         report.longrepr = f"skipped, but {option} was given: {reason(report)}"
@@ -254,7 +254,7 @@ class OnlyDLPack:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step for itself, in the layers' own functions, also where they could be compiled."""
+    """Run each step by itself, in the layers' own functions, even if it could be compiled."""
     for module in (epoch, inference):
         monkeypatch.setattr(module, "feed_of", lambda *_: None)
 

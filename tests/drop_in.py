@@ -34,7 +34,7 @@ class PrivateTests:
 
     @pytest.hookimpl(tryfirst=True)  # before any is left out by an option
     def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
-        """Mark them; refuse names of tests that are not there."""
+        """Mark the tests; refuse names of tests that do not exist."""
         for item in items:
             if item.originalname in PRIVATE:
                 reason = PRIVATE[item.originalname]

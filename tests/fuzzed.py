@@ -1,9 +1,9 @@
-"""What fuzzers call: each function has a reader read bytes, and raises if it does what it must not.
+"""Functions for fuzzers: each lets a reader read some bytes, and raises if the reader misbehaves.
 
-A reader may take a file or refuse it by a `FileError`; any other error is a fault, and so is a file
-taken otherwise than it reads, or a model that a refused file has changed. `TARGETS` names them;
-``tests/corpus/NAME`` has inputs of each. `test_fuzz.py` runs them on these and on variations,
-`bench/fuzz.py` on what it finds with a look at which lines are run.
+A reader may accept a file or refuse it with a `FileError`. Any other error is a fault; so is a file
+that is read wrongly, or a refused file that has changed a model. `TARGETS` names the functions, and
+``tests/corpus/NAME`` holds inputs for each. `test_fuzz.py` runs them on these and on variations,
+`bench/fuzz.py` on inputs that it finds by code coverage.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def state(content: bytes) -> None:
 
 
 def weights(content: bytes) -> None:
-    """Load a model: as a whole, or it is as it was."""
+    """Load a model; if the file is refused, the model is unchanged."""
     path = as_file(signed(content))
     for strict in (True, False):
         model = gn.Dense(2, 1, rng=0)
@@ -123,7 +123,7 @@ def idx(content: bytes) -> None:
 
 
 def checkpoint(content: bytes) -> None:
-    """Go on from a checkpoint whose digest is right; if it is refused, nothing has changed."""
+    """Resume from a checkpoint whose digest is right; if it is refused, nothing has changed."""
     path = as_file(signed(content))
     trainer, loader = training()
     before = repr(trainer.state_dict())

@@ -44,7 +44,7 @@ class Threads:
 
 
 class Started:
-    """A sum that is made when it is waited for; until then the array is no number."""
+    """A sum that is computed when it is waited for; until then the array is NaN."""
 
     def __init__(self, communicator: Threads, array: Any) -> None:
         self._communicator, self._array, self._sent = communicator, array, np.array(array)
@@ -85,7 +85,7 @@ class Group:
 
 
 def run_ranks(size: int, program: Callable[[Threads], Any]) -> list[Any]:
-    """Run a program on so many ranks; return what each returns, or the error that it raises.
+    """Run a program on `size` ranks; return each rank's result, or the error it raises.
 
     An error that only some ranks raise keeps the others waiting, and is raised here.
     """

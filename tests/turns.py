@@ -20,7 +20,7 @@ from gpunn.program.interpreter import CONTEXT_SIZE, SEGMENT_SIZE
 
 @contextmanager
 def threads_for_all(threads: int, rows: int = 1 << 20) -> Iterator[None]:
-    """Let so many threads share each step, however small; a call takes so many rows."""
+    """Divide each step among `threads` threads, however small it is; a call takes `rows` rows."""
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(threads, user_api="blas"):
         patch.setattr(blas, "_WORK_OF_ONE_THREAD", 0)
         patch.setattr(cpu, "_MIN_WORK_PER_THREAD", 1)
@@ -69,7 +69,7 @@ class Turns:
         return said == {"step"}
 
     def _until_they_meet(self, at_work: dict[int, Iterator[str]]) -> None:
-        """Run each to the next meeting: one after the other, or instruction by instruction."""
+        """Run each thread to the next meeting: one after another, or instruction by instruction."""
         going = [int(i) for i in self._rng.permutation(list(at_work))]
         in_a_row = self._rng.random() < 0.5
         while going:
