@@ -45,7 +45,7 @@ def test_digits_are_images_or_rows() -> None:
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r'load_iris needs scikit-learn: pip install "gpunn\[skl'):
+    with pytest.raises(ImportError, match="load_iris needs scikit-learn: pip install scikit-learn"):
         gn.datasets.load_iris()
 
 

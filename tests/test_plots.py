@@ -208,5 +208,5 @@ def test_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    with pytest.raises(ImportError, match=rf'gpunn\.{name} needs matplotlib: pip install "gpunn'):
+    with pytest.raises(ImportError, match=rf"gpunn\.{name} needs matplotlib: pip install mat"):
         getattr(gn, name)(*arguments)
