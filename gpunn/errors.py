@@ -87,6 +87,6 @@ def moved(place: str) -> MovedError:
     """Return the error for a module, or a class in one, that no longer exists."""
     return MovedError(
         f"{place} is where gpunn 0.1.0 had it, and pickles from 0.1.0 cannot be read. Load them "
-        "with 0.1.0 and keep the weights there: gn.save(model, path), then gn.load here; or an "
+        "with 0.1.0 and keep the weights there: gn.save(path, model), then gn.load here; or an "
         "estimator's coefs_ and intercepts_. Code should import from gpunn itself"
     )

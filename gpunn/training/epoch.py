@@ -298,5 +298,5 @@ def memory_advice(loader: Loader) -> str:
     return (
         f"take a batch_size below {loader.batch_size}"
         if loader.batch_size > 1
-        else "not even one sample fits, so take a smaller model, or free what else is there"
+        else "not even one sample fits, so use a smaller model, or free other memory there"
     )
