@@ -50,7 +50,7 @@ class EpochRunner:
     program : Program, optional
         The program of earlier epochs; it is reused if it still holds.
     accumulate : int, default 1
-        How many batches an update takes; more are not recorded.
+        Batches per update; with more than 1, steps are not recorded.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EpochRunner:
         self._rng = rng
         self._accumulate = accumulate
         self.program = Program() if program is None else program
-        #: The number of batches of a begun epoch that are done.
+        #: The number of batches done in the current epoch.
         self.done = 0
         self._began = False
         self._order: Any = None
@@ -73,12 +73,12 @@ class EpochRunner:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an epoch's order is drawn, and its end is not reached."""
+        """Whether an epoch is under way: its order is drawn, and batches remain."""
         return self._began
 
     @property
     def can_pause(self) -> bool:
-        """Whether an epoch can be made in parts: its batches must be rows in an order."""
+        """Whether an epoch can pause between batches, which must be rows in a known order."""
         return type(self.loader) is Loader
 
     def run(
@@ -94,7 +94,7 @@ class EpochRunner:
     ) -> None:
         """Learn from each batch once; the loader's device must be the current one.
 
-        An epoch that has stopped before its end goes on from there.
+        An epoch that was paused continues where it stopped.
 
         Parameters
         ----------
@@ -109,8 +109,8 @@ class EpochRunner:
             Called now and then with the number of further steps done.
         pace : function, optional
             Called between parts of an epoch with the number of batches done; returns how many to
-            do next, or 0 to stop. All that has been drawn or computed until then belongs to these
-            batches.
+            do next, or 0 to stop. At each call, everything drawn or computed so far belongs to the
+            batches done.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class EpochRunner:
             self._end()
 
     def _begin(self, *, keep: bool) -> None:
-        """Draw the order of an epoch, unless one has begun; keep what it is drawn from."""
+        """Draw an epoch's order, unless one has begun; `keep` the generator state it came from."""
         if self._began:
             return
         self._drawn_from = self.loader.state_dict()["rng"] if keep else None
@@ -175,21 +175,21 @@ class EpochRunner:
         self._order = self._drawn_from = None
 
     def _next_stop(self, wanted: int) -> int:
-        """Return the number of batches up to the next pause: whole updates."""
+        """Return the batch number of the next pause, at the end of an update."""
         whole = -(-wanted // self._accumulate) * self._accumulate
         return min(self.done + whole, len(self.loader))
 
     def _rows(self, stop: int) -> tuple[Any, int]:
-        """Return the order of the rows up to batch number `stop`, and how many they are.
+        """Return the order of the rows up to batch number `stop`, and their number.
 
-        Of several processes, these are the rows of this one.
+        With several processes, only this one's rows are returned.
         """
         first = self.done * self.loader.step_size
         last = min(stop * self.loader.step_size, self.loader.n_turns)
         return self.loader.own(part_of_order(self._order, first, last), last - first)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the epoch is, and the state of the loader."""
+        """Return the progress of the epoch, and the state of the loader."""
         drawn = callable(self.loader.shuffle) or not self._began
         return {
             "done": self.done,
@@ -199,7 +199,7 @@ class EpochRunner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the next `run` makes what is left of the epoch."""
+        """Load a state: the next `run` completes its epoch."""
         check_names("EpochRunner", state, ("done", "loader", "drawn_from", "order"))
         self._end()
         self.loader.load_state_dict(state["loader"])
@@ -218,7 +218,7 @@ class EpochRunner:
                 f"{len(self.loader)}"
             )
         self._drawn_from = state["drawn_from"]
-        if self._drawn_from is None:  # compiled steps take the order's rows as they are
+        if self._drawn_from is None:  # compiled steps do not check the order's rows
             self._order = check_order(state["order"], self.loader.n_samples)
         else:
             self.loader.load_state_dict({**state["loader"], "rng": self._drawn_from})
@@ -246,9 +246,9 @@ class EpochRunner:
             optimizer.weight_decay = each[-1]
 
     def _is_last_short(self, n_turns: int) -> bool:
-        """Return whether the last step has no rows for some process; then it is not recorded.
+        """Return whether some process has no rows in the last step, which is then not recorded.
 
-        If one makes a step in another way, its weights may be rounded in another way, too.
+        All processes must run a step the same way, recorded or not, to round weights alike.
         """
         return 0 < n_turns % self.loader.step_size < self.loader.share.size
 
@@ -267,7 +267,7 @@ class EpochRunner:
         threads = kernels(values[0]).threads(self.loader.batch_size, values)
         grouped = self._accumulate > 1 or optimizer.parallel is not None
         group = Accumulation(self._accumulate) if grouped else None
-        with closing(batches), threads:  # ends a thread that fetches ahead
+        with closing(batches), threads:  # closing ends the thread that fetches ahead
             each = None if decays is None else iter(decays)
             for x, y, weight in batches:
                 penalty = None
@@ -283,7 +283,7 @@ class EpochRunner:
 
 
 def feed_of(loader: Loader, n_samples: int) -> Feed | None:
-    """Return what a pass takes its batches from; None if a batch is more than plain rows."""
+    """Return the feed of a pass's batches; None if a batch is more than plain rows."""
     if not loader.is_plain:
         return None
     from gpunn.program.values import Feed  # noqa: PLC0415 (not needed to import gpunn)
@@ -294,7 +294,7 @@ def feed_of(loader: Loader, n_samples: int) -> Feed | None:
 
 
 def memory_advice(loader: Loader) -> str:
-    """Return what to do if a pass over the loader's batches runs out of memory."""
+    """Return advice for when a pass over the loader's batches runs out of memory."""
     return (
         f"take a batch_size below {loader.batch_size}"
         if loader.batch_size > 1

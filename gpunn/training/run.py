@@ -1,4 +1,4 @@
-"""One call of `Trainer.fit`: its epochs, how far it is, and the state from which it can go on."""
+"""One call of `Trainer.fit`: its epochs, its progress, and the state from which it resumes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from gpunn.training.stopping import BestWeights, EarlyStopping, all_epochs_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Between looks at the clock and at signals passes about so much time, in seconds.
+#: Approximate interval between checks of the clock and of signals, in seconds.
 _BETWEEN_LOOKS = 0.25
 
-#: The first look is after so many batches.
+#: Number of batches before the first check.
 _FIRST_BATCHES = 16
 
 
@@ -49,21 +49,21 @@ class Run:
     loader : Loader
         The training data.
     history : History
-        Empty; it grows.
+        Empty; receives the numbers of each epoch.
     epochs : int
-        How many there are to be at most.
+        The maximum number of epochs, including those before a resume.
     validation : Loader or None
-        What to evaluate after each epoch.
+        The data to evaluate after each epoch.
     early_stopping : EarlyStopping or None
     callbacks : sequence of functions
-        Asked after each epoch. The `Checkpoint` objects among them are told when to write.
+        Called after each epoch, except the `Checkpoint` objects, which write files when due.
     bar : object
-        Shows the progress.
+        The progress bar.
 
     Attributes
     ----------
     best : BestWeights
-        Those of the best epoch so far, once it has started.
+        The weights of the best epoch so far; set by `start`.
     """
 
     best: BestWeights
@@ -88,12 +88,12 @@ class Run:
         settings = {"accumulate": trainer.accumulate}
         self._runner = EpochRunner(loader, trainer._rng, trainer._program, **settings)
         self._begin_epoch()
-        #: Batches of the epochs before; those until the next look; the last look, and those then.
+        #: Batches of earlier epochs; batches until the next check; time and batches of the last.
         self._earlier, self._batches, self._looked, self._seen = 0, _FIRST_BATCHES, 0.0, 0
         self._ending: Any = None
 
     def go(self) -> None:
-        """Train until there are all epochs, or something ends it."""
+        """Train until all epochs are run, or until something stops training."""
         history, epochs = self._history, self._epochs
         try:
             with heard(wanted=self._pauses) as self._ending:
@@ -107,12 +107,12 @@ class Run:
         except KeyboardInterrupt:
             history.stopped = self._interrupted()
             self._trainer.optimizer.clear()
-            if self._ranks.several:  # only this rank knows, and the others wait for it
+            if self._ranks.several:  # only this rank was interrupted, and the others wait for it
                 raise
 
     @property
     def _pauses(self) -> bool:
-        """Whether epochs are made in parts, between which files are written and signals heard."""
+        """Whether epochs pause between batches to write files and to check for signals."""
         return self._runner.can_pause and (bool(self._checkpoints) or self._ranks.several)
 
     def _begin_epoch(self) -> None:
@@ -121,7 +121,7 @@ class Run:
         self._elapsed = 0.0
 
     def _epoch(self) -> None:
-        """Train for what is left of an epoch, then validate; append both to the history."""
+        """Train for the rest of an epoch, then validate; append both results to the history."""
         trainer, history = self._trainer, self._history
         model, loss, optimizer = trainer.model, trainer.loss, trainer.optimizer
         if not self._runner.done:
@@ -150,7 +150,7 @@ class Run:
             self._bar.set_postfix(loss=f"{record['loss']:.4g}")
 
     def _after_epoch(self) -> None:
-        """Draw the consequences of an epoch, unless it was stopped before its end."""
+        """Update schedule, best weights and checkpoints, unless the epoch is unfinished."""
         trainer, history = self._trainer, self._history
         if self._runner.has_begun:
             return
@@ -180,14 +180,14 @@ class Run:
         return self._early_stopping.reason(history) or ""
 
     def _pace(self, done: int) -> int:
-        """Write what is due within an epoch, and return how many batches to make next."""
+        """Write the checkpoints due within an epoch; return how many batches to train on next."""
         self._stop_if_asked()
         if self._history.stopped:
             return 0
         if done:
             self._write_if(due=True)
         now, made = time.perf_counter(), done - self._seen
-        if done and made > 0:  # not across an epoch's end, which takes time of its own
+        if done and made > 0:  # not across an epoch's end, which takes extra time
             fitting = int(made * _BETWEEN_LOOKS / max(now - self._looked, 1e-6))
             self._batches = max(1, min(fitting, 4 * self._batches, len(self._loader)))
         self._looked, self._seen = now, done
@@ -200,18 +200,18 @@ class Run:
         return self._earlier + self._runner.done
 
     def _write_if(self, *, due: bool, epochs: int | None = None) -> None:
-        """Write the checkpoints, those alone that are `due` or all."""
+        """Write the checkpoints: only those whose time has come if `due`, else all."""
         step, ranks = self._step(), self._ranks
         chosen = [each for each in self._checkpoints if not due or each.is_due(step, epochs)]
         if not ranks.from_first(len(chosen)):
             return
         ranks.unite(self._trainer)
         if self._runner.has_begun and not ranks.gathered(self._readings).are_finite():
-            return  # the last file has weights that are numbers; the epoch ends in an error
+            return  # keep the last file, whose weights are finite; the epoch ends in an error
         self._write(chosen, self.state_dict(), step)
 
     def _write(self, chosen: list[Checkpoint], state: dict[str, Any], step: int) -> None:
-        """Let rank 0 write checkpoints; where it cannot, all ranks raise its error."""
+        """Write checkpoints on rank 0; if that fails, raise its error on all ranks."""
         failure = None
         if self._ranks.writes:
             try:
@@ -226,7 +226,7 @@ class Run:
             raise PathError(f"on rank 0: {told}")
 
     def _stop_if_asked(self) -> None:
-        """Write and stop if a signal has asked for it."""
+        """Write all checkpoints and stop training if a signal has arrived."""
         if self._ranks.any(self._ending.asked_by) and not self._history.stopped:
             self._write_if(due=False)
             self._history.stopped = self._interrupted()
@@ -238,16 +238,16 @@ class Run:
         return self._elapsed + time.perf_counter() - self._start
 
     def start(self, resume: Any) -> None:
-        """Go on from a path, or from the newest file of a `Checkpoint` if it has one; else begin.
+        """Resume from a path or from the newest file of a `Checkpoint`; else start afresh.
 
         Raises
         ------
         FileError
-            If the file is not there, is damaged or is none of these.
+            If the file is missing, damaged, or not a checkpoint.
         StateError
-            If it is the state of other objects. Nothing has changed then.
+            If it is the state of other objects; nothing has changed.
         DistributedError
-            If other processes are to train something else.
+            If the other processes train something else.
         """
         path = None if resume is None else checkpoint.found(resume)
         self._start_alike(path)
@@ -263,7 +263,7 @@ class Run:
         self._bar.update(self._step())
 
     def _start_alike(self, path: Path | None) -> None:
-        """Let all processes start from the same values, if there are several."""
+        """Check settings across processes, and start them all from the same values."""
         loaders = [loader for loader in (self._loader, self._validation) if loader is not None]
         facts: dict[str, str] = {}
         if self._ranks.several:
@@ -282,7 +282,7 @@ class Run:
         self.best = BestWeights(self._trainer.model)
 
     def begin(self, resumed: Path | None = None) -> None:
-        """Let checkpoints begin, and refuse now what could not be written later."""
+        """Prepare the checkpoints; raise now if the state could not be saved later."""
         if self._ranks.writes:
             for each in self._checkpoints:
                 each.begin(self._step(), resumed)
@@ -290,7 +290,7 @@ class Run:
             self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that training needs to go on from here; wait for the device."""
+        """Return everything needed to resume from here; wait for the device."""
         inside = self._runner.has_begun
         return {
             "trainer": self._trainer.state_dict(),
@@ -312,7 +312,7 @@ class Run:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """Return what has to be the same when training goes on."""
+        """Return the settings that must be the same when training resumes."""
         trainer = self._trainer
         return {
             "loss": type(trainer.loss).__name__,
@@ -323,7 +323,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: all of it, or nothing changes."""
+        """Load a state; if that fails, change nothing."""
         names = ("trainer", "history", "best", "order", "validation", "settings", "epoch")
         check_names("Run", state, (*names, "callbacks"))
         check_names("Run", state["settings"], self._settings())
@@ -387,7 +387,7 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def load_trainer_state(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Let a trainer go on from a state."""
+    """Load a trainer's state."""
     check_names("Trainer", state, ("model", "optimizer", "rng"))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.model.load_state_dict(state["model"])  # in place, where the optimizer has laid it out

@@ -38,25 +38,25 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     not run yet when this returns: model, optimizer and batch must be ready for that stream, and
     other streams must wait for it before they use the results.
 
-    On NumPy, targets are checked before any parameter changes:
-    labels out of range, targets of `BinaryCrossEntropy` outside [0, 1], negative soft targets. On a
-    device they are not checked, which would wait: there a label out of range makes the cost NaN,
-    and the update makes all parameters NaN. Call ``loss.check_target(y, output_shape)`` once for
-    the whole data set, as `Trainer` does.
+    On NumPy, labels out of range, targets of `BinaryCrossEntropy` outside [0, 1], and negative soft
+    targets raise an error before any parameter changes. On a device, targets are not checked, since
+    a check would wait for it: there a label out of range turns the cost into NaN, and the update
+    turns all parameters into NaN. Call ``loss.check_target(y, output_shape)`` once for the whole
+    data set, as `Trainer` does.
 
     Parameters
     ----------
     model : Layer
         Updated in place.
     loss : Loss
-        J.
+        The loss J.
     optimizer : Optimizer
         Built on all or some of the model's parameters. The others, and their gradients, do not
         change.
     x, y : array
         The batch, on the model's device.
     sample_weight : array, optional
-        (N,).
+        Shape (N,).
     rng : None, int or numpy.random.Generator
         For dropout. In a loop, pass a Generator: an int gives the same masks at every step.
 
@@ -81,9 +81,9 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     Notes
     -----
     After an error or an interrupt, the gradients of the optimizer's parameters and the state of
-    `rng` are what they were before, so that the step can be tried again: it does then what it would
-    have done. An error in the update itself, such as one in an optimizer of your own, says so:
-    parameters may then be half updated.
+    `rng` are what they were before, so the step can be repeated with the result that it would have
+    had. An error in the update itself, such as one in an optimizer of your own, carries a note that
+    parameters may be half updated.
     """
     undo = _Undo()
     try:
@@ -98,7 +98,7 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
 
 
 class _Undo:
-    """Restores what a step that fails has changed, other than the parameters' update."""
+    """Restores gradients and the state of `rng` after a failed step."""
 
     __slots__ = ("_grads", "_rng", "_state")
 
@@ -114,11 +114,11 @@ class _Undo:
             if grad is not None:
                 with memory_for("train_step, of copies", backend_of(grad), "clear the gradients"):
                     self._grads.append((parameter, grad, copy_of(grad)))
-        if hasattr(rng, "bit_generator"):  # a Generator, which goes on from step to step
+        if hasattr(rng, "bit_generator"):  # a Generator, which keeps its state across steps
             self._rng, self._state = rng, rng.bit_generator.state
 
     def restore(self) -> None:
-        """Return to that state."""
+        """Restore the noted state."""
         for parameter, grad, values in self._grads:
             with scope_of(grad):
                 grad[...] = values  # in place, because it may be a part of the optimizer's block
@@ -139,11 +139,11 @@ def learn(  # noqa: PLR0917 (see above; a loop calls it for each batch)
     unchecked: bool = False,
     group: Accumulation | None = None,
 ) -> tuple[Array, Array]:
-    """Do what `train_step` does; the device of `x` must be the current one.
+    """Learn from one batch, as `train_step` does; the device of `x` must be the current one.
 
-    Targets, devices, and whether the model has changed, are checked only if `unchecked`. After an
-    error the optimizer's parameters have no gradients. A batch of a `group` is updated by when the
-    group is complete.
+    `unchecked` means that the caller has not checked targets, devices, and whether the model has
+    changed; only then are they checked here. After an error the optimizer's parameters have no
+    gradients. With a `group`, the update waits until the group is complete.
     """
     part = _trained_part(model, optimizer, unchecked=unchecked)
     if unchecked:
@@ -211,6 +211,6 @@ def _tape_of(part: Any, rng: RNG, parallel: Any) -> Tape:
 
 
 def _note_half_updated(error: BaseException) -> None:
-    """Add to an error of the update that it may have been carried out in part."""
+    """Note on an error in the update that parameters may be half updated."""
     if hasattr(error, "add_note"):  # since Python 3.11
         error.add_note("The update had begun: parameters and states may be half updated.")

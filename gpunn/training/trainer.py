@@ -71,23 +71,23 @@ class Trainer:
     loss : Loss
         With reduction "mean" or "sum".
     optimizer : Optimizer
-        Built on ``model.parameters()``, after ``model.to(...)``, or on some of them: the others do
-        not change (buffers do: a `BatchNorm` follows the batches). A layer added later is an error
-        if the optimizer does not hold its parameters.
-        If it has a `WeightAverage`, that is what is validated, evaluated, used for predictions, and
-        kept as the best weights.
+        Built on all or some of ``model.parameters()``, after ``model.to(...)``. The other
+        parameters do not change (buffers do: a `BatchNorm` follows the batches). A layer added
+        later is an error if the optimizer does not hold its parameters.
+        If it has a `WeightAverage`, the averaged weights are validated, evaluated, used for
+        predictions, and kept as the best weights.
     metrics : sequence of str or Metric, optional
         Computed for each batch, in training and validation: ``"accuracy"``, ``"top_k"``,
         ``"binary_accuracy"``, ``"r2"``, ``"mae"``, ``"perplexity"`` or objects.
     rng : None, int or numpy.random.Generator, default None
-        The seed of dropout's masks.
+        The seed or generator of dropout's masks.
     accumulate : int, default 1
-        How many batches an update takes, at least 1: to train as with batches that many times
-        larger in the memory of one. Gradients are averaged over all their samples, by weight, so
-        that an update is that of the large batch, also where the last batch is smaller; an epoch's
-        last update takes the batches that are left. The learning rate's schedule counts updates.
-        Masks of `Dropout` and statistics of `BatchNorm` are those of each small batch. Steps are
-        not recorded.
+        Batches per update, at least 1: trains as with batches that many times larger, in the
+        memory of one. Gradients are averaged over all their samples, by weight, so an update
+        equals that of the large batch even where the last batch is smaller; an epoch's last update
+        takes the remaining batches. The learning rate's schedule counts updates. Masks of
+        `Dropout` and statistics of `BatchNorm` are those of each small batch. With more than 1,
+        steps are not recorded.
 
     Raises
     ------
@@ -155,19 +155,20 @@ class Trainer:
             When to stop, and whether to restore the best weights.
         callbacks : iterable of functions
             Each is called after each epoch as ``callback(trainer, history)``; training ends when
-            one returns True. A `Checkpoint` writes what is needed to go on.
+            one returns True. A `Checkpoint` writes files from which training can resume.
         resume : path or Checkpoint, optional
-            Go on from this file, or from the newest of a `Checkpoint` if there is one. `epochs`
-            and the history then include those before.
+            Resume from this file, or from the newest file of a `Checkpoint` if there is one.
+            `epochs` and the history then include the earlier epochs.
         progress : bool or None, default None
             Whether to show a progress bar; None does so if the output is a terminal.
 
         Returns
         -------
         History
-            Also after Ctrl-C, which ends training without an exception. Weights and optimizer are
-            then those of the last whole step, unless early stopping restores the best weights (in
-            the first epoch, the initial ones); the generator of dropout's masks may be ahead.
+            Also returned after Ctrl-C, which ends training without an exception. Weights and
+            optimizer are then those of the last whole step, unless early stopping restores the
+            best weights (in the first epoch, the initial ones); the generator of dropout's masks
+            may be ahead.
 
         Raises
         ------
@@ -179,14 +180,14 @@ class Trainer:
         SettingError
             If the model has new parameters that the optimizer does not hold.
         FileError
-            If a checkpoint cannot be written, or `resume` cannot be read. The files before are
-            intact, and training may go on.
+            If a checkpoint cannot be written, or `resume` cannot be read. Earlier files are
+            intact, and training can continue.
         BusyError
             If another thread is training the same parameters.
         DistributedError
-            If other processes were to train something else, or one of them has ended.
+            If the other processes train something else, or one of them has ended.
         StateError
-            If `resume` holds the state of other objects. Nothing has changed then.
+            If `resume` holds the state of other objects; nothing has changed.
         """
         epochs = whole_number("Trainer.fit", "epochs", epochs)
         one_of("Trainer.fit", "progress", progress, (None, True, False))
@@ -216,18 +217,18 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of model, optimizer and the generator of dropout's masks.
 
-        The arrays are those in use: copy or write them before training goes on. `Checkpoint`
-        remembers the history and the place in an epoch, too.
+        The arrays are those in use: copy or write them before training continues. `Checkpoint`
+        also stores the history and the position in an epoch.
         """
         return trainer_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, on the device where the model is.
+        """Load a state, on the device where the model is.
 
         Raises
         ------
         StateError
-            If it is the state of another model or optimizer. Nothing has changed then.
+            If it is the state of another model or optimizer; nothing has changed.
         """
         with all_or_nothing(self):
             self._load(state)
@@ -236,15 +237,15 @@ class Trainer:
         load_trainer_state(self, state)
 
     def explain(self) -> str:
-        """Return which way the model runs, and why: as recorded steps, or step by step.
+        """Return how the model runs, and why: as recorded steps, or step by step.
 
-        A step that does all its work in kernels is recorded and compiled; anything else runs as
-        the layers are written. The results are the same, to rounding.
+        A step that does all its work in kernels is recorded and compiled; any other runs as the
+        layers are written. The results are the same to rounding.
 
         Returns
         -------
         str
-            A line each for training, evaluation and prediction, as they ran last.
+            One line each for the latest training, evaluation and prediction.
 
         Examples
         --------
@@ -277,7 +278,8 @@ class Trainer:
         ----------
         data : Loader or (x, y) or (x, y, sample_weight)
             A loader is read in order and to its end, whatever its settings. Several processes
-            share the samples of arrays, and of a loader that has their communicator; all call it.
+            share the samples of arrays, and of a loader that has their communicator; all of them
+            must call this method.
         """
         loader = self._as_loader("Trainer.evaluate", data)
         self._check_data(loader)
@@ -311,8 +313,9 @@ class Trainer:
     def predict_proba(self, x: Any, *, batch_size: int = 1024) -> Array:
         """Return the probabilities that the loss reads from the model's outputs.
 
-        With `SoftmaxCrossEntropy` softmax(outputs), with `BinaryCrossEntropy` sigmoid(outputs);
-        the outputs themselves where they are probabilities already, or the loss knows of none.
+        These are softmax(outputs) with `SoftmaxCrossEntropy`, sigmoid(outputs) with
+        `BinaryCrossEntropy`, and the outputs themselves where they already are probabilities or
+        the loss defines none.
         """
         outputs = self.predict(x, batch_size=batch_size)
         with scope_of(outputs):
@@ -332,7 +335,7 @@ class Trainer:
             return (ranks.gathered(readings) if loader.share.size > 1 else readings).read()
 
     def _with_room_for(self, work: Callable[[], _Result]) -> _Result:
-        """Do some work, if need be without the memory that captured steps keep."""
+        """Call `work`; if memory runs out, release what captured steps keep, and try again."""
         try:
             return work()
         except DeviceMemoryError:
@@ -358,7 +361,7 @@ class Trainer:
                 "evaluate; leave sample_weight out, or give some samples a weight above 0"
             )
         with memory_for("a batch", loader.backend, memory_advice(loader)):
-            # A transform that keeps the shape is not asked: it may be random.
+            # A transform that keeps the shape is not called: it may be random.
             first = loader.plain_row() if loader.is_plain else loader.first_row()
         try:
             output = self.model(first.x)
@@ -384,7 +387,7 @@ class Trainer:
             )
 
     def _go_back_to(self, best: BestWeights, history: History) -> None:
-        """Restore the best weights, if any were; if nothing was finite, no epoch was best."""
+        """Restore the best weights, unless no epoch had a finite value."""
         if len(history) and not best.epoch:
             return
         best.restore()
@@ -392,5 +395,5 @@ class Trainer:
             self.optimizer.average.restart()  # the best weights are an average
 
     def __repr__(self) -> str:
-        """Return the parts."""
+        """Return the trainer with its model, loss and optimizer."""
         return f"Trainer({self.model!r}, {self.loss!r}, {self.optimizer!r})"
