@@ -20,13 +20,13 @@ class Accumulation:
     .. math:: J = \frac{\sum_b W_b J_b}{\sum_b W_b},
 
     so each gradient counts by :math:`W_b`, and their sum is divided by :math:`\sum_b W_b` before
-    the update. Where costs are sums, gradients are just added. If the optimizer is parallel, the
+    the update. If costs are sums, gradients are simply added. If the optimizer is parallel, the
     batches are those of all processes (see `gpunn.distributed.data_parallel`).
 
     Parameters
     ----------
     batches : int
-        For an update.
+        Batches per update.
     """
 
     def __init__(self, batches: int) -> None:
@@ -42,10 +42,10 @@ class Accumulation:
         y: Array,
         sample_weight: Array | None,
     ) -> Any:
-        """Begin the backward pass of a batch; return what its gradient counts for.
+        """Begin the backward pass of a batch; return the weight of its gradient.
 
-        That is a number, or 0-d on the device; None for 1. If this is the last batch for an update,
-        the gradients of several processes may be summed meanwhile.
+        The weight is a number or a 0-d array on the device; None means 1. In the last batch of an
+        update, the gradients of several processes may be summed during the backward pass.
         """
         if optimizer.parallel is not None and self._n_added == self._batches - 1:
             optimizer.parallel.open()
@@ -61,12 +61,12 @@ class Accumulation:
         return weight
 
     def step(self, optimizer: Optimizer) -> None:
-        """Update if all batches for an update are there."""
+        """Update if all batches of an update have been added."""
         if self._n_added == self._batches:
             self.finish(optimizer)
 
     def finish(self, optimizer: Optimizer) -> None:
-        """Update by the batches so far, if there are any, and begin anew."""
+        """Update with the batches added so far, if any, and start the next group."""
         if not self._n_added:
             return
         total, self._n_added, self._total = self._total, 0, None
@@ -78,7 +78,7 @@ class Accumulation:
 
 
 def _divide(optimizer: Optimizer, total: Any) -> None:
-    """Divide gradients in place; by 1 if the total is 0: all weights were, and so are they."""
+    """Divide gradients in place; by 1 if the total is 0, when all gradients are 0 as well."""
     with scope_of(optimizer.parameters[0].value):
         if isinstance(total, float):
             total = total or 1.0

@@ -25,7 +25,7 @@ from gpunn.training.metrics import (
 )
 from gpunn.training.stopping import EarlyStopping
 
-#: Names of a history's own columns and of further keys of `History.to_dict`.
+#: Names of a history's own columns, and the other keys of `History.to_dict`.
 _COLUMNS = (
     *("loss", "cost", "validation_loss", "learning_rate", "elapsed_s", "samples_per_s"),
     *("epoch", "stopped"),
@@ -43,7 +43,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def takes_a_loader(fit: _Method) -> _Method:
-    """Check the first argument of a trainer's method: other libraries give two to fit, x and y."""
+    """Check that a trainer's method gets a `Loader`, not x and y as in other libraries."""
 
     @wraps(fit)
     def checked(trainer: Any, *arguments: Any, **settings: Any) -> Any:
@@ -75,8 +75,8 @@ def kind_of(value: Any) -> str:
 def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
     """Return metrics as objects; check that the names of their columns are unique.
 
-    Names stand for metrics that fit the loss: "binary_accuracy" gets its threshold, "accuracy"
-    and "perplexity" ignore the positions that it ignores.
+    Names stand for metrics that fit the loss: "binary_accuracy" gets the loss's threshold,
+    "accuracy" and "perplexity" ignore the positions that the loss ignores.
     """
     if isinstance(metrics, str):
         metrics = [metrics]
@@ -105,7 +105,7 @@ def as_metrics(metrics: Any, loss: Loss) -> list[Metric]:
 
 
 def _for_loss(metric: Any, loss: Loss) -> Metric | None:
-    """Return the metric of that name that fits the loss; None if the name is all there is to it."""
+    """Return the metric of that name that fits the loss; None if it does not depend on the loss."""
     if not isinstance(metric, str):
         return None
     if metric == "binary_accuracy":
@@ -117,7 +117,7 @@ def _for_loss(metric: Any, loss: Loss) -> Metric | None:
 
 
 def _check_reads(metric: Metric, loss: Loss) -> None:
-    """Check that a metric of ours can read a model's outputs as the loss does."""
+    """Check that a built-in metric reads the model's outputs as the loss does."""
     if type(metric) in (MAE, R2) and loss.outputs != "predictions":
         raise SettingError(
             f"Trainer: {metric!r} compares predictions with targets, and with {loss!r} the model's "
@@ -147,7 +147,7 @@ def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
             f"Trainer.fit: callbacks must be a list of functions, got {shown(callbacks)}"
         )
     listed = []
-    for i, callback in enumerate(given):  # the first one that is wrong ends it: it may be endless
+    for i, callback in enumerate(given):  # stops at the first fault: the iterable may be endless
         if isinstance(callback, type) or not callable(callback):
             came = shown(callback)
             if isinstance(callback, type):
@@ -160,7 +160,7 @@ def as_callbacks(callbacks: Any) -> tuple[Callable[..., object], ...]:
 
 
 def check_early_stopping(given: Any) -> None:
-    """Check that `given` is None or an `EarlyStopping`; suggest what was probably meant."""
+    """Check that `given` is None or an `EarlyStopping`; suggest the likely correction."""
     if given is None or isinstance(given, EarlyStopping):
         return
     settings = ""
@@ -189,7 +189,7 @@ def check_data(owner: str, given: Any) -> None:
 
 
 def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Parameter]) -> None:
-    """Check that the model has no new parameters that the optimizer does not hold.
+    """Check that optimizer and model still fit: no new parameters are missing, none are stale.
 
     Parameters in `known`, from when the trainer was built, may be left out on purpose. New ones
     would never be trained.
@@ -211,10 +211,10 @@ def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Paramet
 
 
 def report_newcomers(owner: str, model: Layer, optimizer: Optimizer) -> None:
-    """Log which parameters were made after the optimizer, and are not among those it holds.
+    """Warn of parameters created after the optimizer, which does not hold them.
 
-    They may be frozen on purpose, as others that it does not hold are; more likely, their layers
-    were added too late.
+    They may be frozen on purpose, as older ones that it does not hold are; more likely, their
+    layers were added too late.
     """
     held, named = set(optimizer.parameters), model.named_parameters()
     late = {p for p in named.values() if p not in held and p.serial > optimizer.serial}

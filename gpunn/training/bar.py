@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bar of training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def progress_bar(total: int, *, show: bool | None) -> Any:
-    """Return a bar of `total` batches; None shows it if the output is a terminal."""
+    """Return a progress bar of `total` batches; ``show=None`` shows it only on a terminal."""
     from tqdm import tqdm  # noqa: PLC0415 (not needed to import gpunn)
 
     disable = None if show is None else not show

@@ -1,4 +1,4 @@
-"""Checkpoints: files from which training goes on as if it had never stopped."""
+"""Checkpoints: files from which training resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     from gpunn.training.history import History
 
-#: The longest path of a file that an operating system takes, in characters.
+#: The longest path that any operating system accepts, in characters.
 _LONGEST = 2**15
 
 
 class Checkpoint:
-    """A callback that writes all that training needs to go on from where it is.
+    """A callback that writes everything training needs to resume.
 
-    ``trainer.fit(loader, epochs, resume=checkpoint, callbacks=[checkpoint])`` begins where the
-    newest file says, or anew if there is none yet. It ends with the same bits as a run that was
-    never interrupted: weights, states of the optimizer and its schedule, the order of the
-    samples, random draws, the history and early stopping, in the middle of an epoch, too. A file
-    is written when it is due, when training ends, and after Ctrl-C and SIGTERM, which end training
+    ``trainer.fit(loader, epochs, resume=checkpoint, callbacks=[checkpoint])`` resumes from the
+    newest file, or starts afresh if there is none yet. It ends with the same bits as a run that
+    was never interrupted, even in the middle of an epoch: weights, states of the optimizer and its
+    schedule, the order of the samples, random draws, the history and early stopping. A file is
+    written when it is due, when training ends, and after Ctrl-C and SIGTERM, which end training
     within the time of a few batches; a second Ctrl-C ends it at once.
 
     Parameters
@@ -35,25 +35,24 @@ class Checkpoint:
         Usually ends in ``.safetensors``. The folder must exist. A crash at any instant leaves the
         older file or the new one.
     every : int or float, default 1
-        Above 0, in units: a whole number of epochs or steps, or seconds.
+        The interval between files, in units, above 0; for epochs and steps a whole number.
     unit : {"epochs", "steps", "seconds"}, default "epochs"
         A step is a batch. With ``Trainer(accumulate=k)`` a file waits for the next update.
     keep : int, default 1
-        How many files to keep, at least 1. With more than one, the number of steps becomes a part
-        of each file's name, and the oldest ones of this run are removed. Go on from the newest,
-        whatever `keep` was when it was written, or begin in a folder without such files.
+        How many files to keep, at least 1. With more than one, each file's name includes the
+        number of steps, and the oldest files of this run are removed. Resume from the newest file,
+        whatever `keep` was when it was written, or start in a folder without such files.
 
     Notes
     -----
-    A file holds arrays and JSON, and no code. It holds neither the data nor functions: to go on,
-    build the same model, loss, optimizer, loader and trainer. Settings of optimizer and loader are
-    then those of the file. Callbacks, transforms and schedules of your own are remembered if they
-    have methods ``state_dict`` and ``load_state_dict``. A subclass of `Loader` makes batches in a
-    way of its own: its checkpoints wait for the end of an epoch, and signals end it at once, as
-    everywhere outside the main thread. Layers of your own that draw from generators of their own
-    are not remembered; draw from the tape's (`Tape.draw_key`). The weights in a file are the
-    last ones, neither the best nor their average. No file is written in an epoch whose loss is not
-    finite.
+    A file holds arrays and JSON, but no code, data or functions: to resume, build the same model,
+    loss, optimizer, loader and trainer. Settings of optimizer and loader are then taken from the
+    file. The state of your own callbacks, transforms and schedules is saved if they have methods
+    ``state_dict`` and ``load_state_dict``. With a subclass of `Loader`, which builds batches in its
+    own way, checkpoints wait for the end of an epoch, and signals end training at once, as they do
+    outside the main thread. Your own layers must draw from the tape's generator (`Tape.draw_key`),
+    because a layer's own generator cannot be saved. The weights in a file are the latest, neither
+    the best nor their average. No file is written in an epoch whose loss is not finite.
 
     Examples
     --------
@@ -85,7 +84,7 @@ class Checkpoint:
         if len(os.fspath(path)) > _LONGEST:
             raise SettingError(f"Checkpoint: path is longer than any file's: {shown(path)}")
         one_of("Checkpoint", "unit", unit, ("epochs", "steps", "seconds"))
-        from pathlib import Path  # noqa: PLC0415 (slow to import, as what reads files)
+        from pathlib import Path  # noqa: PLC0415 (slow to import, like file formats)
 
         self.path = Path(path)
         if unit == "seconds":
@@ -100,23 +99,23 @@ class Checkpoint:
         self._last_time = time.monotonic()
 
     def __call__(self, trainer: Any, history: History) -> None:
-        """Do nothing: `Trainer.fit` asks when a file is due, in the middle of epochs, too."""
+        """Do nothing: `Trainer.fit` itself checks when a file is due, also within epochs."""
 
     def latest(self) -> Path | None:
-        """Return the newest file; None if there is none."""
+        """Return the newest file, or None if there is none."""
         files = self._files()
         return files[-1] if files else None
 
     def begin(self, step: int, resumed: Path | None) -> None:
-        """Begin with a call of `Trainer.fit`, which goes on from a file, if it is one of these.
+        """Prepare for a call of `Trainer.fit`: its first step, and the file resumed from, if any.
 
         Raises
         ------
         PathError
-            If there is no folder to write to.
+            If the folder does not exist.
         SettingError
-            If files are there from which the call does not go on, and that it does not replace:
-            they would count as the newest ones.
+            If another run's files are there that the call neither resumes from nor replaces: they
+            would count as the newest.
         """
         files = self._files()
         ours = resumed is not None and resumed in files
@@ -130,22 +129,22 @@ class Checkpoint:
             )
 
     def steps_until_due(self, step: int) -> int | None:
-        """Return how many steps may be made before the next look; None for any number."""
+        """Return the number of steps until a file may be due; None if steps do not decide."""
         return int(self.every) - step % int(self.every) if self.unit == "steps" else None
 
     def is_due(self, step: int, epochs: int | None) -> bool:
-        """Return whether to write; `epochs` are those that have ended, None within one."""
+        """Return whether to write a file; `epochs` counts finished epochs, None within one."""
         if step == self._written_at:
             return False
         if self.unit == "seconds":
             return time.monotonic() - self._last_time >= self.every
         every = int(self.every)
-        if self.unit == "steps":  # of a loader that cannot be stopped, or later for whole updates
+        if self.unit == "steps":  # may be late: the loader cannot pause, or an update had to end
             return step // every > max(self._written_at, 0) // every
         return epochs is not None and epochs % every == 0
 
     def write(self, state: dict[str, Any], step: int) -> None:
-        """Write a state after so many steps, unless that was done; remove what is too old."""
+        """Write the state at `step`, unless already written; remove files beyond `keep`."""
         if step == self._written_at:
             return
         name = self._name(step)
@@ -158,9 +157,9 @@ class Checkpoint:
             self._kept.pop(0).unlink(missing_ok=True)
 
     def remove_unfinished(self) -> None:
-        """Remove what processes that were killed while they wrote have left behind.
+        """Remove partial files left by processes that were killed while writing.
 
-        Such files lie beside the one that is replaced, which may be the target of a link.
+        Partial files lie beside the file to replace, which may be the target of a link.
         """
         from gpunn.files import atomic  # noqa: PLC0415 (as above)
 
@@ -177,7 +176,7 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.stem}-{step:012d}{self.path.suffix}")
 
     def _files(self) -> list[Path]:
-        """Return the files that are there, the newest last, whatever `keep` was for them."""
+        """Return the existing files, the newest last, whatever `keep` was for them."""
         numbered = self._numbered()
         if not _is_there(self._folder() / self.path.name):
             return numbered
@@ -201,7 +200,7 @@ class Checkpoint:
         return folder
 
     def __repr__(self) -> str:
-        """Return the expression that makes this checkpoint."""
+        """Return the expression that creates this checkpoint."""
         return f"Checkpoint({str(self.path)!r}, {self.every}, unit={self.unit!r}, keep={self.keep})"
 
 
@@ -213,7 +212,7 @@ def _is_there(path: Path) -> bool:
 
 
 def found(resume: Any) -> Path | None:
-    """Return the file to go on from: that of a path, or the newest of a `Checkpoint`.
+    """Return the file to resume from: the given path, or the newest file of a `Checkpoint`.
 
     Raises
     ------
@@ -234,12 +233,12 @@ def found(resume: Any) -> Path | None:
 
 
 def steps_in(path: Path) -> int:
-    """Return after how many steps a file was written.
+    """Return the number of steps after which a file was written.
 
     Raises
     ------
     FileError
-        If it is no checkpoint, or damaged.
+        If it is damaged, or not a checkpoint.
     """
     state = read(path, "Checkpoint")
     try:

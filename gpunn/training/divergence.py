@@ -1,4 +1,4 @@
-"""What happens when the loss is no longer finite."""
+"""The check that the loss is still finite."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpunn.training.stopping import BestWeights
 
 
 def check_finite(history: History, best: BestWeights, optimizer: Optimizer) -> None:
-    """Check the losses of the last epoch; if one is not finite, go back to the best weights.
+    """Check the losses of the last epoch; if one is not finite, restore the best weights.
 
     Raises
     ------
     DivergenceError
-        Its `history` is the history so far.
+        If a loss is not finite; the error's `history` is the history so far.
     """
     losses = {name: history.last[name] for name in ("loss", "validation_loss") if name in history}
     bad = next((name for name, loss in losses.items() if not math.isfinite(loss)), None)

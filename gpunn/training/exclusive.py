@@ -1,4 +1,4 @@
-"""One thread at a time trains a parameter, or puts an average in its place."""
+"""Locks that let one thread at a time train a parameter, or swap in its average."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.nn.parameter import Parameter
 from gpunn.optim.average import averaged
 from gpunn.optim.base import Optimizer
 
-#: Which thread trains each parameter, by the parameter's id, and how many of its calls do.
+#: Parameter id -> (id of the thread that trains it, number of that thread's nested calls).
 _owners: dict[int, tuple[int, int]] = {}
 _lock = Lock()
 #: Held by the thread that computes with averaged weights.
@@ -20,7 +20,7 @@ _averaging = RLock()
 
 
 def _forget_all() -> None:
-    """Begin anew in a forked process: the threads that trained are not there."""
+    """Reset all locks in a forked process, where the training threads do not exist."""
     global _lock, _averaging
     _owners.clear()
     _lock, _averaging = Lock(), RLock()
@@ -32,12 +32,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def trained_alone(owner: str, parameters: Iterable[Parameter]) -> Iterator[None]:
-    """Return a context in which no other thread may enter one with the same parameters.
+    """Return a context in which only this thread may train these parameters.
 
     Raises
     ------
     BusyError
-        If another thread has.
+        If another thread is in such a context with one of them.
     """
     me, keys = get_ident(), {id(parameter) for parameter in parameters}
     with _lock:
@@ -60,9 +60,9 @@ def trained_alone(owner: str, parameters: Iterable[Parameter]) -> Iterator[None]
 
 @contextmanager
 def by_average(owner: str, optimizer: Optimizer) -> Iterator[None]:
-    """Return a context in which the weights are their average, if the optimizer has one.
+    """Return a context in which the average, if any, takes the place of the weights.
 
-    The average takes the place of the weights meanwhile, so threads wait for each other.
+    Since it is written into the parameters, threads that want averages wait for each other.
 
     Raises
     ------

@@ -37,7 +37,7 @@ class Part:
     frozen : list of Parameter
         The parameters of the model that the optimizer does not hold.
     held : list of Parameter or Buffer
-        All places for arrays in the model.
+        All parameters and buffers of the model.
     owners : list or None
         The layers that wrote on the tape in the last `train_step`; they reveal added or removed
         layers.
@@ -62,13 +62,13 @@ class Part:
                 "the optimizer holds none of the model's parameters; build it on them, "
                 f"{kind}(model.parameters())"
             )
-        # A user's own container may not expect None from its layers: compute all gradients then.
+        # A user's own container may not accept None from its layers: compute all gradients then.
         partial = self.frozen and all(map(_stops_at_none, _layers(model)))
         self.wanted = trained if partial else None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Preserve the gradients of the frozen parameters, whatever layers add to them."""
+        """Return a context that restores the frozen parameters' gradients at its end."""
         kept: list[Any] = []
         try:
             for parameter in self.frozen:
@@ -79,7 +79,7 @@ class Part:
                 parameter.put_back(state)
 
     def check_grads(self, optimizer: Optimizer) -> None:
-        """Check that each layer on the tape gave a gradient to its parameters."""
+        """Check that each layer on the tape gave its trained parameters a gradient."""
         trained = set(optimizer.parameters)
         for owner in self.owners or ():
             for name, value in vars(owner).items() if isinstance(owner, Layer) else ():
@@ -94,7 +94,7 @@ class Part:
 def part_of(model: Layer, optimizer: Optimizer) -> Part:
     """Return the part of the model that the optimizer trains; store it on the optimizer.
 
-    Every loop begins with this, those by hand too, so it also prepares the memory.
+    Every training loop, including a handwritten one, starts here, so this also prepares the memory.
     """
     optimizer.part = part = Part(model, optimizer)
     kernels(optimizer.parameters[0].value).keep_memory()

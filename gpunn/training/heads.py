@@ -1,4 +1,4 @@
-"""Whether the end of a model fits its loss: outputs or probabilities, not softmax twice."""
+"""The check that a model's last activation fits its loss, so that softmax is not applied twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.nn.containers import Sequential
 from gpunn.nn.layer import Layer
 from gpunn.nn.shape import Flatten, Reshape
 
-#: The formulas that return probabilities or their logarithms.
+#: Activations that return probabilities or their logarithms.
 _GIVE_PROBABILITIES = ("sigmoid", "softmax", "log_softmax")
 
 

@@ -12,7 +12,7 @@ from gpunn.arrays.state import check_like, check_names
 from gpunn.errors import SettingError, StateError
 from gpunn.nn.notebook import html_table
 
-#: Columns that the table leaves out; their total is in its title.
+#: Columns that the table omits; its title gives the total time.
 _TIMES = ("elapsed_s", "samples_per_s")
 
 
@@ -50,7 +50,7 @@ class History:
     def append(self, record: dict[str, float]) -> None:
         """Add the numbers of an epoch; a callback may add its own columns.
 
-        A record with a "loss" begins an epoch. A column is NaN in epochs that it was not given for.
+        A record with a "loss" begins an epoch. A column is NaN in epochs without a value.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class History:
         return self.columns[name]
 
     def __iter__(self) -> NoReturn:
-        """Refuse: Python would ask for columns 0, 1, ..., since columns can be asked for."""
+        """Raise: otherwise Python would look up columns 0, 1, ... through `__getitem__`."""
         raise TypeError("History: it is no list; iterate over history.columns, or zip them")
 
     def __contains__(self, name: object) -> bool:
@@ -120,7 +120,7 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, counted from 1, of the best monitored value; 0 if none was finite so far."""
+        """The epoch, counted from 1, of the best monitored value; 0 if none was finite."""
         values = [v if math.isfinite(v) else math.inf for v in self.to_minimize]
         best = min(values, default=math.inf)
         return 1 + values.index(best) if math.isfinite(best) else 0
@@ -139,7 +139,7 @@ class History:
         return {"epoch": list(range(1, len(self) + 1)), **columns, "stopped": self.stopped}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all columns, what is monitored, and why training ended."""
+        """Return all columns, the monitored one's name, and why training ended."""
         return {
             "columns": {name: list(column) for name, column in self.columns.items()},
             "monitor": self._monitor,
@@ -189,7 +189,7 @@ class History:
         return html_table(self._title(), names, rows, best)
 
     def _title(self) -> str:
-        """Return how long training was, and why it ended."""
+        """Return the number of epochs, their total time, and why training ended."""
         if not len(self):
             return f"History(0 epochs; {self.stopped or 'not started'})"
         elapsed = math.fsum(self.columns.get("elapsed_s", ()))
@@ -200,7 +200,7 @@ class History:
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Return the names of the columns, and rows of the first, the best and the last epochs.
 
-        A row of a single cell stands for the epochs that are left out.
+        A row with a single cell stands for omitted epochs.
         """
         columns = {n: self._filled(n) for n in self.columns if n not in _TIMES}
         shown = sorted({1, 2, self.best_epoch, len(self) - 1, len(self)} - {0})
@@ -215,7 +215,7 @@ class History:
 
 def _is_number(value: Any) -> bool:
     """Return whether a value is a number; 0-d arrays are."""
-    if type(value) is float:  # the usual case, and asking an abstract class is slow
+    if type(value) is float:  # the usual case; the test against an abstract class is slow
         return True
     return isinstance(value, Real) or getattr(value, "shape", None) == ()
 

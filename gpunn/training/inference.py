@@ -25,10 +25,10 @@ from gpunn.training.readings import Readings
 if TYPE_CHECKING:
     from gpunn.program.results import StepResults
 
-#: Minimum work of a pass that is worth recording, in multiplications, and minimum number of rows.
+#: Minimum work of a pass worth recording, in multiplications, and its minimum number of rows.
 _MIN_RECORDED_WORK, _MIN_RECORDED_ROWS = 1 << 22, 32
-#: Minimum number of batches of a pass that is worth capturing, on a GPU. A few large ones take
-#: longer than their launches, and rows that lie in order would be copied.
+#: Minimum number of batches of a pass worth capturing on a GPU. With a few large batches, launches
+#: take little of the time, and a captured pass would copy rows that already lie in order.
 _MIN_CAPTURED_BATCHES = 16
 
 
@@ -38,11 +38,11 @@ def predict(model: Layer, loader: Loader, program: Program) -> Array:
     Parameters
     ----------
     model : Layer
-        What predicts.
+        The model that predicts.
     loader : Loader
         The features.
     program : Program
-        From earlier predictions; recorded again if it no longer holds.
+        The program of earlier predictions; recorded again if it no longer holds.
 
     Raises
     ------
@@ -69,10 +69,10 @@ def forward_fitting(
     ----------
     model : Layer
     take : function
-        From the first and the last index to these samples, on the model's device.
+        Returns samples [start, stop), given start and stop, on the model's device.
     n_samples : int
     most : int
-        The largest batch. Where it does not fit, and its half does, the rest is done in halves.
+        The largest batch size. If a batch does not fit, the size is halved for the rest.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def forward_fitting(
 
 
 def _owned(outputs: list[Array], last: Array) -> Array:
-    """Return outputs as one array of its own memory; a model may return its input, the last one."""
+    """Return outputs as one array with its own memory, even if the model returned its input."""
     if len(outputs) == 1 and may_overlap(outputs[0], last):
         return copy_of(outputs[0])
     return join(outputs)
@@ -107,25 +107,25 @@ def evaluate(
 ) -> list[Array]:
     """Add the loss and the metrics of all batches, in stored order, to `readings`.
 
-    Of a loader that shares its samples among processes, these are the batches of this one.
+    If the loader shares its samples among processes, only this process's batches are added.
 
     Parameters
     ----------
     model : Layer
-        What is evaluated.
+        The model to evaluate.
     loader : Loader
         The data.
     readings : Readings
-        The loss and the metrics.
+        Collects the loss and the metrics.
     program : Program
-        From earlier evaluations; recorded again if it no longer holds.
+        The program of earlier evaluations; recorded again if it no longer holds.
     outputs : bool, default False
         Whether to return the outputs.
 
     Returns
     -------
     list of array
-        The outputs in order, for `join`; empty unless asked for.
+        The outputs in order, for `join`; empty unless `outputs` is True.
 
     Raises
     ------
@@ -181,13 +181,13 @@ def _recorded_pass(
     *,
     outputs: bool,
 ) -> Iterator[tuple[StepResults, Batch | None, Any]] | None:
-    """Return the results of a recorded pass over some rows, with their data and the order of these.
+    """Return the results of a recorded pass over some rows, with the rows' data and order.
 
-    `rows` are an order, or None for the stored one, and how many of it. None if the pass is not
-    recorded. Without a loss, the model only predicts.
+    `rows` holds an order, None for the stored one, and the number of rows. The result is None if
+    the pass is not recorded. Without a loss, the model only predicts.
     """
     order, n_rows = rows
-    if n_rows < _MIN_RECORDED_ROWS:  # to check a recording would cost more than it saves
+    if n_rows < _MIN_RECORDED_ROWS:  # checking a recording would cost more than it saves
         return None
     if loader.backend.package != "numpy":
         if n_rows < _MIN_CAPTURED_BATCHES * loader.batch_size:

@@ -1,4 +1,4 @@
-"""Loaders of the arrays that a trainer is given."""
+"""Loaders for arrays passed to a trainer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gpunn.nn.layer import Layer, first_parameter
 from gpunn.nn.tree import entrance
 from gpunn.training.arguments import check_data
 
-#: What `evaluate` and `validation` take: a loader, or arrays (x, y) or (x, y, sample_weight).
+#: Data for `evaluate` and `validation`: a loader, or arrays (x, y) or (x, y, sample_weight).
 Data: TypeAlias = "Loader | Sequence[Any]"
 
 
 def as_loader(owner: str, data: Data, model: Layer, rng: RNG, communicator: Any = None) -> Loader:
-    """Return a loader as it is, and one of arrays, which processes share if there are several."""
+    """Return a given loader unchanged, or a loader of arrays, shared among the processes."""
     if isinstance(data, Loader):
         return data
     check_data(owner, data)
@@ -32,7 +32,7 @@ def loader_of(
 ) -> Loader:
     """Return a loader of all data in stored order, with the model's device and dtype.
 
-    Nothing is drawn from `rng`, but a generator of its own would take time to make.
+    Nothing is drawn from `rng`; it is passed only to save the time of creating a generator.
     """
     first = first_parameter(model)
     loader = Loader(

@@ -30,8 +30,8 @@ class Metric:
     ...         return (abs((prediction - target).mean()),)
     """
 
-    #: Whether higher values are better, for early stopping. A metric with None can be recorded but
-    #: not monitored.
+    #: Whether higher values are better, for early stopping; None if unknown, in which case the
+    #: metric can be monitored only with ``EarlyStopping(higher_is_better=...)``.
     higher_is_better: ClassVar[bool | None] = None
 
     @property
@@ -75,7 +75,7 @@ class Accuracy(Metric):
 
 
 class _OfPositions(Metric):
-    """A mean over the labels of sequences that count.
+    """A mean over the labels that count.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class _OfPositions(Metric):
         return xp.sum(xp.where(counts, each, 0.0)), xp.sum(counted)
 
     def _each(self, k: Any, rows: Array, labels: Array) -> Array:
-        """Return the number of each row of outputs (M, K) for its label (M,)."""
+        """Return the value (M,) of each row of outputs (M, K) for its label (M,)."""
         raise NotImplementedError
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:  # noqa: ARG002
@@ -146,7 +146,7 @@ class SequenceAccuracy(_OfPositions):
 class Perplexity(_OfPositions):
     r"""The perplexity of labels, :math:`\exp(-\frac1M \sum \log \mathrm{softmax}(z)_y)`.
 
-    The number of labels among which a model that guesses would be as unsure. Outputs are logits
+    The number of equally likely labels that would leave a model just as unsure. Outputs are logits
     (N, T, K) or (N, K), targets labels (N, T) or (N,); M of these count. For
     `SequenceCrossEntropy` without smoothing, it is exp(loss).
 
@@ -167,7 +167,7 @@ class Perplexity(_OfPositions):
         return xp.log(xp.sum(xp.exp(shifted), axis=1)) - own
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
-        """Return exp of the mean; infinite where that is too large for a number."""
+        """Return exp of the mean; infinity if that overflows."""
         mean = super().combine(statistics, counts)
         return math.exp(mean) if not mean > 709.0 else math.inf
 
@@ -201,7 +201,7 @@ class TopK(Metric):
         xp = k.xp
         onehot = k.one_hot(_labels(xp, prediction, target), prediction)
         own = xp.sum(prediction * onehot, axis=1, keepdims=True)
-        # NaN compares false, so counting from below makes it a miss.
+        # NaN compares false, so with counting from below it is a miss.
         reached = xp.sum(xp.astype(prediction <= own, prediction.dtype), axis=1)
         return (_mean(xp, reached > prediction.shape[1] - self.k, prediction),)
 
@@ -217,7 +217,7 @@ class BinaryAccuracy(Metric):
     ----------
     threshold : float, default 0.0
         The output above which the answer is yes: 0 for logits, 0.5 for probabilities. A trainer
-        given the name ``"binary_accuracy"`` chooses the one that fits its loss.
+        given the name ``"binary_accuracy"`` chooses the threshold that fits its loss.
     """
 
     higher_is_better: ClassVar[bool | None] = True
@@ -297,7 +297,7 @@ class R2(Metric):
         center = math.fsum(mean * n for mean, _, _, n in rows) / sum(counts)
         total = math.fsum((spread + (mean - center) ** 2) * n for mean, spread, _, n in rows)
         residual = math.fsum(error * n for _, _, error, n in rows)
-        # `total` alone is not enough: by rounding, equal numbers may have a variance.
+        # `total` alone is not enough: rounding may give equal numbers a nonzero variance.
         if least == most or total == 0:
             return 1.0 if residual == 0 else 0.0
         return 1.0 - residual / total

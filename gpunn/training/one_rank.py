@@ -1,4 +1,4 @@
-"""A process that trains alone, with the methods of one among several."""
+"""A process that trains alone, with the same interface as one of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpunn.training.readings import Readings
 
 
 class Ranks:
-    """A process that trains alone: whatever it decides is agreed on."""
+    """A process that trains alone, and so needs no agreement."""
 
     several = False
     writes = True
@@ -23,7 +23,7 @@ class Ranks:
         facts: dict[str, str],  # noqa: ARG002
         loaders: Sequence[Loader],
     ) -> None:
-        """Begin alike: check what must be the same, and take values and generators of rank 0."""
+        """Check that settings are the same; take rank 0's values and generators."""
         for loader in loaders:
             self.check_share(loader)
 
@@ -45,15 +45,15 @@ class Ranks:
         return number
 
     def reason(self, reason: str) -> str:
-        """Return the first reason of any rank that is not empty."""
+        """Return the first non-empty reason of any rank."""
         return reason
 
     def gathered(self, readings: Readings) -> Readings:
-        """Return what all ranks have read so far."""
+        """Return the readings of all ranks so far."""
         return readings
 
     def unite(self, trainer: Any) -> None:
-        """Make one model of those of all ranks: average the buffers, and compare the rest."""
+        """Unite the models of all ranks: average the buffers, and compare the rest."""
 
     def share_last(self, history: History) -> None:
-        """Give the history's last row, which callbacks may have added to, to all ranks."""
+        """Send rank 0's last row of the history, with columns from callbacks, to all ranks."""

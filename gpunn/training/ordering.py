@@ -1,4 +1,4 @@
-"""The order of a trainer's work on a GPU among the work of other streams."""
+"""Ordering of a trainer's GPU work relative to other streams."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def in_order(method: _Method) -> _Method:
-    """Make a method of a trainer start after the default stream's work, and leave none behind.
+    """Make a trainer's method wait for the default stream's work, and finish its own.
 
-    It runs on the current stream. What it returns, and the model, may then be used on any; also
+    It runs on the current stream. Its results and the model may then be used on any stream, even
     after an error, since a model whose training has diverged gets its best weights back.
     """
 

@@ -17,8 +17,9 @@ def check_places(
 ) -> None:
     """Check that a batch and the arrays of a model are on one device.
 
-    A kernel that reads another device's memory ends all work on its own device, or reads what is
-    not there yet. NumPy has one device, and arrays of two libraries are refused where they meet.
+    A kernel that reads another device's memory ends all work on its own device, or reads data not
+    yet written. For NumPy, which has one device, nothing is checked: mixing arrays of two libraries
+    raises an error by itself.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def check_places(
     Raises
     ------
     DeviceError
-        If they are not.
+        If they are on different devices.
     """
     if is_on_host(x):
         return
@@ -42,9 +43,9 @@ def check_places(
 
 
 def _refuse(model: Layer, **batch: Array | None) -> None:
-    """Raise the error that says which array is elsewhere; what is no array is not for this check.
+    """Raise an error that names the array on another device; ignore anything but arrays.
 
-    A model on two devices says so itself.
+    For a model on two devices, `model.backend` raises the error.
     """
     home = model.backend or backend_of(batch["x"])
     for name, x in batch.items():

@@ -1,4 +1,4 @@
-"""Which processes train together."""
+"""Helpers for processes that train together."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ALONE = nullcontext()
 
 
 def doing(what: str, optimizer: Any) -> AbstractContextManager[None]:
-    """Return a context in which all processes that train together do this.
+    """Return a context for an operation `what` of all processes that train together.
 
-    An error that leaves it on one of them alone is found in their next operation.
+    If an error leaves it on one process alone, the others notice in their next operation.
     """
     parallel = optimizer.parallel
     return _ALONE if parallel is None else _named(what, parallel.communicator)
@@ -27,7 +27,7 @@ def doing(what: str, optimizer: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def _named(what: str, communicator: Any) -> Iterator[None]:
-    """Do so, and name the rank in errors about its own part of the data or its own device."""
+    """Enter such a context; name the rank in errors about its own data or its own device."""
     with communicator.doing(what):
         try:
             yield
@@ -39,7 +39,7 @@ def _named(what: str, communicator: Any) -> Iterator[None]:
 
 
 def by_all_ranks(method: _Method) -> _Method:
-    """Say of a method of a trainer that all processes call it."""
+    """Declare that all processes call a trainer's method."""
 
     @wraps(method)
     def called(trainer: Any, *arguments: Any, **settings: Any) -> Any:
@@ -59,12 +59,12 @@ def ranks_of(optimizer: Any) -> Ranks:
 
 
 def in_step(optimizer: Any, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """Return batches of a loader that makes its own; stop all ranks if one has no more.
+    """Return batches from a subclass of `Loader`; stop all ranks if one runs out.
 
     Raises
     ------
     DataError
-        On every rank. Names those that have run out.
+        On every rank, naming the ranks that have run out.
     """
     if optimizer.parallel is None:
         return batches

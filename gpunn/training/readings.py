@@ -50,7 +50,7 @@ class _Column:
     def sum(self) -> float:
         """Return the sum of all values; wait for the device.
 
-        It does not depend on how many values came at a time.
+        The result does not depend on how many values were added at a time.
         """
         values = self.values()
         return _sum([float(values.sum(dtype="float64"))] if len(values) else [])
@@ -98,7 +98,7 @@ class Readings:
         self._weights = _Column()
         self._statistics: list[tuple[Metric, list[_Column]]] = [(metric, []) for metric in metrics]
         self._all_ours = all(map(is_ours, metrics))
-        #: How many of the first batches are those of all processes already.
+        #: Number of leading batches that already come from all processes.
         self._common = 0
 
     def add(
@@ -152,7 +152,7 @@ class Readings:
         for metric, columns in self._statistics:
             if self._all_ours:
                 values = metric.measure(prediction, y)
-            else:  # a metric must not see what another one writes
+            else:  # a metric must not see another one's writes
                 values = metric.measure(kept_apart(prediction), kept_apart(y))
             columns.extend(_Column() for _ in range(len(values) - len(columns)))
             for column, value in zip(columns, values, strict=True):
@@ -177,7 +177,7 @@ class Readings:
         return numbers
 
     def are_finite(self) -> bool:
-        """Return whether all costs so far are numbers; wait for the device."""
+        """Return whether all costs so far are finite; wait for the device."""
         return math.isfinite(self._costs.sum())
 
     def merged(self, merge: Callable[[list[Any], int], list[Any]]) -> Readings:
@@ -186,8 +186,8 @@ class Readings:
         Parameters
         ----------
         merge : function
-            Returns the columns of all processes, given those of this one, and how many entries at
-            their beginning all have in common.
+            Takes this process's columns and the number of leading entries that all processes have
+            in common; returns the columns of all processes.
         """
         own = self.state_dict()
         sizes = [len(columns) for columns in own["statistics"]]
@@ -202,7 +202,7 @@ class Readings:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been collected so far; wait for the device."""
+        """Return all readings collected so far; wait for the device."""
         return {
             "counts": list(self.counts),
             "costs": self._costs.values(),
@@ -211,7 +211,7 @@ class Readings:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on collecting from a state.
+        """Load a state, to continue collecting from there.
 
         Raises
         ------
@@ -244,7 +244,7 @@ class Readings:
     def _mean_cost(self, weights: list[Any]) -> float:
         """Return the mean of the costs, weighted by batch."""
         if weights and weights[0] and weights.count(weights[0]) == len(weights):
-            return self._costs.sum() / len(weights)  # as for batches of one; the weights cancel
+            return self._costs.sum() / len(weights)  # equal weights cancel
         total = math.fsum(weights)
         if total == 0 and self.counts:
             raise DataError(
@@ -255,7 +255,7 @@ class Readings:
 
 
 def _sum(terms: Iterable[float]) -> float:
-    """Return the sum; NaN if it is not finite, as where costs overflow."""
+    """Return the sum; NaN if it is not finite, for instance after an overflow."""
     try:
         total = math.fsum(terms)
     except (ValueError, OverflowError):  # inf - inf, or too large

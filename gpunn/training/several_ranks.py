@@ -1,4 +1,4 @@
-"""What several processes agree on: where they start, and when they stop."""
+"""Agreement among several processes: on where to start, and on when to stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gpunn.training.history import History
 from gpunn.training.one_rank import Ranks
 from gpunn.training.readings import Readings
 
-#: By so much, relative to the largest, weights may differ that processors have rounded differently.
+#: Largest difference between ranks' weights put down to rounding, relative to the largest weight.
 _ROUNDED = 1e-3
 
 
@@ -50,7 +50,7 @@ class SeveralRanks(Ranks):
         self.writes = communicator.rank == 0
 
     def start(self, trainer: Any, facts: dict[str, str], loaders: Sequence[Loader]) -> None:
-        """Begin alike: check what must be the same, and take values and generators of rank 0."""
+        """Check that settings are the same; take rank 0's values and generators."""
         communicator = self._communicator
         model = trainer.model
         parts: dict[str, Any] = {"loss": trainer.loss, "optimizer": trainer.optimizer}
@@ -67,7 +67,7 @@ class SeveralRanks(Ranks):
         for rng, state in zip(generators, states, strict=True):
             restore_generator("Trainer.fit", rng, state)
         for loader in loaders:
-            loader.stream = communicator.rank  # also where each has data of its own
+            loader.stream = communicator.rank  # even where each rank has its own data
             transform: Any = loader.transform
             if hasattr(transform, "stream"):
                 transform.load_state_dict(self.from_first(_as_lists(transform.state_dict())))
@@ -89,24 +89,24 @@ class SeveralRanks(Ranks):
         return int(max(gather(self._communicator, number)))
 
     def reason(self, reason: str) -> str:
-        """Return the first reason of any rank that is not empty."""
+        """Return the first non-empty reason of any rank."""
         return str(next(filter(None, gather(self._communicator, reason)), ""))
 
     def gathered(self, readings: Readings) -> Readings:
-        """Return what all ranks have read so far."""
+        """Return the readings of all ranks so far."""
         return readings.merged(partial(merge, self._communicator))
 
     def unite(self, trainer: Any) -> None:
-        """Make one model of those of all ranks.
+        """Unite the models of all ranks: average the buffers, and compare the rest.
 
-        Buffers, such as the statistics of `BatchNorm`, are averaged. The weights, and the states of
-        the optimizer, are the same unless processors round in different ways: then those of rank 0
-        are taken.
+        Buffers are, for example, the statistics of `BatchNorm`. The weights and the states of the
+        optimizer are the same on all ranks, unless processors round differently: then all ranks
+        take those of rank 0.
 
         Raises
         ------
         DistributedError
-            If they differ by more than that.
+            If they differ by more than rounding.
         """
         for buffer in trainer.model.buffers():
             value = buffer.value
@@ -138,11 +138,11 @@ class SeveralRanks(Ranks):
             )
 
     def share_last(self, history: History) -> None:
-        """Give the history's last row, which callbacks may have added to, to all ranks."""
+        """Send rank 0's last row of the history, with columns from callbacks, to all ranks."""
         history.replace_last(self.from_first(history.last))
 
     def _check_data(self, loader: Loader) -> None:
-        """Check that the ranks share the same data, or have data of their own for as many steps."""
+        """Check that ranks share the same data, or have their own for the same number of steps."""
         facts = data_facts(loader)
         told = {"shared": loader.share.size > 1, "steps": len(loader), "data": facts}
         every = gather(self._communicator, told)
@@ -168,7 +168,7 @@ class SeveralRanks(Ranks):
 
 
 def _remembered(optimizer: Any) -> list[Any]:
-    """Return what an optimizer keeps between updates beside the weights, block by block."""
+    """Return the arrays of an optimizer's state and average, block by block."""
     kinds = optimizer.blocks().states
     return [*(array for kind in kinds for array in kind), *optimizer.averaged().values]
 
@@ -195,7 +195,7 @@ def together(
 
 
 def data_facts(loader: Loader) -> str:
-    """Return sizes, settings and a digest of some rows of a loader's data."""
+    """Describe a loader's data: sizes, settings, and a digest of some rows."""
     digest, kinds = 0, []
     for part in loader.stored:
         if part is None:
@@ -209,7 +209,7 @@ def data_facts(loader: Loader) -> str:
 
 
 def file_facts(path: Path | None) -> str:
-    """Return whether there is a file to go on from, and a digest of it."""
+    """Describe the file to resume from: its name and digest, or that there is none."""
     if path is None:
         return "none"
     if not path.exists():
@@ -218,7 +218,7 @@ def file_facts(path: Path | None) -> str:
 
 
 def _told_of(model: Layer) -> str:
-    """Return the names and shapes of what a model holds, or a digest of them if they are many."""
+    """Describe a model: its layers, cut short, and a digest that covers its arrays' shapes."""
     named: dict[str, Any] = {**model.named_parameters(), **model.named_buffers()}
     held = [f"{name} {dtype_name(x.value)}{tuple(x.value.shape)}" for name, x in named.items()]
     layers = repr(model)
@@ -227,13 +227,13 @@ def _told_of(model: Layer) -> str:
 
 
 def _name(value: Any) -> str:
-    if hasattr(value, "stream"):  # it draws alike on all ranks
+    if hasattr(value, "stream"):  # a transform that draws the same keys on all ranks
         return repr(value)
     return "a function" if callable(value) else repr(value)
 
 
 def _as_lists(state: Any) -> Any:
-    """Return a generator's state without arrays."""
+    """Return a generator's state with its arrays as lists."""
     if isinstance(state, dict):
         return {name: _as_lists(value) for name, value in state.items()}
     return state.tolist() if hasattr(state, "tolist") else state

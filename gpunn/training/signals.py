@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Ending:
-    """Whether a signal has asked for the end.
+    """A signal handler that notes a request to end training.
 
     Attributes
     ----------
     asked_by : int
-        The signal; 0 if there was none.
+        The signal's number; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Ending:
 
 @contextmanager
 def heard(*, wanted: bool) -> Iterator[Ending]:
-    """Return a context in which Ctrl-C and SIGTERM are noted, and take effect at its end.
+    """Return a context in which Ctrl-C and SIGTERM are only noted, for the caller to act on.
 
-    At its end Ctrl-C does nothing more: who asks has seen it. SIGTERM is raised again, for who
-    handled it before. Python lets only the main thread of the main interpreter do this; elsewhere,
-    and unless it is `wanted`, signals take effect as always.
+    At its end Ctrl-C is dropped, since the caller has stopped training; SIGTERM is raised again for
+    the previous handler. Python allows this only in the main thread of the main interpreter;
+    elsewhere, and unless `wanted`, signals take effect as usual.
     """
     ending = Ending()
     if not wanted:
@@ -52,13 +52,13 @@ def heard(*, wanted: bool) -> Iterator[Ending]:
     before = {
         number: signal.signal(number, ending)
         for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN  # as of a program in the background
+        if signal.getsignal(number) is not signal.SIG_IGN  # as in a background program
     }
     try:
         yield ending
     finally:
         for number, handler in before.items():
-            # None: it was not installed from Python, and cannot be put back from there.
+            # None: the handler was not installed from Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if ending.asked_by == signal.SIGTERM:  # after an error, too
+        if ending.asked_by == signal.SIGTERM:  # also after an error
             signal.raise_signal(signal.SIGTERM)

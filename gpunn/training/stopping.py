@@ -1,4 +1,4 @@
-"""Early stopping, and the best weights to go back to."""
+"""Early stopping, and the best weights to restore."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gpunn.training.history import History
 class EarlyStopping(Frozen):
     """Stop when the loss no longer falls: "repeat until convergence", made precise.
 
-    Training stops after `patience` epochs in a row without an improvement: a monitored loss that is
-    more than `tolerance` below its best, or a metric that is above it, if higher is better. A value
-    that is not finite is never an improvement.
+    Training stops after `patience` epochs in a row without an improvement: a value of the monitored
+    column more than `tolerance` below its best, or, if higher is better, more than `tolerance`
+    above it. A value that is not finite is never an improvement.
 
     Parameters
     ----------
@@ -75,14 +75,15 @@ class EarlyStopping(Frozen):
         name : str
             The monitored column.
         columns : mapping of str to bool or None
-            The columns to come, and whether higher values are better; None if unknown.
+            The history's columns, and whether higher values are better; None if unknown.
         appended : bool
             Whether callbacks may append further columns.
 
         Raises
         ------
         SettingError
-            If there is no such column, or its better direction is not known.
+            If there is no such column, its better direction is unknown, or `higher_is_better`
+            contradicts it.
         """
         stated = self.higher_is_better
         if name not in columns:
@@ -143,9 +144,9 @@ def _absent(name: str, columns: Mapping[str, object]) -> str:
 def follow(
     early_stopping: EarlyStopping | None, columns: Mapping[str, bool | None], *, appended: bool
 ) -> History:
-    """Return an empty history that monitors the column of early stopping, by default a loss.
+    """Return an empty history that monitors early stopping's column, by default a loss.
 
-    `columns` and `appended` are those of `EarlyStopping.direction`.
+    `columns` and `appended` are as in `EarlyStopping.direction`.
     """
     losses = ("validation_loss", "cost", "loss")
     usual = next(name for name in losses if name in columns)
@@ -203,7 +204,7 @@ class BestWeights:
         return {"loss": self.loss, "epoch": self.epoch, "weights": copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take all from a state."""
+        """Load the lowest loss, its epoch, and the weights and buffers."""
         check_names("BestWeights", state, ("loss", "epoch", "weights"))
         copies = dict(zip(self._named, self._copies, strict=True))
         check_arrays("BestWeights", state["weights"], copies)
@@ -212,7 +213,7 @@ class BestWeights:
 
 
 def all_epochs_run(epochs: int, n_epochs: int) -> str:
-    """Return why training ended: it has as many epochs as wanted, or had more when resumed."""
+    """Return why training ended: all epochs are run, or the checkpoint already had more."""
     if n_epochs > epochs:
         return f"the checkpoint has {n_epochs} epochs already, and epochs={epochs} counts them"
     return f"all {epochs} epochs run" if epochs > 1 else "1 epoch run"
