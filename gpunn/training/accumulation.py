@@ -1,4 +1,4 @@
-"""The gradients of several batches as that of one batch."""
+"""Gradient accumulation: the gradients of several batches as those of one."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def check_early_stopping(given: Any) -> None:
 
 
 def check_data(owner: str, given: Any) -> None:
-    """Check that data are features, targets and perhaps weights."""
+    """Check that `given` is (x, y) or (x, y, sample_weight)."""
     if isinstance(given, (tuple, list)) and len(given) in (2, 3):
         return
     came = kind_of(given)
@@ -189,7 +189,7 @@ def check_data(owner: str, given: Any) -> None:
 
 
 def check_unchanged(model: Layer, optimizer: Optimizer, known: frozenset[Parameter]) -> None:
-    """Check that optimizer and model still fit: no new parameters are missing, none are stale.
+    """Check that the optimizer holds all new parameters of the model, and no removed ones.
 
     Parameters in `known`, from when the trainer was built, may be left out on purpose. New ones
     would never be trained.

@@ -32,8 +32,8 @@ class Checkpoint:
     Parameters
     ----------
     path : path
-        Usually ends in ``.safetensors``. The folder must exist. A crash at any instant leaves the
-        older file or the new one.
+        Usually ends in ``.safetensors``. The folder must exist. A crash at any instant leaves
+        either the older file or the new one.
     every : int or float, default 1
         The interval between files, in units, above 0; for epochs and steps a whole number.
     unit : {"epochs", "steps", "seconds"}, default "epochs"

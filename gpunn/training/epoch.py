@@ -106,7 +106,7 @@ class EpochRunner:
             Called once the epoch's order is drawn; returns the weight decay of each step. The costs
             then include the penalty.
         tell : function, optional
-            Called now and then with the number of further steps done.
+            Called from time to time with the number of steps done since the last call.
         pace : function, optional
             Called between parts of an epoch with the number of batches done; returns how many to
             do next, or 0 to stop. At each call, everything drawn or computed so far belongs to the

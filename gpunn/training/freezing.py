@@ -16,7 +16,7 @@ from gpunn.nn.parameter import Held, Parameter
 from gpunn.nn.tree import children
 from gpunn.optim.base import Optimizer
 
-#: Containers that stop the backward pass when a layer returns None, for a gradient not needed.
+#: Containers that stop the backward pass when a layer returns None, as no gradient is needed.
 _STOP_AT_NONE = (Sequential, Residual, Dense)
 
 

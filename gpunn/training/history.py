@@ -29,7 +29,7 @@ class History:
     monitor : str, optional
         The column that decides which epoch is best.
     higher_is_better : bool, default False
-        Whether its highest or its lowest value is the best.
+        Whether its highest value is the best, rather than its lowest.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class History:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take all from a state; early stopping counts its patience from these columns."""
+        """Load all of a state; early stopping counts its patience from the columns."""
         check_names("History", state, ("columns", "monitor", "higher_is_better", "stopped"))
         like = {"columns": {}, "monitor": "", "higher_is_better": True, "stopped": ""}
         check_like("History", state, like)
@@ -181,7 +181,7 @@ class History:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return the same as a table for notebooks."""
+        """Return the same table as HTML, for notebooks."""
         if not len(self):
             return html_table(self._title(), (), ())
         names, rows = self._table()
@@ -214,7 +214,7 @@ class History:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number; 0-d arrays are."""
+    """Return whether a value is a number; 0-d arrays count as numbers."""
     if type(value) is float:  # the usual case; the test against an abstract class is slow
         return True
     return isinstance(value, Real) or getattr(value, "shape", None) == ()
@@ -240,7 +240,7 @@ def _check_numbers(record: Any) -> None:
 def columns_of(
     metrics: Iterable[Any], *, penalized: bool, validated: bool
 ) -> dict[str, bool | None]:
-    """Return the columns of a history, and whether higher values are better (None: neither)."""
+    """Return the columns of a history, and whether higher values are better (None if unknown)."""
     measured: dict[str, bool | None] = {"loss": False}
     measured |= {metric.name: metric.higher_is_better for metric in metrics}
     columns = dict(measured)

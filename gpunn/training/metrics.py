@@ -41,7 +41,7 @@ class Metric:
         return "".join(letters).lstrip("_")
 
     def measure(self, prediction: Array, target: Array) -> tuple[Array, ...]:
-        """Return arrays whose shapes are the same for every batch; by default one 0-d array."""
+        """Return arrays shaped alike for all batches; the default `combine` takes one 0-d array."""
         raise NotImplementedError(f"{type(self).__name__} must define measure(prediction, target)")
 
     def combine(self, statistics: Sequence[Sequence[Any]], counts: Sequence[int]) -> float:
@@ -50,7 +50,7 @@ class Metric:
         return total / max(1, sum(counts))
 
     def __repr__(self) -> str:
-        """Return the metric as it would be written."""
+        """Return the expression that creates the metric."""
         return f"{type(self).__name__}()"
 
 
@@ -81,7 +81,7 @@ class _OfPositions(Metric):
     ----------
     ignore_label : int, default -100
         The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
-        the metric's name takes its loss's.
+        the metric by name uses its loss's label.
     """
 
     def __init__(self, ignore_label: int = -100) -> None:
@@ -114,7 +114,7 @@ class _OfPositions(Metric):
         return total / counted if counted else math.nan
 
     def __repr__(self) -> str:
-        """Return the metric as it would be written."""
+        """Return the expression that creates the metric."""
         given = "" if self.ignore_label == -100 else str(self.ignore_label)
         return f"{type(self).__name__}({given})"
 
@@ -123,13 +123,13 @@ class SequenceAccuracy(_OfPositions):
     """The share of positions whose largest output is the true label.
 
     Outputs are (N, T, K), targets labels (N, T). A trainer whose loss is `SequenceCrossEntropy`
-    takes ``"accuracy"`` for this.
+    uses this metric for ``"accuracy"``.
 
     Parameters
     ----------
     ignore_label : int, default -100
         The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
-        the metric's name takes its loss's.
+        the metric by name uses its loss's label.
     """
 
     higher_is_better: ClassVar[bool | None] = True
@@ -154,7 +154,7 @@ class Perplexity(_OfPositions):
     ----------
     ignore_label : int, default -100
         The label of positions that do not count, as for `SequenceCrossEntropy`. A trainer given
-        the metric's name takes its loss's.
+        the metric by name uses its loss's label.
     """
 
     higher_is_better: ClassVar[bool | None] = False
@@ -206,7 +206,7 @@ class TopK(Metric):
         return (_mean(xp, reached > prediction.shape[1] - self.k, prediction),)
 
     def __repr__(self) -> str:
-        """Return the metric as it would be written."""
+        """Return the expression that creates the metric."""
         return f"TopK({self.k})"
 
 
@@ -232,7 +232,7 @@ class BinaryAccuracy(Metric):
         return (_mean(xp, (prediction > self.threshold) == (target > 0.5), prediction),)
 
     def __repr__(self) -> str:
-        """Return the metric as it would be written."""
+        """Return the expression that creates the metric."""
         return f"BinaryAccuracy({self.threshold})"
 
 
@@ -329,7 +329,7 @@ def get_metric(metric: str | Metric) -> Metric:
 
 
 def _check_target(prediction: Array, target: Any) -> None:
-    """Check that the target is an array on the same device; a GPU may read another's too early."""
+    """Check that the target is on the same device; a GPU may read another's memory too early."""
     if not hasattr(target, "shape"):
         raise DTypeError(
             f"a metric needs an array of targets, got {type(target).__name__}; "

@@ -28,7 +28,7 @@ class Ranks:
             self.check_share(loader)
 
     def check_share(self, loader: Loader) -> None:
-        """Check that the samples of a loader are shared by the same processes, if at all."""
+        """Check that a loader that shares its samples does so among the same processes."""
         if loader.share.size > 1:
             raise SettingError(
                 f"Trainer: the loader shares its samples among {loader.share.size} processes, "

@@ -78,7 +78,7 @@ class Readings:
     scale : float, default 1.0
         A factor of the loss, but not of the penalty.
     weighted : bool, default True
-        Whether the mean weights batches by their sample weights, or by their sizes.
+        Whether the mean weights batches by their sample weights rather than by their sizes.
     """
 
     def __init__(

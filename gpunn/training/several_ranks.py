@@ -73,7 +73,7 @@ class SeveralRanks(Ranks):
                 transform.load_state_dict(self.from_first(_as_lists(transform.state_dict())))
 
     def check_share(self, loader: Loader) -> None:
-        """Check that the samples of a loader are shared by the same processes, if at all."""
+        """Check that a loader that shares its samples does so among the same processes."""
         if loader.share.size not in (1, self._communicator.size):
             raise SettingError(
                 f"Trainer: the loader shares samples among {loader.share.size} processes, and the "

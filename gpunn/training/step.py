@@ -81,9 +81,9 @@ def train_step(  # noqa: PLR0917 (a batch is x, y and weights)
     Notes
     -----
     After an error or an interrupt, the gradients of the optimizer's parameters and the state of
-    `rng` are what they were before, so the step can be repeated with the result that it would have
-    had. An error in the update itself, such as one in an optimizer of your own, carries a note that
-    parameters may be half updated.
+    `rng` are restored, so the step can be repeated with the result that it would have had. After an
+    error in the update itself, such as one in an optimizer of your own, parameters may be half
+    updated; from Python 3.11 on, the error carries a note that says so.
     """
     undo = _Undo()
     try:

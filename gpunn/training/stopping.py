@@ -183,7 +183,7 @@ class BestWeights:
     def offer(self, epoch: int, loss: float) -> None:
         """Copy the weights if `loss` is the lowest so far, and finite.
 
-        If higher is better, pass the negative.
+        If higher is better, pass the negated value.
         """
         if not (math.isfinite(loss) and loss < self.loss):
             return

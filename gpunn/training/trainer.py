@@ -299,7 +299,7 @@ class Trainer:
         Parameters
         ----------
         x : array or Loader
-            (N, ...). Arrays are moved and converted as by `Loader`.
+            Shape (N, ...). An array is moved and converted as `Loader` does.
         batch_size : int, default 1024
             Samples per pass.
         """
@@ -387,7 +387,7 @@ class Trainer:
             )
 
     def _go_back_to(self, best: BestWeights, history: History) -> None:
-        """Restore the best weights, unless no epoch had a finite value."""
+        """Restore the best weights, unless epochs have run and none had a finite value."""
         if len(history) and not best.epoch:
             return
         best.restore()
