@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from threading import RLock
 from typing import Any
+from weakref import ref
 
 #: Maximum multiplications in a product that one thread computes alone.
 _WORK_OF_ONE_THREAD = 1 << 21
@@ -35,7 +36,8 @@ class OneThread:
         self._pools = pools
         self._release_control = release_control
         self._lock = RLock()
-        self._holds: set[int] = set()
+        #: The holders; the references remove those that an interrupt has kept from leaving.
+        self._holds: dict[int, ref[Hold]] = {}
         #: Each library's number of threads before the limit; None while there is no limit.
         self._before: list[int] | None = None
 
@@ -65,8 +67,8 @@ class OneThread:
     def enter(self, hold: Hold) -> None:
         """Register a holder; the first one sets the limit."""
         with self._lock:
-            first = not self._holds
-            self._holds.add(id(hold))
+            first, key = not self._holds, id(hold)
+            self._holds[key] = ref(hold, lambda _: self._remove(key))
             if first:
                 if self._before is None:  # else an interrupt left the last limit in place
                     self._before = self._counts()
@@ -74,11 +76,14 @@ class OneThread:
 
     def leave(self, hold: Hold) -> None:
         """Remove a holder; the last one lifts the limit."""
+        self._remove(id(hold))
+
+    def _remove(self, key: int) -> None:
         with self._lock:
-            self._holds.discard(id(hold))
-            if not self._holds and self._before is not None:
+            if self._before is not None and not self._holds.keys() - {key}:
                 self._set(self._before)
                 self._before = None
+            self._holds.pop(key, None)  # last: if an interrupt comes first, it is done again
 
     def _set(self, counts: list[int]) -> None:
         for pool, count in zip(self._pools, counts, strict=True):
@@ -90,23 +95,18 @@ class OneThread:
 class Hold:
     """Holds a limit within a `with` block.
 
-    If an interrupt prevents the block from releasing it, deletion does.
+    If an interrupt prevents the block from releasing it, the limit notices that the holder is gone.
+    A `__del__` would run after every block, and Python swallows an interrupt that arrives in one.
     """
 
     def __init__(self, limit: OneThread) -> None:
         self._limit = limit
-        self._left = False
 
     def __enter__(self) -> None:
         self._limit.enter(self)
 
     def __exit__(self, *exception: object) -> None:
         self._limit.leave(self)
-        self._left = True
-
-    def __del__(self) -> None:
-        if not self._left:
-            self._limit.leave(self)
 
 
 @cache
