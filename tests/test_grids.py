@@ -93,8 +93,8 @@ class TestFewBlocks:
         p: int,
         dtype: str,
     ) -> None:
-        monkeypatch.setattr(grids, "_MOST_BLOCKS", 2)
-        monkeypatch.setattr(grids, "_MOST_BLOCKS_Y", 2)
+        monkeypatch.setattr(grids, "_MAX_BLOCKS", 2)
+        monkeypatch.setattr(grids, "_MAX_BLOCKS_Y", 2)
         assert_plain(cupy, name, n, p, "contiguous", dtype)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
